@@ -1,0 +1,37 @@
+"""What can go wrong, in words: what was asked, what was found, what to do next."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RdpBenchError(Exception):
+    """Base of every error this package raises on purpose; the command line prints it bare."""
+
+
+class UsageError(RdpBenchError):
+    """The request itself is wrong (unknown name, bad value, missing file): exit status 2."""
+
+
+class DamagedError(RdpBenchError):
+    """A stored file is not what was written."""
+
+
+class BadModelError(RdpBenchError):
+    """Weights that are missing, refused, or do not fit their architecture."""
+
+
+class BadImageError(UsageError):
+    """An image or a dataset that cannot be read as asked."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UsageError:
+    """The error for a name that is not there, with the nearest one that is.
+
+    >>> print(unknown("attack", "mi-fgms", ["fgsm", "mi-fgsm"]))
+    unknown attack 'mi-fgms'. Did you mean 'mi-fgsm'? Known: fgsm, mi-fgsm
+    """
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    guess = f" Did you mean '{near[0]}'?" if near else ""
+    listed = f" Known: {', '.join(names)}" if names else ""
+    return UsageError(f"unknown {kind} '{name}'.{guess}{listed}{'. ' + hint if hint else ''}")

@@ -1,0 +1,147 @@
+"""The four things the engine knows by their shape alone: attacks, defenses, classifiers, datasets.
+
+Images are float tensors `[n, 3, h, w]` in [0, 1], square, at the dataset's own resolution.
+torch is imported for typing only, so that listing entries stays instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from rdp_bench.draws import Draws
+
+Backward = Literal["exact", "identity", "stand-in"]
+
+
+class Classifier(Protocol):
+    """A network in pixel space: it owns its resize, crop, mean and standard deviation."""
+
+    name: str
+    classes: int
+
+    def __call__(self, x: Tensor, zoom: float = 1.0) -> Tensor:
+        """Logits `[n, classes]` of images `[n, 3, h, w]` in [0, 1].
+
+        `zoom` says how much larger than the dataset's images `x` is on purpose (input diversity
+        330/299, super-resolution 2): a fully convolutional network then sees a larger input too.
+        """
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """Everything its output depends on, as JSON: weights hash, preprocessing, version."""
+        ...
+
+
+class Source(Protocol):
+    """What an attack differentiates: one classifier, or several whose logits are averaged."""
+
+    name: str
+    members: Sequence[Classifier]
+
+    def record(self) -> dict[str, Any]:
+        """Everything its gradient depends on, as JSON."""
+        ...
+
+
+class Attack(Protocol):
+    """Crafts adversarial images on a source."""
+
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
+        """Adversarial images for `x` `[n, 3, h, w]`, labels `y` `[n]`, L-infinity `eps` in [0, 1].
+
+        All randomness comes from `draws` (one stream an image). The result is in [0, 1] and within
+        `eps` of `x`; the engine checks both and rounds to 8 bits.
+        """
+        ...
+
+    def resolved(self, eps: float) -> dict[str, Any]:
+        """Every parameter at this `eps` (in /255), defaults and derived ones included, as JSON."""
+        ...
+
+    def gradients(self, eps: float) -> int:
+        """Gradient evaluations an image and source member, for planning."""
+        ...
+
+
+@runtime_checkable
+class Defense(Protocol):
+    """Changes images before a classifier sees them."""
+
+    @property
+    def random(self) -> bool: ...
+
+    @property
+    def passes(self) -> int: ...
+
+    def purify(self, x: Tensor, draws: Draws) -> Tensor: ...
+
+    def resolved(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Purifier:
+    """Base of a defense: subclass it as a frozen dataclass whose fields are its parameters.
+
+    Class attributes say what an attacker and a reader must know:
+
+    * `random`: two calls on one image may differ (randomness comes from `draws` only).
+    * `differentiable`: autograd through `purify` gives its true gradient.
+    * `backward`: what BPDA uses: "exact" (autograd), "identity", or "stand-in" (`stand_in`).
+    * `passes`: how often a classifier sees the image, softmax outputs averaged (R&P-30).
+    * `scale`: output size over input size.
+    """
+
+    random: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = False
+    backward: ClassVar[Backward] = "identity"
+    scale: ClassVar[float] = 1.0
+
+    @property
+    def passes(self) -> int:
+        """Random draws whose softmax outputs are averaged for one prediction."""
+        return 1
+
+    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+        """Purified images for `x` `[n, 3, h, w]` in [0, 1]; float, in [0, 1], any square size."""
+        raise NotImplementedError
+
+    def stand_in(self, x: Tensor, draws: Draws) -> Tensor:
+        """A differentiable map near `purify`, of the same output size; BPDA's backward pass."""
+        return x
+
+    def bpda(self, x: Tensor, draws: Draws) -> Tensor:
+        """`purify` forward; backward as `backward` says (Athalye et al. 2018, Sec. 4.1)."""
+        if self.backward == "exact":
+            return self.purify(x, draws)
+        near = self.stand_in(x, draws.fork("stand-in"))
+        return near + (self.purify(x.detach(), draws) - near).detach()
+
+    def resolved(self) -> dict[str, Any]:
+        """Every parameter, as JSON; part of the cache key."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+class Dataset(Protocol):
+    """Labelled images of one square size, in a fixed order."""
+
+    name: str
+    size: int
+    ids: Sequence[str]
+    labels: Sequence[int]
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as uint8 `[3, size, size]`, RGB."""
+        ...
+
+
+AttackFactory = Callable[[], Attack]
+DefenseFactory = Callable[[], Defense]
+ClassifierFactory = Callable[[], Classifier]
+DatasetFactory = Callable[[], Dataset]
