@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from rdp_bench.errors import RdpBenchError, unknown
+from rdp_bench.errors import RdpBenchError, UsageError, unknown
 from rdp_bench.protocols import Attack, Classifier, Dataset, Defense
-from rdp_bench.specs import Spec, with_params
+from rdp_bench.specs import Spec, parse_spec, with_params
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -26,9 +26,26 @@ class Entry(Generic[T]):
     version: str
     origin: str
 
-    def make(self, spec: Spec, kind: str) -> T:
-        """The entry with the parameters of `spec` in place of its defaults."""
-        return with_params(self.factory(), spec, kind)
+
+@dataclass(frozen=True)
+class Dialect(Generic[T]):
+    """A family of names with a grammar of its own, such as `timm:...` or `MI|DI|TI`."""
+
+    name: str
+    pattern: str
+    example: str
+    make: Callable[[str], T]
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[T]):
+    """What a label stands for: the object, and what its registry says about it."""
+
+    label: str
+    value: T
+    summary: str
+    source: str
+    version: str
 
 
 @dataclass
@@ -37,6 +54,7 @@ class Registry(Generic[T]):
 
     kind: str
     entries: dict[str, Entry[T]] = field(default_factory=dict)
+    dialects: list[Dialect[T]] = field(default_factory=list)
     stamp: str = ""  # joined to the version of what is added: the hash of a plugin file
 
     def __call__(self, name: str, *, source: str, version: int = 1) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -59,6 +77,28 @@ class Registry(Generic[T]):
             return factory
 
         return enter
+
+    def dialect(self, name: str, pattern: str, example: str, make: Callable[[str], T]) -> None:
+        """Let `make` read every label that `pattern` matches whole and no entry has."""
+        self.dialects.append(Dialect(name, pattern, example, make))
+
+    def resolve(self, text: str) -> Resolved[T]:
+        """The object that `text` names: an entry, with parameters, or a word of a dialect.
+
+        Raises:
+            UsageError: an unknown name or parameter, or a bad value.
+        """
+        spec = parse_spec(text) if "|" not in text else Spec(text)
+        if spec.name not in self.entries:
+            for dialect in self.dialects:
+                if re.fullmatch(dialect.pattern, text):
+                    try:
+                        return Resolved(text, dialect.make(text), dialect.name, dialect.name, "1")
+                    except (ValueError, TypeError) as error:
+                        raise UsageError(f"{self.kind} '{text}': {error}") from error
+        entry = self.get(spec.name)
+        value = with_params(entry.factory(), spec, self.kind)
+        return Resolved(str(spec), value, entry.summary, entry.source, entry.version)
 
     def get(self, name: str) -> Entry[T]:
         """The entry called `name`; an unknown one raises `UsageError` with the nearest name."""

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from rdp_bench.errors import UsageError, unknown
 
-Param = bool | int | float | str
+Param = bool | int | float | str | None
 T = TypeVar("T")
 
 _CALL = re.compile(r"(?P<name>[^()|=,]+?)\s*(?:\((?P<args>[^()]*)\))?", re.DOTALL)
@@ -54,6 +54,8 @@ def show(value: Param) -> str:
     >>> show(True), show(16.0), show(0.7)
     ('true', '16', '0.7')
     """
+    if value is None:
+        return "auto"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -62,7 +64,7 @@ def show(value: Param) -> str:
 
 
 def parse_value(text: str) -> Param:
-    """A literal: true/false, an integer, a decimal, else the text itself.
+    """A literal: true/false, auto (None), an integer, a decimal, else the text itself.
 
     >>> parse_value(".7"), parse_value("15"), parse_value("true"), parse_value("own")
     (0.7, 15, True, 'own')
@@ -70,6 +72,8 @@ def parse_value(text: str) -> Param:
     text = text.strip().strip("\"'")
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
+    if text.lower() == "auto":
+        return None
     for kind in (int, float):
         try:
             return kind(text)
@@ -132,8 +136,8 @@ def _coerce(value: Param, default: object, where: str) -> Param:
     elif isinstance(default, float) and isinstance(value, int):
         return float(value)
     else:
-        # None stands for "derived from the others"; any number may replace it.
-        fits = default is None or type(value) is type(default)
+        # None stands for "derived from the others"; a number may replace it, and it a number.
+        fits = default is None or value is None or type(value) is type(default)
     if not fits:
         raise UsageError(f"{where}: expected a value like {default!r}, found {value!r}")
     return value

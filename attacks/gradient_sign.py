@@ -1,0 +1,158 @@
+"""One iteration behind every attack of the paper: gradient-sign steps with exchangeable parts.
+
+    x_0 = x (+ U(-eps, eps))
+    z   = x_t + mu * alpha * g_t                              look-ahead (NI)
+    G   = sum_i d/dx J(f(D_i(.5 + (z - .5) / 2^i)), y)        copies (SI), input diversity (DI)
+    G   = K * G                                               smoothing (TI)
+    g_{t+1} = mu * g_t + G / mean|G|                          momentum (MI)
+    x_{t+1} = clip(x_t + alpha * sign(g_{t+1}), ball, [0, 1])
+
+The constants of the authors' code live on images in [-1, 1]; here pixels are in [0, 1], which halves
+eps and alpha and turns their padding value 0 and their scaling towards 0 into mid-grey .5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from rdp_bench.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.draws import Draws
+    from rdp_bench.protocols import Source
+
+Label = Literal["true", "own"]
+
+
+@dataclass(frozen=True)
+class GradientSign:
+    """Gradient-sign iteration; the fields switch its parts on. `alpha` and eps are in /255."""
+
+    steps: int | None = 10
+    """Iterations; None ("auto") is min(eps + 4, 1.25 eps), rounded down (Kurakin et al. 2016, Sec. 3)."""
+    alpha: float | None = None
+    """Step size; None is `step_ratio * eps / steps`, but at least `alpha_floor`."""
+    step_ratio: float = 1.0
+    alpha_floor: float = 0.0
+    momentum: float = 0.0
+    """mu of MI-FGSM (Dong et al. 2018, Eq. 6); above 0 each gradient is divided by its mean |.|."""
+    nesterov: bool = False
+    """Look-ahead (Lin et al. 2020, Eq. 6); the looked-ahead point is not clipped, as in their code."""
+    copies: int = 1
+    """m of SI (Lin et al. 2020, Eq. 8): copies at contrast 1, 1/2, ..., around mid-grey; gradients summed."""
+    diversity: float = 0.0
+    """Probability of input diversity (Xie et al. 2019, Sec. 3.2), drawn anew for each image and gradient."""
+    diversity_size: float = 330 / 299
+    """Padded size over image size; the resized image is U{size .. padded - 1}, nearest neighbour."""
+    diversity_back: bool = False
+    """Bring the padded image back to its size (nearest), as the SI-NI code does; else the network sees it larger."""
+    kernel: int = 1
+    """Length of the Gaussian kernel of TI (Dong et al. 2019, Sec. 3.3), sigma = (kernel - 1) / 6 pixels."""
+    label: Label = "true"
+    """Which class to leave: the true label, or the source's own prediction in its first forward pass."""
+    targeted: bool = False
+    """Approach a random wrong class instead of leaving the label."""
+    random_start: bool = False
+    start_in_range: bool = True
+    """Clip the random start to [0, 1] before the first gradient."""
+    aux_weight: float = 0.0
+    """Weight of the loss at a source's auxiliary head (.4 in the TI code); 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "steps is above 0, or auto": self.steps is None or self.steps > 0,
+            "alpha is above 0": self.alpha is None or self.alpha > 0,
+            "step_ratio is above 0": self.step_ratio > 0,
+            "momentum is not negative": self.momentum >= 0,
+            "copies is at least 1": self.copies >= 1,
+            "diversity is a probability": 0 <= self.diversity <= 1,
+            "diversity_size is above 1": self.diversity_size > 1,
+            "kernel is odd and at least 1": self.kernel >= 1 and self.kernel % 2 == 1,
+            f"label is one of {get_args(Label)}": self.label in get_args(Label),
+            "a targeted attack uses label=true": not (self.targeted and self.label == "own"),
+            "nesterov needs momentum above 0": not self.nesterov or self.momentum > 0,
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ValueError(rule)
+
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
+        """Adversarial images for `x` `[n, 3, h, w]` in [0, 1]; `eps` in [0, 1]; see `Attack`."""
+        from rdp_bench.attacks._iterate import iterate
+
+        return iterate(self, source, x, y, eps, draws)
+
+    def count(self, eps: float) -> int:
+        """Iterations at `eps` (in /255)."""
+        return self.steps or max(1, int(min(eps + 4, 1.25 * eps)))
+
+    def step(self, eps: float) -> float:
+        """Step size at `eps`, both in /255."""
+        if self.alpha is not None:
+            return self.alpha
+        return max(self.alpha_floor, self.step_ratio * eps / self.count(eps))
+
+    def gradients(self, eps: float) -> int:
+        """Gradient evaluations an image and source member."""
+        return self.count(eps) * self.copies
+
+    def resolved(self, eps: float) -> dict[str, Any]:
+        """Every field, with the steps and step size that `eps` (in /255) gives."""
+        return {**asdict(self), "steps": self.count(eps), "alpha": self.step(eps)}
+
+
+Parts = dict[str, tuple[tuple[str, ...], dict[str, Any]]]
+
+PARTS: Parts = {
+    # part: (fields its arguments name, in order; values it sets before them)
+    "FGSM": ((), {"steps": 1}),
+    "I": (("steps", "alpha"), {}),
+    "PGD": (("steps", "step_ratio"), {"random_start": True, "step_ratio": 2.5}),
+    "MI": (("momentum",), {"momentum": 1.0}),
+    "NI": (("momentum",), {"momentum": 1.0, "nesterov": True}),
+    "DI": (("diversity", "diversity_size", "diversity_back"), {"diversity": 0.7}),
+    "TI": (("kernel",), {"kernel": 15}),
+    "SI": (("copies",), {"copies": 5}),
+    "OWN": ((), {"label": "own"}),
+    "AUX": (("aux_weight",), {"aux_weight": 0.4}),
+    "TARGETED": ((), {"targeted": True}),
+}
+
+ALIASES = {"p": "diversity", "size": "diversity_size", "back": "diversity_back", "mu": "momentum", "m": "copies"}
+
+
+def compose(text: str) -> GradientSign:
+    """The attack that a composition such as `MI|DI(p=.7)|TI(15)|SI(5)` spells.
+
+    >>> compose("MI|TI(7)").kernel
+    7
+
+    Raises:
+        UsageError: an unknown part, an unknown argument, or the same part twice.
+    """
+    from rdp_bench.errors import unknown
+    from rdp_bench.specs import Spec, parse_spec, with_params
+
+    changes: dict[str, Any] = {}
+    seen: set[str] = set()
+    for piece in text.split("|"):
+        spec = parse_spec(piece)
+        if spec.name not in PARTS:
+            raise unknown("part of an attack", spec.name, PARTS)
+        if spec.name in seen:
+            raise UsageError(f"attack '{text}': part {spec.name} stands there twice")
+        seen.add(spec.name)
+        names, preset = PARTS[spec.name]
+        if len(spec.positional) > len(names):
+            raise UsageError(f"attack '{text}': {spec.name} takes {len(names)} values: {', '.join(names) or 'none'}")
+        given = [*zip(names, spec.positional, strict=False), *((ALIASES.get(k, k), v) for k, v in spec.params)]
+        for name, _ in given:
+            if name not in names:
+                raise unknown(f"argument of {spec.name}", name, names)
+        changes |= preset | dict(given)
+    everything = {field.name for field in fields(GradientSign)}
+    spec = Spec(text, tuple(sorted((k, v) for k, v in changes.items() if k in everything)))
+    return with_params(GradientSign(), spec, "attack")

@@ -1,0 +1,210 @@
+"""The model zoo: cards, where weights are found, and what a run must know before torch is loaded."""
+
+import importlib.util
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rdp_bench.errors import BadModelError, UsageError, unknown
+from rdp_bench.keys import Record, hash_file
+from rdp_bench.registry import model
+
+if TYPE_CHECKING:
+    from rdp_bench.protocols import Classifier
+
+NUMERICS = 1
+"""Version of how networks are prepared (batch-norm folding, resizing); bump when logits change."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known about a model; see data/models.toml for each field."""
+
+    name: str
+    summary: str
+    arch: str
+    weights: str
+    input_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    in_order: bool = False
+    sha256: str = ""
+    interpolation: str = "bicubic"
+    crop: float = 1.0
+    fixed_size: bool = False
+    label_offset: int = 0
+    install: str = ""
+    licence: str = ""
+    accuracy: tuple[dict[str, Any], ...] = ()
+
+    def known_accuracy(self, dataset: str, n: int) -> float | None:
+        """Top-1 percent on this many images of this data set, where somebody has measured it."""
+        for row in self.accuracy:
+            if (row["dataset"], row["n"]) == (dataset, n):
+                return float(row["percent"])
+        return None
+
+
+@cache
+def zoo() -> dict[str, Card]:
+    """The built-in cards by name."""
+    table = tomllib.loads(files("rdp_bench.data").joinpath("models.toml").read_text())
+    return {name: _card(name, values) for name, values in table.items()}
+
+
+def _card(name: str, values: dict[str, Any]) -> Card:
+    known = {f.name for f in fields(Card)}
+    for key in values:
+        if key not in known:
+            raise unknown(f"field of model card {name}", key, known)
+    lists = {key: tuple(values[key]) for key in ("mean", "std", "accuracy") if key in values}
+    return Card(**{"name": name, **values, **lists})
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model, found: its card and the file its weights come from (None: timm's hub or a plugin)."""
+
+    card: Card
+    file: Path | None
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    def record(self) -> Record:
+        """Identity for cache keys: weights by hash, and everything between pixels and logits."""
+        card = asdict(self.card)
+        for about in ("name", "summary", "install", "licence", "accuracy", "sha256", "weights"):
+            del card[about]
+        return {**card, "weights": self.weights_hash(), "numerics": NUMERICS}
+
+    def weights_hash(self) -> str:
+        if self.file is not None:
+            return _file_hash(self.file)
+        from rdp_bench import network
+
+        return network.load(self, "cpu").weights_hash
+
+    def load(self, device: str) -> "Classifier":
+        """The classifier on `device`; loaded once a process."""
+        from rdp_bench import network
+
+        return network.load(self, device)
+
+
+@cache
+def _file_hash(path: Path) -> str:
+    return hash_file(path)
+
+
+@dataclass(frozen=True)
+class PluginMember:
+    """A classifier that a plugin registered; it says its own record."""
+
+    name: str
+
+    def record(self) -> Record:
+        return {"plugin": self.name, "version": model.get(self.name).version, **self.load("cpu").record()}
+
+    @cache  # noqa: B019 - members are few and live as long as the process
+    def load(self, device: str) -> "Classifier":
+        made = model.get(self.name).factory()
+        move = getattr(made, "to", None)
+        return move(device) if move else made  # type: ignore[no-any-return]
+
+    @property
+    def card(self) -> Card:
+        entry = model.get(self.name)
+        return Card(self.name, entry.summary, "plugin", f"plugin {entry.origin}", 0, (), ())
+
+
+AnyMember = Member | PluginMember
+
+
+@dataclass(frozen=True)
+class SourceRef:
+    """An attack's source before it is loaded: a label and one or more members."""
+
+    name: str
+    members: tuple[AnyMember, ...]
+
+    def record(self) -> Record:
+        return {"members": [member.record() for member in self.members]}
+
+
+@dataclass(frozen=True)
+class LoadedSource:
+    """Classifiers whose logits an attack averages (see `protocols.Source`)."""
+
+    name: str
+    members: Sequence["Classifier"]
+
+
+def find(label: str, models_dir: Path | None = None) -> AnyMember:
+    """The model that `label` names, with its weights located but not loaded.
+
+    Raises:
+        UsageError: an unknown name. BadModelError: a known one whose weights are not here.
+    """
+    if label in model.entries:
+        return PluginMember(label)
+    local = _local(label, models_dir)
+    if label in zoo():
+        card = zoo()[label]
+        return Member(card, local or _installed(card, models_dir))
+    if label.startswith("timm:") or local:
+        from rdp_bench import network
+
+        return Member(network.timm_card(label, pretrained=local is None), local)
+    raise unknown("model", label, [*zoo(), *model.entries], "Any timm model works as timm:<name>")
+
+
+def find_source(label: str, ensembles: dict[str, list[str]], models_dir: Path | None = None) -> SourceRef:
+    """The source that `label` names: a model, a named ensemble of the grid, or `a+b`."""
+    names = ensembles.get(label) or [name.strip() for name in label.split("+")]
+    if len(set(names)) < len(names):
+        raise UsageError(f"source '{label}' names a model twice")
+    return SourceRef(label, tuple(find(name, models_dir) for name in names))
+
+
+def _local(label: str, models_dir: Path | None) -> Path | None:
+    """The weight file for `label` in the user's folder; labels never reach outside it."""
+    if models_dir is None:
+        return None
+    if not models_dir.is_dir():
+        raise UsageError(f"--models-dir {models_dir}: no such folder")
+    stem = label.removeprefix("timm:")
+    wanted = {f"{stem}{suffix}" for suffix in (".safetensors", ".pth", ".pt")}
+    found = [path for path in sorted(models_dir.iterdir()) if path.name in wanted]
+    if len(found) > 1:
+        raise UsageError(f"--models-dir {models_dir} holds several files for {label}: keep one of "
+                         f"{', '.join(path.name for path in found)}")
+    return found[0] if found else None
+
+
+def _installed(card: Card, models_dir: Path | None) -> Path | None:
+    kind, _, where = card.weights.partition(":")
+    if kind == "package":
+        package, _, inside = where.partition("/")
+        spec = importlib.util.find_spec(package)
+        path = Path(spec.origin).parent / inside if spec and spec.origin else None
+        if path is None or not path.is_file():
+            raise BadModelError(f"model {card.name}: its weights are not installed. Try: {card.install}")
+        if card.sha256 and _file_hash(path) != card.sha256:
+            raise BadModelError(
+                f"model {card.name}: {path.name} has sha256 {_file_hash(path)[:12]}..., the card says "
+                f"{card.sha256[:12]}.... Reinstall: {card.install} --force-reinstall"
+            )
+        return path
+    if kind == "file":
+        looked = f"{models_dir} has none" if models_dir else "no --models-dir was given"
+        raise BadModelError(
+            f"model {card.name} needs a weight file {card.name}.safetensors or .pth in --models-dir; {looked}"
+        )
+    return None
