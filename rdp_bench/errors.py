@@ -16,6 +16,10 @@ class DamagedError(RdpBenchError):
     """A stored file is not what was written."""
 
 
+class StorageError(RdpBenchError):
+    """The cache or the output folder cannot be written: nothing more could be kept, so a run stops."""
+
+
 class BadModelError(RdpBenchError):
     """Weights that are missing, refused, or do not fit their architecture."""
 

@@ -7,7 +7,7 @@ torch is imported for typing only, so that listing entries stays instant.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Purifier:
 
     def resolved(self) -> dict[str, Any]:
         """Every parameter, as JSON; part of the cache key."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 class Dataset(Protocol):

@@ -1,5 +1,6 @@
 """What a user writes, parsed: `name(key=value, ...)`, and the cell a grid is made of."""
 
+import dataclasses
 import re
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -116,9 +117,8 @@ def with_params(default: T, spec: Spec, kind: str) -> T:
     """
     if spec.positional:
         raise UsageError(f"{kind} '{spec}': parameters are written name=value")
-    fields: dict[str, Any] = {
-        name: getattr(default, name) for name in getattr(default, "__dataclass_fields__", {})
-    }
+    known = dataclasses.fields(default) if dataclasses.is_dataclass(default) else ()
+    fields: dict[str, Any] = {f.name: getattr(default, f.name) for f in known if f.init}
     changes: dict[str, Param] = {}
     for key, value in spec.params:
         if key not in fields:

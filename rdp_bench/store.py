@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.errors import DamagedError, RdpBenchError
+from rdp_bench.errors import DamagedError, StorageError
 from rdp_bench.keys import Record, canonical, explain, key_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees the old file or the whole new one.
 
     Raises:
-        RdpBenchError: the folder cannot be written to, or the disk is full.
+        StorageError: the folder cannot be written to, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -58,7 +58,9 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise RdpBenchError(f"cannot write {path}: {error.strerror or error}. Free space, or name another folder") from error
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}. Free space, or name another folder"
+        ) from error
     finally:
         # Gone already after the rename; left over where the disk filled up.
         with contextlib.suppress(OSError):

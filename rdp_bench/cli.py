@@ -1,0 +1,399 @@
+"""The command line. Nothing heavy is imported before it is needed: `--help` and `list` answer at once."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rdp_bench import __version__
+from rdp_bench.errors import RdpBenchError, UsageError, unknown
+from rdp_bench.store import Store, default_root
+
+if TYPE_CHECKING:
+    from rdp_bench.plan import Plan
+    from rdp_bench.run import Run
+
+log = logging.getLogger("rdp_bench")
+
+DEFAULT_OUT = "rdp-bench-out"
+
+_cache = click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of cached sets and predictions.  [default: $RDP_BENCH_CACHE or the user's cache folder]",
+)
+_plugin = click.option(
+    "--plugin", "plugins_", multiple=True, type=click.Path(path_type=Path), help="Python file with entries of your own."
+)
+
+
+class _Group(click.Group):
+    """Turns our errors into one line and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RdpBenchError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2 if isinstance(error, UsageError) else 1)
+        except KeyboardInterrupt:
+            click.echo("stopped; what was finished is kept, the same command goes on from there", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            # `rdp-bench list | head`: the reader has what it wanted.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "--version", prog_name="rdp-bench")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+def main(verbose: bool) -> None:
+    """Measure defenses that purify a classifier's input against transfer attacks.
+
+    Start with: rdp-bench run --grid table1, then: rdp-bench report
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    log.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(["attacks", "defenses", "models", "datasets", "grids"]))
+@_plugin
+def list_(kind: str, plugins_: tuple[Path, ...]) -> None:
+    """List attacks, defenses, models, datasets or grids."""
+    from rdp_bench import grid, models, plugins, registry
+
+    plugins.load(plugins_)
+    if kind == "grids":
+        rows = list(grid.builtin().items())
+    else:
+        reg: registry.Registry[Any] = registry.registries[kind.removesuffix("s")]
+        rows = [(name, f"{entry.summary}  [{entry.source}]") for name, entry in reg.entries.items()]
+        rows += [(dialect.example, f"any {dialect.name}") for dialect in reg.dialects]
+    if kind == "models":
+        rows = [(card.name, f"{card.summary}  [{_where(card)}]") for card in models.zoo().values()] + rows
+        rows.append(("timm:<name>", "any network of timm, pretrained  [network, or a file in --models-dir]"))
+    if kind == "datasets":
+        rows.append(("<folder>", "images/ + dev_dataset.csv (NIPS-2017), or a folder a class (synset or number)"))
+        rows.append(("<file.csv>", "columns path,label"))
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, about in rows:
+        click.echo(f"{name:{width}}  {about}")
+
+
+def _where(card: Any) -> str:
+    kind = card.weights.partition(":")[0]
+    return {"package": "pip", "hub": "network", "file": "a file in --models-dir"}.get(kind, kind)
+
+
+@main.command()
+@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder with weight files.")
+@_cache
+def doctor(models_dir: Path | None, cache: Path | None) -> None:
+    """Say what is here (device, weights, data), what is missing and how to get it."""
+    from rdp_bench import environment, models, plugins, registry
+    from rdp_bench.data.open import open_dataset
+
+    plugins.load()
+    for name, value in environment.versions().items():
+        click.echo(f"{name:14} {value}")
+    if "torchattacks" not in environment.versions():
+        click.echo("torchattacks   absent (optional): pip install 'rdp-bench[torchattacks]'")
+    click.echo(f"{'processor':14} {environment.processor()}, {os.cpu_count()} threads")
+    device = environment.choose_device("auto")
+    click.echo(f"{'device':14} {environment.describe(device)['device_name'] if device != 'cpu' else 'cpu (no CUDA)'}")
+    root = cache or default_root()
+    click.echo(f"{'cache':14} {root}")
+    click.echo("\nmodels")
+    for name, card in models.zoo().items():
+        try:
+            member = models.find(name, models_dir)
+            here = "here" if isinstance(member, models.Member) and member.file else "downloaded at first use (network)"
+        except RdpBenchError as error:
+            here = f"missing: {error}"
+        click.echo(f"  {card.name:18} {here}")
+    click.echo("\ndata sets")
+    for name in registry.dataset.entries:
+        try:
+            click.echo(f"  {name:18} here, {len(open_dataset(name).labels)} images")
+        except RdpBenchError as error:
+            click.echo(f"  {name:18} missing: {error}")
+
+
+_AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
+
+
+@main.command()
+@click.option("--grid", "grid_name", required=True, metavar="NAME|FILE", help="Built-in grid or a path to a TOML file.")
+@click.option("--profile", default="embedded", show_default=True, help="Which profile of the grid: embedded or paper.")
+@click.option("--dataset", metavar="NAME|FOLDER|CSV", help="Images to use instead of the grid's.")
+@click.option("--limit", type=int, help="Use only the first N images.")
+@click.option("--source", **_AXIS, help="Source model, or a+b for an ensemble; repeatable.")
+@click.option("--target", **_AXIS, help="Target model; repeatable.")
+@click.option("--attack", **_AXIS, help='Attack, like "ti-dim", "dim(steps=10)" or "MI|DI(p=.5)"; repeatable.')
+@click.option("--defense", **_AXIS, help='Defense, like "jpeg(quality=95)"; repeatable.')
+@click.option("--eps", multiple=True, type=float, help="L-infinity budget in /255; repeatable.")
+@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
+@click.option("--batch-size", default="auto", show_default=True, help="Images at once.")
+@click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
+@click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Results folder.")
+@_cache
+@_plugin
+@click.option("--dry-run", is_flag=True, help="Print the plan, what is cached and how long the rest would take.")
+@click.option("--progress/--no-progress", default=None, help="Force the progress bar on or off.")
+def run(**options: Any) -> None:
+    """Run a grid: craft adversarial sets, judge every defense, write OUT/results.csv.
+
+    A run can be stopped at any moment; the same command goes on from there.
+    """
+    from rdp_bench.run import Run, summary
+
+    plan, batch = _plan(options)
+    command = _command()
+    if options["dry_run"]:
+        _dry_run(plan)
+        return
+    out: Path = options["out"]
+    _writable(out, "--out")
+    _writable(plan.store.root, "--cache")
+    running = Run(plan, out, command)
+    jobs = running.start()
+    click.echo(f"{plan.grid.title}", err=True)
+    click.echo(
+        f"{plan.n} images of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: {summary(running)}",
+        err=True,
+    )
+    if jobs or not _accuracies_known(plan):
+        _work(running, jobs, batch, options["progress"])
+    else:
+        running.check_accuracy(lambda job: None)
+        running.save()
+    _print_table(running)
+    click.echo(f"\n{summary(running)}; {out / 'results.csv'}; next: {_report_command(out)}")
+    for cell, reason in list(running.failed.items())[:5]:
+        click.echo(f"failed: {cell}: {reason}", err=True)
+    if running.failed:
+        sys.exit(1)
+
+
+def _work(running: "Run", jobs: list[Any], batch: int | None, progress: bool | None) -> None:
+    click.echo("loading torch and the networks ...", err=True)
+    from rdp_bench.progress import Bar, measure
+    from rdp_bench.work import Worker
+
+    worker = Worker(running.plan, batch)
+    running.check_accuracy(worker)
+    bar = Bar(jobs, measure(running.plan, jobs), show_bar=progress)
+    worker.report = bar
+    try:
+        running.execute(jobs, worker)
+    finally:
+        bar.close()
+
+
+def _plan(options: dict[str, Any]) -> tuple["Plan", int | None]:
+    from rdp_bench import environment, grid, plugins
+    from rdp_bench.plan import make_plan
+
+    names = {"source": "sources", "target": "targets", "attack": "attacks", "defense": "defenses", "eps": "eps"}
+    changes: dict[str, Any] = {axis: options[flag] for flag, axis in names.items() if options[flag]}
+    if options["dataset"]:
+        changes["dataset"] = options["dataset"]
+    if options["limit"] is not None and options["limit"] < 1:
+        raise UsageError(f"--limit {options['limit']}: at least one image is needed")
+    batch = options["batch_size"]
+    if batch != "auto" and not (batch.isdigit() and int(batch) > 0):
+        raise UsageError(f"--batch-size {batch}: expected auto or a number above 0")
+    plugins.load(options["plugins_"])
+    chosen, files = grid.load(options["grid_name"], options["profile"], changes)
+    if files:
+        plugins.load(files)
+        chosen, _ = grid.load(options["grid_name"], options["profile"], changes)
+    plan = make_plan(
+        chosen,
+        Store(options["cache"]),
+        seed=options["seed"],
+        device=environment.choose_device(options["device"]),
+        limit=options["limit"],
+        models_dir=options["models_dir"],
+    )
+    return plan, None if batch == "auto" else int(batch)
+
+
+def _dry_run(plan: "Plan") -> None:
+    from rdp_bench.executor import CraftJob
+    from rdp_bench.progress import duration, measure
+
+    jobs = plan.jobs()
+    to_do = plan.to_do(jobs)
+    keys = {job.key for job in to_do}
+    costs = measure(plan, to_do) if to_do else None
+    for job in jobs:
+        if isinstance(job, CraftJob):
+            state = f"about {duration(costs.of(job))}" if costs and job.key in keys else "cached"
+            click.echo(f"{job.key[:8]}  {str(job):44} {plan.n} images  {state}")
+            if job.key in keys and log.isEnabledFor(logging.INFO):
+                why = plan.store.nearest("adv", job.record)
+                click.echo(f"          nearest cached set differs in {'; '.join(why[:4]) or 'everything'}")
+    judges = [job for job in to_do if not isinstance(job, CraftJob)]
+    click.echo(f"{sum(1 for _ in plan.grid.cells())} cells; {len(judges)} judgements to make")
+    total = sum(costs.of(job) for job in to_do) if costs else 0.0
+    click.echo(f"estimated time: {duration(total)}" if to_do else "everything is cached")
+
+
+def _accuracies_known(plan: "Plan") -> bool:
+    return all(plan.done(job) for job in plan.clean_check())
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["rdp-bench", *sys.argv[1:]])
+
+
+def _report_command(out: Path) -> str:
+    return "rdp-bench report" + ("" if str(out) == DEFAULT_OUT else f" --out {out}")
+
+
+def _writable(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"{option} {folder} cannot be written to ({error.strerror}); name another folder") from error
+
+
+def _print_table(running: "Run") -> None:
+    """The measured numbers as plain text, a block a source and target, in table order."""
+    from rdp_bench.specs import Cell
+
+    axes, rows = running.plan.grid.axes, running.rows
+    clean = axes.clean
+    columns = [*axes.attacks]
+    width = max(len(label) for label in axes.defenses)
+    name = axes.dataset
+
+    def number(cell: Cell) -> str:
+        value = rows[cell]["value"] if cell in rows else ""
+        return f"{float(value):9.1f}" if value not in ("", None) else f"{rows[cell]['status']:>9}"
+
+    for target in axes.targets:
+        for eps in axes.eps if axes.attacks else ():
+            for source in axes.sources:
+                click.echo(f"\nerror % of {target}, crafted on {source}, eps {eps:g}")
+                click.echo(f"{'':{width}} {' '.join(f'{column[:9]:>9}' for column in columns)}")
+                for guard in axes.defenses:
+                    cells = [Cell(name, source, attack, eps, target, guard) for attack in axes.attacks]
+                    click.echo(f"{guard:{width}} {' '.join(number(cell) for cell in cells)}")
+        if clean:
+            click.echo(f"\naccuracy % of {target} on clean images")
+            for guard in axes.defenses:
+                click.echo(f"{guard:{width}} {number(Cell(name, '-', 'clean', 0.0, target, guard))}")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Results folder.")
+@click.option("--only", multiple=True, metavar="GRID", help="Only these grids; repeatable.")
+@_cache
+def report(out: Path, only: tuple[str, ...], cache: Path | None) -> None:
+    """Write OUT/report: index.html, tables (CSV, LaTeX, Markdown) and figures (SVG, PNG, PDF)."""
+    known = sorted(path.stem for path in (out / "runs").glob("*.json"))
+    if not known:
+        raise UsageError(f"{out} holds no run; start with: rdp-bench run --grid table1 --out {out}")
+    for name in only:
+        if name not in known:
+            raise unknown("run", name, known)
+    from rdp_bench import reports
+
+    click.echo(reports.render(out, Store(cache), list(only) or None))
+
+
+@main.group("cache")
+def cache_() -> None:
+    """Look after cached sets and predictions."""
+
+
+def _with_cache(command: Callable[..., None]) -> Callable[..., None]:
+    return _cache(command)
+
+
+@cache_.command("ls")
+@_with_cache
+def cache_ls(cache: Path | None) -> None:
+    """List what is stored, newest last."""
+    store = Store(cache)
+    total = 0
+    for kind, key in store.everything():
+        folder = store.folder(kind, key)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        total += size
+        record = json.loads((folder / "record.json").read_text())
+        about = record.get("attack", record.get("defense", {}))
+        click.echo(f"{kind:6} {key[:12]}  {record.get('n', 0):5} images  {size / 1e6:8.2f} MB  {_about(about)}")
+    click.echo(f"{total / 1e6:.1f} MB in {store.root}")
+
+
+def _about(part: dict[str, Any]) -> str:
+    name = str(part.get("type", "")).rpartition(".")[2]
+    details = [f"{k}={v}" for k, v in part.items() if k not in ("type", "version")]
+    return f"{name} {' '.join(details)}"[:90]
+
+
+@cache_.command("verify")
+@_with_cache
+def cache_verify(cache: Path | None) -> None:
+    """Check every stored byte; damaged batches are deleted and made again by the next run."""
+    from rdp_bench.errors import DamagedError
+
+    store = Store(cache)
+    broken = count = 0
+    for kind, key in store.everything():
+        count += 1
+        try:
+            bad = [str(path) for path in store.open(kind, key).heal()]
+        except DamagedError as error:
+            bad = [str(error)]
+            store.delete(kind, key)
+        for what in bad:
+            click.echo(f"damaged, deleted: {what}")
+        broken += len(bad)
+    click.echo(f"{count} artefacts checked, {broken} damaged")
+    if broken:
+        sys.exit(1)
+
+
+@cache_.command("prune")
+@click.option("--older-than", type=float, metavar="DAYS", help="Delete what was written more than DAYS days ago.")
+@click.option("--all", "everything", is_flag=True, help="Delete everything.")
+@_with_cache
+def cache_prune(older_than: float | None, everything: bool, cache: Path | None) -> None:
+    """Delete stored sets and predictions, and what killed runs left behind."""
+    import time
+
+    if older_than is None and not everything:
+        raise UsageError("say what to delete: --older-than DAYS or --all")
+    store = Store(cache)
+    limit = time.time() - (older_than or 0) * 86400
+    freed = count = 0
+    for kind, key in list(store.everything()):
+        newest = max(path.stat().st_mtime for path in store.folder(kind, key).iterdir())
+        if everything or newest < limit:
+            freed += store.delete(kind, key)
+            count += 1
+    for path in store.root.rglob("*.tmp"):
+        if path.stat().st_mtime < time.time() - 3600:
+            path.unlink()
+    click.echo(f"{count} artefacts deleted, {freed / 1e6:.1f} MB freed")
+
+
+if __name__ == "__main__":
+    main()

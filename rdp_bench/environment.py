@@ -1,0 +1,70 @@
+"""What this machine is: versions, device, memory. No torch unless it is loaded already or asked for."""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rdp_bench.errors import UsageError
+
+PACKAGES = ("rdp-bench", "torch", "timm", "torchvision", "torchattacks", "numpy", "pillow", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on; absent packages are left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def processor() -> str:
+    """The CPU's name, as well as it can be found out."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def describe(device: str) -> dict[str, str | int]:
+    """Versions, platform and device of a run."""
+    torch = sys.modules.get("torch")
+    name = processor()
+    if device.startswith("cuda") and torch is not None:
+        name = torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads() if torch is not None else os.cpu_count() or 1
+    return {**versions(), "platform": platform.platform(), "device": device, "device_name": name, "threads": threads}
+
+
+def choose_device(asked: str) -> str:
+    """`auto`, `cpu`, `cuda` or `cuda:1` -> the device to use.
+
+    Raises:
+        UsageError: CUDA was asked for and is not there.
+    """
+    if asked == "cpu":
+        return "cpu"
+    if asked != "auto" and not (asked == "cuda" or asked.removeprefix("cuda:").isdigit()):
+        raise UsageError(f"--device {asked}: expected auto, cpu, cuda or cuda:<number>")
+    if asked == "auto" and not _driver():
+        return "cpu"  # without loading torch
+    import torch
+
+    if not torch.cuda.is_available():
+        if asked == "auto":
+            return "cpu"
+        raise UsageError(f"--device {asked}: torch {torch.__version__} sees no CUDA device here; use --device cpu")
+    if asked.startswith("cuda:") and int(asked[5:]) >= torch.cuda.device_count():
+        raise UsageError(f"--device {asked}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return "cuda" if asked == "auto" else asked
+
+
+def _driver() -> bool:
+    return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists() or sys.platform == "win32"

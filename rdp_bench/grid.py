@@ -1,0 +1,149 @@
+"""A grid: a TOML file (or a built-in name), a profile and the user's narrowing, expanded into cells."""
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rdp_bench.errors import UsageError, unknown
+from rdp_bench.registry import defense as defenses
+from rdp_bench.specs import Cell, show
+
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The values a grid runs over, as labels in table order; eps in /255."""
+
+    dataset: str = ""
+    sources: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+    defenses: tuple[str, ...] = ()
+    eps: tuple[float, ...] = ()
+    clean: bool = True
+    ensembles: dict[str, list[str]] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A named grid under one profile."""
+
+    name: str
+    title: str
+    profile: str
+    axes: Axes
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell: first the clean ones, then grouped by adversarial set."""
+        a = self.axes
+        if a.clean:
+            for guard in a.defenses:
+                for target in a.targets:
+                    yield Cell(a.dataset, "-", CLEAN, 0.0, target, guard)
+        for eps in a.eps:
+            for source in a.sources:
+                for attack in a.attacks:
+                    for guard in a.defenses:
+                        for target in a.targets:
+                            yield Cell(a.dataset, source, attack, eps, target, guard)
+
+
+def builtin() -> dict[str, str]:
+    """Title of every built-in grid by name."""
+    found = {}
+    for file in sorted(files("rdp_bench.data").joinpath("grids").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".toml"):
+            found[file.name.removesuffix(".toml")] = str(tomllib.loads(file.read_text())["title"])
+    return found
+
+
+def load(name: str, profile: str, changes: dict[str, Any]) -> tuple[Grid, tuple[Path, ...]]:
+    """The grid `name` (built-in, or a path ending in .toml) under `profile`, with `changes` to its axes.
+
+    Returns the grid and the plugin files it asks for.
+
+    Raises:
+        UsageError: an unknown name, key or profile, a value of the wrong kind, or an empty axis.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"grid file {name} is not there")
+        text, name = path.read_text(), path.stem
+        folder = path.parent
+    elif name in builtin():
+        text = files("rdp_bench.data").joinpath("grids", f"{name}.toml").read_text()
+        folder = Path()
+    else:
+        raise unknown("grid", name, builtin(), "A grid of your own is a path ending in .toml")
+    try:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"grid {name}: not valid TOML: {error}") from error
+    return _read(name, table, profile, changes), tuple(folder / p for p in table.get("plugins", []))
+
+
+def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any]) -> Grid:
+    for key in table:
+        if key not in ("title", "axes", "profile", "plugins"):
+            raise unknown(f"key of grid {name}", key, ("title", "axes", "profile", "plugins"))
+    profiles = table.get("profile", {})
+    if profiles and profile not in profiles:
+        raise unknown(f"profile of grid {name}", profile, profiles)
+    values = {**table.get("axes", {}), **profiles.get(profile, {})}
+    known = [f.name for f in fields(Axes)]
+    for key in values:
+        if key not in known:
+            raise unknown(f"axis of grid {name}", key, known)
+    axes = replace(Axes(), **{key: _value(name, key, value) for key, value in values.items()})
+    axes = replace(axes, **changes)
+    axes = replace(axes, defenses=_spread(axes.defenses))
+    return Grid(name, str(table.get("title", name)), profile, _checked(name, axes))
+
+
+def _value(grid: str, key: str, value: Any) -> Any:
+    """A TOML value as the type its axis has."""
+    numbers = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    words = isinstance(value, list) and all(isinstance(v, str) for v in value)
+    good = {
+        "dataset": isinstance(value, str),
+        "note": isinstance(value, str),
+        "clean": isinstance(value, bool),
+        "eps": numbers,
+        "ensembles": isinstance(value, dict) and all(isinstance(v, list) for v in value.values()),
+    }.get(key, words)
+    if not good:
+        raise UsageError(f"grid {grid}: axis '{key}' cannot be {value!r}")
+    if key == "eps":
+        return tuple(float(v) for v in value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _spread(labels: Sequence[str]) -> tuple[str, ...]:
+    """Put every registered defense not named already in the place of "*"."""
+    rest = [name for name in defenses.entries if name not in labels]
+    return tuple(name for label in labels for name in (rest if label == "*" else [label]))
+
+
+def _checked(grid: str, axes: Axes) -> Axes:
+    for key in ("targets", "defenses", *(("sources", "eps") if axes.attacks else ())):
+        if not getattr(axes, key):
+            raise UsageError(f"grid {grid}: the axis '{key}' is empty; give it in the file or with --{key.rstrip('s')}")
+    if not axes.attacks and not axes.clean:
+        raise UsageError(f"grid {grid}: no attacks and clean = false leave nothing to run")
+    if not axes.dataset:
+        raise UsageError(f"grid {grid}: no data set; give it in the file or with --dataset")
+    for value in axes.eps:
+        if not 0 <= value <= 255:
+            raise UsageError(f"eps {show(value)} is not within 0 and 255 (it is in /255: 16 means 16/255)")
+    for key in ("sources", "targets", "attacks", "defenses", "eps"):
+        labels = getattr(axes, key)
+        twice = {show(label) for label in labels if labels.count(label) > 1}
+        if twice:
+            raise UsageError(f"grid {grid}: {', '.join(sorted(twice))} stands twice in the axis '{key}'")
+    return axes

@@ -1,0 +1,200 @@
+"""From a grid to keyed jobs: who needs which adversarial set, and what is already there. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rdp_bench import registry
+from rdp_bench.data.fingerprints import digest, fingerprints
+from rdp_bench.data.open import open_dataset
+from rdp_bench.errors import UsageError
+from rdp_bench.executor import CraftJob, Job, JudgeJob
+from rdp_bench.grid import CLEAN, Grid
+from rdp_bench.keys import Record, hash_many, key_of
+from rdp_bench.models import AnyMember, SourceRef, find, find_source
+from rdp_bench.protocols import Attack, Dataset, Defense
+from rdp_bench.registry import Resolved
+from rdp_bench.specs import Cell, show
+from rdp_bench.store import Artefact, Store
+
+
+SAMPLES = 2
+"""Images of each purified set that are kept for a look."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where a cell's artefacts are: adversarial set (None for clean images), sample images, predictions."""
+
+    adv: str | None
+    sample: str
+    eval: str
+
+
+@dataclass
+class Plan:
+    """Everything a run needs, resolved and keyed, before torch is loaded."""
+
+    grid: Grid
+    store: Store
+    seed: int
+    device: str
+    dataset: Dataset
+    prints: list[str]
+    attacks: dict[str, Resolved[Attack]] = field(default_factory=dict)
+    defenses: dict[str, Resolved[Defense]] = field(default_factory=dict)
+    sources: dict[str, SourceRef] = field(default_factory=dict)
+    targets: dict[str, AnyMember] = field(default_factory=dict)
+    eval_records: dict[str, Record] = field(default_factory=dict)
+    job_of: dict[str, str] = field(default_factory=dict)
+    """Eval key -> key of the job that makes it."""
+    _records: dict[str, Record] = field(default_factory=dict)
+    _keys: dict[Cell, Keys] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        return len(self.dataset.labels)
+
+    def model_record(self, part: AnyMember | SourceRef) -> Record:
+        """A model's or source's record, computed once: hashing weights takes time."""
+        name = f"{type(part).__name__} {part.name}"
+        if name not in self._records:
+            self._records[name] = part.record()
+        return self._records[name]
+
+    def _images(self) -> Record:
+        return {
+            "n": self.n,
+            "images": hash_many(self.prints),
+            "labels": hash_many(str(label) for label in self.dataset.labels),
+            "seed": self.seed,
+            # Arithmetic differs in its last bits between kinds of device, and then so may a pixel.
+            "device": self.device.partition(":")[0],
+        }
+
+    def set_record(self, source: str, attack: str, eps: float) -> Record:
+        """Everything an adversarial set depends on."""
+        made = self.attacks[attack]
+        kind = type(made.value)
+        return {
+            **self._images(),
+            "kind": "adv",
+            "source": self.model_record(self.sources[source]),
+            "attack": {
+                "type": f"{kind.__module__}.{kind.__qualname__}",
+                "version": made.version,
+                **made.value.resolved(eps),
+            },
+            "eps": eps,
+        }
+
+    def pure_record(self, set_key: str | None, defense: str) -> Record:
+        """Everything a purified set depends on."""
+        made = self.defenses[defense]
+        kind = type(made.value)
+        return {
+            **self._images(),
+            "kind": "pure",
+            "set": set_key,
+            "defense": {
+                "type": f"{kind.__module__}.{kind.__qualname__}",
+                "version": made.version,
+                "passes": made.value.passes,
+                **made.value.resolved(),
+            },
+        }
+
+    def eval_record(self, pure: Record, target: AnyMember) -> Record:
+        """Everything a list of predictions depends on."""
+        return {**pure, "kind": "eval", "target": self.model_record(target)}
+
+    def sample_record(self, pure_key: str) -> Record:
+        """The first few images of a purified set."""
+        return {"kind": "sample", "of": pure_key, "n": min(SAMPLES, self.n)}
+
+    def artefact(self, record: Record) -> Artefact:
+        return self.store.artefact(record["kind"], record, record["n"])
+
+    def keys(self, cell: Cell) -> Keys:
+        """Where the artefacts of a cell of this grid are."""
+        return self._keys[cell]
+
+    def jobs(self) -> list[Job]:
+        """All work of the grid in order: clean images first, then each set followed by its defenses.
+
+        Jobs whose results are all in the store are listed too; see `done`.
+        """
+        axes = self.grid.axes
+        jobs: list[Job] = []
+        if axes.clean:
+            jobs += self._judges(None, "clean images", CLEAN, "-", 0.0)
+        for eps in axes.eps:
+            for source in axes.sources:
+                for attack in axes.attacks:
+                    record = self.set_record(source, attack, eps)
+                    craft = CraftJob(key_of(record), record, source, attack, eps)
+                    jobs.append(craft)
+                    jobs += self._judges(craft.key, f"{craft} at eps {show(eps)}", attack, source, eps)
+        return jobs
+
+    def clean_check(self) -> list[JudgeJob]:
+        """Jobs that measure the clean accuracy of every model of the grid, sources included."""
+        self.defenses.setdefault("none", registry.defense.resolve("none"))
+        pure = self.pure_record(None, "none")
+        models = {m.name: m for source in self.sources.values() for m in source.members} | self.targets
+        evals = tuple((name, self.eval_record(pure, model)) for name, model in models.items())
+        return [JudgeJob(key_of(pure), pure, "none", evals, None, "clean images")]
+
+    def _judges(self, set_key: str | None, name: str, attack: str, source: str, eps: float) -> list[Job]:
+        jobs: list[Job] = []
+        for guard in self.grid.axes.defenses:
+            pure = self.pure_record(set_key, guard)
+            sample = key_of(self.sample_record(key_of(pure)))
+            evals = []
+            for label in self.grid.axes.targets:
+                record = self.eval_record(pure, self.targets[label])
+                evals.append((label, record))
+                cell = Cell(self.grid.axes.dataset, source, attack, eps, label, guard)
+                keys = self._keys[cell] = Keys(set_key, sample, key_of(record))
+                self.eval_records[keys.eval] = record
+                self.job_of[keys.eval] = key_of(pure)
+            jobs.append(JudgeJob(key_of(pure), pure, guard, tuple(evals), set_key, name))
+        return jobs
+
+    def done(self, job: Job) -> bool:
+        """Whether all results of a job are in the store."""
+        if isinstance(job, CraftJob):
+            return self.artefact(job.record).complete
+        return all(self.artefact(record).complete for _, record in job.evals)
+
+    def to_do(self, jobs: Sequence[Job]) -> list[Job]:
+        """Jobs still needed: a set is only made where a judgement of it is missing."""
+        judges = [job for job in jobs if isinstance(job, JudgeJob) and not self.done(job)]
+        needed = {job.set_key for job in judges} | {job.key for job in judges}
+        return [job for job in jobs if job.key in needed and not (isinstance(job, CraftJob) and self.done(job))]
+
+
+def make_plan(
+    grid: Grid, store: Store, *, seed: int, device: str, limit: int | None, models_dir: Path | None
+) -> Plan:
+    """Resolve every label of the grid and read the images' fingerprints.
+
+    Raises:
+        UsageError, BadModelError, BadImageError: something named is not there or not as it should be.
+    """
+    axes = grid.axes
+    attacks = {label: registry.attack.resolve(label) for label in axes.attacks}
+    defenses = {label: registry.defense.resolve(label) for label in axes.defenses}
+    sources = {label: find_source(label, axes.ensembles, models_dir) for label in axes.sources if axes.attacks}
+    targets = {label: find(label, models_dir) for label in axes.targets}
+    dataset = open_dataset(axes.dataset, limit=limit)
+    if not dataset.labels:
+        raise UsageError(f"data set {axes.dataset} holds no images")
+    prints = fingerprints(dataset, store.root)
+    plan = Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets)
+    return plan
+
+
+def dataset_digest(plan: Plan) -> str:
+    """One hash for the images and labels of the run."""
+    return digest(plan.dataset, plan.prints)

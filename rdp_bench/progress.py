@@ -1,0 +1,129 @@
+"""Progress of a run on stderr: what is being done, how much is left, when it ends."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rdp_bench.executor import CraftJob, Job
+from rdp_bench.plan import Plan
+from rdp_bench.specs import show
+
+TYPICAL = {"gradient": 0.04, "forward": 0.015, "purify": 0.02}
+"""Seconds an image before anything has been measured; only their proportions matter for the bar."""
+
+
+class Costs:
+    """Seconds a job takes, from per-image times that `measure` (or a guess) gives."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.gradient: dict[str, float] = {}
+        self.forward: dict[str, float] = {}
+        self.purify: dict[str, float] = {}
+
+    def of(self, job: Job) -> float:
+        """Estimated seconds for the images of `job` that are still missing."""
+        return self.each(job) * self.images(job)
+
+    def each(self, job: Job) -> float:
+        """Estimated seconds an image."""
+        if isinstance(job, CraftJob):
+            count = self.plan.attacks[job.attack].value.gradients(job.eps)
+            members = self.plan.sources[job.source].members
+            return count * sum(self.gradient.get(m.name, TYPICAL["gradient"]) for m in members)
+        passes = self.plan.defenses[job.defense].value.passes
+        looks = sum(self.forward.get(label, TYPICAL["forward"]) for label, _ in job.evals)
+        return passes * (self.purify.get(job.defense, TYPICAL["purify"]) + looks)
+
+    def images(self, job: Job) -> int:
+        """Images of `job` that are not in the store."""
+        records = [job.record] if isinstance(job, CraftJob) else [record for _, record in job.evals]
+        missing = [self.plan.artefact(record).missing(self.plan.n) for record in records]
+        return max(sum(high - low for low, high in ranges) for ranges in missing)
+
+
+def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
+    """Time one gradient, one prediction and one purification of each kind that `jobs` need, on a few images."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from rdp_bench.draws import Draws
+    from rdp_bench.work import Worker, to_float
+
+    costs = Costs(plan)
+    worker = Worker(plan)
+    count = min(images, plan.n)
+    x = to_float(worker.clean(0, count), plan.device)
+    y = torch.tensor(list(plan.dataset.labels[:count]), device=plan.device)
+
+    def clock(work: Any) -> float:
+        work()
+        begin = time.perf_counter()
+        work()
+        if plan.device != "cpu":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - begin) / count
+
+    def gradient(model: Any) -> None:
+        leaf = x.detach().requires_grad_()
+        torch.autograd.grad(cross_entropy(model(leaf), y, reduction="sum"), leaf)
+
+    def forward(model: Any) -> None:
+        with torch.no_grad():
+            model(x)
+
+    for job in jobs:
+        if isinstance(job, CraftJob):
+            for member in plan.sources[job.source].members:
+                if member.name not in costs.gradient:
+                    model = member.load(plan.device)
+                    costs.gradient[member.name] = clock(lambda model=model: gradient(model))
+        else:
+            if job.defense not in costs.purify:
+                defense = plan.defenses[job.defense].value
+                draws = Draws([str(i) for i in range(count)], plan.device)
+                costs.purify[job.defense] = clock(lambda defense=defense, draws=draws: defense.purify(x, draws))
+            for label, _ in job.evals:
+                if label not in costs.forward and label in plan.targets:
+                    model = plan.targets[label].load(plan.device)
+                    costs.forward[label] = clock(lambda model=model: forward(model))
+    return costs
+
+
+class Bar:
+    """A progress bar over estimated seconds of work; silent where stderr is no terminal, unless told otherwise."""
+
+    def __init__(self, jobs: Sequence[Job], costs: Costs, *, show_bar: bool | None = None) -> None:
+        from tqdm import tqdm
+
+        self.costs = {job.key: costs.each(job) for job in jobs}
+        total = sum(costs.of(job) for job in jobs)
+        off = not sys.stderr.isatty() if show_bar is None else not show_bar
+        self.bar = tqdm(
+            total=total,
+            disable=off,
+            file=sys.stderr,
+            smoothing=0.05,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}% |{bar:24}| {elapsed} gone, {remaining} left  {desc}",
+        )
+
+    def __call__(self, job: Job, images: int) -> None:
+        self.bar.set_description_str(str(job), refresh=False)
+        self.bar.update(images * self.costs.get(job.key, 0.0))
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a reader.
+
+    >>> duration(8), duration(100), duration(7300)
+    ('8 s', '2 min', '2 h 2 min')
+    """
+    if seconds < 60:
+        return f"{show(round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

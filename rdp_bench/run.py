@@ -1,0 +1,234 @@
+"""A run: do the jobs of a plan that the store lacks, and keep OUT readable at every moment."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rdp_bench import table
+from rdp_bench.environment import describe
+from rdp_bench.errors import DamagedError
+from rdp_bench.executor import Executor, Here, Job, JudgeJob
+from rdp_bench.models import Member
+from rdp_bench.plan import Plan, dataset_digest
+from rdp_bench.specs import Cell, show
+from rdp_bench.store import write_atomic
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+OFF_BY = 0.5
+"""Points of clean accuracy by which a known model may be off before a run warns."""
+
+
+@dataclass
+class Run:
+    """One execution of a plan; `record` is what OUT/runs/<grid>.json holds."""
+
+    plan: Plan
+    out: Path
+    command: str
+    record: dict[str, Any] = field(default_factory=dict)
+    rows: dict[Cell, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    _begin: float = field(default_factory=time.perf_counter)
+
+    def start(self) -> list[Job]:
+        """Write what is known so far, cached results included; returns the jobs still to do."""
+        jobs = self.plan.jobs()
+        to_do = self.plan.to_do(jobs)
+        self.record = self._header()
+        self.refresh(self.plan.grid.cells())
+        self.save()
+        return to_do
+
+    def execute(
+        self, jobs: Sequence[Job], work: Callable[[Job], Any], executor: Executor | None = None, save_every: float = 5.0
+    ) -> None:
+        """Do `jobs`; results and record are written as they come, and at the latest when this returns."""
+        saved = time.perf_counter()
+        try:
+            for outcome in (executor or Here()).run(jobs, work):
+                self.failures.pop(outcome.job.key, None)
+                if outcome.reason:
+                    self.failures[outcome.job.key] = outcome.reason
+                    log.error("%s: %s", outcome.job, outcome.reason)
+                if isinstance(outcome.job, JudgeJob):
+                    self.refresh(self._cells_of(outcome.job))
+                if time.perf_counter() - saved > save_every:
+                    self.save()
+                    saved = time.perf_counter()
+        finally:
+            self.save()
+
+    def check_accuracy(self, work: Callable[[Job], Any]) -> None:
+        """Measure every model's clean accuracy first; one that is off what its card knows gets a loud warning."""
+        for job in self.plan.clean_check():
+            if not self.plan.done(job):
+                work(job)
+            for label, record in job.evals:
+                try:
+                    arrays = self.plan.artefact(record).read()
+                except DamagedError as error:
+                    log.warning("%s", error)
+                    continue
+                measured = 100 * float((arrays["predicted"] == arrays["label"]).mean())
+                self.record["models"][label]["measured_accuracy"] = measured
+                card = self._models()[label].card
+                known = card.known_accuracy(self.plan.dataset.name, self.plan.n)
+                if known is not None and abs(measured - known) > OFF_BY:
+                    self.warn(
+                        f"{label} is right on {measured:.1f} % of {self.plan.dataset.name}, its card says {known:.1f} %: "
+                        "wrong weights, preprocessing or labels? Do not trust numbers made with it"
+                    )
+
+    def warn(self, message: str) -> None:
+        """Log a warning and keep it for the report."""
+        log.warning("%s", message)
+        if message not in self.record["warnings"]:
+            self.record["warnings"].append(message)
+
+    def refresh(self, cells: Any) -> None:
+        """Read what the store has for these cells into rows."""
+        for cell in cells:
+            keys = self.plan.keys(cell)
+            entry: dict[str, Any] = {
+                "source": cell.source,
+                "attack": cell.attack,
+                "eps": cell.eps,
+                "target": cell.target,
+                "defense": cell.defense,
+                "status": "pending",
+                "reason": "",
+                "adv_key": keys.adv,
+                "sample_key": keys.sample,
+                "eval_key": keys.eval,
+                "seconds": 0.0,
+            }
+            predicted = label = None
+            artefact = self.plan.artefact(self.plan.eval_records[keys.eval])
+            if artefact.complete:
+                try:
+                    arrays = artefact.read()
+                    predicted, label = arrays["predicted"], arrays["label"]
+                    entry |= {"status": "done", "seconds": float(arrays["seconds"].sum())}
+                except DamagedError as error:
+                    entry |= {"status": "failed", "reason": str(error)}
+            elif reason := self.failures.get(self.plan.job_of[keys.eval]):
+                entry |= {"status": "failed", "reason": reason}
+            self.rows[cell] = table.row(self.record, entry, predicted, label)
+            self.record["cells"][cell] = entry
+
+    def save(self) -> None:
+        """Write OUT/runs/<grid>.json and OUT/results.csv, each whole or not at all."""
+        cells = list(self.record["cells"].values())
+        done = all(cell["status"] != "pending" for cell in cells)
+        self.record["seconds"] = round(time.perf_counter() - self._begin, 1)
+        self.record["finished"] = _now() if done else None
+        self.record["environment"] = describe(self.plan.device)
+        content = json.dumps({**self.record, "cells": cells}, indent=1)
+        write_atomic(self.out / "runs" / f"{self.plan.grid.name}.json", content.encode())
+        table.write_results(self.out, list(self.rows.values()))
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Failed cells and why."""
+        return {
+            str(cell): entry["reason"] for cell, entry in self.record["cells"].items() if entry["status"] == "failed"
+        }
+
+    def _cells_of(self, job: JudgeJob) -> list[Cell]:
+        return [cell for cell in self.record["cells"] if self.plan.job_of[self.plan.keys(cell).eval] == job.key]
+
+    def _models(self) -> dict[str, Any]:
+        plan = self.plan
+        members = {m.name: m for source in plan.sources.values() for m in source.members}
+        return {**members, **plan.targets}
+
+    def _header(self) -> dict[str, Any]:
+        plan, axes = self.plan, self.plan.grid.axes
+        models = {}
+        for label, model in self._models().items():
+            card = asdict(model.card)
+            if isinstance(model, Member):
+                card["sha256"] = model.weights_hash()
+                card["from"] = model.file.name if model.file else "timm's hub"
+            models[label] = card
+        attacks = {
+            label: {
+                "summary": made.summary,
+                "source": made.source,
+                "version": made.version,
+                "resolved": {show(eps): made.value.resolved(eps) for eps in axes.eps},
+            }
+            for label, made in plan.attacks.items()
+        }
+        defenses = {
+            label: {
+                "summary": made.summary,
+                "source": made.source,
+                "version": made.version,
+                **{
+                    name: getattr(made.value, name, None)
+                    for name in ("random", "differentiable", "backward", "scale", "passes")
+                },
+                "resolved": made.value.resolved(),
+            }
+            for label, made in plan.defenses.items()
+        }
+        return {
+            "format": FORMAT,
+            "grid": plan.grid.name,
+            "title": plan.grid.title,
+            "profile": plan.grid.profile,
+            "note": axes.note,
+            "dataset": {
+                "name": plan.dataset.name,
+                "n": plan.n,
+                "size": plan.dataset.size,
+                "images": dataset_digest(plan),
+            },
+            "seed": plan.seed,
+            "command": self.command,
+            "started": _now(),
+            "finished": None,
+            "seconds": 0.0,
+            "environment": describe(plan.device),
+            "axes": {
+                "sources": list(axes.sources),
+                "targets": list(axes.targets),
+                "attacks": list(axes.attacks),
+                "eps": list(axes.eps),
+                "defenses": list(axes.defenses),
+                "clean": axes.clean,
+            },
+            "models": models,
+            "sources": {
+                label: {"members": [member.name for member in source.members]}
+                for label, source in plan.sources.items()
+            },
+            "attacks": attacks,
+            "defenses": defenses,
+            "warnings": [],
+            "cells": {},
+        }
+
+
+def summary(run: Run) -> str:
+    """One line: how many cells are done, failed and open."""
+    states = [entry["status"] for entry in run.record["cells"].values()]
+    parts = [f"{states.count('done')} of {len(states)} cells done"]
+    for state in ("failed", "pending"):
+        if states.count(state):
+            parts.append(f"{states.count(state)} {state}")
+    return ", ".join(parts)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+

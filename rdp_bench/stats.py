@@ -1,0 +1,119 @@
+"""Intervals of error rates and paired tests between defenses that saw the same images.
+
+Rates and interval ends are in [0, 1]. Nothing here draws from global randomness: the same predictions
+give the same interval and the same p-value everywhere.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Interval = tuple[float, float]
+
+LEVEL = 0.95
+"""Coverage of every interval; a test at 1 - LEVEL calls a difference."""
+
+_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+_SEED = 20170717  # any constant; reports must not change from one rendering to the next
+_RESAMPLES = 4000
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Wilson's score interval of a proportion.
+
+    >>> [round(end, 4) for end in wilson(0, 20)]
+    [0.0, 0.1611]
+
+    Raises:
+        ValueError: `n` is 0 (a rate over nothing is no rate), or `successes` is not one of 0..n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    rate, shrink = successes / n, 1 + _Z**2 / n
+    middle = (rate + _Z**2 / (2 * n)) / shrink
+    half = _Z * math.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n**2)) / shrink
+    # Exact at the ends, where rounding would leave 1e-17 beside 0 or 1.
+    return 0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half
+
+
+def mean_interval(values: "NDArray[np.floating]", least: float = 0.0) -> Interval:
+    """Percentile bootstrap of the mean of one value in [least, 1] an image, `[n]`; images are resampled.
+
+    For an average over attacks, give each image's own average: its attacks are no independent draws.
+    For a paired difference, give each image's difference and `least=-1`.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    import numpy as np
+
+    if not len(values):
+        raise ValueError("an interval needs at least one image")
+    n = len(values)
+    levels, counts = np.unique(values, return_counts=True)
+    if len(levels) == 1:
+        # Equal values leave nothing to resample, which is no certainty: as wide as Wilson's at 0 of n.
+        value, slack = float(levels[0]), wilson(0, n)[1]
+        return max(least, value - slack), min(1.0, value + slack)
+    # Only how often each level is drawn matters, and that is multinomial: the cost does not grow with n.
+    draws = np.random.default_rng(_SEED).multinomial(n, counts / n, _RESAMPLES)
+    low, high = np.quantile(draws @ levels / n, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Exact two-sided McNemar: `b` images only the first gets wrong, `c` only the second.
+
+    >>> mcnemar(0, 5), mcnemar(3, 3)
+    (0.0625, 1.0)
+
+    Raises:
+        ValueError: a negative count.
+    """
+    if min(b, c) < 0:
+        raise ValueError(f"expected counts >= 0, got {b} and {c}")
+    n, term, tail = b + c, 1, 1
+    for k in range(min(b, c)):
+        term = term * (n - k) // (k + 1)  # n choose k + 1, exact
+        tail += term
+    return float(min(1.0, 2 * tail / 2**n))
+
+
+def sign_flip(differences: "NDArray[np.integer]") -> float:
+    """Exact two-sided p of a paired permutation test; `[n]` integers, one difference an image.
+
+    Were the two defenses alike, each image's difference could as well have the other sign. All 2^m
+    sign patterns of the m images that differ are counted. On -1, 0, 1 this is McNemar's test.
+    """
+    import numpy as np
+
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    reach = int(sizes @ counts)
+    if not reach:
+        return 1.0
+    # A random sign times d has the characteristic function cos(d t); independent signs multiply.
+    t = 2 * np.pi * np.arange(2 * reach + 1) / (2 * reach + 1)
+    waves = np.prod(np.cos(np.outer(sizes, t)) ** counts[:, None], axis=0)
+    chance = np.fft.fft(waves).real / len(t)  # of the sums 0, 1, ..., reach, -reach, ..., -1
+    sums = np.abs(np.fft.fftfreq(len(t), 1 / len(t)).round())
+    tail = float(chance[sums >= abs(int(differences.sum()))].sum())
+    # The pattern seen and its mirror count in any case; below that is the transform's rounding.
+    return min(1.0, max(tail, 2.0 ** (1 - int(counts.sum()))))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment, in the order given; compare with 1 - LEVEL.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, reached = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        reached = max(reached, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = reached
+    return adjusted

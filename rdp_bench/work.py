@@ -1,0 +1,256 @@
+"""Doing a job: crafting an adversarial set, or judging a purified one. Imported only when there is work."""
+
+import ctypes
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rdp_bench.data.fingerprints import batch as read_batch
+from rdp_bench.draws import Draws
+from rdp_bench.errors import RdpBenchError
+from rdp_bench.executor import CraftJob, Job, JudgeJob
+from rdp_bench.keys import canonical, hash_many
+from rdp_bench.models import LoadedSource
+from rdp_bench.plan import Plan
+from rdp_bench.protocols import Defense
+from rdp_bench.specs import show
+
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+BATCH = {"cpu": 20, "cuda": 64}
+Report = Callable[[Job, int], None]  # job, images finished since the last call
+
+
+def prepare(device: str) -> None:
+    """Settings of torch that hold for a whole run: exact float32, a fixed order of sums, reused memory."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    if device == "cpu":
+        try:
+            # glibc returns large blocks to the system at once; every batch would fault its pages in anew.
+            libc = ctypes.CDLL(None)
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        except (OSError, AttributeError):
+            pass  # not glibc: slower, not wrong
+
+
+@dataclass
+class Worker:
+    """Does the jobs of a plan on one device; calls `report` after each batch."""
+
+    plan: Plan
+    batch: int | None = None
+    report: Report = lambda job, images: None
+    _clean: dict[tuple[int, int], NDArray[np.uint8]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.size = self.batch or BATCH[self.plan.device.partition(":")[0]]
+        prepare(self.plan.device)
+
+    def __call__(self, job: Job) -> None:
+        """Do what is still missing of `job`."""
+        if isinstance(job, CraftJob):
+            self._craft(job)
+        else:
+            self._judge(job)
+
+    def clean(self, low: int, high: int) -> NDArray[np.uint8]:
+        """Images `low..high` of the data set as uint8 `[k, 3, s, s]`, the last few batches kept."""
+        if (low, high) not in self._clean:
+            if len(self._clean) > 64:
+                self._clean.clear()
+            self._clean[low, high] = read_batch(self.plan.dataset, low, high, self.plan.prints)
+        return self._clean[low, high]
+
+    def _labels(self, low: int, high: int) -> Tensor:
+        return torch.tensor(list(self.plan.dataset.labels[low:high]), device=self.plan.device)
+
+    def _craft(self, job: CraftJob) -> None:
+        plan = self.plan
+        ref = plan.sources[job.source]
+        source = LoadedSource(job.source, [member.load(plan.device) for member in ref.members])
+        for member in source.members:
+            _check_labels(plan, member.name, member.classes)
+        attack = plan.attacks[job.attack].value
+        facts = {name: job.record[name] for name in ("source", "attack", "eps", "seed")}
+        seed = hash_many([canonical(facts)])
+        artefact = plan.artefact(job.record)
+
+        def make(low: int, high: int) -> dict[str, NDArray[np.generic]]:
+            u8 = self.clean(low, high)
+            x = to_float(u8, plan.device)
+            draws = Draws([f"{seed}/{print_}" for print_ in plan.prints[low:high]], plan.device)
+            adv = attack(source, x, self._labels(low, high), job.eps / 255, draws)
+            return {"delta": to_delta(adv, x, u8, job.eps, str(job))}
+
+        for low, high in artefact.missing(self.size):
+            for a, b, arrays in self._halving(make, low, high):
+                artefact.write(a, b, arrays)
+                self.report(job, b - a)
+
+    def images(self, set_key: str | None, low: int, high: int) -> NDArray[np.uint8]:
+        """Images `low..high` of an adversarial set, or of the data set, as uint8."""
+        clean = self.clean(low, high)
+        if set_key is None:
+            return clean
+        delta = self.plan.store.open("adv", set_key).read(low, high)["delta"]
+        return add_delta(clean, delta)
+
+    def _judge(self, job: JudgeJob) -> None:
+        plan = self.plan
+        defense = plan.defenses[job.defense].value
+        open_ = {label: plan.artefact(record) for label, record in job.evals}
+        missing = {label: artefact.missing(self.size) for label, artefact in open_.items()}
+        ranges = sorted({r for label_ranges in missing.values() for r in label_ranges})
+        seed = hash_many([canonical({k: job.record[k] for k in ("defense", "seed", "set")})])
+        for low, high in ranges:
+            wanted = [label for label in open_ if (low, high) in missing[label]]
+
+            def make(a: int, b: int, wanted: list[str] = wanted) -> dict[str, dict[str, NDArray[np.generic]]]:
+                x = to_float(self.images(job.set_key, a, b), plan.device)
+                draws = Draws([f"{seed}/{print_}" for print_ in plan.prints[a:b]], plan.device)
+                return self._predict(job, defense, x, draws, wanted, a, b)
+
+            for a, b, found in self._halving(make, low, high):
+                for label, arrays in found.items():
+                    open_[label].write(a, b, arrays)
+                self.report(job, b - a)
+
+    @torch.no_grad()
+    def _predict(
+        self, job: JudgeJob, defense: Defense, x: Tensor, draws: Draws, wanted: list[str], low: int, high: int
+    ) -> dict[str, dict[str, NDArray[np.generic]]]:
+        plan = self.plan
+        models = {label: plan.targets.get(label) or _source_member(plan, label) for label in wanted}
+        loaded = {label: model.load(plan.device) for label, model in models.items()}
+        sums: dict[str, Tensor] = {}
+        spent = dict.fromkeys(wanted, 0.0)
+        shared = 0.0
+        for number in range(defense.passes):
+            begin = time.perf_counter()
+            pure = checked_pure(defense.purify(x, draws.fork(f"pass {number}")), x, job.defense)
+            shared += time.perf_counter() - begin
+            if number == 0 and low == 0:
+                self._keep_sample(job, pure)
+            for label, model in loaded.items():
+                begin = time.perf_counter()
+                _check_labels(plan, label, model.classes)
+                logits = model(pure, pure.shape[-1] / x.shape[-1])
+                # One pass keeps its logits; several average their softmax outputs (Xie et al. 2018).
+                part = logits if defense.passes == 1 else logits.softmax(1) / defense.passes
+                sums[label] = sums[label] + part if label in sums else part
+                spent[label] += time.perf_counter() - begin
+        out: dict[str, dict[str, NDArray[np.generic]]] = {}
+        for label, scores in sums.items():
+            if not torch.isfinite(scores).all():
+                raise RdpBenchError(f"target '{label}' gave NaN or infinite outputs behind '{job.defense}'")
+            top = scores.float().topk(2, dim=1).values
+            seconds = (spent[label] + shared) / len(x)
+            out[label] = {
+                "predicted": scores.argmax(1).int().cpu().numpy(),
+                "label": self._labels(low, high).int().cpu().numpy(),
+                "margin": (top[:, 0] - top[:, 1]).cpu().numpy(),
+                "seconds": np.full(len(x), seconds, np.float32),
+            }
+        return out
+
+    def _keep_sample(self, job: JudgeJob, pure: Tensor) -> None:
+        artefact = self.plan.artefact(self.plan.sample_record(job.key))
+        if not artefact.complete and len(pure) >= artefact.n:
+            artefact.write(0, artefact.n, {"purified": to_uint8(pure[: artefact.n])})
+
+    def _halving(self, make: Callable[[int, int], R], low: int, high: int) -> Iterator[tuple[int, int, R]]:
+        """`make` over `low..high` in one go, or in halves where the device runs out of memory."""
+        while low < high:
+            step = min(self.size, high - low)
+            try:
+                result = make(low, low + step)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if step == 1:
+                    raise RdpBenchError(f"out of memory on {self.plan.device} even with one image") from error
+                self.size = max(1, step // 2)
+                log.warning("out of memory on %s: going on with batches of %d", self.plan.device, self.size)
+                torch.cuda.empty_cache()
+                continue
+            yield low, low + step, result
+            low += step
+
+
+def to_float(images: NDArray[np.uint8], device: str) -> Tensor:
+    """uint8 images as float32 in [0, 1] on `device`."""
+    return torch.from_numpy(images).to(device).float() / 255
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """Float images in [0, 1] rounded to the nearest of 256 levels: never truncated, never stretched."""
+    array: NDArray[np.uint8] = (images * 255).round().clamp(0, 255).byte().cpu().numpy()
+    return array
+
+
+def to_delta(adv: Tensor, x: Tensor, clean: NDArray[np.uint8], eps: float, what: str) -> NDArray[np.integer]:
+    """What an attack added, in 8-bit levels, after checking what the attack promised.
+
+    `eps` in /255. int8 up to 127 levels, else int16.
+
+    Raises:
+        RdpBenchError: wrong shape, NaN, out of [0, 1], or farther than eps.
+    """
+    if adv.shape != x.shape:
+        raise RdpBenchError(f"{what}: returned shape {list(adv.shape)}, expected {list(x.shape)}")
+    if not torch.isfinite(adv).all():
+        raise RdpBenchError(f"{what}: returned NaN or infinite pixels")
+    moved = float((adv - x).abs().max()) * 255
+    if moved > eps + 1e-2:
+        raise RdpBenchError(f"{what}: moved a pixel by {moved:.2f}/255, allowed {show(eps)}/255")
+    if float(adv.min()) < -1e-4 or float(adv.max()) > 1 + 1e-4:
+        raise RdpBenchError(f"{what}: left the range [0, 1]: {float(adv.min()):.4f} to {float(adv.max()):.4f}")
+    delta = to_uint8(adv).astype(np.int16) - clean
+    # Rounding moves by up to half a level: with a fractional eps that can lead outside it.
+    delta = delta.clip(-int(eps), int(eps))
+    return delta.astype(np.int8 if eps < 128 else np.int16)
+
+
+def add_delta(clean: NDArray[np.uint8], delta: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Clean images plus stored differences; the inverse of `to_delta`."""
+    total = clean + delta.astype(np.int16)
+    if total.min(initial=0) < 0 or total.max(initial=0) > 255:
+        raise RdpBenchError("an adversarial set does not fit its images; run: rdp-bench cache verify")
+    return total.astype(np.uint8)
+
+
+def checked_pure(pure: Tensor, x: Tensor, what: str) -> Tensor:
+    """A defense's output as float32 in [0, 1], or an error that names it."""
+    if pure.ndim != 4 or pure.shape[:2] != x.shape[:2] or pure.shape[2] != pure.shape[3]:
+        raise RdpBenchError(f"defense '{what}' returned shape {list(pure.shape)} for {list(x.shape)}")
+    if not torch.isfinite(pure).all():
+        raise RdpBenchError(f"defense '{what}' returned NaN or infinite pixels")
+    if float(pure.min()) < -1e-4 or float(pure.max()) > 1 + 1e-4:
+        raise RdpBenchError(f"defense '{what}' left the range [0, 1]")
+    return pure.float().clamp(0, 1)
+
+
+def _check_labels(plan: Plan, name: str, classes: int) -> None:
+    worst = max(plan.dataset.labels)
+    if worst >= classes:
+        raise RdpBenchError(f"label {worst} of data set {plan.dataset.name} is beyond the {classes} classes of {name}")
+
+
+def _source_member(plan: Plan, label: str):  # type: ignore[no-untyped-def]
+    return next(m for source in plan.sources.values() for m in source.members if m.name == label)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
