@@ -1,0 +1,149 @@
+"""An image file -> uint8 `[3, size, size]`. The dataset's own preparation, before any attack.
+
+What is done, in this order, and nothing else:
+
+1. the first frame is decoded; its EXIF (or XMP) orientation is applied;
+2. to 8-bit RGB: grey is repeated, palettes are looked up, 16-bit grey is value/257 rounded, CMYK is
+   converted by Pillow without its profile, and alpha is dropped, not composed: what ImageNet readers
+   do with `convert("RGB")`, so the pixels a network was trained on are the pixels it gets;
+3. an image that is `size` x `size` by now is used pixel for pixel. Any other: the shorter side to
+   `size` (bicubic, antialiased), the longer in proportion, rounded down; then the centre square.
+   torchvision's Resize(size, BICUBIC) and CenterCrop(size) on a Pillow image give the same bits.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from rdp_bench.errors import BadImageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+"""File names that are taken for images when a folder is searched (any case)."""
+
+# Named, because Pillow would start Ghostscript for an EPS file that is called photo.png.
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+_ORIENTATION = 0x0112
+
+
+def prepare(path: Path, size: int) -> NDArray[np.uint8]:
+    """The image in `path` as uint8 `[3, size, size]`, RGB, prepared as this module says.
+
+    Raises:
+        BadImageError: see `decode`; or the image is so long and thin that resizing it would not fit.
+    """
+    import numpy as np
+
+    image = decode(path)
+    if image.size != (size, size):
+        image = _centre_square(image, size, path)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def decode(path: Path) -> Image:
+    """The image in `path`, upright, 8-bit RGB, at its own size.
+
+    Raises:
+        BadImageError: no readable file, no image of a known format, a truncated or damaged one, one
+            with 32-bit pixels, or one above Pillow's MAX_IMAGE_PIXELS (a decompression bomb).
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not content:
+        raise BadImageError(f"{path}: the file is empty; fetch it again or remove it from the dataset")
+    try:
+        # Only verify() compares a PNG's checksums, and it uses the image up.
+        with Image.open(BytesIO(content), formats=_FORMATS) as image:
+            _refuse_bomb(image, path)
+            image.verify()
+        with Image.open(BytesIO(content), formats=_FORMATS) as image:
+            image.load()
+            return _rgb(_upright(image), image.format, path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImageError(f"{path}: too large to decode safely ({error})") from error
+    except UnidentifiedImageError as error:
+        raise BadImageError(f"{path}: not an image of a known format ({', '.join(_FORMATS)})") from error
+    except BadImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
+        reason = str(error) or type(error).__name__
+        raise BadImageError(f"{path}: damaged or truncated ({reason}); fetch it again or remove it") from error
+
+
+def decoder() -> str:
+    """The versions that the pixels of `prepare` depend on: `pillow 11.0.0, libjpeg 3.0.4`."""
+    import PIL
+    from PIL import features
+
+    jpeg = features.version("libjpeg_turbo") or features.version("jpg")
+    return f"pillow {PIL.__version__}, libjpeg {jpeg}"
+
+
+def _refuse_bomb(image: Image, path: Path) -> None:
+    # Pillow itself refuses twice this many pixels and only warns in between.
+    from PIL import Image as pillow
+
+    limit = pillow.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise BadImageError(
+            f"{path}: too large to decode safely ({image.width} x {image.height}, allowed {limit} pixels)"
+        )
+
+
+def _upright(image: Image) -> Image:
+    from PIL.Image import Transpose
+
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a damaged tag says nothing of the orientation: the pixels stand as stored
+        return image
+    turn = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image, format: str | None, path: Path) -> Image:
+    import numpy as np
+    from PIL.Image import fromarray
+
+    # PNG and PGM hold 16 bits where Pillow says 32.
+    if image.mode == "F" or (image.mode == "I" and format not in ("PNG", "PPM")):
+        raise BadImageError(f"{path}: 32-bit pixels have no fixed range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        # 65535/257 = 255 exactly; adding 128 = 257//2 rounds to nearest. Pillow alone would clip at 255.
+        deep = np.asarray(image).astype(np.int64)
+        image = fromarray(((deep + 128) // 257).astype(np.uint8))
+    # Else Pillow warns that a palette's transparency is lost, which is what we want.
+    image.info.pop("transparency", None)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _centre_square(image: Image, size: int, path: Path) -> Image:
+    from PIL import Image as pillow
+
+    short, long = sorted(image.size)
+    resized = size * long // short
+    if pillow.MAX_IMAGE_PIXELS is not None and resized * size > pillow.MAX_IMAGE_PIXELS:
+        raise BadImageError(f"{path}: {image.width} x {image.height} is too long and thin to resize to {size}")
+    width, height = (size, resized) if image.width <= image.height else (resized, size)
+    image = image.resize((width, height), pillow.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
