@@ -20,7 +20,7 @@ LEVEL = 0.95
 
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _SEED = 20170717  # any constant; reports must not change from one rendering to the next
-_RESAMPLES = 4000
+_RESAMPLES = 2000
 
 
 def wilson(successes: int, n: int) -> Interval:
@@ -89,6 +89,7 @@ def sign_flip(differences: "NDArray[np.integer]") -> float:
 
     Were the two defenses alike, each image's difference could as well have the other sign. All 2^m
     sign patterns of the m images that differ are counted. On -1, 0, 1 this is McNemar's test.
+    Rounding leaves about 1e-15.
     """
     import numpy as np
 
@@ -97,11 +98,12 @@ def sign_flip(differences: "NDArray[np.integer]") -> float:
     if not reach:
         return 1.0
     # A random sign times d has the characteristic function cos(d t); independent signs multiply.
-    t = 2 * np.pi * np.arange(2 * reach + 1) / (2 * reach + 1)
+    size = 1 << (2 * reach).bit_length()
+    t = 2 * np.pi / size * np.arange(size // 2 + 1)
     waves = np.prod(np.cos(np.outer(sizes, t)) ** counts[:, None], axis=0)
-    chance = np.fft.fft(waves).real / len(t)  # of the sums 0, 1, ..., reach, -reach, ..., -1
-    sums = np.abs(np.fft.fftfreq(len(t), 1 / len(t)).round())
-    tail = float(chance[sums >= abs(int(differences.sum()))].sum())
+    chance = np.fft.irfft(waves, size)[: reach + 1]  # of the sums 0, 1, ..., reach; the negative ones alike
+    seen = abs(int(differences.sum()))
+    tail = 2 * float(chance[seen:].sum()) if seen else 1.0
     # The pattern seen and its mirror count in any case; below that is the transform's rounding.
     return min(1.0, max(tail, 2.0 ** (1 - int(counts.sum()))))
 

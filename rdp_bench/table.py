@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -108,9 +108,7 @@ def pretty(name: str) -> str:
 # --- results.csv -----------------------------------------------------------------------------------------
 
 
-def row(
-    run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label: "NDArray[np.int32] | None"
-) -> Row:
+def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label: "NDArray[np.int32] | None") -> Row:
     """One line of results.csv; `predicted` and `label` are `[n]`, or None where there is no prediction.
 
     An error counts every image, also those that the target gets wrong without an attack: the paper's
@@ -176,16 +174,26 @@ def write_results(out: Path, rows: Sequence[Row]) -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its reports need it: the record, the tidy frame, and who was wrong on which image."""
+    """A run as its reports need it: the record, its tidy rows, and who was wrong on which image."""
 
     record: Record
-    frame: "DataFrame"  # COLUMNS, one row a cell; value, ci_low, ci_high, paper are NaN where empty
+    rows: list[Row]  # as in results.csv, one a cell
     wrong: "dict[Place, Flags]"  # [n] of every cell that is done
     predicted: "dict[Place, NDArray[np.int32]]"
 
     @property
     def grid(self) -> str:
         return str(self.record["grid"])
+
+    @cached_property
+    def frame(self) -> "DataFrame":
+        """The rows as pandas reads results.csv: numbers are numbers, NaN where there is none."""
+        import pandas as pd  # half a second, which a report that does without it need not spend
+
+        frame = pd.DataFrame(self.rows, columns=list(COLUMNS))
+        for name in ("eps", "value", "ci_low", "ci_high", "paper", "seconds"):
+            frame[name] = pd.to_numeric(frame[name])
+        return frame
 
     def axis(self, name: str) -> list[str]:
         """The labels of an axis in the run's order, cells beyond the recorded axes included."""
@@ -207,9 +215,6 @@ def load(out: Path, store: Store) -> list[Run]:
 
 
 def _load(path: Path, store: Store) -> Run:
-    import numpy as np
-    import pandas as pd
-
     record = _record(path)
     rows: list[Row] = []
     wrong: dict[Place, Flags] = {}
@@ -226,10 +231,7 @@ def _load(path: Path, store: Store) -> Run:
         if line["status"] == "done":
             wrong[Place.of(cell)] = arrays["predicted"] != arrays["label"]
             predicted[Place.of(cell)] = arrays["predicted"]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    for name in ("value", "ci_low", "ci_high", "paper", "eps", "seconds"):
-        frame[name] = pd.to_numeric(frame[name])
-    return Run(record, frame, wrong, predicted)
+    return Run(record, rows, wrong, predicted)
 
 
 def _record(path: Path) -> Record:

@@ -1,0 +1,58 @@
+"""Exhibits as CSV: a sheet in the table's own shape, and one line a number with its interval and tests."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from rdp_bench.reports.exhibit import Exhibit
+
+TEST_COLUMNS = (
+    "source", "defense", "column", "metric", "value", "ci_low", "ci_high", "paper", "difference", "p_none", "p_best",
+    "best", "tied", "worse_than_none", "status", "reason",
+)  # fmt: skip
+
+
+def shape(exhibit: Exhibit) -> str:
+    """The table as printed: source, defense, then a column each; empty where there is no number."""
+    head = ["source", "defense", *exhibit.columns]
+    return _csv(
+        head,
+        (
+            [group.source, line.defense, *(_number(entry.value) for entry in line.entries)]
+            for group in exhibit.groups
+            for line in group.lines
+        ),
+    )
+
+
+def tests(exhibit: Exhibit) -> str:
+    """Every number with its interval, the paper's, Holm-adjusted p-values and what follows from them."""
+
+    def lines() -> Iterable[Sequence[str]]:
+        for group in exhibit.groups:
+            for line in group.lines:
+                for column, entry in zip(exhibit.columns, line.entries, strict=True):
+                    both = entry.value is not None and entry.paper is not None
+                    verdict = entry.verdict
+                    yield (
+                        group.source, line.defense, column, exhibit.metric,
+                        *map(_number, (entry.value, entry.low, entry.high, entry.paper)),
+                        _number(entry.value - entry.paper if both else None),  # type: ignore[operator]
+                        *("" if p is None else f"{p:.6g}" for p in (verdict.p_none, verdict.p_best)),
+                        *(str(flag).lower() for flag in (verdict.best, verdict.tied, verdict.worse)),
+                        entry.status, entry.reason,
+                    )  # fmt: skip
+
+    return _csv(TEST_COLUMNS, lines())
+
+
+def _csv(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,116 @@
+"""Examples: an image clean, attacked, its perturbation, and as every defense hands it on."""
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rdp_bench.errors import RdpBenchError
+from rdp_bench.specs import show
+from rdp_bench.store import Store
+from rdp_bench.table import UNDEFENDED, Place, Run, pretty
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Image = NDArray[np.uint8]
+
+GAIN = 8
+"""The perturbation is shown this many times as large, around mid-grey."""
+
+_IMAGES = 2
+_QUALITY = 75
+_MID = 128
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture and what the target said to it: right, wrong, or None where nobody asked."""
+
+    name: str
+    uri: str
+    right: bool | None = None
+    said: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The tiles of one image; `index` is its place in the data set."""
+
+    index: int
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The strips of one run, all under the same attack; `reason` where there are none."""
+
+    caption: str = ""
+    strips: tuple[Strip, ...] = ()
+    reason: str = ""
+
+
+def examples(run: Run, store: Store) -> Examples:
+    """Strips under the attack that no defense stands worst: the one with the highest undefended error."""
+    cells = {Place.of(cell): cell for cell in run.record["cells"]}
+    bare = {place: run.wrong[place] for place in run.wrong if place.defense == UNDEFENDED and place.attack != "clean"}
+    if not bare:
+        return Examples(reason="No undefended attack is done yet.")
+    attacked = max(bare, key=lambda place: int(bare[place].sum()))
+    clean = Place("-", "clean", 0.0, attacked.target, UNDEFENDED)
+    try:
+        images, adv = (_sample(store, cells.get(place)) for place in (clean, attacked))
+    except RdpBenchError as error:
+        return Examples(reason=f"No pictures: {error}")
+    size = images.shape[-1]
+    defended: dict[str, Image | str] = {}
+    for name in run.axis("defenses"):
+        place = attacked._replace(defense=name)
+        if name != UNDEFENDED and place in cells:
+            try:
+                defended[name] = _sample(store, cells[place])
+            except RdpBenchError as error:
+                defended[name] = str(error)
+    strips = []
+    for i in range(min(_IMAGES, len(images), len(adv))):
+        noise = np.clip(_MID + GAIN * (adv[i].astype(int) - images[i]), 0, 255).astype(np.uint8)
+        tiles = [
+            _tile("Clean", images, i, run, clean, size),
+            _tile("Attacked", adv, i, run, attacked, size),
+            Tile(f"Perturbation ×{GAIN}", _uri(noise, size)),
+        ]
+        for name, sample in defended.items():
+            tiles.append(_tile(pretty(name), sample, i, run, attacked._replace(defense=name), size))
+        strips.append(Strip(i, tiles))
+    crafted = f"{pretty(attacked.attack)} on {pretty(attacked.source)}, ε = {show(attacked.eps)}"
+    return Examples(f"{crafted}; the target is {pretty(attacked.target)}.", tuple(strips))
+
+
+def _sample(store: Store, cell: dict[str, Any] | None) -> "Image":
+    if cell is None or cell["status"] != "done":
+        raise RdpBenchError("not run yet")
+    return store.open("sample", cell.get("pure_key") or "").read()["purified"]  # type: ignore[return-value]
+
+
+def _tile(name: str, sample: "Image | str", i: int, run: Run, place: Place, size: int) -> Tile:
+    if isinstance(sample, str) or i >= len(sample):
+        return Tile(name, "", reason=sample if isinstance(sample, str) else "not kept")
+    if place not in run.wrong:
+        return Tile(name, _uri(sample[i], size))
+    return Tile(name, _uri(sample[i], size), not run.wrong[place][i], int(run.predicted[place][i]))
+
+
+def _uri(image: "Image", size: int) -> str:
+    """A data URI of uint8 `[3, h, w]`, shrunk to `size` where a defense enlarged it."""
+    from PIL import Image as Pillow
+
+    picture = Pillow.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    if picture.width > size:
+        picture = picture.resize((size, size), Pillow.Resampling.LANCZOS)
+    file = io.BytesIO()
+    # No chroma subsampling: it would smear the very patterns that are to be seen.
+    picture.save(file, "JPEG", quality=_QUALITY, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
