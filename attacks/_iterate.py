@@ -118,7 +118,7 @@ def normalise(grad: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def gaussian(length: int) -> Tensor:
     """Normal density at `length` points of [-3, 3], summing to 1 (Dong et al. 2019, their code)."""
-    density = torch.exp(-torch.linspace(-3, 3, length, dtype=torch.float64) ** 2 / 2)
+    density = torch.exp(-(torch.linspace(-3, 3, length, dtype=torch.float64) ** 2) / 2)
     return (density / density.sum()).float()
 
 

@@ -69,7 +69,7 @@ class TorchAttack:
             defaults["eps"] = eps
         return {"torchattacks": version("torchattacks"), "class": self.name, **defaults, **dict(self.params)}
 
-    def gradients(self, eps: float) -> int:
+    def gradients(self, eps: float) -> int:  # noqa: ARG002 - part of the protocol
         """An estimate: the library's `steps`, or 1."""
         steps = dict(self.params).get("steps", _parameters(_class(self.name)).get("steps", 1))
         return int(steps) if isinstance(steps, int | float) else 1

@@ -89,7 +89,8 @@ def list_(kind: str, plugins_: tuple[Path, ...]) -> None:
 
 def _where(card: Any) -> str:
     kind = card.weights.partition(":")[0]
-    return {"package": "pip", "hub": "network", "file": "a file in --models-dir"}.get(kind, kind)
+    places = {"package": "pip", "hub": "network", "file": "a file in --models-dir"}
+    return places.get(kind, str(kind))
 
 
 @main.command()
@@ -173,7 +174,7 @@ def run(**options: Any) -> None:
     if jobs or not _accuracies_known(plan):
         _work(running, jobs, batch, options["progress"])
     else:
-        running.check_accuracy(lambda job: None)
+        running.check_accuracy(None)
         running.save()
     _print_table(running)
     click.echo(f"\n{summary(running)}; {out / 'results.csv'}; next: {_report_command(out)}")
@@ -238,7 +239,7 @@ def _dry_run(plan: "Plan") -> None:
     for job in jobs:
         if isinstance(job, CraftJob):
             state = f"about {duration(costs.of(job))}" if costs and job.key in keys else "cached"
-            click.echo(f"{job.key[:8]}  {str(job):44} {plan.n} images  {state}")
+            click.echo(f"{job.key[:8]}  {job!s:44} {plan.n} images  {state}")
             if job.key in keys and log.isEnabledFor(logging.INFO):
                 why = plan.store.nearest("adv", job.record)
                 click.echo(f"          nearest cached set differs in {'; '.join(why[:4]) or 'everything'}")

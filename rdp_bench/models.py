@@ -62,8 +62,8 @@ def _card(name: str, values: dict[str, Any]) -> Card:
     for key in values:
         if key not in known:
             raise unknown(f"field of model card {name}", key, known)
-    lists = {key: tuple(values[key]) for key in ("mean", "std", "accuracy") if key in values}
-    return Card(**{"name": name, **values, **lists})
+    as_tuples: dict[str, Any] = {key: tuple(values[key]) for key in ("mean", "std", "accuracy") if key in values}
+    return Card(**({"name": name} | values | as_tuples))
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class PluginMember:
     def load(self, device: str) -> "Classifier":
         made = model.get(self.name).factory()
         move = getattr(made, "to", None)
-        return move(device) if move else made  # type: ignore[no-any-return]
+        return move(device) if move else made
 
     @property
     def card(self) -> Card:
@@ -183,8 +183,10 @@ def _local(label: str, models_dir: Path | None) -> Path | None:
     wanted = {f"{stem}{suffix}" for suffix in (".safetensors", ".pth", ".pt")}
     found = [path for path in sorted(models_dir.iterdir()) if path.name in wanted]
     if len(found) > 1:
-        raise UsageError(f"--models-dir {models_dir} holds several files for {label}: keep one of "
-                         f"{', '.join(path.name for path in found)}")
+        raise UsageError(
+            f"--models-dir {models_dir} holds several files for {label}: keep one of "
+            f"{', '.join(path.name for path in found)}"
+        )
     return found[0] if found else None
 
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import pickle
 from collections import OrderedDict
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,9 @@ def _load(member: Member) -> PixelClassifier:
         weights_hash = _state_hash(net)
     net.requires_grad_(False).eval()
     net.to(memory_format=torch.channels_last)
-    count = fold_batch_norm(net, torch.rand(1, 3, card.input_size, card.input_size, generator=torch.Generator().manual_seed(0)))
+    count = fold_batch_norm(
+        net, torch.rand(1, 3, card.input_size, card.input_size, generator=torch.Generator().manual_seed(0))
+    )
     replace_relu6(net)
     log.info("%s: %d batch-norms folded", card.name, count)
     return PixelClassifier(net, card, weights_hash)
@@ -269,7 +272,7 @@ def fill(net: nn.Module, state: "OrderedDict[str, Tensor]", card: Card, path: Pa
 def timm_card(label: str, *, pretrained: bool) -> Card:
     """The card of `timm:<name>`, from timm's own record of the model."""
     import timm
-    from timm.data import resolve_data_config
+    from timm.data.config import resolve_data_config
 
     name = label.removeprefix("timm:")
     arch = name.partition(".")[0]
@@ -278,7 +281,7 @@ def timm_card(label: str, *, pretrained: bool) -> Card:
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or (pretrained and not config.has_weights):
         raise BadModelError(f"timm has no pretrained weights for '{name}'; see timm.list_pretrained('{arch}*')")
-    data = resolve_data_config(pretrained_cfg=config.to_dict())
+    data: dict[str, Any] = resolve_data_config(pretrained_cfg=asdict(config))  # type: ignore[no-untyped-call]
     return Card(
         name=label,
         summary=f"timm {name}",

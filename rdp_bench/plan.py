@@ -17,7 +17,6 @@ from rdp_bench.registry import Resolved
 from rdp_bench.specs import Cell, show
 from rdp_bench.store import Artefact, Store
 
-
 SAMPLES = 2
 """Images of each purified set that are kept for a look."""
 
@@ -48,6 +47,8 @@ class Plan:
     eval_records: dict[str, Record] = field(default_factory=dict)
     job_of: dict[str, str] = field(default_factory=dict)
     """Eval key -> key of the job that makes it."""
+    crafts: dict[str, CraftJob] = field(default_factory=dict)
+    """Set key -> the job that makes it."""
     _records: dict[str, Record] = field(default_factory=dict)
     _keys: dict[Cell, Keys] = field(default_factory=dict)
 
@@ -133,6 +134,7 @@ class Plan:
                 for attack in axes.attacks:
                     record = self.set_record(source, attack, eps)
                     craft = CraftJob(key_of(record), record, source, attack, eps)
+                    self.crafts[craft.key] = craft
                     jobs.append(craft)
                     jobs += self._judges(craft.key, f"{craft} at eps {show(eps)}", attack, source, eps)
         return jobs
@@ -174,9 +176,7 @@ class Plan:
         return [job for job in jobs if job.key in needed and not (isinstance(job, CraftJob) and self.done(job))]
 
 
-def make_plan(
-    grid: Grid, store: Store, *, seed: int, device: str, limit: int | None, models_dir: Path | None
-) -> Plan:
+def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | None, models_dir: Path | None) -> Plan:
     """Resolve every label of the grid and read the images' fingerprints.
 
     Raises:
@@ -191,8 +191,7 @@ def make_plan(
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
     prints = fingerprints(dataset, store.root)
-    plan = Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets)
-    return plan
+    return Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets)
 
 
 def dataset_digest(plan: Plan) -> str:

@@ -41,7 +41,7 @@ def load(files: tuple[Path, ...] = ()) -> None:
         _loaded.add(str(path))
         # The file's hash joins the version of its entries: an edited plugin never meets an old cache.
         with _Stamp(hash_file(path)[:16]):
-            _guarded(lambda path=path: _import_file(path), f"plugin file {file}")  # type: ignore[misc]
+            _guarded(lambda path=path: _import_file(path), f"plugin file {file}")
 
 
 class _Stamp:

@@ -42,12 +42,11 @@ class Classifier(Protocol):
 class Source(Protocol):
     """What an attack differentiates: one classifier, or several whose logits are averaged."""
 
-    name: str
-    members: Sequence[Classifier]
+    @property
+    def name(self) -> str: ...
 
-    def record(self) -> dict[str, Any]:
-        """Everything its gradient depends on, as JSON."""
-        ...
+    @property
+    def members(self) -> Sequence[Classifier]: ...
 
 
 class Attack(Protocol):
@@ -112,7 +111,7 @@ class Purifier:
         """Purified images for `x` `[n, 3, h, w]` in [0, 1]; float, in [0, 1], any square size."""
         raise NotImplementedError
 
-    def stand_in(self, x: Tensor, draws: Draws) -> Tensor:
+    def stand_in(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - for subclasses
         """A differentiable map near `purify`, of the same output size; BPDA's backward pass."""
         return x
 

@@ -40,11 +40,11 @@ class Run:
     def start(self) -> list[Job]:
         """Write what is known so far, cached results included; returns the jobs still to do."""
         jobs = self.plan.jobs()
-        to_do = self.plan.to_do(jobs)
         self.record = self._header()
+        # Reading finds damaged batches and deletes them, so this comes before asking what is to do.
         self.refresh(self.plan.grid.cells())
         self.save()
-        return to_do
+        return self.plan.to_do(jobs)
 
     def execute(
         self, jobs: Sequence[Job], work: Callable[[Job], Any], executor: Executor | None = None, save_every: float = 5.0
@@ -65,10 +65,13 @@ class Run:
         finally:
             self.save()
 
-    def check_accuracy(self, work: Callable[[Job], Any]) -> None:
-        """Measure every model's clean accuracy first; one that is off what its card knows gets a loud warning."""
+    def check_accuracy(self, work: Callable[[Job], Any] | None) -> None:
+        """Measure every model's clean accuracy; one that is off what its card knows gets a loud warning.
+
+        Without `work`, only what is stored is looked at.
+        """
         for job in self.plan.clean_check():
-            if not self.plan.done(job):
+            if work and not self.plan.done(job):
                 work(job)
             for label, record in job.evals:
                 try:
@@ -82,8 +85,9 @@ class Run:
                 known = card.known_accuracy(self.plan.dataset.name, self.plan.n)
                 if known is not None and abs(measured - known) > OFF_BY:
                     self.warn(
-                        f"{label} is right on {measured:.1f} % of {self.plan.dataset.name}, its card says {known:.1f} %: "
-                        "wrong weights, preprocessing or labels? Do not trust numbers made with it"
+                        f"{label} is right on {measured:.1f} % of {self.plan.dataset.name}, "
+                        f"its card says {known:.1f} %: wrong weights, preprocessing or labels? "
+                        "Do not trust numbers made with it"
                     )
 
     def warn(self, message: str) -> None:
@@ -109,15 +113,16 @@ class Run:
                 "eval_key": keys.eval,
                 "seconds": 0.0,
             }
-            predicted = label = None
+            predicted: Any = None
+            label: Any = None
             artefact = self.plan.artefact(self.plan.eval_records[keys.eval])
             if artefact.complete:
                 try:
                     arrays = artefact.read()
                     predicted, label = arrays["predicted"], arrays["label"]
                     entry |= {"status": "done", "seconds": float(arrays["seconds"].sum())}
-                except DamagedError as error:
-                    entry |= {"status": "failed", "reason": str(error)}
+                except DamagedError:
+                    artefact.heal()
             elif reason := self.failures.get(self.plan.job_of[keys.eval]):
                 entry |= {"status": "failed", "reason": reason}
             self.rows[cell] = table.row(self.record, entry, predicted, label)
@@ -208,8 +213,7 @@ class Run:
             },
             "models": models,
             "sources": {
-                label: {"members": [member.name for member in source.members]}
-                for label, source in plan.sources.items()
+                label: {"members": [member.name for member in source.members]} for label, source in plan.sources.items()
             },
             "attacks": attacks,
             "defenses": defenses,
@@ -222,13 +226,9 @@ def summary(run: Run) -> str:
     """One line: how many cells are done, failed and open."""
     states = [entry["status"] for entry in run.record["cells"].values()]
     parts = [f"{states.count('done')} of {len(states)} cells done"]
-    for state in ("failed", "pending"):
-        if states.count(state):
-            parts.append(f"{states.count(state)} {state}")
+    parts += [f"{states.count(state)} {state}" for state in ("failed", "pending") if states.count(state)]
     return ", ".join(parts)
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-

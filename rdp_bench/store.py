@@ -78,11 +78,10 @@ class Artefact:
 
     def shards(self) -> list[tuple[int, int, Path]]:
         """What is on disk, as (first, past-the-last, file)."""
-        found = []
+        found: list[tuple[int, int, Path]] = []
         with contextlib.suppress(FileNotFoundError):
-            for path in self.folder.iterdir():
-                if match := _SHARD.fullmatch(path.name):
-                    found.append((int(match[1]), int(match[2]), path))
+            named = ((_SHARD.fullmatch(path.name), path) for path in self.folder.iterdir())
+            found = [(int(match[1]), int(match[2]), path) for match, path in named if match]
         return sorted(found)
 
     def missing(self, batch: int) -> list[tuple[int, int]]:
@@ -213,9 +212,7 @@ def _pack(arrays: "Mapping[str, NDArray[Any]]") -> bytes:
         plain = np.ascontiguousarray(array).tobytes()
         packed = zstandard.ZstdCompressor(level=_COMPRESSION_LEVEL).compress(plain)
         blobs[name] = np.frombuffer(packed, np.uint8)
-        meta[name] = json.dumps(
-            {"shape": array.shape, "dtype": array.dtype.str, "sha256": sha256(packed).hexdigest()}
-        )
+        meta[name] = json.dumps({"shape": array.shape, "dtype": array.dtype.str, "sha256": sha256(packed).hexdigest()})
     return save(blobs, meta)
 
 

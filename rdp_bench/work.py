@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rdp_bench.data.fingerprints import batch as read_batch
 from rdp_bench.draws import Draws
-from rdp_bench.errors import RdpBenchError
+from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.executor import CraftJob, Job, JudgeJob
 from rdp_bench.keys import canonical, hash_many
 from rdp_bench.models import LoadedSource
@@ -51,7 +51,7 @@ class Worker:
 
     plan: Plan
     batch: int | None = None
-    report: Report = lambda job, images: None
+    report: Report | None = None
     _clean: dict[tuple[int, int], NDArray[np.uint8]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,14 +97,22 @@ class Worker:
         for low, high in artefact.missing(self.size):
             for a, b, arrays in self._halving(make, low, high):
                 artefact.write(a, b, arrays)
-                self.report(job, b - a)
+                if self.report:
+                    self.report(job, b - a)
 
     def images(self, set_key: str | None, low: int, high: int) -> NDArray[np.uint8]:
         """Images `low..high` of an adversarial set, or of the data set, as uint8."""
         clean = self.clean(low, high)
         if set_key is None:
             return clean
-        delta = self.plan.store.open("adv", set_key).read(low, high)["delta"]
+        craft = self.plan.crafts[set_key]
+        artefact = self.plan.artefact(craft.record)
+        try:
+            delta = artefact.read(low, high)["delta"]
+        except DamagedError:
+            artefact.heal()
+            self._craft(craft)
+            delta = artefact.read(low, high)["delta"]
         return add_delta(clean, delta)
 
     def _judge(self, job: JudgeJob) -> None:
@@ -125,7 +133,8 @@ class Worker:
             for a, b, found in self._halving(make, low, high):
                 for label, arrays in found.items():
                     open_[label].write(a, b, arrays)
-                self.report(job, b - a)
+                if self.report:
+                    self.report(job, b - a)
 
     @torch.no_grad()
     def _predict(

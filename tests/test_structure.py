@@ -1,0 +1,123 @@
+"""The tree keeps its shape: who may import whom, what stays out of a cold start, what a wheel holds."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHELVES = ("attacks", "defenses", "data", "reports")
+
+# What a module may import from this package (docs/design.md); * is every module of that shelf.
+MAY = {
+    "errors": set(),
+    "specs": {"errors"},
+    "keys": set(),
+    "protocols": {"draws"},
+    "draws": set(),
+    "registry": {"errors", "protocols", "specs"},
+    "plugins": {"errors", "keys", "registry", "attacks.*", "defenses.*", "data.*"},
+    "grid": {"errors", "registry", "specs"},
+    "models": {"errors", "keys", "protocols", "registry", "network"},
+    "network": {"errors", "models"},
+    "store": {"errors", "keys"},
+    "executor": {"errors", "keys"},
+    "plan": {
+        "data.*", "errors", "executor", "grid", "keys", "models", "protocols", "registry", "specs", "store",
+    },
+    "work": {
+        "data.*", "draws", "errors", "executor", "keys", "models", "plan", "protocols", "specs",
+    },
+    "environment": {"errors"},
+    "progress": {"data.*", "draws", "executor", "plan", "specs", "work"},
+    "stats": {"errors"},
+    "table": {"errors", "keys", "specs", "stats", "store"},
+    "run": {"environment", "errors", "executor", "models", "plan", "specs", "store", "table"},
+}  # fmt: skip
+MAY_SHELF = {"errors", "specs", "keys", "protocols", "registry", "draws", "store", "stats", "table"}
+
+
+def imports(path: Path) -> set[str]:
+    """Names of this package's modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rdp_bench"):
+            inside = node.module.removeprefix("rdp_bench").removeprefix(".")
+            found |= {inside} if inside else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names = (alias.name for alias in node.names if alias.name.startswith("rdp_bench."))
+            found |= {name.removeprefix("rdp_bench.") for name in names}
+    return found - {"__version__"}
+
+
+def allowed(name: str, may: set[str]) -> bool:
+    shelf = name.partition(".")[0]
+    return name in may or (shelf in SHELVES and f"{shelf}.*" in may)
+
+
+@pytest.mark.parametrize("module", sorted(MAY))
+def test_arrows_point_one_way(module: str) -> None:
+    bad = {name for name in imports(ROOT / "rdp_bench" / f"{module}.py") if not allowed(name, MAY[module])}
+    assert not bad, f"{module} imports {bad}; docs/design.md says what it may"
+
+
+def test_every_module_is_in_the_table() -> None:
+    here = {path.stem for path in (ROOT / "rdp_bench").glob("*.py")} - {"__init__", "__main__", "cli"}
+    assert here == set(MAY)
+
+
+@pytest.mark.parametrize("shelf", SHELVES)
+def test_shelves_do_not_reach_into_the_engine_or_each_other(shelf: str) -> None:
+    for path in (ROOT / shelf).glob("*.py"):
+        bad = {name for name in imports(path) if not allowed(name, MAY_SHELF | {f"{shelf}.*"})}
+        assert not bad, f"{shelf}/{path.name} imports {bad}"
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level packages that a fresh interpreter has loaded after `code`."""
+    probe = f"{code}\nimport sys; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(result.stdout.split())
+
+
+HEAVY = {"torch", "timm", "numpy", "pandas", "matplotlib", "PIL", "jinja2", "tqdm"}
+
+
+@pytest.mark.parametrize(
+    "code", ["import rdp_bench", "import rdp_bench.cli; from rdp_bench import plugins; plugins.load()"]
+)
+def test_a_cold_start_is_light(code: str) -> None:
+    assert not loaded_by(code) & HEAVY
+
+
+def test_the_probe_sees_a_heavy_import() -> None:
+    """Without this, the test above could not fail."""
+    assert "numpy" in loaded_by("import numpy")
+
+
+def test_links_show_the_shelves_under_the_package() -> None:
+    for shelf in SHELVES:
+        link = ROOT / "rdp_bench" / shelf
+        assert link.resolve() == ROOT / shelf
+
+
+def test_a_wheel_holds_every_file_of_the_shelves(tmp_path: Path) -> None:
+    import zipfile
+
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
+    built = subprocess.run(pip, capture_output=True, text=True, cwd=ROOT)
+    if built.returncode:
+        # Without setuptools in the environment there is no building without the network.
+        assert "setuptools" in built.stderr
+        pytest.skip("setuptools is not installed here")
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    listed = subprocess.run(
+        ["git", "ls-files", *SHELVES, "rdp_bench/*.py", "rdp_bench/py.typed"], capture_output=True, text=True, cwd=ROOT
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.split():
+        inside = name if name.startswith("rdp_bench/") else f"rdp_bench/{name}"
+        assert inside in names
