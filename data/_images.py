@@ -63,7 +63,8 @@ def decode(path: Path) -> Image:
     if not content:
         raise BadImageError(f"{path}: the file is empty; fetch it again or remove it from the dataset")
     try:
-        # Only verify() compares a PNG's checksums, and it uses the image up.
+        # Only verify() compares a PNG's checksums: without it, a flipped bit in a smooth image is other
+        # pixels and no error. It uses the image up.
         with Image.open(BytesIO(content), formats=_FORMATS) as image:
             _refuse_bomb(image, path)
             image.verify()
@@ -92,9 +93,9 @@ def decoder() -> str:
 
 def _refuse_bomb(image: Image, path: Path) -> None:
     # Pillow itself refuses twice this many pixels and only warns in between.
-    from PIL import Image as pillow
+    import PIL.Image
 
-    limit = pillow.MAX_IMAGE_PIXELS
+    limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise BadImageError(
             f"{path}: too large to decode safely ({image.width} x {image.height}, allowed {limit} pixels)"
@@ -120,12 +121,12 @@ def _upright(image: Image) -> Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _rgb(image: Image, format: str | None, path: Path) -> Image:
+def _rgb(image: Image, container: str | None, path: Path) -> Image:
     import numpy as np
     from PIL.Image import fromarray
 
     # PNG and PGM hold 16 bits where Pillow says 32.
-    if image.mode == "F" or (image.mode == "I" and format not in ("PNG", "PPM")):
+    if image.mode == "F" or (image.mode == "I" and container not in ("PNG", "PPM")):
         raise BadImageError(f"{path}: 32-bit pixels have no fixed range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         # 65535/257 = 255 exactly; adding 128 = 257//2 rounds to nearest. Pillow alone would clip at 255.
@@ -137,13 +138,14 @@ def _rgb(image: Image, format: str | None, path: Path) -> Image:
 
 
 def _centre_square(image: Image, size: int, path: Path) -> Image:
-    from PIL import Image as pillow
+    import PIL.Image
 
     short, long = sorted(image.size)
     resized = size * long // short
-    if pillow.MAX_IMAGE_PIXELS is not None and resized * size > pillow.MAX_IMAGE_PIXELS:
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is not None and resized * size > limit:
         raise BadImageError(f"{path}: {image.width} x {image.height} is too long and thin to resize to {size}")
     width, height = (size, resized) if image.width <= image.height else (resized, size)
-    image = image.resize((width, height), pillow.Resampling.BICUBIC)
+    image = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))

@@ -55,13 +55,13 @@ def fingerprints(dataset: Dataset, cache: Path | None = None) -> list[str]:
         return list(_each(dataset, range(len(dataset.ids)), lambda i: hash_pixels(_image(dataset, i))))
     settings = {
         "version": INDEX_VERSION,
-        "origin": os.path.abspath(dataset.origin),
+        "origin": str(dataset.origin.absolute()),
         "size": dataset.size,
         "decoder": decoder(),
     }
     file = cache / "pixels" / f"{key_of(settings)[:16]}.json"
     # States are taken before pixels: a file that changes in between will not match its entry.
-    paths = [os.path.abspath(path) for path in dataset.paths]
+    paths = [str(path.absolute()) for path in dataset.paths]
     states = {path: _state(Path(path)) for path in paths}
     old = _read(file, settings)
     known = {path: entry for path, entry in old.items() if states.get(path) == entry[0]}

@@ -86,10 +86,8 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _images_in(folder: Path, name: str) -> list[str]:
-    found = []
+    found: list[Path] = []
     for parent, inner, files in os.walk(folder / name):
         inner[:] = [each for each in inner if not each.startswith(".")]
-        for file in files:
-            if not file.startswith(".") and Path(file).suffix.lower() in SUFFIXES:
-                found.append(Path(parent, file).relative_to(folder).as_posix())
-    return sorted(found)
+        found += [Path(parent, file) for file in files if not file.startswith(".")]
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in SUFFIXES)

@@ -69,7 +69,8 @@ def _from_path(path: Path, size: int) -> Images:
 def _registered(text: str, path: Path, size: int | None) -> Dataset:
     name = text.partition("(")[0].strip()
     if name not in dataset.entries and (path.suffix.lower() == ".csv" or text.startswith((".", "~", "/", os.sep))):
-        near = get_close_matches(path.name, os.listdir(path.parent), n=1) if path.parent.is_dir() else []
+        beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, beside, n=1)
         guess = f" Did you mean '{path.parent / near[0]}'?" if near else ""
         raise BadImageError(f"no dataset at '{text}': no such folder or file.{guess}")
     if name in dataset.entries:
