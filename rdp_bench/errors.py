@@ -20,7 +20,7 @@ class StorageError(RdpBenchError):
     """The cache or the output folder cannot be written: nothing more could be kept, so a run stops."""
 
 
-class BadModelError(RdpBenchError):
+class BadModelError(UsageError):
     """Weights that are missing, refused, or do not fit their architecture."""
 
 

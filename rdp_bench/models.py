@@ -177,8 +177,6 @@ def _local(label: str, models_dir: Path | None) -> Path | None:
     """The weight file for `label` in the user's folder; labels never reach outside it."""
     if models_dir is None:
         return None
-    if not models_dir.is_dir():
-        raise UsageError(f"--models-dir {models_dir}: no such folder")
     stem = label.removeprefix("timm:")
     wanted = {f"{stem}{suffix}" for suffix in (".safetensors", ".pth", ".pt")}
     found = [path for path in sorted(models_dir.iterdir()) if path.name in wanted]

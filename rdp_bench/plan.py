@@ -140,12 +140,12 @@ class Plan:
         return jobs
 
     def clean_check(self) -> list[JudgeJob]:
-        """Jobs that measure the clean accuracy of every model of the grid, sources included."""
+        """Jobs that measure the clean accuracy of every model of the grid, sources included; one a model."""
         self.defenses.setdefault("none", registry.defense.resolve("none"))
         pure = self.pure_record(None, "none")
         models = {m.name: m for source in self.sources.values() for m in source.members} | self.targets
-        evals = tuple((name, self.eval_record(pure, model)) for name, model in models.items())
-        return [JudgeJob(key_of(pure), pure, "none", evals, None, "clean images")]
+        evals = [(name, self.eval_record(pure, model)) for name, model in models.items()]
+        return [JudgeJob(key_of(pure), pure, "none", (one,), None, "clean images") for one in evals]
 
     def _judges(self, set_key: str | None, name: str, attack: str, source: str, eps: float) -> list[Job]:
         jobs: list[Job] = []
@@ -183,6 +183,8 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
         UsageError, BadModelError, BadImageError: something named is not there or not as it should be.
     """
     axes = grid.axes
+    if models_dir is not None and not models_dir.is_dir():
+        raise UsageError(f"--models-dir {models_dir}: no such folder")
     attacks = {label: registry.attack.resolve(label) for label in axes.attacks}
     defenses = {label: registry.defense.resolve(label) for label in axes.defenses}
     sources = {label: find_source(label, axes.ensembles, models_dir) for label in axes.sources if axes.attacks}

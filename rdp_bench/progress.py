@@ -1,13 +1,22 @@
 """Progress of a run on stderr: what is being done, how much is left, when it ends."""
 
+import logging
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from rdp_bench.executor import CraftJob, Job
 from rdp_bench.plan import Plan
 from rdp_bench.specs import show
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.protocols import Classifier
+
+log = logging.getLogger(__name__)
 
 TYPICAL = {"gradient": 0.04, "forward": 0.015, "purify": 0.02}
 """Seconds an image before anything has been measured; only their proportions matter for the bar."""
@@ -57,37 +66,39 @@ def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
     x = to_float(worker.clean(0, count), plan.device)
     y = torch.tensor(list(plan.dataset.labels[:count]), device=plan.device)
 
-    def clock(work: Any) -> float:
-        work()
-        begin = time.perf_counter()
-        work()
-        if plan.device != "cpu":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - begin) / count
+    def clock(times: dict[str, float], name: str, prepare: Callable[[], Callable[[], object]]) -> None:
+        """Time what `prepare` returns, once; what cannot be done will say so when its turn comes."""
+        if name in times:
+            return
+        try:
+            work = prepare()
+            work()
+            begin = time.perf_counter()
+            work()
+            if plan.device != "cpu":
+                torch.cuda.synchronize()
+            times[name] = (time.perf_counter() - begin) / count
+        except Exception as error:  # an entry may raise anything
+            log.info("%s cannot be timed: %s", name, error)
 
-    def gradient(model: Any) -> None:
+    def gradient(model: Classifier) -> Tensor:
         leaf = x.detach().requires_grad_()
-        torch.autograd.grad(cross_entropy(model(leaf), y, reduction="sum"), leaf)
+        return torch.autograd.grad(cross_entropy(model(leaf), y, reduction="sum"), leaf)[0]
 
-    def forward(model: Any) -> None:
+    def forward(model: Classifier) -> Tensor:
         with torch.no_grad():
-            model(x)
+            return model(x)
 
     for job in jobs:
         if isinstance(job, CraftJob):
             for member in plan.sources[job.source].members:
-                if member.name not in costs.gradient:
-                    model = member.load(plan.device)
-                    costs.gradient[member.name] = clock(lambda model=model: gradient(model))
-        else:
-            if job.defense not in costs.purify:
-                defense = plan.defenses[job.defense].value
-                draws = Draws([str(i) for i in range(count)], plan.device)
-                costs.purify[job.defense] = clock(lambda defense=defense, draws=draws: defense.purify(x, draws))
-            for label, _ in job.evals:
-                if label not in costs.forward and label in plan.targets:
-                    model = plan.targets[label].load(plan.device)
-                    costs.forward[label] = clock(lambda model=model: forward(model))
+                clock(costs.gradient, member.name, lambda m=member: partial(gradient, m.load(plan.device)))  # type: ignore[misc]
+            continue
+        defense = plan.defenses[job.defense].value
+        draws = Draws([str(i) for i in range(count)], plan.device)
+        clock(costs.purify, job.defense, lambda d=defense, w=draws: partial(d.purify, x, w))  # type: ignore[misc]
+        for label, _ in job.evals:
+            clock(costs.forward, label, lambda n=label: partial(forward, worker.model(n)))  # type: ignore[misc]
     return costs
 
 

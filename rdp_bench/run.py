@@ -11,7 +11,7 @@ from typing import Any
 
 from rdp_bench import table
 from rdp_bench.environment import describe
-from rdp_bench.errors import DamagedError
+from rdp_bench.errors import DamagedError, RdpBenchError, StorageError
 from rdp_bench.executor import Executor, Here, Job, JudgeJob
 from rdp_bench.models import Member
 from rdp_bench.plan import Plan, dataset_digest
@@ -72,13 +72,17 @@ class Run:
         """
         for job in self.plan.clean_check():
             if work and not self.plan.done(job):
-                work(job)
+                try:
+                    work(job)
+                except StorageError:
+                    raise
+                except RdpBenchError as error:
+                    log.warning("%s", error)  # the cells that need this model will fail and say so
             for label, record in job.evals:
                 try:
                     arrays = self.plan.artefact(record).read()
-                except DamagedError as error:
-                    log.warning("%s", error)
-                    continue
+                except DamagedError:
+                    continue  # nothing measured, nothing to compare
                 measured = 100 * float((arrays["predicted"] == arrays["label"]).mean())
                 self.record["models"][label]["measured_accuracy"] = measured
                 card = self._models()[label].card

@@ -6,6 +6,7 @@
 import csv
 import io
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,12 +98,12 @@ def printed(run: Record, place: Place, metric: str) -> float | None:
 def pretty(name: str) -> str:
     """A registry name as the paper writes it; its parameters, and other names, as they are.
 
-    >>> pretty("mi-fgsm"), pretty("jpeg(quality=95)"), pretty("effnet-lite2")
-    ('MI-FGSM', 'JPEG(quality=95)', 'effnet-lite2')
+    >>> pretty("mi-fgsm"), pretty("fd(inner=25,outer=30)"), pretty("effnet-lite2")
+    ('MI-FGSM', 'FD(inner=25, outer=30)', 'effnet-lite2')
     """
     names: dict[str, str] = paper()["names"]
     stem, bracket, rest = name.partition("(")
-    return names.get(stem, stem) + bracket + rest
+    return names.get(stem, stem) + bracket + re.sub(r",\s*", ", ", rest)
 
 
 # --- results.csv -----------------------------------------------------------------------------------------
@@ -131,8 +132,11 @@ def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label:
         "grid": run["grid"],
         "dataset": run["dataset"]["name"],
         "n": run["dataset"]["n"],
-        **place._asdict(),
+        "source": place.source,
+        "attack": place.attack,
         "eps": show(place.eps),
+        "defense": place.defense,
+        "target": place.target,
         "metric": metric,
         "value": value,
         "ci_low": low,

@@ -19,8 +19,9 @@ from rdp_bench.executor import CraftJob, Job, JudgeJob
 from rdp_bench.keys import canonical, hash_many
 from rdp_bench.models import LoadedSource
 from rdp_bench.plan import Plan
-from rdp_bench.protocols import Defense
+from rdp_bench.protocols import Classifier, Defense
 from rdp_bench.specs import show
+from rdp_bench.store import Artefact
 
 R = TypeVar("R")
 
@@ -118,7 +119,14 @@ class Worker:
     def _judge(self, job: JudgeJob) -> None:
         plan = self.plan
         defense = plan.defenses[job.defense].value
-        open_ = {label: plan.artefact(record) for label, record in job.evals}
+        open_: dict[str, Artefact] = {}
+        problems = []
+        for label, record in job.evals:
+            try:
+                self.model(label)
+                open_[label] = plan.artefact(record)
+            except RdpBenchError as error:
+                problems.append(str(error))  # one bad target must not cost the others their numbers
         missing = {label: artefact.missing(self.size) for label, artefact in open_.items()}
         ranges = sorted({r for label_ranges in missing.values() for r in label_ranges})
         seed = hash_many([canonical({k: job.record[k] for k in ("defense", "seed", "set")})])
@@ -135,14 +143,14 @@ class Worker:
                     open_[label].write(a, b, arrays)
                 if self.report:
                     self.report(job, b - a)
+        if problems:
+            raise RdpBenchError("; ".join(problems))
 
     @torch.no_grad()
     def _predict(
         self, job: JudgeJob, defense: Defense, x: Tensor, draws: Draws, wanted: list[str], low: int, high: int
     ) -> dict[str, dict[str, NDArray[np.generic]]]:
-        plan = self.plan
-        models = {label: plan.targets.get(label) or _source_member(plan, label) for label in wanted}
-        loaded = {label: model.load(plan.device) for label, model in models.items()}
+        loaded = {label: self.model(label) for label in wanted}
         sums: dict[str, Tensor] = {}
         spent = dict.fromkeys(wanted, 0.0)
         shared = 0.0
@@ -154,7 +162,6 @@ class Worker:
                 self._keep_sample(job, pure)
             for label, model in loaded.items():
                 begin = time.perf_counter()
-                _check_labels(plan, label, model.classes)
                 logits = model(pure, pure.shape[-1] / x.shape[-1])
                 # One pass keeps its logits; several average their softmax outputs (Xie et al. 2018).
                 part = logits if defense.passes == 1 else logits.softmax(1) / defense.passes
@@ -173,6 +180,13 @@ class Worker:
                 "seconds": np.full(len(x), seconds, np.float32),
             }
         return out
+
+    def model(self, label: str) -> Classifier:
+        """The classifier of a target (or, to measure it, of a source's member), loaded and checked."""
+        members = {m.name: m for source in self.plan.sources.values() for m in source.members} | self.plan.targets
+        model = members[label].load(self.plan.device)
+        _check_labels(self.plan, label, model.classes)
+        return model
 
     def _keep_sample(self, job: JudgeJob, pure: Tensor) -> None:
         artefact = self.plan.artefact(self.plan.sample_record(job.key))
@@ -255,10 +269,6 @@ def _check_labels(plan: Plan, name: str, classes: int) -> None:
     worst = max(plan.dataset.labels)
     if worst >= classes:
         raise RdpBenchError(f"label {worst} of data set {plan.dataset.name} is beyond the {classes} classes of {name}")
-
-
-def _source_member(plan: Plan, label: str):  # type: ignore[no-untyped-def]
-    return next(m for source in plan.sources.values() for m in source.members if m.name == label)
 
 
 def _out_of_memory(error: Exception) -> bool:

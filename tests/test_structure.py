@@ -28,10 +28,10 @@ MAY = {
         "data.*", "errors", "executor", "grid", "keys", "models", "protocols", "registry", "specs", "store",
     },
     "work": {
-        "data.*", "draws", "errors", "executor", "keys", "models", "plan", "protocols", "specs",
+        "data.*", "draws", "errors", "executor", "keys", "models", "plan", "protocols", "specs", "store",
     },
     "environment": {"errors"},
-    "progress": {"data.*", "draws", "executor", "plan", "specs", "work"},
+    "progress": {"draws", "executor", "plan", "protocols", "specs", "work"},
     "stats": {"errors"},
     "table": {"errors", "keys", "specs", "stats", "store"},
     "run": {"environment", "errors", "executor", "models", "plan", "specs", "store", "table"},
