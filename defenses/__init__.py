@@ -1,0 +1,1 @@
+"""One defense a file: a frozen dataclass under `@defense`. Files that start with `_` hold shared arithmetic."""

@@ -1,0 +1,27 @@
+"""No defense: the row every table needs beside the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rdp_bench.protocols import Purifier
+from rdp_bench.registry import defense
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.draws import Draws
+
+
+@defense("none", source="-")
+@dataclass(frozen=True)
+class Undefended(Purifier):
+    """Leaves every image as it is: the classifier undefended."""
+
+    differentiable = True
+    backward = "exact"
+
+    def purify(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
+        """`x` itself."""
+        return x

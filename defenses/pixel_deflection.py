@@ -1,0 +1,83 @@
+"""Pixel deflection: Prakash et al., "Deflecting Adversarial Attacks with Pixel Deflection", CVPR 2018."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rdp_bench.protocols import Purifier
+from rdp_bench.registry import defense
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.draws import Draws
+
+
+@defense("pixel-deflection", source="Prakash et al. 2018; iamaaditya/pixel-deflection")
+@dataclass(frozen=True)
+class PixelDeflection(Purifier):
+    """Copies 200 values from random neighbours, then shrinks wavelets, sigma .04.
+
+    The paper spares places where a class activation map is high. A defense here sees no classifier, so all
+    places are alike (with a map, places differ but the count does not: what is spared is drawn anew).
+    """
+
+    random = True
+
+    deflections: int = 200  # as in methods.py, a value of one colour counts, in rounds of R, G, B
+    window: int = 10  # the farthest row and column a value comes from
+    sigma: float = 0.04  # of the wavelet step; 0: no wavelet step
+
+    def __post_init__(self) -> None:
+        """Refuse negative numbers and a window without neighbours."""
+        if self.deflections < 0:
+            raise ValueError(f"deflections is at least 0, found {self.deflections}")
+        if self.window < 1:
+            raise ValueError(f"window is at least 1, found {self.window}")
+        if self.sigma < 0:
+            raise ValueError(f"sigma is at least 0, found {self.sigma}")
+
+    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+        """The deflected and denoised images, of the shape of `x` `[n, 3, h, w]`."""
+        import torch
+
+        from rdp_bench.defenses._wavelet import denoise
+
+        out = x.detach().clone()
+        for image, pairs in zip(out, self.copies(x, draws), strict=True):
+            if pairs:
+                places = torch.tensor(list(pairs.items()), device=x.device).T
+                flat = image.view(-1)
+                flat[places[0]] = flat[places[1]]
+        return torch.stack([denoise(image, self.sigma) for image in out]) if self.sigma else out
+
+    def copies(self, x: Tensor, draws: Draws) -> list[dict[int, int]]:
+        """For each image, which flat place takes the value of which other place of `x`.
+
+        Deflections follow one another, and a later one may copy what an earlier one wrote: that chain is
+        followed here, so that all values can be moved at once.
+        """
+        import torch
+
+        channels, height, width = x.shape[1:]
+        rounds = -(-self.deflections // channels)
+        unit = draws.uniform(rounds, channels, 4).double().cpu()
+        row, column = (unit[..., 0] * height).long(), (unit[..., 1] * width).long()
+
+        def other(own: Tensor, size: int, chance: Tensor) -> Tensor:
+            """Uniform in the window and in the image: what is left of drawing until it is inside."""
+            # The code asks for > 0 where >= 0 was meant: the first row and column are never copied.
+            low, high = (own - self.window).clamp(min=1), (own + self.window).clamp(max=size - 1)
+            return (low + (chance * (high - low + 1)).long()).clamp(max=high)
+
+        source_row, source_column = other(row, height, unit[..., 2]), other(column, width, unit[..., 3])
+        base = torch.arange(channels) * height * width
+        to, source = base + row * width + column, base + source_row * width + source_column
+        result: list[dict[int, int]] = []
+        for targets, sources in zip(to.flatten(1).tolist(), source.flatten(1).tolist(), strict=True):
+            moved: dict[int, int] = {}
+            for target, origin in zip(targets, sources, strict=True):
+                moved[target] = moved.get(origin, origin)
+            result.append(moved)
+        return result

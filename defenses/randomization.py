@@ -1,0 +1,72 @@
+"""Random resizing and padding: Xie et al., "Mitigating Adversarial Effects Through Randomization", ICLR 2018."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rdp_bench.protocols import Defense, Purifier
+from rdp_bench.registry import defense
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.draws import Draws
+
+
+@defense("r&p", source="Xie et al. 2018; cihangxie/NIPS2017_adv_challenge_defense")
+@dataclass(frozen=True)
+class Randomization(Purifier):
+    """Resizes to 310-330 pixels, pads grey to 331 at a random place, mirrors half the time.
+
+    The sizes are for images of 299 pixels and scale with others. Every image draws its own pattern (the
+    authors' code shares one in a batch, so that a result depended on its neighbours). `patterns` above 1
+    has the classifier look that often and averages its softmax.
+    """
+
+    random = True
+    differentiable = True
+    backward = "exact"
+    scale = 331 / 299
+
+    patterns: int = 1  # the paper's; 30 in the NIPS-2017 submission
+
+    def __post_init__(self) -> None:
+        """Refuse no look at all."""
+        if self.patterns < 1:
+            raise ValueError(f"patterns is at least 1, found {self.patterns}")
+
+    @property
+    def passes(self) -> int:
+        """Patterns the classifier sees."""
+        return self.patterns
+
+    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+        """One pattern: `[n, c, s, s]` to `[n, c, t, t]` with t = round(331/299 s)."""
+        import torch
+
+        channels, source = x.shape[1], x.shape[3]
+        least, size = round(310 / 299 * source), round(331 / 299 * source)
+        edge = draws.integers(least, max(least + 1, size))  # 310..330 at 299
+        top, left = draws.integers(0, size - edge + 1), draws.integers(0, size - edge + 1)
+        mirror = draws.integers(0, 2) == 1
+
+        # For each row and column of the output: the pixel it shows, and whether that is in the image.
+        # Ratios in float32, as TensorFlow and PyTorch have them: that decides where a product is whole.
+        ratio = (torch.full((), float(source)) / edge)[:, None]
+        place = torch.arange(size)
+        row = place - top[:, None]
+        column = torch.where(mirror[:, None], place.flip(0), place) - left[:, None]
+        rows, columns = ((k * ratio).floor().long().clamp_(0, source - 1).to(x.device) for k in (row, column))
+        rows_in, columns_in = (((k >= 0) & (k < edge[:, None])).to(x.device) for k in (row, column))
+
+        tall = x.gather(2, rows[:, None, :, None].expand(-1, channels, -1, source))
+        image = tall.gather(3, columns[:, None, None].expand(-1, channels, size, -1))
+        # Grey: 0 in the authors' [-1, 1].
+        return image.where((rows_in[:, :, None] & columns_in[:, None])[:, None], 0.5)
+
+
+@defense("r&p-30", source="Xie et al. 2018; cihangxie/NIPS2017_adv_challenge_defense")
+def randomization_30() -> Defense:
+    """R&P as submitted to NIPS 2017: 30 patterns an image, softmax outputs averaged."""
+    return Randomization(patterns=30)

@@ -1,0 +1,48 @@
+"""Total-variation minimisation: Guo et al., "Countering Adversarial Images ...", ICLR 2018."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rdp_bench.protocols import Purifier
+from rdp_bench.registry import defense
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.draws import Draws
+
+
+@defense("tvm", source="Guo et al. 2018; facebookarchive/adversarial_image_defenses")
+@dataclass(frozen=True)
+class TotalVariationMinimisation(Purifier):
+    """Drops half of all values at random and paints them in with the least total variation.
+
+    Minimises TV(u) + 1 / (2 weight) |M (u - x)|^2 for each colour on its own. The authors' split Bregman
+    stops some 12 % above the minimum (and its fixed point stays 2 % above, for a smoothed shrinkage); 20
+    steps of the method here end about .5 % above. Their border arithmetic, which darkens a frame of
+    dropped pixels, is not reproduced; the result is clipped to [0, 1].
+    """
+
+    random = True
+
+    keep: float = 0.5  # constants.py: probability that a value (not a pixel) is kept
+    weight: float = 0.03  # constants.py; its solver's mu is 1 / weight
+    steps: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse what leaves nothing to solve."""
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep is a probability above 0, found {self.keep}")
+        if self.weight <= 0:
+            raise ValueError(f"weight is above 0, found {self.weight}")
+        if self.steps < 1:
+            raise ValueError(f"steps is at least 1, found {self.steps}")
+
+    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+        """The painted images, of the shape of `x` `[n, 3, h, w]`."""
+        from rdp_bench.defenses._tv import inpaint
+
+        kept = (draws.uniform(*x.shape[1:]) < self.keep).to(x)
+        return inpaint(x.detach(), kept, 1 / self.weight, self.steps).clamp_(0, 1)
