@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import pickle
+import warnings
 from collections import OrderedDict
 from dataclasses import asdict
 from functools import lru_cache
@@ -225,16 +226,15 @@ def read_weights(path: Path) -> "OrderedDict[str, Tensor]":
 
             found: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a refusal is reported below, in our words
+                found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader has its own kinds; all mean the same
+        why = "holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "damaged, or no weight file"
         raise BadModelError(
-            f"{path}: refused or damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
-            "Only plain tensors are read: .safetensors, or .pth that loads with weights_only"
+            f"{path.name}: refused ({why}). Only plain tensors are read: .safetensors, or .pth that torch loads "
+            "with weights_only"
         ) from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise BadModelError(f"{path}: not a safetensors file, or damaged ({error})") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]

@@ -1,5 +1,7 @@
 """Progress of a run on stderr: what is being done, how much is left, when it ends."""
 
+from __future__ import annotations
+
 import logging
 import sys
 import time
