@@ -47,9 +47,11 @@ def _section(folder: Path, run: "Run", store: "Store") -> "Section":
     attacked = [table for table in tables if table.metric == "error" and table.done]
     inline = []
     if attacked:
+        printed = any(entry.paper is not None for table in attacked for entry in table.entries)
+        dots = "Error with 95 % intervals. Dashed: no defense." + " Diamonds: the paper's number." * printed
         for name, caption, draw in (
             ("heat", "Error of every cell, in percent; darker is worse.", figures.heat_map),
-            ("dots", "Error with 95 % intervals. Dashed: no defense. Diamonds: the paper's number.", figures.dot_plot),
+            ("dots", dots, figures.dot_plot),
         ):
             saved = draw(attacked)
             for kind, content in saved.items():

@@ -109,7 +109,7 @@ def slug(*parts: str) -> str:
     """
     text = "-".join(parts)
     safe = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
-    if safe == text and len(safe) <= 80:
+    if text and safe == text and len(safe) <= 80:
         return safe
     return f"{safe[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
 
@@ -166,12 +166,12 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
     return Exhibit(
         slug(run.grid, *(f"eps{show(value)}" if name == "eps" else str(value) for name, value in here.items())),
         f"Error under attack: {where}",
-        f"Error in percent of all {_images(run)}, lower is better. {where[0].upper()}{where[1:]}.",
+        f"Error in percent of all {_images(run)}, lower is better; {where}.",
         "error",
         [pretty(value) if across == "target" else _heading(across, value) for value in axis]
         + ([AVERAGE] if average else []),
         groups,
-        _notes(run, groups),
+        _notes(run, run.grid, groups),
     )
 
 
@@ -193,7 +193,7 @@ def clean_table(run: Run) -> Exhibit | None:
         "accuracy",
         [pretty(target) for target in targets],
         groups,
-        _notes(run, groups),
+        _notes(run, "table2", groups),
     )
 
 
@@ -266,11 +266,11 @@ def _number(text: str) -> float | None:
     return float(text) if text else None
 
 
-def _notes(run: Run, groups: Iterable[Group]) -> list[str]:
+def _notes(run: Run, printed_in: str, groups: Iterable[Group]) -> list[str]:
     """What a reader of this table must know and cannot see in it."""
     if not any(entry.paper is not None for group in groups for line in group.lines for entry in line.entries):
         return []
-    table = paper()["tables"].get(run.grid, {})
+    table = paper()["tables"].get(printed_in, {})
     notes = [f"Printed numbers: {paper()['authors']}, “{paper()['title']}”.", *table.get("notes", [])]
     n = int(run.record["dataset"]["n"])
     if table.get("n", n) != n:

@@ -84,8 +84,8 @@ def dot_plot(tables: list[Exhibit]) -> Saved:
     named = len({tuple(line.defense for line in group.lines) for _, group in panels}) > 1  # each has rows of its own
     wide, tall = 1.75, _LINE * max(len(group.lines) for _, group in panels)
     above, below = (0.5 if len(tables) > 1 else 0.32), 0.45
-    step = wide + (left if named else 0.15)
-    width, height = left + step * across, (above + tall + below) * down
+    step = wide + (left if named else 0.25)
+    width, height = left + step * across + 0.1, (above + tall + below) * down
     with mpl.rc_context(_STYLE):
         figure = Figure((width, height))
         for i, (table, group) in enumerate(panels):
@@ -98,10 +98,10 @@ def dot_plot(tables: list[Exhibit]) -> Saved:
 
 
 def inline(svg: bytes) -> str:
-    """An SVG for inside a page: no prolog, metadata or ids but those it uses, and the page's own ink."""
+    """An SVG for inside a page: no prolog, metadata, comments, or ids but those it uses, and the page's own ink."""
     text = svg.decode()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
@@ -112,6 +112,8 @@ def inline(svg: bytes) -> str:
         text,
         count=1,
     )
+    # What is white on paper is the page itself; the separators of the heat map have its colour.
+    text = text.replace("fill: #ffffff", "fill: none").replace("stroke: #ffffff", "stroke: var(--page)")
     return text.replace(INK, "currentColor")
 
 
@@ -166,7 +168,7 @@ def _dots(ax: "Axes", table: Exhibit, group: Group, named: bool) -> None:
     ax.set_yticks(range(len(entries)) if named else [], [_short(line.name) for line in group.lines] if named else [])
     ax.set_ylim(len(entries) - 0.5, -0.5)
     ax.set_xlim(0, 100)
-    ax.set_xticks([0, 25, 50, 75, 100])
+    ax.set_xticks([0, 50, 100])
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_xlabel("average error, %" if table.average else f"{_short(table.columns[-1])}: error, %")

@@ -18,7 +18,8 @@ _PROFILES = {
     "embedded": "It ran the embedded profile, a small stand-in: models and photos that install with the package, "
     "far from the paper's networks and its 1000 images. Its numbers show that everything works and how the "
     "methods compare here; they neither confirm nor contradict the paper's.",
-    "paper": "It ran the paper's setting: the networks, attacks and data set that its tables name.",
+    "paper": "It ran the paper profile, as near to the paper's setting as public weights allow. A printed number "
+    "stands only beside the very cell it was printed for.",
     "custom": "It ran a setting of its own, neither the embedded stand-in nor the paper's.",
 }
 
@@ -44,6 +45,7 @@ def page(sections: Sequence[Section]) -> str:
     )  # fmt: skip
     environment.filters |= {
         "pretty": pretty, "one": _one, "signed": _signed, "p": _p, "flat": flat, "plain": _plain, "minutes": _minutes,
+        "tight": _tight,
     }  # fmt: skip
     return environment.get_template("report.html.j2").render(
         views=[_view(section) for section in sections],
@@ -92,7 +94,7 @@ def reading(run: Run, tables: Sequence[Exhibit]) -> list[str]:
             "Averages stand only where every attack of a row is done."
         )
     for table in tables:
-        sentences += [f"{table.title}: {said}" for said in _findings(table)]
+        sentences += _findings(table)
     return sentences
 
 
@@ -107,7 +109,7 @@ def _findings(table: Exhibit) -> list[str]:
         return []
     tied = sum(entry.verdict.tied for entry in entries.values())
     where = "on average over the attacks" if column == AVERAGE else f"under {column}"
-    text = f"crafted on {group.name}, {where}, "
+    text = f"{table.title}: crafted on {group.name}, {where}, "
     if UNDEFENDED in entries:
         text += f"the undefended target errs on {_one(entries[UNDEFENDED].value)} %; "
     text += f"{' and '.join(map(pretty, best))} {'has' if len(best) == 1 else 'have'} the lowest error, "
@@ -125,7 +127,9 @@ def accounts(run: Run) -> list[tuple[str, list[tuple[str, str, dict[str, str]]]]
     for kind in ("attacks", "defenses", "sources", "models"):
         things = []
         for label, card in (run.record.get(kind) or {}).items():
-            facts = flat({name: value for name, value in card.items() if name != "summary"})
+            facts = flat({name: value for name, value in card.items() if name not in ("summary", "resolved")})
+            # An attack's parameters are resolved per eps.
+            facts |= flat(card.get("resolved") or {}, "ε " if kind == "attacks" else "")
             things.append((label, str(card.get("summary", "")), facts))
         if things:
             kinds.append((kind.capitalize(), things))
@@ -135,8 +139,8 @@ def accounts(run: Run) -> list[tuple[str, list[tuple[str, str, dict[str, str]]]]
 def flat(record: dict[str, Any], path: str = "") -> dict[str, str]:
     """A nested record as dotted names.
 
-    >>> flat({"resolved": {"16": {"steps": 10, "decay": 1.0}}})
-    {'resolved.16.steps': '10', 'resolved.16.decay': '1'}
+    >>> flat({"16": {"steps": 10, "decay": 1.0}})
+    {'16.steps': '10', '16.decay': '1'}
     """
     lines: dict[str, str] = {}
     for name, value in record.items():
@@ -167,6 +171,11 @@ def _one(value: float | str | None) -> str:
 
 def _signed(value: float) -> str:
     return "±0.0" if abs(value) < 0.05 else f"{value:+.1f}".replace("-", "−")
+
+
+def _tight(text: str) -> str:
+    """No line break inside "ε = 16" and "47.0 %"."""
+    return text.replace("ε = ", "ε\u00a0=\u00a0").replace(" %", "\u00a0%")
 
 
 def _p(value: float) -> str:
