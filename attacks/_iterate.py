@@ -43,7 +43,7 @@ def iterate(attack: GradientSign, source: Source, x: Tensor, y: Tensor, eps: flo
             grad = smooth(grad, attack.kernel)
         if mu > 0:
             grad = velocity = normalise(grad).add_(velocity, alpha=mu)
-        adv = torch.clamp(adv.add(grad.sign_() if mu == 0 else grad.sign(), alpha=sign * alpha), low, high)
+        adv = torch.clamp(adv.add(grad.sign(), alpha=sign * alpha), low, high)
     return adv
 
 
@@ -68,7 +68,8 @@ def _gradient(
                 raise UsageError(f"source '{source.name}' has no auxiliary head; leave out aux_weight")
             loss = loss + attack.aux_weight * cross_entropy(_mean(heads), labels, reduction="sum")
         (grad,) = torch.autograd.grad(loss, leaf)
-        total = grad if total is None else total.add_(grad)
+        # Not in place: the gradient of a mean or sum is one number seen many times.
+        total = grad if total is None else total + grad
     assert total is not None
     assert labels is not None
     return total, labels

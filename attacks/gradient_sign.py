@@ -14,6 +14,7 @@ eps and alpha and turns their padding value 0 and their scaling towards 0 into m
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rdp_bench.errors import UsageError
@@ -63,6 +64,7 @@ class GradientSign:
 
     def __post_init__(self) -> None:
         rules = {
+            "numbers are finite": all(isfinite(v) for v in vars(self).values() if isinstance(v, float)),
             "steps is above 0, or auto": self.steps is None or self.steps > 0,
             "alpha is above 0": self.alpha is None or self.alpha > 0,
             "step_ratio is above 0": self.step_ratio > 0,
@@ -152,6 +154,8 @@ def compose(text: str) -> GradientSign:
         for name, _ in given:
             if name not in names:
                 raise unknown(f"argument of {spec.name}", name, names)
+        if len(dict(given)) < len(given):
+            raise UsageError(f"attack '{text}': an argument of {spec.name} stands there twice")
         changes |= preset | dict(given)
     everything = {field.name for field in fields(GradientSign)}
     spec = Spec(text, tuple(sorted((k, v) for k, v in changes.items() if k in everything)))

@@ -50,11 +50,12 @@ class TorchAttack:
         if "eps" in _parameters(kind):
             params["eps"] = eps
         method = kind(Network().eval(), **params)
+        seeds = draws.fork("torchattacks").integers(0, 2**53).tolist()
         outs = []
         for i in range(len(x)):
             # One image at a time: the library draws from the global stream, in batch order.
             with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-                torch.manual_seed(int(draws.fork("torchattacks").seeds[i].encode().hex()[-15:], 16))
+                torch.manual_seed(seeds[i])
                 outs.append(method(x[i : i + 1], y[i : i + 1]).detach())
         adv = torch.cat(outs)
         return adv.clamp(x - eps, x + eps).clamp(0, 1)
@@ -97,6 +98,8 @@ def adapt(text: str) -> TorchAttack:
     """`torchattacks:NAME(key=value)` -> the adapter; unknown names and parameters are refused."""
     spec = parse_spec(re.sub(r"^torchattacks:", "", text))
     known = _parameters(_class(spec.name))
+    if spec.positional:
+        raise UsageError(f"attack '{text}': parameters are written name=value")
     for key, _ in spec.params:
         if key not in known or key == "eps":
             raise unknown(f"parameter of torchattacks:{spec.name}", key, set(known) - {"eps"})
