@@ -245,7 +245,13 @@ def _record(path: Path) -> Record:
             raise UsageError(f"{path}: format {record['format']}, this version reads {FORMAT}; run the grid again")
         for cell in record["cells"]:
             Place.of(cell), cell["status"], cell["eval_key"]
-        record["grid"], record["axes"]["defenses"], record["dataset"]["name"], int(record["dataset"]["n"])
+        for name in ("axes", "environment", "models", "sources", "attacks", "defenses"):
+            record[name].items()
+        for name in ("grid", "profile", "command", "seed", "started", "seconds", "warnings"):
+            record[name]
+        for name in ("name", "size", "images"):
+            record["dataset"][name]
+        int(record["dataset"]["n"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not a run record ({error!r}); run the grid again, or move it away") from error
     return record

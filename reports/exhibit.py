@@ -100,18 +100,20 @@ class Exhibit:
 
 
 def slug(*parts: str) -> str:
-    """A file name of a-z, 0-9, dots and dashes for any text; different texts get different names.
+    """A file name and HTML id for any names; what differs in its parts differs in its name.
 
-    >>> slug("table1", "effnet-lite2")
-    'table1-effnet-lite2'
-    >>> slug("../<b>") != slug("../<i>")
-    True
+    >>> slug("table1", "effnet-lite2", "eps16")
+    'table1_effnet-lite2_eps16'
+    >>> slug("../<b>") == slug("../<i>")
+    False
     """
-    text = "-".join(parts)
-    safe = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
-    if text and safe == text and len(safe) <= 80:
-        return safe
-    return f"{safe[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
+    return "_".join(map(_safe, parts))
+
+
+def _safe(text: str) -> str:
+    """a-z, 0-9, dots and dashes; a text that is not so by itself gets its hash behind it."""
+    safe = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:48]
+    return safe if text and safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
 
 
 def exhibits(run: Run) -> list[Exhibit]:
@@ -152,7 +154,7 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
     columns = [[place(source, value, defense) for defense in defenses] for source in sources for value in axis]
     entries = _entries(run, columns)
     rows = {(source, name): [place(source, value, name) for value in axis] for source in sources for name in defenses}
-    means = _averages(run, rows) if average else {}
+    means = _averages(run, rows, entries) if average else {}
     groups = []
     for source in sources:
         lines = []
@@ -232,7 +234,9 @@ def _entries(run: Run, columns: list[list[Place]]) -> dict[Place, Entry]:
     return entries
 
 
-def _averages(run: Run, rows: dict[tuple[str, str], list[Place]]) -> dict[tuple[str, str], Entry]:
+def _averages(
+    run: Run, rows: dict[tuple[str, str], list[Place]], cells: dict[Place, Entry]
+) -> dict[tuple[str, str], Entry]:
     """The mean over the attacks by (source, defense), compared within the source; none where one is missing."""
     columns: dict[str, dict[str, Counts]] = {source: {} for source, _ in rows}
     entries: dict[tuple[str, str], Entry] = {}
@@ -241,7 +245,9 @@ def _averages(run: Run, rows: dict[tuple[str, str], list[Place]]) -> dict[tuple[
         if len(have) == len(places):
             columns[source][name] = np.sum(have, axis=0)
         else:
-            entries[source, name] = Entry("pending", f"{len(have)} of {len(places)} attacks are done")
+            states = {cells[place].status for place in places}
+            status = next(status for status in ("failed", "pending", "absent") if status in states)
+            entries[source, name] = Entry(status, f"{len(have)} of {len(places)} attacks are done")
     for (source, column), verdicts in zip(columns.items(), judge(list(columns.values())), strict=True):
         for name, errors in column.items():
             places = rows[source, name]

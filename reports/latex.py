@@ -24,6 +24,10 @@ _SPECIAL = {
 }
 
 
+_TALL = 40
+"""Rows from which a page holds the table only in smaller type."""
+
+
 def escape(text: str) -> str:
     r"""Text that pdflatex prints as it stands; what its fonts lack becomes a question mark.
 
@@ -41,8 +45,10 @@ def table(exhibit: Exhibit) -> str:
         r"% \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
+        r"\footnotesize" if sum(len(group.lines) + 1 for group in exhibit.groups) > _TALL else r"\small",
         f"\\caption{{{escape(exhibit.caption)} {escape(LEGEND)}}}",
         f"\\label{{tab:{exhibit.slug}}}",
+        r"\smallskip",
         f"\\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
         r"\toprule",
         " & ".join(["Defense", *map(escape, exhibit.columns)]) + r" \\",
