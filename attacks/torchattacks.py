@@ -81,10 +81,18 @@ def _class(name: str) -> Any:
         import torchattacks
     except ImportError as error:
         raise UsageError(f"attack 'torchattacks:{name}' needs the torchattacks package: {INSTALL}") from error
-    known = {n: k for n, k in vars(torchattacks).items() if isinstance(k, type) and hasattr(k, "forward")}
+    classes = {n: k for n, k in vars(torchattacks).items() if isinstance(k, type) and hasattr(k, "forward")}
+    known = {n: k for n, k in classes.items() if _needs(k) == ["model"]}  # MultiAttack and LGV want more
     if name not in known:
         raise unknown("torchattacks attack", name, known)
     return known[name]
+
+
+def _needs(kind: Any) -> list[str]:
+    import inspect
+
+    found = inspect.signature(kind).parameters.values()
+    return [p.name for p in found if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
 def _parameters(kind: Any) -> dict[str, Any]:
@@ -100,10 +108,16 @@ def adapt(text: str) -> TorchAttack:
     known = _parameters(_class(spec.name))
     if spec.positional:
         raise UsageError(f"attack '{text}': parameters are written name=value")
-    for key, _ in spec.params:
+    for key, value in spec.params:
         if key not in known or key == "eps":
             raise unknown(f"parameter of torchattacks:{spec.name}", key, set(known) - {"eps"})
+        if known[key] is not None and value is not None and _sort(known[key]) != _sort(value):
+            raise UsageError(f"attack '{text}', parameter '{key}': expected a value like {known[key]!r}, found {value!r}")
     return TorchAttack(spec.name, spec.params)
+
+
+def _sort(value: object) -> type:
+    return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
 
 
 attack.dialect("torchattacks", r"torchattacks:.+", "torchattacks:PGD(steps=20)", adapt)
