@@ -37,22 +37,25 @@ class FeatureDistillation(Purifier):
         import torch
         from torch.nn.functional import pad
 
-        n, channels, height, width = x.shape
-        padded = pad(x.detach() * 255, (0, -width % 8, 0, -height % 8), mode="replicate")
+        channels, height, width = x.shape[1:]
+        tall, wide = -(-height // 8), -(-width // 8)
         # Frequencies are columns; both directions at once, as one 64 x 64 matrix.
         k = torch.arange(8, dtype=torch.float64)
         cosine = torch.cos(torch.pi / 8 * (k + 0.5)[:, None] * k) / 2
         cosine[:, 0] = 8**-0.5
-        transform = torch.kron(cosine, cosine).to(x.device)
-        step = torch.full((8, 8), float(self.high), dtype=torch.float64, device=x.device)
+        step = torch.full((8, 8), float(self.high), dtype=torch.float64)
         step[:4, :4] = self.low
+        to_levels = (torch.kron(cosine, cosine) / step.flatten()).to(x.device)
+        from_levels = (torch.kron(cosine, cosine) * step.flatten()).T.to(x.device)
 
-        tall, wide = padded.shape[2] // 8, padded.shape[3] // 8
-        blocks = padded.double().view(n, channels, tall, 8, wide, 8).transpose(3, 4).reshape(-1, 64)
-        levels = blocks @ transform / step.flatten()
-        # Halves are common (a block's mean is a multiple of 1/64): 2^-20 of a step is more than rounding
-        # error, so that not the last bit decides, and halves go to the even level everywhere.
-        levels = (levels * 2**20).round_().div_(2**20).round_()
-        coded = (levels * step.flatten()) @ transform.T
-        image: Tensor = coded.view(n, channels, tall, wide, 8, 8).transpose(3, 4).reshape(padded.shape)
-        return image[..., :height, :width].to(x.dtype).div_(255).clamp_(0, 1)
+        def quantise(image: Tensor) -> Tensor:
+            padded = pad(image[None] * 255, (0, 8 * wide - width, 0, 8 * tall - height), mode="replicate")
+            blocks = padded.double().view(channels, tall, 8, wide, 8).transpose(2, 3).reshape(-1, 64)
+            levels = blocks @ to_levels
+            # Halves are common (a block's mean is a multiple of 1/64): 2^-16 of a step is more than rounding
+            # error, so that not the last bit decides, and halves go to the even level everywhere.
+            levels.mul_(2**16).round_().div_(2**16).round_()
+            coded = (levels @ from_levels).to(image.dtype).view(channels, tall, wide, 8, 8)
+            return coded.transpose(2, 3).reshape(channels, 8 * tall, 8 * wide)[:, :height, :width]
+
+        return torch.stack([quantise(image) for image in x.detach()]).div_(255).clamp_(0, 1)

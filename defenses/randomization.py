@@ -44,26 +44,20 @@ class Randomization(Purifier):
     def purify(self, x: Tensor, draws: Draws) -> Tensor:
         """One pattern: `[n, c, s, s]` to `[n, c, t, t]` with t = round(331/299 s)."""
         import torch
+        from torch.nn.functional import interpolate
 
-        channels, source = x.shape[1], x.shape[3]
-        least, size = round(310 / 299 * source), round(331 / 299 * source)
+        least, size = round(310 / 299 * x.shape[3]), round(331 / 299 * x.shape[3])
         edge = draws.integers(least, max(least + 1, size))  # 310..330 at 299
         top, left = draws.integers(0, size - edge + 1), draws.integers(0, size - edge + 1)
-        mirror = draws.integers(0, 2) == 1
+        mirror = draws.integers(0, 2)
 
-        # For each row and column of the output: the pixel it shows, and whether that is in the image.
-        # Ratios in float32, as TensorFlow and PyTorch have them: that decides where a product is whole.
-        ratio = (torch.full((), float(source)) / edge)[:, None]
-        place = torch.arange(size)
-        row = place - top[:, None]
-        column = torch.where(mirror[:, None], place.flip(0), place) - left[:, None]
-        rows, columns = ((k * ratio).floor().long().clamp_(0, source - 1).to(x.device) for k in (row, column))
-        rows_in, columns_in = (((k >= 0) & (k < edge[:, None])).to(x.device) for k in (row, column))
-
-        tall = x.gather(2, rows[:, None, :, None].expand(-1, channels, -1, source))
-        image = tall.gather(3, columns[:, None, None].expand(-1, channels, size, -1))
-        # Grey: 0 in the authors' [-1, 1].
-        return image.where((rows_in[:, :, None] & columns_in[:, None])[:, None], 0.5)
+        out = x.new_full((*x.shape[:2], size, size), 0.5)  # grey: 0 in the authors' [-1, 1]
+        for i, (e, t, k, flip) in enumerate(torch.stack([edge, top, left, mirror], 1).tolist()):
+            resized = interpolate(x[i : i + 1], size=(e, e), mode="nearest")[0]
+            if flip:  # of the padded image, so its place too
+                resized, k = resized.flip(2), size - e - k
+            out[i, :, t : t + e, k : k + e] = resized
+        return out
 
 
 @defense("r&p-30", source="Xie et al. 2018; cihangxie/NIPS2017_adv_challenge_defense")
