@@ -115,7 +115,7 @@ def fold_batch_norm(net: nn.Module, example: Tensor) -> int:
 
     def before_norm(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(module, nn.BatchNorm2d)
-        if id(args[0]) in made:
+        if id(args[0]) in made and module.affine and module.track_running_stats:
             pairs.append((made[id(args[0])][0], module))
 
     hooks = []
