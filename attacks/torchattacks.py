@@ -112,7 +112,9 @@ def adapt(text: str) -> TorchAttack:
         if key not in known or key == "eps":
             raise unknown(f"parameter of torchattacks:{spec.name}", key, set(known) - {"eps"})
         if known[key] is not None and value is not None and _sort(known[key]) != _sort(value):
-            raise UsageError(f"attack '{text}', parameter '{key}': expected a value like {known[key]!r}, found {value!r}")
+            raise UsageError(
+                f"attack '{text}', parameter '{key}': expected a value like {known[key]!r}, found {value!r}"
+            )
     return TorchAttack(spec.name, spec.params)
 
 
