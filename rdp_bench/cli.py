@@ -312,7 +312,7 @@ def report(out: Path, only: tuple[str, ...], cache: Path | None) -> None:
         raise UsageError(f"{out} holds no run; start with: rdp-bench run --grid table1 --out {out}")
     for name in only:
         if name not in known:
-            raise unknown("run", name, known)
+            raise unknown("run", name, known, f"Runs lie in {out / 'runs'}")
     from rdp_bench import reports
 
     click.echo(reports.render(out, Store(cache), list(only) or None))

@@ -92,7 +92,7 @@ def examples(run: Run, store: Store) -> Examples:
 def _sample(store: Store, cell: dict[str, Any] | None) -> "Image":
     if cell is None or cell["status"] != "done":
         raise RdpBenchError("not run yet")
-    return store.open("sample", cell.get("pure_key") or "").read()["purified"]  # type: ignore[return-value]
+    return store.open("sample", cell.get("sample_key") or "").read()["purified"]  # type: ignore[return-value]
 
 
 def _tile(name: str, sample: "Image | str", i: int, run: Run, place: Place, size: int) -> Tile:

@@ -93,7 +93,7 @@ def _cell(
         "status": status,
         "reason": reason,
         "adv_key": None if clean else "ad" * 32,
-        "pure_key": sample.key,
+        "sample_key": sample.key,
         "eval_key": evaluated.key,
         "seconds": 1.5,
     }

@@ -304,7 +304,7 @@ def test_a_missing_sample_is_a_gap_with_its_reason(tmp_path: Path) -> None:
     record = make_run(tmp_path, store, by_hand)
     for cell in record["cells"]:
         if cell["defense"] == "jpeg":
-            store.delete("sample", cell["pure_key"])
+            store.delete("sample", cell["sample_key"])
     (run,) = load(tmp_path, store)
     tiles = {tile.name: tile for tile in strip.examples(run, store).strips[0].tiles}
 

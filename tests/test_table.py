@@ -29,7 +29,7 @@ RUN: dict[str, Any] = {
 }
 CELL: dict[str, Any] = {
     "source": "inc-v3", "attack": "dim", "eps": 16, "target": "incres-v2-ens", "defense": "r&p", "status": "done",
-    "reason": "", "adv_key": "a1", "pure_key": "c3", "eval_key": "b2", "seconds": 2.0,
+    "reason": "", "adv_key": "a1", "sample_key": "c3", "eval_key": "b2", "seconds": 2.0,
 }  # fmt: skip
 LABEL = np.arange(10, dtype=np.int32)
 THREE_WRONG = np.where(LABEL < 3, 999, LABEL).astype(np.int32)
