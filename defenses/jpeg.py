@@ -48,19 +48,22 @@ def jpeg_round_trip(x: Tensor, quality: int) -> Tensor:
     import torch
     from PIL import Image
 
-    def code(image: Tensor) -> Tensor:
+    def code(image: Tensor, coded: Tensor) -> None:
         # Pillow itself weaves the three planes into pixels and back: faster than a permutation here.
         planes = (image * 255).round_().to(torch.uint8).numpy()
         file = BytesIO()
         Image.merge("RGB", [Image.fromarray(p) for p in planes]).save(file, format="JPEG", quality=quality)
-        coded = torch.empty_like(image)
         for plane, band in zip(coded, Image.open(file).split(), strict=True):
             plane.copy_(torch.from_numpy(np.array(band)))
-        return coded.div_(255)
+        coded.div_(255)
 
     images = x.detach().cpu()
-    threads = min(len(x), torch.get_num_threads())
-    if threads == 1:
-        return torch.stack([code(image) for image in images]).to(x.device)
-    with ThreadPoolExecutor(threads) as pool:  # the codec frees the interpreter lock
-        return torch.stack(list(pool.map(code, images))).to(x.device)
+    out = torch.empty_like(images)
+    threads = min(len(images), torch.get_num_threads())
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:  # the codec frees the interpreter lock
+            list(pool.map(code, images, out))
+    else:
+        for image, coded in zip(images, out, strict=True):
+            code(image, coded)
+    return out.to(x.device)
