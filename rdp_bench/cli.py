@@ -67,16 +67,21 @@ def main(verbose: bool) -> None:
 @_plugin
 def list_(kind: str, plugins_: tuple[Path, ...]) -> None:
     """List attacks, defenses, models, datasets or grids."""
-    from rdp_bench import grid, models, plugins, registry
+    from rdp_bench import plugins, registry
 
-    plugins.load(plugins_)
+    shelf = {"attacks": ("attacks",), "defenses": ("defenses",), "datasets": ("data",)}.get(kind, ())
+    plugins.load(plugins_, shelf)
     if kind == "grids":
+        from rdp_bench import grid
+
         rows = list(grid.builtin().items())
     else:
         reg: registry.Registry[Any] = registry.registries[kind.removesuffix("s")]
         rows = [(name, f"{entry.summary}  [{entry.source}]") for name, entry in reg.entries.items()]
         rows += [(dialect.example, f"any {dialect.name}") for dialect in reg.dialects]
     if kind == "models":
+        from rdp_bench import models
+
         rows = [(card.name, f"{card.summary}  [{_where(card)}]") for card in models.zoo().values()] + rows
         rows.append(("timm:<name>", "any network of timm, pretrained  [network, or a file in --models-dir]"))
     if kind == "datasets":

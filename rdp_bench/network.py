@@ -39,8 +39,27 @@ class PixelClassifier(nn.Module):
 
     def forward(self, x: Tensor, zoom: float = 1.0) -> Tensor:
         """Logits `[n, classes]` of `x` `[n, 3, h, h]` in [0, 1]; see `protocols.Classifier`."""
-        size = self.card.input_size if self.card.fixed_size else round(self.card.input_size * zoom)
-        x = resize(x, size, self.card.interpolation, self.card.crop)
+        return self._logits(resize(x, self._size(zoom), self.card.interpolation, self.card.crop))
+
+    def taken(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
+        """`forward` of `take_pixels(x, rows, columns)`, but for rounding, without ever making that image.
+
+        Taking pixels is as linear and separable as resizing is: one pair of matrices an image does both.
+        Grey is zero here, so padding is what no pixel reaches.
+        """
+        matrix = _resize_matrix(
+            rows.shape[1], self._size(zoom), self.card.interpolation, self.card.crop, torch.device(x.device)
+        )
+        down, across = (_take_matrix(matrix, index.to(x.device), x.shape[-1]) for index in (rows, columns))
+        n, c, h, w = x.shape
+        # The products over all channels at once need no copies of the matrices.
+        x = torch.bmm((x - 0.5).view(n, c * h, w), across.mT).view(n, c, h, -1)
+        return self._logits(down[:, None] @ x + 0.5)
+
+    def _size(self, zoom: float) -> int:
+        return self.card.input_size if self.card.fixed_size else round(self.card.input_size * zoom)
+
+    def _logits(self, x: Tensor) -> Tensor:
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.net(x)
         return logits[:, self.card.label_offset :]
@@ -71,6 +90,14 @@ def resize(x: Tensor, size: int, mode: str = "bicubic", crop: float = 1.0) -> Te
         return x
     matrix = _resize_matrix(old, size, mode, crop, x.device)
     return matrix @ x @ matrix.T
+
+
+def _take_matrix(matrix: Tensor, index: Tensor, size: int) -> Tensor:
+    """`matrix` `[new, old]` after taking `old` entries of `size`, for each row of `index` `[n, old]`; -1 takes none."""
+    n, new = len(index), len(matrix)
+    where = torch.where(index < 0, size, index)[:, None].expand(n, new, -1)
+    out = matrix.new_zeros(n, new, size + 1).scatter_add_(2, where, matrix.expand(n, -1, -1))
+    return out[:, :, :size]
 
 
 class _Clip6(torch.autograd.Function):

@@ -16,13 +16,13 @@ SHELVES = ("attacks", "defenses", "data")
 _loaded: set[str] = set()
 
 
-def load(files: tuple[Path, ...] = ()) -> None:
-    """Import every built-in entry, every `rdp_bench` entry point, and each plugin file once.
+def load(files: tuple[Path, ...] = (), shelves: tuple[str, ...] = SHELVES) -> None:
+    """Import every entry of the built-in `shelves`, every `rdp_bench` entry point, and each plugin file once.
 
     Raises:
         UsageError: a plugin cannot be imported; the message names it and the reason.
     """
-    for shelf in SHELVES:
+    for shelf in shelves:
         package = importlib.import_module(f"rdp_bench.{shelf}")
         for module in pkgutil.iter_modules(package.__path__):
             if not module.name.startswith("_"):

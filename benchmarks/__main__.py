@@ -1,0 +1,15 @@
+"""Every benchmark in turn, as one table: `python -m benchmarks`. Wants a machine with nothing else to do."""
+
+from benchmarks import attacks, defenses, system
+
+
+def main() -> None:
+    """Print each part as it is measured."""
+    for name, part in (("Attack engine", attacks.rows), ("Defenses", defenses.rows), ("Store and commands", system.rows)):
+        print(f"\n{name}")
+        for row in part():
+            print(f"  {row.name:<66} {row.value:9.2f} {row.note}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
