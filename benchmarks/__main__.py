@@ -5,7 +5,8 @@ from benchmarks import attacks, defenses, system
 
 def main() -> None:
     """Print each part as it is measured."""
-    for name, part in (("Attack engine", attacks.rows), ("Defenses", defenses.rows), ("Store and commands", system.rows)):
+    parts = {"Attack engine": attacks.rows, "Defenses": defenses.rows, "Store and commands": system.rows}
+    for name, part in parts.items():
         print(f"\n{name}")
         for row in part():
             print(f"  {row.name:<66} {row.value:9.2f} {row.note}", flush=True)

@@ -190,15 +190,18 @@ def run(**options: Any) -> None:
 
 
 def _work(running: "Run", jobs: list[Any], batch: int | None, progress: bool | None) -> None:
-    click.echo("loading torch and the networks ...", err=True)
-    from rdp_bench.progress import Bar, measure
-    from rdp_bench.work import Worker
+    from rdp_bench.progress import Bar, Costs, measure
 
-    worker = Worker(running.plan, batch)
-    running.check_accuracy(worker)
-    bar = Bar(jobs, measure(running.plan, jobs), show_bar=progress)
-    worker.report = bar
+    bar = Bar(jobs, Costs(running.plan), show_bar=progress)
     try:
+        bar.say("loading torch and the networks, measuring clean accuracy")
+        from rdp_bench.work import Worker
+
+        worker = Worker(running.plan, batch)
+        running.check_accuracy(worker)
+        bar.say("timing each part on two images")
+        bar.use(measure(running.plan, jobs))
+        worker.report = bar
         running.execute(jobs, worker)
     finally:
         bar.close()

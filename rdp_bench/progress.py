@@ -110,23 +110,38 @@ class Bar:
     def __init__(self, jobs: Sequence[Job], costs: Costs, *, show_bar: bool | None = None) -> None:
         from tqdm import tqdm
 
-        self.costs = {job.key: costs.each(job) for job in jobs}
-        total = sum(costs.of(job) for job in jobs)
+        self.jobs = jobs
+        self.began = time.perf_counter()
         off = not sys.stderr.isatty() if show_bar is None else not show_bar
-        self.bar = tqdm(
-            total=total,
-            disable=off,
-            file=sys.stderr,
-            smoothing=0.05,
-            dynamic_ncols=True,
-            bar_format="{percentage:3.0f}% |{bar:24}| {elapsed} gone, {remaining} left  {desc}",
-        )
+        line = "{percentage:3.0f}% |{bar:24}| {desc}"
+        self.bar = tqdm(total=0.0, disable=off, file=sys.stderr, dynamic_ncols=True, bar_format=line)
+        self.use(costs)
+
+    def use(self, costs: Costs) -> None:
+        """Start counting with these estimates."""
+        self.costs = {job.key: costs.each(job) for job in self.jobs}
+        self.total = sum(costs.of(job) for job in self.jobs)
+        self.done, self.since = 0.0, time.perf_counter()
+        self.bar.reset(self.total)
 
     def __call__(self, job: Job, images: int) -> None:
-        self.bar.set_description_str(str(job), refresh=False)
-        self.bar.update(images * self.costs.get(job.key, 0.0))
+        """Count `images` of `job` as finished."""
+        step = images * self.costs.get(job.key, 0.0)
+        self.done += step
+        self.say(str(job), refresh=False)
+        self.bar.update(step)
+
+    def say(self, what: str, *, refresh: bool = True) -> None:
+        """Show what is being done, since when, and how long the rest will take."""
+        now = time.perf_counter()
+        share = min(1.0, self.done / self.total) if self.total else 1.0
+        # The estimate, and more and more how it has fared so far.
+        pace = (1 - share) + share * (now - self.since) / self.done if self.done else 1.0
+        left = duration(max(0.0, self.total - self.done) * pace)
+        self.bar.set_description_str(f"{duration(now - self.began)} gone, about {left} left: {what}", refresh=refresh)
 
     def close(self) -> None:
+        """Leave the bar as it stands."""
         self.bar.close()
 
 

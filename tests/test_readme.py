@@ -15,9 +15,7 @@ TRANSCRIPTS = re.findall(r"```console\n\$ rdp-bench (.*)\n((?:.*\n)*?)```", READ
 
 
 @pytest.mark.parametrize(("command", "output"), TRANSCRIPTS, ids=lambda text: text.split("\n")[0][:40])
-def test_transcripts_are_true(
-    command: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transcripts_are_true(command: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RDP_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     found = CliRunner().invoke(main, shlex.split(command))
