@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from rdp_bench import models
+from rdp_bench.attacks._iterate import draw_diversity, take_pixels
+from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import Card
 from rdp_bench.network import Clip6, PixelClassifier, fill, fold_batch_norm, read_weights, replace_relu6, resize
@@ -79,6 +81,50 @@ def test_classifier_normalises_and_zooms() -> None:
     fixed = PixelClassifier(net, replace(CARD, fixed_size=True), "hash")
     fixed(toy.images(2, 40), 1.25)
     assert net.seen.shape[-1] == 24
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.875])
+@pytest.mark.parametrize(("old", "back"), [(32, False), (32, True), (24, False), (299, False)])
+def test_taking_pixels_inside_the_network_is_taking_them_before(old: int, back: bool, crop: float) -> None:
+    """The fused path of input diversity: the same logits and gradients, but for rounding."""
+    padded = 36 if old < 299 else 330
+    attack = GradientSign(diversity=0.6, diversity_size=padded / old, diversity_back=back)
+    _, rows, columns = draw_diversity(attack, old, toy.draws(6))
+    classifier = PixelClassifier(toy.network(), replace(CARD, crop=crop), "hash")
+    zoom = rows.shape[1] / old
+    x = toy.images(6, old)
+    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+    fused = classifier.taken(one, rows, columns, zoom)
+    plain = classifier(take_pixels(two, rows, columns), zoom)
+    assert torch.allclose(fused, plain, atol=1e-5)
+    (a,), (b,) = (torch.autograd.grad(out.logsumexp(1).sum(), leaf) for out, leaf in ((fused, one), (plain, two)))
+    assert float((a - b).abs().max() / b.abs().max()) < 1e-4
+    nothing = torch.full_like(rows, -1)
+    grey = classifier(torch.full((6, 3, padded, padded), 0.5), zoom)
+    if not back:
+        assert torch.allclose(classifier.taken(x, nothing, nothing, zoom), grey, atol=1e-5)
+
+
+def test_an_attack_takes_the_fused_path() -> None:
+    """With it and without it: the same adversarial images, but where a gradient is next to nothing."""
+    calls: list[float] = []
+
+    class Watched(PixelClassifier):
+        def taken(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
+            calls.append(zoom)
+            return super().taken(x, rows, columns, zoom)
+
+    x, y = toy.images(6, 32), torch.arange(6) % 5
+    fused = Watched(toy.network(), CARD, "hash")
+    plain = toy.Toy(lambda z: fused(z, z.shape[-1] / 32), 5)
+    for attack in (
+        GradientSign(steps=3, momentum=1.0, diversity=0.7, kernel=7),
+        GradientSign(steps=3, momentum=1.0, diversity=0.7, diversity_back=True, copies=2),
+    ):
+        one, two = (attack(toy.source(member), x, y, 0.1, toy.draws(6)) for member in (fused, plain))
+        assert float(((one - two).abs() > 1e-4).float().mean()) < 1e-3
+        assert calls
+        calls.clear()
 
 
 # Folding batch-norms
