@@ -68,11 +68,13 @@ class _Planes:
         self.size = self.height * self.width
         room = (rows + 1) * self.width
         # The primal step is (u + tau div + tau mu M x) / (1 + tau mu M); twice it less u is `ahead`:
-        # turn * u + push * div + drive.
-        gain = 1 / (1 + TAU * mu * kept.reshape(p, self.size))
-        self.turn, self.push = 2 * gain - 1, 2 * TAU * gain
-        self.drive = (2 - 2 * gain) * x.reshape(p, self.size)
-        self.u = _guess(x, kept).reshape(p, self.size)
+        # turn * u + push * div + drive. The factor of kept pixels is `gain`, of others 1.
+        gain = 1 / (1 + TAU * mu)
+        kept = kept.reshape(p, self.size)
+        self.turn = (kept * (2 * gain - 2)).add_(1)
+        self.push = (kept * (2 * TAU * (gain - 1))).add_(2 * TAU)
+        self.drive = (kept * x.reshape(p, self.size)).mul_(2 - 2 * gain)
+        self.u = _guess(x, kept.view_as(x)).reshape(p, self.size)
         self.ahead = self.u.new_zeros(p, self.size + self.width)  # a row of zeros below
         self.dual = self.u.new_zeros(2, p, self.width + self.size)  # across, down; a row of zeros above
         self.div, self.norm = self.u.new_empty(p, room), self.u.new_empty(p, room)

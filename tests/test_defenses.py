@@ -360,6 +360,19 @@ def test_bayes_shrink_by_hand() -> None:
     assert torch.allclose(shrink(0.5 + (tile - 0.5) * 0.3, sigma), torch.tensor(0.5))  # below the noise: gone
 
 
+def test_wavelet_stretches_every_channel_so_that_contrast_does_not_matter() -> None:
+    x = (photo(1, 64) + 0.03 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    entry = made("wavelet(jpeg=0)")
+
+    faint = entry.purify(0.5 + 0.1 * (x - 0.5), draws())
+
+    inner = entry.purify(x, draws()) > 0.02
+    inner &= entry.purify(x, draws()) < 0.98  # where nothing was clipped
+    assert inner.float().mean() > 0.8
+    assert torch.allclose(faint[inner], (0.5 + 0.1 * (entry.purify(x, draws()) - 0.5))[inner], atol=1e-5)
+    assert (entry.purify(x, draws()) - x).abs().max() > 0.05
+
+
 def test_wavelet_depth() -> None:
     from rdp_bench.defenses._wavelet import levels_of
 
