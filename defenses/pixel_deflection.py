@@ -67,8 +67,8 @@ class PixelDeflection(Purifier):
 
         def other(own: Tensor, size: int, chance: Tensor) -> Tensor:
             """Uniform in the window and in the image: what is left of drawing until it is inside."""
-            # The code asks for > 0 where >= 0 was meant: the first row and column are never copied.
-            low, high = (own - self.window).clamp(min=1), (own + self.window).clamp(max=size - 1)
+            # The authors' code leaves out row 0 and column 0 (it asks for > 0); here they are like the others.
+            low, high = (own - self.window).clamp(min=0), (own + self.window).clamp(max=size - 1)
             return (low + (chance * (high - low + 1)).long()).clamp(max=high)
 
         source_row, source_column = other(row, height, unit[..., 2]), other(column, width, unit[..., 3])
