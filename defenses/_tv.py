@@ -13,6 +13,8 @@ for, or depends on, another.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -39,7 +41,9 @@ def inpaint(x: Tensor, kept: Tensor, mu: float, steps: int) -> Tensor:
     if x.device.type != "cpu":  # all at once: an accelerator wants few, large operations
         return _solve(x.flatten(0, 1), kept.flatten(0, 1), mu, steps, x.shape[-2]).view_as(x)
     rows = max(2, BAND // (x.shape[1] * x.shape[-1]))
-    return torch.stack([_solve(image, mask, mu, steps, rows) for image, mask in zip(x, kept, strict=True)])
+    # An image a thread: the operations are too short to share, and free the interpreter lock.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return torch.stack(list(pool.map(lambda image, mask: _solve(image, mask, mu, steps, rows), x, kept)))
 
 
 def _solve(x: Tensor, kept: Tensor, mu: float, steps: int, rows: int) -> Tensor:
