@@ -227,7 +227,7 @@ def effect() -> Iterator[Row]:
             )
             yield Row(label, 100 * wrong / 20, f"%, {wrong} of 20 photos")
     same = (crafted(True) == crafted(False)).float().mean()
-    yield Row("pixels equal in both sets", 100 * float(same), "%; rounding turns a few signs at first, and more with every step")
+    yield Row("pixels equal in both sets", 100 * float(same), "%; rounding turns few signs, then more with each step")
 
 
 def rows(batch: int = 20, steps: int = 3, rounds: int = 3) -> Iterator[Row]:
