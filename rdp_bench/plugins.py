@@ -29,20 +29,20 @@ def load(files: tuple[Path, ...] = (), shelves: tuple[str, ...] = SHELVES) -> No
                 importlib.import_module(f"rdp_bench.{shelf}.{module.name}")
     for point in entry_points(group="rdp_bench"):
         if point.value not in _loaded:
-            _loaded.add(point.value)
             version = point.dist.version if point.dist else ""
             with _Stamp(f"{point.name}-{version}"):
                 _guarded(point.load, f"entry point {point.name} = {point.value}")
+            _loaded.add(point.value)
     for file in files:
         path = file.resolve()
         if not path.is_file():
             raise UsageError(f"plugin file {file} is not there")
         if str(path) in _loaded:
             continue
-        _loaded.add(str(path))
         # The file's hash joins the version of its entries: an edited plugin never meets an old cache.
         with _Stamp(hash_file(path)[:16]):
             _guarded(lambda path=path: _import_file(path), f"plugin file {file}")
+        _loaded.add(str(path))
 
 
 class _Stamp:

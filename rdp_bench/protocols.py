@@ -21,7 +21,11 @@ Backward = Literal["exact", "identity", "stand-in"]
 
 
 class Classifier(Protocol):
-    """A network in pixel space: it owns its resize, crop, mean and standard deviation."""
+    """A network in pixel space: it owns its resize, crop, mean and standard deviation.
+
+    Two optional methods are used where they exist: `logits_and_aux(x, zoom)` gives an auxiliary head's
+    logits too, and `taken(x, rows, columns, zoom)` is a faster way to the same logits under input diversity.
+    """
 
     name: str
     classes: int

@@ -51,7 +51,7 @@ def run(
 
 
 def test_every_preset_is_in_the_table() -> None:
-    assert set(TABLE) == set(registry.entries)
+    assert set(TABLE) == {name for name in registry.entries if "/" not in name}  # plugins have a slash
 
 
 @pytest.mark.parametrize("name", TABLE)
