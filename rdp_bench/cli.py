@@ -293,13 +293,13 @@ def _print_table(running: "Run") -> None:
 
     def number(cell: Cell) -> str:
         value = rows[cell]["value"] if cell in rows else ""
-        return f"{float(value):9.1f}" if value not in ("", None) else f"{rows[cell]['status']:>9}"
+        return f"{float(value):10.1f}" if value not in ("", None) else f"{rows[cell]['status']:>10}"
 
     for target in axes.targets:
         for eps in axes.eps if axes.attacks else ():
             for source in axes.sources:
                 click.echo(f"\nerror % of {target}, crafted on {source}, eps {eps:g}")
-                click.echo(f"{'':{width}} {' '.join(f'{column[:9]:>9}' for column in columns)}")
+                click.echo(f"{'':{width}} {' '.join(f'{column[:10]:>10}' for column in columns)}")
                 for guard in axes.defenses:
                     cells = [Cell(name, source, attack, eps, target, guard) for attack in axes.attacks]
                     click.echo(f"{guard:{width}} {' '.join(number(cell) for cell in cells)}")
