@@ -1,16 +1,14 @@
 """The command line. Nothing heavy is imported before it is needed: `--help` and `list` answer at once."""
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rdp_bench import __version__
+from rdp_bench import __version__, cli_cache
 from rdp_bench.errors import RdpBenchError, UsageError, unknown
 from rdp_bench.store import Store, default_root
 
@@ -22,11 +20,6 @@ log = logging.getLogger("rdp_bench")
 
 DEFAULT_OUT = "rdp-bench-out"
 
-_cache = click.option(
-    "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of cached sets and predictions.  [default: $RDP_BENCH_CACHE or the user's cache folder]",
-)
 _plugin = click.option(
     "--plugin", "plugins_", multiple=True, type=click.Path(path_type=Path), help="Python file with entries of your own."
 )
@@ -100,7 +93,7 @@ def _where(card: Any) -> str:
 
 @main.command()
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder with weight files.")
-@_cache
+@cli_cache.option
 def doctor(models_dir: Path | None, cache: Path | None) -> None:
     """Say what is here (device, weights, data), what is missing and how to get it."""
     from rdp_bench import environment, models, plugins, registry
@@ -150,7 +143,7 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 @click.option("--batch-size", default="auto", show_default=True, help="Images at once.")
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Results folder.")
-@_cache
+@cli_cache.option
 @_plugin
 @click.option("--dry-run", is_flag=True, help="Print the plan, what is cached and how long the rest would take.")
 @click.option("--progress/--no-progress", default=None, help="Force the progress bar on or off.")
@@ -312,7 +305,7 @@ def _print_table(running: "Run") -> None:
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Results folder.")
 @click.option("--only", multiple=True, metavar="GRID", help="Only these grids; repeatable.")
-@_cache
+@cli_cache.option
 def report(out: Path, only: tuple[str, ...], cache: Path | None) -> None:
     """Write OUT/report: index.html, tables (CSV, LaTeX, Markdown) and figures (SVG, PNG, PDF)."""
     known = sorted(path.stem for path in (out / "runs").glob("*.json"))
@@ -326,83 +319,7 @@ def report(out: Path, only: tuple[str, ...], cache: Path | None) -> None:
     click.echo(reports.render(out, Store(cache), list(only) or None))
 
 
-@main.group("cache")
-def cache_() -> None:
-    """Look after cached sets and predictions."""
-
-
-def _with_cache(command: Callable[..., None]) -> Callable[..., None]:
-    return _cache(command)
-
-
-@cache_.command("ls")
-@_with_cache
-def cache_ls(cache: Path | None) -> None:
-    """List what is stored, newest last."""
-    store = Store(cache)
-    total = 0
-    for kind, key in store.everything():
-        folder = store.folder(kind, key)
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        total += size
-        record = json.loads((folder / "record.json").read_text())
-        about = record.get("attack", record.get("defense", {}))
-        click.echo(f"{kind:6} {key[:12]}  {record.get('n', 0):5} images  {size / 1e6:8.2f} MB  {_about(about)}")
-    click.echo(f"{total / 1e6:.1f} MB in {store.root}")
-
-
-def _about(part: dict[str, Any]) -> str:
-    name = str(part.get("type", "")).rpartition(".")[2]
-    details = [f"{k}={v}" for k, v in part.items() if k not in ("type", "version")]
-    return f"{name} {' '.join(details)}"[:90]
-
-
-@cache_.command("verify")
-@_with_cache
-def cache_verify(cache: Path | None) -> None:
-    """Check every stored byte; damaged batches are deleted and made again by the next run."""
-    from rdp_bench.errors import DamagedError
-
-    store = Store(cache)
-    broken = count = 0
-    for kind, key in store.everything():
-        count += 1
-        try:
-            bad = [str(path) for path in store.open(kind, key).heal()]
-        except DamagedError as error:
-            bad = [str(error)]
-            store.delete(kind, key)
-        for what in bad:
-            click.echo(f"damaged, deleted: {what}")
-        broken += len(bad)
-    click.echo(f"{count} artefacts checked, {broken} damaged")
-    if broken:
-        sys.exit(1)
-
-
-@cache_.command("prune")
-@click.option("--older-than", type=float, metavar="DAYS", help="Delete what was written more than DAYS days ago.")
-@click.option("--all", "everything", is_flag=True, help="Delete everything.")
-@_with_cache
-def cache_prune(older_than: float | None, everything: bool, cache: Path | None) -> None:
-    """Delete stored sets and predictions, and what killed runs left behind."""
-    import time
-
-    if older_than is None and not everything:
-        raise UsageError("say what to delete: --older-than DAYS or --all")
-    store = Store(cache)
-    limit = time.time() - (older_than or 0) * 86400
-    freed = count = 0
-    for kind, key in list(store.everything()):
-        newest = max(path.stat().st_mtime for path in store.folder(kind, key).iterdir())
-        if everything or newest < limit:
-            freed += store.delete(kind, key)
-            count += 1
-    for path in store.root.rglob("*.tmp"):
-        if path.stat().st_mtime < time.time() - 3600:
-            path.unlink()
-    click.echo(f"{count} artefacts deleted, {freed / 1e6:.1f} MB freed")
-
+main.add_command(cli_cache.cache_)
 
 if __name__ == "__main__":
     main()
