@@ -20,11 +20,12 @@ from rdp_bench import models, plugins, registry
 from rdp_bench.data.open import open_dataset
 from rdp_bench.draws import Draws
 from rdp_bench.store import Store
-from rdp_bench.work import add_delta, to_delta, to_float
+from rdp_bench.work import add_delta, prepare, to_delta, to_float
 
 
 def store_rows(attack: str, images: int = 20, repeats: int = 5) -> list[Row]:
     """Bytes and reading time of an adversarial set of the photos, stored by us and as PNG."""
+    prepare("cpu")  # as a run does
     data = open_dataset("photos20", limit=images)
     clean = np.stack([data.image(i) for i in range(len(data.labels))])
     source = models.LoadedSource("lite0", [models.find("effnet-lite0").load("cpu")])
