@@ -54,7 +54,8 @@ def _gradient(
 ) -> tuple[Tensor, Tensor]:
     """Sum over the copies of the loss gradient at `at`, and the labels used."""
     total: Tensor | None = None
-    for i in range(attack.copies):
+    # EOT averages over draws of the source's defense; a sum has the same sign, as it has over copies.
+    for i in [i for i in range(attack.copies) for _ in range(getattr(source, "samples", 1))]:
         leaf = at.detach().requires_grad_()
         # Lin et al. scale images of [-1, 1] by 1/2^i; autograd brings the factor 2^-i of copy i.
         z = leaf if i == 0 else GREY + (leaf - GREY) * 0.5**i
@@ -84,7 +85,9 @@ def _mean(parts: list[Tensor]) -> Tensor:
 def _logits(attack: GradientSign, member: Classifier, z: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None]:
     """Logits (and auxiliary logits) of one source member behind its own draw of input diversity."""
 
-    def look(images: Tensor, zoom: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    def look(images: Tensor, zoom: float = 1.0, which: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if drawn := getattr(member, "drawn", None):  # a defense's randomness, fresh in every gradient
+            return drawn(images, draws if which is None else draws.pick(which), zoom), None
         if attack.aux_weight and (both := getattr(member, "logits_and_aux", None)):
             main, aux = both(images, zoom)
             return main, aux
@@ -94,11 +97,13 @@ def _logits(attack: GradientSign, member: Classifier, z: Tensor, draws: Draws) -
         return look(z)
     applied, rows, columns = draw_diversity(attack, z.shape[-1], draws)
 
-    def taken(images: Tensor, rows: Tensor, columns: Tensor, zoom: float) -> tuple[Tensor, Tensor | None]:
+    def taken(
+        images: Tensor, rows: Tensor, columns: Tensor, zoom: float, which: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         # Up to a size of 2 at most two taken pixels are one: their gradients' sum has one order everywhere.
         if not attack.aux_weight and attack.diversity_size <= 2 and (fused := getattr(member, "taken", None)):
             return fused(images, rows, columns, zoom), None
-        return look(take_pixels(images, rows, columns), zoom)
+        return look(take_pixels(images, rows, columns), zoom, which)
 
     if attack.diversity_back:
         return taken(z, rows, columns, 1.0)
@@ -110,7 +115,7 @@ def _logits(attack: GradientSign, member: Classifier, z: Tensor, draws: Draws) -
     # Two sizes cannot share a batch.
     some, rest = (index[:, 0] for index in (applied.nonzero(), (~applied).nonzero()))
     z_some, z_rest = _Split.apply(z, some.to(z.device), rest.to(z.device))
-    parts = [taken(z_some, rows[some], columns[some], zoom), look(z_rest)]
+    parts = [taken(z_some, rows[some], columns[some], zoom, some), look(z_rest, which=rest)]
     back = torch.cat([some, rest]).argsort().to(z.device)
     heads = [aux for _, aux in parts if aux is not None]
     return torch.cat([main for main, _ in parts])[back], torch.cat(heads)[back] if heads else None

@@ -1,11 +1,16 @@
 """Every benchmark in turn, as one table: `python -m benchmarks`. Wants a machine with nothing else to do."""
 
-from benchmarks import attacks, defenses, system
+from benchmarks import attacks, defenses, system, training
 
 
 def main() -> None:
     """Print each part as it is measured."""
-    parts = {"Attack engine": attacks.rows, "Defenses": defenses.rows, "Store and commands": system.rows}
+    parts = {
+        "Attack engine": attacks.rows,
+        "Defenses": defenses.rows,
+        "Store and commands": system.rows,
+        "Training": training.rows,
+    }
     for name, part in parts.items():
         print(f"\n{name}")
         for row in part():

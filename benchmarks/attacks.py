@@ -25,7 +25,8 @@ from rdp_bench.attacks.gradient_sign import GradientSign, compose
 from rdp_bench.data.open import open_dataset
 from rdp_bench.draws import Draws
 from rdp_bench.models import LoadedSource, Member, find
-from rdp_bench.network import fill, read_weights
+from rdp_bench.network import fill
+from rdp_bench.weights import read_tensors
 
 SIZE = 299
 EPS = 16 / 255
@@ -143,7 +144,7 @@ class Plain(nn.Module):
         assert isinstance(member, Member)
         assert member.file is not None
         self.net = timm.create_model(member.card.arch, pretrained=False)
-        fill(self.net, read_weights(member.file), member.card, member.file)
+        fill(self.net, read_tensors(member.file), member.card, member.file)
         self.size = member.card.input_size
         self.requires_grad_(False).eval()
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -145,14 +146,31 @@ def total_variation(n: int, repeats: int, with_art: bool) -> list[Row]:
         above = objective(u[None], x, kept, MU).item() / least - 1
         rows.append(Row(f"split Bregman, {name}, above it", 100 * above, "%"))
     if with_art:
-        from art.defences.preprocessor import TotalVarMin
-
-        # ART's problem is another (data term not squared, L-BFGS-B); its defaults, so its time only.
-        start = time.perf_counter()
-        TotalVarMin(clip_values=(0, 1))(last[:1])
-        seconds = time.perf_counter() - start
-        rows.append(Row("ART TotalVarMin / tvm", n * seconds / statistics.median(taken["tvm"]), "times our time, once"))
+        ours = statistics.median(taken["tvm"]) / n
+        found = {steps: art_total_variation(last[0], steps) for steps in (10, 320)}
+        for steps, (seconds, _) in found.items():
+            rows.append(Row(f"ART TotalVarMin, {steps} iterations / tvm", seconds / ours, "times our time, once"))
+        above = found[10][1] / found[320][1] - 1
+        rows.append(Row("ART's 10 iterations (its default) above its 320", 100 * above, "%, of its own objective"))
     return rows
+
+
+def art_total_variation(image: NDArray[np.float32], iterations: int) -> tuple[float, float]:
+    """Seconds and the objective reached, ART's own: its data term is not squared, its solver L-BFGS-B."""
+    from art.defences.preprocessor import TotalVarMin
+
+    solver = TotalVarMin(clip_values=(0, 1), max_iter=iterations)
+    np.random.seed(0)  # noqa: NPY002 - what ART draws from
+    start = time.perf_counter()
+    found = solver(image[None])[0][0]
+    seconds = time.perf_counter() - start
+    np.random.seed(0)  # noqa: NPY002 - what ART draws from
+    mask = np.random.rand(*image.shape) < solver.prob  # noqa: NPY002
+    parts = (
+        solver._loss_func(found[:, :, c].ravel().astype(float), image[:, :, c], mask[:, :, c], solver.norm, solver.lamb)
+        for c in range(3)
+    )
+    return seconds, float(sum(parts))
 
 
 def split_bregman(x: Tensor, kept: Tensor, mu: float, tolerance: float) -> Tensor:
@@ -211,7 +229,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="images in a batch")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--no-art-tvm", action="store_true", help="skip ART's TotalVarMin, which takes half a minute")
+    parser.add_argument("--no-art-tvm", action="store_true", help="skip ART's TotalVarMin, which takes a minute")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"{torch.get_num_threads()} threads, batches of {arguments.images}, median of {arguments.repeats}")

@@ -54,12 +54,17 @@ def decode(path: Path) -> Image:
         BadImageError: no readable file, no image of a known format, a truncated or damaged one, one
             with 32-bit pixels, or one above Pillow's MAX_IMAGE_PIXELS (a decompression bomb).
     """
-    from PIL import Image, UnidentifiedImageError
-
     try:
         content = path.read_bytes()
     except OSError as error:
         raise BadImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return decode_bytes(content, path)
+
+
+def decode_bytes(content: bytes, path: Path | str) -> Image:
+    """As `decode`, of what is or would be in the file `path`; errors name it."""
+    from PIL import Image, UnidentifiedImageError
+
     if not content:
         raise BadImageError(f"{path}: the file is empty; fetch it again or remove it from the dataset")
     try:
@@ -91,7 +96,7 @@ def decoder() -> str:
     return f"pillow {PIL.__version__}, libjpeg {jpeg}"
 
 
-def _refuse_bomb(image: Image, path: Path) -> None:
+def _refuse_bomb(image: Image, path: Path | str) -> None:
     # Pillow itself refuses twice this many pixels and only warns in between.
     import PIL.Image
 
@@ -121,7 +126,7 @@ def _upright(image: Image) -> Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _rgb(image: Image, container: str | None, path: Path) -> Image:
+def _rgb(image: Image, container: str | None, path: Path | str) -> Image:
     import numpy as np
     from PIL.Image import fromarray
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,10 +105,18 @@ def read_rows(path: Path, key: str, *columns: str) -> list[Row]:
             more or fewer cells than the header, `key` stands there twice, or there are no rows.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [([cell.strip() for cell in cells], reader.line_num) for cells in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadImageError(f"{path}: cannot be read as a CSV in UTF-8 ({error})") from error
+    return rows_of(content, path, key, *columns)
+
+
+def rows_of(content: bytes, path: Path | str, key: str, *columns: str) -> list[Row]:
+    """As `read_rows`, of what is or would be in the file `path`; errors name it."""
+    try:
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        lines = [([cell.strip() for cell in cells], reader.line_num) for cells in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
         raise BadImageError(f"{path}: cannot be read as a CSV in UTF-8 ({error})") from error
     lines = [(cells, number) for cells, number in lines if any(cells)]
     header = lines[0][0] if lines else []

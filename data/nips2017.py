@@ -11,7 +11,7 @@ from rdp_bench.data._labelled import SIZE, Images, read_rows
 from rdp_bench.errors import BadImageError
 
 TABLE = "dev_dataset.csv"
-_IMAGE_ID = re.compile(r"[0-9a-f]{16}")
+IMAGE_ID = re.compile(r"[0-9a-f]{16}")
 
 
 def nips2017(table: Path, *, size: int = SIZE) -> Images:
@@ -31,7 +31,7 @@ def nips2017(table: Path, *, size: int = SIZE) -> Images:
     ids = tuple(row.text("ImageId").removesuffix(".png") for row in rows)
     targeted = "TargetClass" in rows[0].cells
     return Images(
-        name="nips2017" if all(_IMAGE_ID.fullmatch(id_) for id_ in ids) else folder.parent.name,
+        name="nips2017" if all(IMAGE_ID.fullmatch(id_) for id_ in ids) else folder.parent.name,
         size=size,
         ids=ids,
         labels=tuple(row.label("TrueLabel", first=1) for row in rows),

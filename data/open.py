@@ -78,7 +78,8 @@ def _registered(text: str, path: Path, size: int | None) -> Dataset:
         if size is not None and "size" not in dict(spec.params):
             text = str(replace(spec, params=(*spec.params, ("size", size))))
     elif not any(re.fullmatch(dialect.pattern, text) for dialect in dataset.dialects):
-        raise unknown("dataset", text, dataset.entries, "Nor is there a folder or .csv file of that name")
+        fetch = "; fetch it: rdp-bench data get nips2017" if text == "nips2017" else ""
+        raise unknown("dataset", text, dataset.entries, f"Nor is there a folder or .csv file of that name{fetch}")
     return dataset.resolve(text).value
 
 

@@ -3,6 +3,7 @@
 Importing this package loads neither torch nor numpy. The names below are what plugins need.
 """
 
+from rdp_bench.defenses._learned import Learned
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.protocols import Attack, Classifier, Dataset, Defense, Purifier
 from rdp_bench.registry import attack, dataset, defense, model
@@ -14,6 +15,7 @@ __all__ = [
     "Classifier",
     "Dataset",
     "Defense",
+    "Learned",
     "Purifier",
     "RdpBenchError",
     "UsageError",

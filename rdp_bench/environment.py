@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rdp_bench.errors import UsageError
 
-PACKAGES = ("rdp-bench", "torch", "timm", "torchvision", "torchattacks", "numpy", "pillow", "safetensors")
+PACKAGES = ("rdp-bench", "torch", "timm", "torchvision", "torchattacks", "spandrel", "numpy", "pillow", "safetensors")
 
 
 def versions() -> dict[str, str]:

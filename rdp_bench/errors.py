@@ -20,6 +20,10 @@ class StorageError(RdpBenchError):
     """The cache or the output folder cannot be written: nothing more could be kept, so a run stops."""
 
 
+class FetchError(RdpBenchError):
+    """Something from the web that did not come, or is not what it should be."""
+
+
 class BadModelError(UsageError):
     """Weights that are missing, refused, or do not fit their architecture."""
 

@@ -1,5 +1,6 @@
 """A grid: a TOML file (or a built-in name), a profile and the user's narrowing, expanded into cells."""
 
+import logging
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -7,9 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from rdp_bench.errors import UsageError, unknown
+from rdp_bench.errors import BadModelError, UsageError, unknown
 from rdp_bench.registry import defense as defenses
 from rdp_bench.specs import Cell, show
+
+log = logging.getLogger(__name__)
 
 CLEAN = "clean"
 
@@ -26,6 +29,7 @@ class Axes:
     eps: tuple[float, ...] = ()
     clean: bool = True
     ensembles: dict[str, list[str]] = field(default_factory=dict)
+    checks: tuple[str, ...] = ()  # models that the cross-check alone looks at
     note: str = ""
 
 
@@ -125,8 +129,16 @@ def _value(grid: str, key: str, value: Any) -> Any:
 
 
 def _spread(labels: Sequence[str]) -> tuple[str, ...]:
-    """Put every registered defense not named already in the place of "*"."""
-    rest = [name for name in defenses.entries if name not in labels]
+    """Put every registered defense that can be used here and is not named already in the place of "*"."""
+    if "*" not in labels:
+        return tuple(labels)
+    rest = []
+    for name in (name for name in sorted(defenses.entries) if name not in labels):
+        try:
+            defenses.resolve(name).value.resolved()
+            rest.append(name)
+        except BadModelError as error:
+            log.warning("left out of '*': %s", error)
     return tuple(name for label in labels for name in (rest if label == "*" else [label]))
 
 

@@ -3,7 +3,7 @@
 import importlib.util
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rdp_bench.errors import BadModelError, UsageError, unknown
 from rdp_bench.keys import Record, hash_file
 from rdp_bench.registry import model
+from rdp_bench.through import Defended, Through, parse
 
 if TYPE_CHECKING:
     from rdp_bench.protocols import Classifier
@@ -39,8 +40,11 @@ class Card:
     fixed_size: bool = False
     label_offset: int = 0
     install: str = ""
+    files: tuple[str, ...] = ()
     licence: str = ""
     accuracy: tuple[dict[str, Any], ...] = ()
+    trained_against: str = ""
+    seen: tuple[str, ...] = ()
 
     def known_accuracy(self, dataset: str, n: int) -> float | None:
         """Top-1 percent on this many images of this data set, where somebody has measured it."""
@@ -62,8 +66,14 @@ def _card(name: str, values: dict[str, Any]) -> Card:
     for key in values:
         if key not in known:
             raise unknown(f"field of model card {name}", key, known)
-    as_tuples: dict[str, Any] = {key: tuple(values[key]) for key in ("mean", "std", "accuracy") if key in values}
+    as_tuples: dict[str, Any] = {
+        key: tuple(values[key]) for key in ("mean", "std", "files", "accuracy", "seen") if key in values
+    }
     return Card(**({"name": name} | values | as_tuples))
+
+
+_ABOUT = ("name", "summary", "install", "files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen")
+"""Fields that no output depends on."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class Member:
     def record(self) -> Record:
         """Identity for cache keys: weights by hash, and everything between pixels and logits."""
         card = asdict(self.card)
-        for about in ("name", "summary", "install", "licence", "accuracy", "sha256", "weights"):
+        for about in _ABOUT:
             del card[about]
         return {**card, "weights": self.weights_hash(), "numerics": NUMERICS}
 
@@ -133,9 +143,18 @@ class SourceRef:
 
     name: str
     members: tuple[AnyMember, ...]
+    through: Through | None = None
 
     def record(self) -> Record:
-        return {"members": [member.record() for member in self.members]}
+        members = {"members": [member.record() for member in self.members]}
+        return {**members, "through": self.through.record()} if self.through else members
+
+    def load(self, device: str) -> "LoadedSource":
+        """The source on `device`, ready to be attacked."""
+        members: list[Classifier] = [member.load(device) for member in self.members]
+        if self.through is None:
+            return LoadedSource(self.name, members)
+        return LoadedSource(self.name, [Defended(one, self.through) for one in members], self.through.samples)
 
 
 @dataclass(frozen=True)
@@ -144,6 +163,8 @@ class LoadedSource:
 
     name: str
     members: Sequence["Classifier"]
+    samples: int = 1
+    """Looks at each image whose gradients are averaged (EOT)."""
 
 
 def find(label: str, models_dir: Path | None = None) -> AnyMember:
@@ -166,7 +187,10 @@ def find(label: str, models_dir: Path | None = None) -> AnyMember:
 
 
 def find_source(label: str, ensembles: dict[str, list[str]], models_dir: Path | None = None) -> SourceRef:
-    """The source that `label` names: a model, a named ensemble of the grid, or `a+b`."""
+    """The source that `label` names: a model, a named ensemble of the grid, `a+b`, or any of them behind a defense."""
+    if behind := parse(label):
+        through, inner = behind
+        return replace(find_source(inner, ensembles, models_dir), name=label, through=through)
     names = ensembles.get(label) or [name.strip() for name in label.split("+")]
     if len(set(names)) < len(names):
         raise UsageError(f"source '{label}' names a model twice")
@@ -179,6 +203,8 @@ def _local(label: str, models_dir: Path | None) -> Path | None:
         return None
     stem = label.removeprefix("timm:")
     wanted = {f"{stem}{suffix}" for suffix in (".safetensors", ".pth", ".pt")}
+    if label in zoo():
+        wanted.update(zoo()[label].files)
     found = [path for path in sorted(models_dir.iterdir()) if path.name in wanted]
     if len(found) > 1:
         raise UsageError(
@@ -190,10 +216,13 @@ def _local(label: str, models_dir: Path | None) -> Path | None:
 
 def _installed(card: Card, models_dir: Path | None) -> Path | None:
     kind, _, where = card.weights.partition(":")
-    if kind == "package":
-        package, _, inside = where.partition("/")
-        spec = importlib.util.find_spec(package)
-        path = Path(spec.origin).parent / inside if spec and spec.origin else None
+    if kind in ("package", "shipped"):
+        if kind == "shipped":
+            path: Path | None = Path(str(files("rdp_bench.data").joinpath("weights", where)))
+        else:
+            package, _, inside = where.partition("/")
+            spec = importlib.util.find_spec(package)
+            path = Path(spec.origin).parent / inside if spec and spec.origin else None
         if path is None or not path.is_file():
             raise BadModelError(f"model {card.name}: its weights are not installed. Try: {card.install}")
         if card.sha256 and _file_hash(path) != card.sha256:
@@ -203,8 +232,8 @@ def _installed(card: Card, models_dir: Path | None) -> Path | None:
             )
         return path
     if kind == "file":
+        names = " or ".join((f"{card.name}.safetensors or .pth", *card.files))
         looked = f"{models_dir} has none" if models_dir else "no --models-dir was given"
-        raise BadModelError(
-            f"model {card.name} needs a weight file {card.name}.safetensors or .pth in --models-dir; {looked}"
-        )
+        hint = f". To be had: {card.install}" if card.install else ""
+        raise BadModelError(f"model {card.name} needs a weight file {names} in --models-dir; {looked}{hint}")
     return None

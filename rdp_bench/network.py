@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-import pickle
-import warnings
 from collections import OrderedDict
 from dataclasses import asdict
 from functools import lru_cache
@@ -14,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rdp_bench.errors import BadModelError, unknown
+from rdp_bench import resnet_v2, weights
+from rdp_bench.errors import BadModelError, UsageError, unknown
 from rdp_bench.models import NUMERICS, Card, Member
+from rdp_bench.weights import State
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,29 @@ class PixelClassifier(nn.Module):
         # The products over all channels at once need no copies of the matrices.
         x = torch.bmm((x - 0.5).view(n, c * h, w), across.mT).view(n, c, h, -1)
         return self._logits(down[:, None] @ x + 0.5)
+
+    def features(self, x: Tensor, levels: tuple[int, ...] = (2,), zoom: float = 1.0) -> list[Tensor]:
+        """Feature maps of `x` at `levels`, counted as timm does: 0 is the first, of the largest size.
+
+        Without levels, the last map before pooling, which timm does not count where a convolution follows the stages.
+
+        Raises:
+            UsageError: the network does not give feature maps, or has no such level.
+        """
+        net: Any = self.net
+        stages = getattr(net, "feature_info", None)
+        if stages is None or not hasattr(net, "forward_intermediates"):
+            raise UsageError(f"timm gives no feature maps of {self.name}; use another network")
+        if levels and max(levels) >= len(stages):
+            raise UsageError(f"{self.name} has feature levels 0 to {len(stages) - 1}, asked for {max(levels)}")
+        x = resize(x, self._size(zoom), self.card.interpolation, self.card.crop)
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        if not levels:
+            return [net.forward_features(x)]
+        maps: list[Tensor] = net.forward_intermediates(
+            x, indices=sorted(levels), stop_early=True, intermediates_only=True
+        )
+        return maps
 
     def _size(self, zoom: float) -> int:
         return self.card.input_size if self.card.fixed_size else round(self.card.input_size * zoom)
@@ -127,12 +150,8 @@ class Clip6(nn.Module):
         return out
 
 
-def fold_batch_norm(net: nn.Module, example: Tensor) -> int:
-    """Put each batch-norm that directly follows a convolution into its weights; returns how many.
-
-    Pairs are found by running `example` `[1, 3, h, w]`; the network must be in eval mode. Where the result
-    differs by more than rounding (a convolution whose output is used twice), nothing is changed.
-    """
+def _pairs(net: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
+    """Every batch-norm of `net` that directly follows a convolution, with it; and the network's output."""
     made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
@@ -152,10 +171,19 @@ def fold_batch_norm(net: nn.Module, example: Tensor) -> int:
         elif isinstance(module, nn.BatchNorm2d):
             hooks.append(module.register_forward_pre_hook(before_norm))
     with torch.no_grad():
-        before = net(example)
+        out = net(example)
     for hook in hooks:
         hook.remove()
-    made.clear()
+    return pairs, out
+
+
+def fold_batch_norm(net: nn.Module, example: Tensor) -> int:
+    """Put each batch-norm that directly follows a convolution into its weights; returns how many.
+
+    Pairs are found by running `example` `[1, 3, h, w]`; the network must be in eval mode. Where the result
+    differs by more than rounding (a convolution whose output is used twice), nothing is changed.
+    """
+    pairs, before = _pairs(net, example)
     owners = {id(child): (parent, name) for parent in net.modules() for name, child in parent.named_children()}
     convs, norms = [conv for conv, _ in pairs], [norm for _, norm in pairs]
     if len(set(convs)) < len(convs) or len(set(norms)) < len(norms):
@@ -187,6 +215,27 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Par
     return nn.Parameter(weight.float(), False), nn.Parameter(shift.float(), False)
 
 
+def unfolded_state(classifier: PixelClassifier) -> dict[str, Tensor]:
+    """The weights of a prepared network under timm's names: each folded batch-norm comes back as a shift alone."""
+    card = classifier.card
+    net = create(card).eval()
+    names = {module: name for name, module in net.named_modules()}
+    pairs, _ = _pairs(net, torch.zeros(1, 3, card.input_size, card.input_size))
+    trained = {name: tensor.detach().cpu() for name, tensor in classifier.net.state_dict().items()}
+    state = {name: trained.get(name, tensor) for name, tensor in net.state_dict().items()}
+    for conv, norm in pairs:
+        before, after = names[conv], names[norm]
+        if f"{after}.weight" in trained:
+            continue  # was not folded
+        state[f"{after}.running_mean"] = torch.zeros_like(norm.bias)
+        state[f"{after}.running_var"] = torch.ones_like(norm.bias)
+        state[f"{after}.weight"] = torch.ones_like(norm.bias)
+        state[f"{after}.bias"] = trained[f"{before}.bias"]
+        # What the norm divides by is put into the weights, not left to rounding.
+        state[f"{before}.weight"] = trained[f"{before}.weight"] * (1 + norm.eps) ** 0.5
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+
+
 def replace_relu6(net: nn.Module) -> None:
     """Exchange every in-place `nn.ReLU6` for `Clip6`."""
     for name, child in net.named_children():
@@ -211,23 +260,36 @@ def load(member: Member, device: str) -> PixelClassifier:
     return _loaded[name]
 
 
-def _load(member: Member) -> PixelClassifier:
+def create(card: Card, *, pretrained: bool = False) -> nn.Module:
+    """The plain network of a card: one of ours, else timm's; untrained unless timm is to download its weights."""
+    if card.arch in resnet_v2.UNITS:
+        return resnet_v2.ResNetV2(resnet_v2.UNITS[card.arch])
     import timm
 
-    card = member.card
     arch = card.arch.removeprefix("timm:")
+    net: nn.Module = timm.create_model(
+        arch if pretrained else arch.partition(".")[0], pretrained=pretrained, **card.kwargs
+    )
+    return net
+
+
+def read(path: Path) -> State:
+    """The tensors of a weight file of any kind that a model may come in."""
+    named = {".npy": weights.read_named, ".ckpt": weights.read_checkpoint}.get(path.suffix)
+    return resnet_v2.from_tensorflow(named(path)) if named else weights.read_tensors(path)
+
+
+def _load(member: Member) -> PixelClassifier:
+    card = member.card
     try:
-        if member.file is None:
-            net = timm.create_model(arch, pretrained=True, **card.kwargs)
-        else:
-            net = timm.create_model(arch.partition(".")[0], pretrained=False, **card.kwargs)
+        net = create(card, pretrained=member.file is None)
     except Exception as error:  # timm and its hub raise many kinds; each means "no weights"
         raise BadModelError(
-            f"model {card.name}: timm could not provide '{arch}' ({type(error).__name__}: {error}). Without network, "
-            f"put its weights as {card.name}.safetensors into a folder and pass it as --models-dir"
+            f"model {card.name}: timm could not provide '{card.arch}' ({type(error).__name__}: {error}). Without "
+            f"network, put its weights as {card.name}.safetensors into a folder and pass it as --models-dir"
         ) from error
     if member.file is not None:
-        fill(net, read_weights(member.file), card, member.file)
+        fill(net, read(member.file), card, member.file)
         weights_hash = member.weights_hash()
     else:
         weights_hash = _state_hash(net)
@@ -241,37 +303,8 @@ def _load(member: Member) -> PixelClassifier:
     return PixelClassifier(net, card, weights_hash)
 
 
-def read_weights(path: Path) -> "OrderedDict[str, Tensor]":
-    """Tensors of a `.safetensors` file, or of a `.pth`/`.pt` one read with `weights_only`; never a pickle.
-
-    Raises:
-        BadModelError: not such a file, damaged, or holding anything but tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found: Any = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a refusal is reported below, in our words
-                found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader has its own kinds; all mean the same
-        why = "holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "damaged, or no weight file"
-        raise BadModelError(
-            f"{path.name}: refused ({why}). Only plain tensors are read: .safetensors, or .pth that torch loads "
-            "with weights_only"
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise BadModelError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")
-    return OrderedDict(found)
-
-
-def fill(net: nn.Module, state: "OrderedDict[str, Tensor]", card: Card, path: Path) -> None:
-    """Load `state` into `net`; every tensor must fit.
+def fill(net: nn.Module, state: State, card: Card, path: Path) -> None:
+    """Load `state` into `net`, by name or, where the card says so, in order; every tensor must fit.
 
     Raises:
         BadModelError: names or shapes differ; the message lists the first ones.
@@ -281,19 +314,7 @@ def fill(net: nn.Module, state: "OrderedDict[str, Tensor]", card: Card, path: Pa
         if len(state) != len(wanted):
             raise BadModelError(f"{path}: holds {len(state)} tensors, {card.arch} has {len(wanted)}")
         state = OrderedDict(zip(wanted, state.values(), strict=True))
-    missing, extra = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
-    shapes = [
-        f"{n}: {list(state[n].shape)} instead of {list(wanted[n].shape)}"
-        for n in wanted
-        if n in state and state[n].shape != wanted[n].shape
-    ]
-    problems = [f"missing {n}" for n in missing] + [f"unexpected {n}" for n in extra] + shapes
-    if problems:
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise BadModelError(f"{path} does not fit {card.arch}: {shown}")
-    if not all(torch.isfinite(tensor).all() for tensor in state.values() if tensor.is_floating_point()):
-        raise BadModelError(f"{path}: holds NaN or infinite weights")
-    net.load_state_dict(state)
+    weights.fill(net, state, card.arch, path)
 
 
 def timm_card(label: str, *, pretrained: bool) -> Card:

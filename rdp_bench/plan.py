@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
-from rdp_bench import registry
+from rdp_bench import crosscheck, registry, weights
+from rdp_bench.crosscheck import Rate
 from rdp_bench.data.fingerprints import digest, fingerprints
 from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import UsageError
@@ -16,6 +18,9 @@ from rdp_bench.protocols import Attack, Dataset, Defense
 from rdp_bench.registry import Resolved
 from rdp_bench.specs import Cell, show
 from rdp_bench.store import Artefact, Store
+from rdp_bench.through import is_white_box, white_box
+
+UNDEFENDED = "none"
 
 SAMPLES = 2
 """Images of each purified set that are kept for a look."""
@@ -44,6 +49,8 @@ class Plan:
     defenses: dict[str, Resolved[Defense]] = field(default_factory=dict)
     sources: dict[str, SourceRef] = field(default_factory=dict)
     targets: dict[str, AnyMember] = field(default_factory=dict)
+    checks: dict[str, AnyMember] = field(default_factory=dict)
+    """Models that only the cross-check needs."""
     eval_records: dict[str, Record] = field(default_factory=dict)
     job_of: dict[str, str] = field(default_factory=dict)
     """Eval key -> key of the job that makes it."""
@@ -55,6 +62,12 @@ class Plan:
     @property
     def n(self) -> int:
         return len(self.dataset.labels)
+
+    @property
+    def models(self) -> dict[str, AnyMember]:
+        """Every model of the run by name, members of sources included."""
+        members = {m.name: m for source in self.sources.values() for m in source.members}
+        return {**members, **self.targets, **self.checks}
 
     def model_record(self, part: AnyMember | SourceRef) -> Record:
         """A model's or source's record, computed once: hashing weights takes time."""
@@ -128,38 +141,70 @@ class Plan:
         axes = self.grid.axes
         jobs: list[Job] = []
         if axes.clean:
-            jobs += self._judges(None, "clean images", CLEAN, "-", 0.0)
-        for eps in axes.eps:
-            for source in axes.sources:
-                for attack in axes.attacks:
-                    record = self.set_record(source, attack, eps)
-                    craft = CraftJob(key_of(record), record, source, attack, eps)
-                    self.crafts[craft.key] = craft
-                    jobs.append(craft)
-                    jobs += self._judges(craft.key, f"{craft} at eps {show(eps)}", attack, source, eps)
+            jobs += self._judges(None, "clean images", CLEAN, "-", 0.0, axes.defenses, axes.targets)
+        for eps, source, attack in product(axes.eps, axes.sources, axes.attacks):
+            if not is_white_box(source):
+                jobs += self._set(source, source, attack, eps, axes.defenses, axes.targets)
+                continue
+            for guard, target in product(axes.defenses, axes.targets):
+                jobs += self._set(source, white_box(source, guard, target), attack, eps, (guard,), (target,))
         return jobs
+
+    def _set(
+        self, label: str, source: str, attack: str, eps: float, guards: Sequence[str], targets: Sequence[str]
+    ) -> list[Job]:
+        """An adversarial set and what is judged of it; `label` is the source in its cells."""
+        record = self.set_record(source, attack, eps)
+        craft = CraftJob(key_of(record), record, source, attack, eps)
+        self.crafts[craft.key] = craft
+        return [craft, *self._judges(craft.key, f"{craft} at eps {show(eps)}", attack, label, eps, guards, targets)]
 
     def clean_check(self) -> list[JudgeJob]:
         """Jobs that measure the clean accuracy of every model of the grid, sources included; one a model."""
-        self.defenses.setdefault("none", registry.defense.resolve("none"))
-        pure = self.pure_record(None, "none")
-        models = {m.name: m for source in self.sources.values() for m in source.members} | self.targets
-        evals = [(name, self.eval_record(pure, model)) for name, model in models.items()]
-        return [JudgeJob(key_of(pure), pure, "none", (one,), None, "clean images") for one in evals]
+        self.defenses.setdefault(UNDEFENDED, registry.defense.resolve(UNDEFENDED))
+        pure = self.pure_record(None, UNDEFENDED)
+        evals = [(name, self.eval_record(pure, model)) for name, model in self.models.items()]
+        return [JudgeJob(key_of(pure), pure, UNDEFENDED, (one,), None, "clean images") for one in evals]
 
-    def _judges(self, set_key: str | None, name: str, attack: str, source: str, eps: float) -> list[Job]:
+    def cross_checks(self) -> list[tuple[Rate, Record]]:
+        """Published transfer rates that this run measures too, and the record of what its target predicts."""
+        axes = self.grid.axes
+        if (self.grid.profile, self.dataset.name) != (crosscheck.PROFILE, crosscheck.DATASET):
+            return []
+        found = []
+        for rate in crosscheck.rates():
+            made = rate.source in axes.sources and rate.attack in axes.attacks and rate.eps in axes.eps
+            if made and UNDEFENDED in axes.defenses and rate.target in self.models:
+                pure = self.pure_record(key_of(self.set_record(rate.source, rate.attack, rate.eps)), UNDEFENDED)
+                found.append((rate, self.eval_record(pure, self.models[rate.target])))
+        return found
+
+    def _judges(
+        self,
+        set_key: str | None,
+        name: str,
+        attack: str,
+        source: str,
+        eps: float,
+        guards: Sequence[str],
+        targets: Sequence[str],
+    ) -> list[Job]:
         jobs: list[Job] = []
-        for guard in self.grid.axes.defenses:
+        asked = (source, attack, eps)
+        checks = [check for check in self.cross_checks() if (check[0].source, check[0].attack, check[0].eps) == asked]
+        for guard in guards:
             pure = self.pure_record(set_key, guard)
             sample = key_of(self.sample_record(key_of(pure)))
             evals = []
-            for label in self.grid.axes.targets:
+            for label in targets:
                 record = self.eval_record(pure, self.targets[label])
                 evals.append((label, record))
                 cell = Cell(self.grid.axes.dataset, source, attack, eps, label, guard)
                 keys = self._keys[cell] = Keys(set_key, sample, key_of(record))
                 self.eval_records[keys.eval] = record
                 self.job_of[keys.eval] = key_of(pure)
+            if guard == UNDEFENDED:
+                evals += [(rate.target, record) for rate, record in checks if rate.target not in targets]
             jobs.append(JudgeJob(key_of(pure), pure, guard, tuple(evals), set_key, name))
         return jobs
 
@@ -185,15 +230,22 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     axes = grid.axes
     if models_dir is not None and not models_dir.is_dir():
         raise UsageError(f"--models-dir {models_dir}: no such folder")
+    weights.look_in(models_dir)
     attacks = {label: registry.attack.resolve(label) for label in axes.attacks}
     defenses = {label: registry.defense.resolve(label) for label in axes.defenses}
-    sources = {label: find_source(label, axes.ensembles, models_dir) for label in axes.sources if axes.attacks}
+    labels: list[str] = []
+    for label in axes.sources if axes.attacks else ():
+        adaptive = is_white_box(label)
+        pairs = product(axes.defenses, axes.targets)
+        labels += [white_box(label, *pair) for pair in pairs] if adaptive else [label]
+    sources = {label: find_source(label, axes.ensembles, models_dir) for label in labels}
     targets = {label: find(label, models_dir) for label in axes.targets}
+    checks = {label: find(label, models_dir) for label in axes.checks}
     dataset = open_dataset(axes.dataset, limit=limit)
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
     prints = fingerprints(dataset, store.root)
-    return Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets)
+    return Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks)
 
 
 def dataset_digest(plan: Plan) -> str:

@@ -16,6 +16,7 @@ from rdp_bench.specs import show
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rdp_bench.models import AnyMember, SourceRef
     from rdp_bench.protocols import Classifier
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,10 @@ class Costs:
         """Estimated seconds an image."""
         if isinstance(job, CraftJob):
             count = self.plan.attacks[job.attack].value.gradients(job.eps)
-            members = self.plan.sources[job.source].members
-            return count * sum(self.gradient.get(m.name, TYPICAL["gradient"]) for m in members)
+            source = self.plan.sources[job.source]
+            samples = source.through.samples if source.through else 1
+            names = [_name(source, member) for member in source.members]
+            return count * samples * sum(self.gradient.get(name, TYPICAL["gradient"]) for name in names)
         passes = self.plan.defenses[job.defense].value.passes
         looks = sum(self.forward.get(label, TYPICAL["forward"]) for label, _ in job.evals)
         return passes * (self.purify.get(job.defense, TYPICAL["purify"]) + looks)
@@ -83,9 +86,18 @@ def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
         except Exception as error:  # an entry may raise anything
             log.info("%s cannot be timed: %s", name, error)
 
-    def gradient(model: Classifier) -> Tensor:
-        leaf = x.detach().requires_grad_()
-        return torch.autograd.grad(cross_entropy(model(leaf), y, reduction="sum"), leaf)[0]
+    draws = Draws([str(i) for i in range(count)], plan.device)
+
+    def gradient(source: SourceRef, number: int) -> Callable[[], Tensor]:
+        model = source.load(plan.device).members[number]
+        drawn = getattr(model, "drawn", None)
+
+        def work() -> Tensor:
+            leaf = x.detach().requires_grad_()
+            logits = drawn(leaf, draws) if drawn else model(leaf)
+            return torch.autograd.grad(cross_entropy(logits, y, reduction="sum"), leaf)[0]
+
+        return work
 
     def forward(model: Classifier) -> Tensor:
         with torch.no_grad():
@@ -93,15 +105,19 @@ def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
 
     for job in jobs:
         if isinstance(job, CraftJob):
-            for member in plan.sources[job.source].members:
-                clock(costs.gradient, member.name, lambda m=member: partial(gradient, m.load(plan.device)))  # type: ignore[misc]
+            source = plan.sources[job.source]
+            for number, member in enumerate(source.members):
+                clock(costs.gradient, _name(source, member), partial(gradient, source, number))
             continue
         defense = plan.defenses[job.defense].value
-        draws = Draws([str(i) for i in range(count)], plan.device)
         clock(costs.purify, job.defense, lambda d=defense, w=draws: partial(d.purify, x, w))  # type: ignore[misc]
         for label, _ in job.evals:
             clock(costs.forward, label, lambda n=label: partial(forward, worker.model(n)))  # type: ignore[misc]
     return costs
+
+
+def _name(source: SourceRef, member: AnyMember) -> str:
+    return f"{source.name} {member.name}" if source.through else member.name
 
 
 class Bar:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from rdp_bench.errors import UsageError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -23,12 +25,16 @@ Backward = Literal["exact", "identity", "stand-in"]
 class Classifier(Protocol):
     """A network in pixel space: it owns its resize, crop, mean and standard deviation.
 
-    Two optional methods are used where they exist: `logits_and_aux(x, zoom)` gives an auxiliary head's
-    logits too, and `taken(x, rows, columns, zoom)` is a faster way to the same logits under input diversity.
+    Optional methods are used where they exist: `logits_and_aux(x, zoom)` gives an auxiliary head's logits too,
+    `taken(x, rows, columns, zoom)` is a faster way to the same logits under input diversity, `features(x, levels,
+    zoom)` gives inner maps, and `drawn(x, draws, zoom)` the logits of a classifier that is random itself.
     """
 
-    name: str
-    classes: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classes(self) -> int: ...
 
     def __call__(self, x: Tensor, zoom: float = 1.0) -> Tensor:
         """Logits `[n, classes]` of images `[n, 3, h, w]` in [0, 1].
@@ -92,7 +98,7 @@ class Defense(Protocol):
 class Purifier:
     """Base of a defense: subclass it as a frozen dataclass whose fields are its parameters.
 
-    Class attributes say what an attacker and a reader must know:
+    Class attributes (or properties, where parameters decide) say what an attacker and a reader must know:
 
     * `random`: two calls on one image may differ (randomness comes from `draws` only).
     * `differentiable`: autograd through `purify` gives its true gradient.
@@ -101,10 +107,18 @@ class Purifier:
     * `scale`: output size over input size.
     """
 
-    random: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
     backward: ClassVar[Backward] = "identity"
-    scale: ClassVar[float] = 1.0
+
+    @property
+    def random(self) -> bool:
+        """Whether a second call may give another image."""
+        return False
+
+    @property
+    def scale(self) -> float:
+        """Output size over input size."""
+        return 1.0
 
     @property
     def passes(self) -> int:
@@ -119,12 +133,24 @@ class Purifier:
         """A differentiable map near `purify`, of the same output size; BPDA's backward pass."""
         return x
 
-    def bpda(self, x: Tensor, draws: Draws) -> Tensor:
-        """`purify` forward; backward as `backward` says (Athalye et al. 2018, Sec. 4.1)."""
-        if self.backward == "exact":
-            return self.purify(x, draws)
+    def straight_through(self, x: Tensor, draws: Draws) -> Tensor:
+        """`purify` forward, `stand_in` backward: BPDA (Athalye et al. 2018, Sec. 4.1).
+
+        Raises:
+            UsageError: `purify` changes the images' size, and there is no stand-in that does.
+        """
         near = self.stand_in(x, draws.fork("stand-in"))
-        return near + (self.purify(x.detach(), draws) - near).detach()
+        pure = self.purify(x.detach(), draws)
+        if near.shape != pure.shape:
+            raise UsageError(
+                f"BPDA: {type(self).__name__} makes {list(pure.shape)} of {list(x.shape)} and has no stand-in of that "
+                "size; use its true gradient, exact(...)"
+            )
+        return near + (pure - near).detach()
+
+    def bpda(self, x: Tensor, draws: Draws) -> Tensor:
+        """The strongest gradient there is, as `backward` says: `purify` itself or `straight_through`."""
+        return self.purify(x, draws) if self.backward == "exact" else self.straight_through(x, draws)
 
     def resolved(self) -> dict[str, Any]:
         """Every parameter, as JSON; part of the cache key."""

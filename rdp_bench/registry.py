@@ -28,16 +28,6 @@ class Entry(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Dialect(Generic[T]):
-    """A family of names with a grammar of its own, such as `timm:...` or `MI|DI|TI`."""
-
-    name: str
-    pattern: str
-    example: str
-    make: Callable[[str], T]
-
-
-@dataclass(frozen=True)
 class Resolved(Generic[T]):
     """What a label stands for: the object, and what its registry says about it."""
 
@@ -46,6 +36,16 @@ class Resolved(Generic[T]):
     summary: str
     source: str
     version: str
+
+
+@dataclass(frozen=True)
+class Dialect(Generic[T]):
+    """A family of names with a grammar of its own, such as `timm:...` or `MI|DI|TI`."""
+
+    name: str
+    pattern: str
+    example: str
+    make: Callable[[str], T | Resolved[T]]
 
 
 @dataclass
@@ -78,8 +78,11 @@ class Registry(Generic[T]):
 
         return enter
 
-    def dialect(self, name: str, pattern: str, example: str, make: Callable[[str], T]) -> None:
-        """Let `make` read every label that `pattern` matches whole and no entry has."""
+    def dialect(self, name: str, pattern: str, example: str, make: Callable[[str], T | Resolved[T]]) -> None:
+        """Let `make` read every label that `pattern` matches whole and no entry has.
+
+        Where a word stands for an entry, `make` may say what its registry says about that.
+        """
         self.dialects.append(Dialect(name, pattern, example, make))
 
     def resolve(self, text: str) -> Resolved[T]:
@@ -93,9 +96,12 @@ class Registry(Generic[T]):
             for dialect in self.dialects:
                 if re.fullmatch(dialect.pattern, text):
                     try:
-                        return Resolved(text, dialect.make(text), dialect.name, dialect.name, "1")
+                        made = dialect.make(text)
                     except (ValueError, TypeError) as error:
                         raise UsageError(f"{self.kind} '{text}': {error}") from error
+                    if isinstance(made, Resolved):
+                        return made
+                    return Resolved(text, made, dialect.name, dialect.name, "1")
         entry = self.get(spec.name)
         value = with_params(entry.factory(), spec, self.kind)
         return Resolved(str(spec), value, entry.summary, entry.source, entry.version)

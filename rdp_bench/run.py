@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rdp_bench import table
+from rdp_bench import crosscheck, table
+from rdp_bench.crosscheck import Check, check_rate
 from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError
 from rdp_bench.executor import Executor, Here, Job, JudgeJob
+from rdp_bench.keys import Record
 from rdp_bench.models import Member
 from rdp_bench.plan import Plan, dataset_digest
 from rdp_bench.specs import Cell, show
@@ -79,13 +81,12 @@ class Run:
                 except RdpBenchError as error:
                     log.warning("%s", error)  # the cells that need this model will fail and say so
             for label, record in job.evals:
-                try:
-                    arrays = self.plan.artefact(record).read()
-                except DamagedError:
+                arrays = self._stored(record)
+                if arrays is None:
                     continue  # nothing measured, nothing to compare
                 measured = 100 * float((arrays["predicted"] == arrays["label"]).mean())
                 self.record["models"][label]["measured_accuracy"] = measured
-                card = self._models()[label].card
+                card = self.plan.models[label].card
                 known = card.known_accuracy(self.plan.dataset.name, self.plan.n)
                 if known is not None and abs(measured - known) > OFF_BY:
                     self.warn(
@@ -93,6 +94,36 @@ class Run:
                         f"its card says {known:.1f} %: wrong weights, preprocessing or labels? "
                         "Do not trust numbers made with it"
                     )
+
+    def cross_check(self) -> list[Check]:
+        """A paper-profile run against what others published for its networks; a rate that is off becomes a warning.
+
+        For accuracies, `check_accuracy` has warned.
+        """
+        plan, name = self.plan, self.plan.dataset.name
+        if (plan.grid.profile, name) != (crosscheck.PROFILE, crosscheck.DATASET):
+            return []
+        clean = {label: self._stored(record) for job in plan.clean_check() for label, record in job.evals}
+        published = [(label, row) for label, model in plan.models.items() for row in model.card.accuracy]
+        accuracies = [
+            crosscheck.check_clean(label, float(row["percent"]), row["n"], clean[label])
+            for label, row in published
+            if row["dataset"] == name
+        ]
+        rates = [check_rate(rate, clean[rate.target], self._stored(record)) for rate, record in plan.cross_checks()]
+        for check in rates:
+            if check.passed is False:
+                self.warn(f"cross-check failed: {check.text}")
+        checks = accuracies + rates
+        self.record["checks"] = [asdict(check) for check in checks]
+        self.save()
+        return checks
+
+    def _stored(self, record: Record) -> Any:
+        try:
+            return self.plan.artefact(record).read()
+        except DamagedError:
+            return None
 
     def warn(self, message: str) -> None:
         """Log a warning and keep it for the report."""
@@ -153,15 +184,10 @@ class Run:
     def _cells_of(self, job: JudgeJob) -> list[Cell]:
         return [cell for cell in self.record["cells"] if self.plan.job_of[self.plan.keys(cell).eval] == job.key]
 
-    def _models(self) -> dict[str, Any]:
-        plan = self.plan
-        members = {m.name: m for source in plan.sources.values() for m in source.members}
-        return {**members, **plan.targets}
-
     def _header(self) -> dict[str, Any]:
         plan, axes = self.plan, self.plan.grid.axes
         models = {}
-        for label, model in self._models().items():
+        for label, model in plan.models.items():
             card = asdict(model.card)
             if isinstance(model, Member):
                 card["sha256"] = model.weights_hash()
@@ -217,11 +243,16 @@ class Run:
             },
             "models": models,
             "sources": {
-                label: {"members": [member.name for member in source.members]} for label, source in plan.sources.items()
+                label: {
+                    "members": [member.name for member in source.members],
+                    "through": source.through.record() if source.through else None,
+                }
+                for label, source in plan.sources.items()
             },
             "attacks": attacks,
             "defenses": defenses,
             "warnings": [],
+            "checks": [],
             "cells": {},
         }
 

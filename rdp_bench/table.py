@@ -79,8 +79,9 @@ def printed(run: Record, place: Place, metric: str) -> float | None:
     some of the data set's images still has the paper's cells; its interval says how far it can be trusted.
     """
     if place.source in run.get("sources", {}):
-        members = run["sources"][place.source].get("members", [])
-        if sorted(members) == sorted(paper()["ensemble"]):
+        source = run["sources"][place.source]
+        place = place._replace(source=place.source.replace(" ", ""))
+        if not source.get("through") and sorted(source.get("members", [])) == sorted(paper()["ensemble"]):
             place = place._replace(source="ensemble")
         elif place.source == "ensemble":
             return None

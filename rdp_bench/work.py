@@ -17,7 +17,6 @@ from rdp_bench.draws import Draws
 from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.executor import CraftJob, Job, JudgeJob
 from rdp_bench.keys import canonical, hash_many
-from rdp_bench.models import LoadedSource
 from rdp_bench.plan import Plan
 from rdp_bench.protocols import Classifier, Defense
 from rdp_bench.specs import show
@@ -79,8 +78,7 @@ class Worker:
 
     def _craft(self, job: CraftJob) -> None:
         plan = self.plan
-        ref = plan.sources[job.source]
-        source = LoadedSource(job.source, [member.load(plan.device) for member in ref.members])
+        source = plan.sources[job.source].load(plan.device)
         for member in source.members:
             _check_labels(plan, member.name, member.classes)
         attack = plan.attacks[job.attack].value
@@ -183,8 +181,7 @@ class Worker:
 
     def model(self, label: str) -> Classifier:
         """The classifier of a target (or, to measure it, of a source's member), loaded and checked."""
-        members = {m.name: m for source in self.plan.sources.values() for m in source.members} | self.plan.targets
-        model = members[label].load(self.plan.device)
+        model = self.plan.models[label].load(self.plan.device)
         _check_labels(self.plan, label, model.classes)
         return model
 

@@ -36,7 +36,7 @@ def render(out: Path, store: "Store", only: Sequence[str] | None = None) -> Path
 
 def _section(folder: Path, run: "Run", store: "Store") -> "Section":
     """Write a run's tables and figures; what the page needs of it."""
-    from rdp_bench.reports import figures, strip
+    from rdp_bench.reports import figures, strip, sweep
     from rdp_bench.reports.exhibit import exhibits, slug
     from rdp_bench.reports.html import Section
     from rdp_bench.store import write_atomic
@@ -57,6 +57,11 @@ def _section(folder: Path, run: "Run", store: "Store") -> "Section":
             for kind, content in saved.items():
                 write_atomic(folder / "figures" / f"{slug(run.grid, name)}.{kind}", content)
             inline.append((caption, figures.inline(saved["svg"])))
+    if swept := sweep.sweep(run):
+        for kind, content in swept.saved.items():
+            write_atomic(folder / "figures" / f"{slug(run.grid, 'sweep')}.{kind}", content)
+        write_atomic(folder / "figures" / f"{slug(run.grid, 'sweep')}.csv", swept.sheet.encode())
+        inline.append((swept.caption, figures.inline(swept.saved["svg"])))
     return Section(run, slug(run.grid), tables, inline, strip.examples(run, store))
 
 

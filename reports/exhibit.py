@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Counts = NDArray[np.int64]
 
 AVERAGE = "Average"
+SEEN = "‡"
+"""After the name of an attack whose like the target was trained against."""
 LEGEND = (
     "Bold: the best defense and those that no paired test tells from it (≈). "
     "† worse than no defense; ° so measured, but within chance."
@@ -170,10 +172,14 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
         f"Error under attack: {where}",
         f"Error in percent of all {_images(run)}, lower is better; {where}.",
         "error",
-        [pretty(value) if across == "target" else _heading(across, value) for value in axis]
+        [
+            (pretty(value) if across == "target" else _heading(across, value))
+            + (SEEN if _seen(run, {**here, across: value}) else "")
+            for value in axis
+        ]
         + ([AVERAGE] if average else []),
         groups,
-        _notes(run, run.grid, groups),
+        _training(run, here, across, axis) + _notes(run, run.grid, groups),
     )
 
 
@@ -197,6 +203,24 @@ def clean_table(run: Run) -> Exhibit | None:
         groups,
         _notes(run, "table2", groups),
     )
+
+
+def _seen(run: Run, here: dict[str, Any]) -> bool:
+    """Whether the target was trained against attacks like this one."""
+    return here["attack"] in run.record["models"].get(here["target"], {}).get("seen", ())
+
+
+def _training(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -> list[str]:
+    """What the targets of a table were trained against."""
+    notes = []
+    for target in axis if across == "target" else [here["target"]]:
+        how = run.record["models"].get(target, {}).get("trained_against")
+        if how:
+            marked = any(_seen(run, {**here, "target": target, across: value}) for value in axis)
+            notes.append(
+                f"{pretty(target)} was trained against {how}{f'; {SEEN} marks its relatives' if marked else ''}."
+            )
+    return notes
 
 
 def _heading(axis: str, value: Any) -> str:

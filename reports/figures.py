@@ -27,7 +27,7 @@ _PANELS = 6
 _SIZE = 8.5  # points
 _LETTER = 0.068  # inches, a wide average at that size
 _LINE = 0.19
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": _SIZE,
     "font.family": "sans-serif",
     "svg.fonttype": "none",
@@ -54,12 +54,12 @@ def heat_map(tables: list[Exhibit]) -> Saved:
     from matplotlib.figure import Figure
 
     grids = [_grid(table) for table in tables[:_PANELS]]
-    left = 0.2 + _LETTER * max(len(_short(name)) for rows, _, _ in grids for name in rows)
-    below = 0.2 + _LETTER * max(len(_short(column)) for _, columns, _ in grids for _, column in columns)
+    left = 0.2 + _LETTER * max(len(short(name)) for rows, _, _ in grids for name in rows)
+    below = 0.2 + _LETTER * max(len(short(column)) for _, columns, _ in grids for _, column in columns)
     across = max(0.24 * max(len(columns) for _, columns, _ in grids), 2.4)
     width, above = left + across + 0.8, 0.55
     height = sum(_LINE * len(rows) + above + below for rows, _, _ in grids)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure((width, height))
         top = height
         for table, grid in zip(tables, grids, strict=False):
@@ -69,7 +69,7 @@ def heat_map(tables: list[Exhibit]) -> Saved:
             bar = figure.add_axes(((left + across + 0.15) / width, top / height, 0.1 / width, tall / height))
             _heat(ax, bar, *grid, title=table.title if len(tables) > 1 else "")
             top -= below
-        return _save(figure)
+        return save(figure)
 
 
 def dot_plot(tables: list[Exhibit]) -> Saved:
@@ -80,21 +80,21 @@ def dot_plot(tables: list[Exhibit]) -> Saved:
     panels = [(table, group) for table in tables for group in table.groups][:_PANELS]
     across = min(len(panels), 3)
     down = -(-len(panels) // across)
-    left = 0.2 + _LETTER * max(len(_short(line.name)) for _, group in panels for line in group.lines)
+    left = 0.2 + _LETTER * max(len(short(line.name)) for _, group in panels for line in group.lines)
     named = len({tuple(line.defense for line in group.lines) for _, group in panels}) > 1  # each has rows of its own
     wide, tall = 1.75, _LINE * max(len(group.lines) for _, group in panels)
     above, below = (0.5 if len(tables) > 1 else 0.32), 0.45
     step = wide + (left if named else 0.25)
     width, height = left + step * across + 0.1, (above + tall + below) * down
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure((width, height))
         for i, (table, group) in enumerate(panels):
             x = left + step * (i % across)
             y = height - (above + tall + below) * (i // across) - above - tall
             ax = figure.add_axes((x / width, y / height, wide / width, tall / height))
             _dots(ax, table, group, named or i % across == 0)
-            ax.set_title(_short(group.name, 30) + (f"\n{_short(table.title, 40)}" if len(tables) > 1 else ""))
-        return _save(figure)
+            ax.set_title(short(group.name, 30) + (f"\n{short(table.title, 40)}" if len(tables) > 1 else ""))
+        return save(figure)
 
 
 def inline(svg: bytes) -> str:
@@ -136,13 +136,13 @@ def _heat(
 ) -> None:
     mesh = ax.pcolormesh(np.ma.masked_invalid(values), vmin=0, vmax=100, cmap=_MAP, linewidth=0, rasterized=False)
     ax.invert_yaxis()
-    ax.set_yticks(np.arange(len(rows)) + 0.5, map(_short, rows))
-    ax.set_xticks(np.arange(len(columns)) + 0.5, [_short(column) for _, column in columns], rotation=90)
+    ax.set_yticks(np.arange(len(rows)) + 0.5, map(short, rows))
+    ax.set_xticks(np.arange(len(columns)) + 0.5, [short(column) for _, column in columns], rotation=90)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     edges = [i for i in range(len(columns)) if i == 0 or columns[i][0] != columns[i - 1][0]]
     for edge, end in zip(edges, [*edges[1:], len(columns)], strict=True):
-        ax.text(edge, -0.35, _short(columns[edge][0], 4 * (end - edge)))
+        ax.text(edge, -0.35, short(columns[edge][0], 4 * (end - edge)))
     ax.vlines(edges[1:], 0, len(rows), color="white", linewidth=2.5)
     ax.set_title(title, pad=18)
     figure: Any = ax.figure
@@ -165,20 +165,22 @@ def _dots(ax: "Axes", table: Exhibit, group: Group, named: bool) -> None:
             ax.text(1, y, entry.status, va="center", fontsize=7)
         elif name == UNDEFENDED:
             ax.axvline(entry.value, color=INK, linewidth=0.6, linestyle=(0, (3, 3)))
-    ax.set_yticks(range(len(entries)) if named else [], [_short(line.name) for line in group.lines] if named else [])
+    ax.set_yticks(range(len(entries)) if named else [], [short(line.name) for line in group.lines] if named else [])
     ax.set_ylim(len(entries) - 0.5, -0.5)
     ax.set_xlim(0, 100)
     ax.set_xticks([0, 50, 100])
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.set_xlabel("average error, %" if table.average else f"{_short(table.columns[-1])}: error, %")
+    ax.set_xlabel("average error, %" if table.average else f"{short(table.columns[-1])}: error, %")
 
 
-def _short(text: str, room: int = 22) -> str:
+def short(text: str, room: int = 22) -> str:
+    """`text`, or as much of it as fits into `room` letters."""
     return text if len(text) <= max(room, 8) else text[: max(room, 8) - 1] + "…"
 
 
-def _save(figure: "Figure") -> Saved:
+def save(figure: "Figure") -> Saved:
+    """The figure in every format, the same bytes whenever it is drawn."""
     saved = {}
     for kind, metadata in {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}.items():
         file = io.BytesIO()

@@ -15,6 +15,7 @@ _SPECIAL = {
     "ε": r"$\varepsilon$",
     "≈": r"$^{\approx}$",
     "†": r"$^{\dagger}$",
+    "‡": r"$^{\ddagger}$",
     "°": r"$^{\circ}$",
     "–": "--",
     "−": "$-$",

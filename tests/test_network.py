@@ -20,7 +20,8 @@ from rdp_bench.attacks._iterate import draw_diversity, take_pixels
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import Card
-from rdp_bench.network import Clip6, PixelClassifier, fill, fold_batch_norm, read_weights, replace_relu6, resize
+from rdp_bench.network import Clip6, PixelClassifier, fill, fold_batch_norm, replace_relu6, resize
+from rdp_bench.weights import read_tensors
 
 CARD = Card(
     name="tiny", summary="", arch="tiny", weights="file", input_size=24, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
@@ -303,7 +304,7 @@ def test_weights_of_both_kinds(tmp_path: Path) -> None:
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "c.pt")
     torch.save({"model": state}, tmp_path / "d.pth")
     for path in sorted(tmp_path.iterdir()):
-        found = read_weights(path)
+        found = read_tensors(path)
         assert set(found) == set(state)
         assert all(torch.equal(found[name], state[name]) for name in state)
 
@@ -325,7 +326,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(Trap(mark)))
     for name in ("new.pth", "old.pth", "bare.pt"):
         with pytest.raises(BadModelError, match=rf"{name}: refused.*weights_only"):
-            read_weights(tmp_path / name)
+            read_tensors(tmp_path / name)
     assert not mark.exists()
     pickle.loads((tmp_path / "bare.pt").read_bytes())
     assert mark.exists()  # the trap works
@@ -340,7 +341,7 @@ def test_truncated_weights_are_refused(tmp_path: Path, suffix: str, share: float
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(BadModelError, match=r"a\..*damaged"):
-        read_weights(path)
+        read_tensors(path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
@@ -349,16 +350,16 @@ def test_other_files_are_refused(tmp_path: Path, suffix: str) -> None:
     for content in (b"hello", b"\0" * 4096, b"\x80\x02.", b"PK\x03\x04" + b"x" * 99, bytes(range(256)) * 20, b"<html>"):
         path.write_bytes(content)
         with pytest.raises(BadModelError, match=f"a{suffix}"):
-            read_weights(path)
+            read_tensors(path)
     with pytest.raises(BadModelError):
-        read_weights(tmp_path / f"missing{suffix}")
+        read_tensors(tmp_path / f"missing{suffix}")
 
 
 @pytest.mark.parametrize("found", [[torch.zeros(2)], {}, {"a": 3}, {"a": torch.zeros(1), "b": "x"}, torch.zeros(3)])
 def test_only_a_dictionary_of_tensors_is_read(tmp_path: Path, found: object) -> None:
     torch.save(found, tmp_path / "a.pth")
     with pytest.raises(BadModelError, match=r"expected a dictionary of tensors, found (list|dict|Tensor|OrderedDict)"):
-        read_weights(tmp_path / "a.pth")
+        read_tensors(tmp_path / "a.pth")
 
 
 def test_fill() -> None:

@@ -30,7 +30,7 @@ def test_there_are_transcripts_to_check() -> None:
 
 
 def test_every_command_and_flag_of_the_readme_exists() -> None:
-    lines = re.findall(r"rdp-bench ((?:run|report|doctor|list|cache)[^`\n]*)", README)
+    lines = re.findall(r"rdp-bench ((?:run|report|doctor|list|cache|train|export)[^`\n]*)", README)
     assert len(lines) >= 6
     for line in lines:
         words = shlex.split(line.partition(" && ")[0])

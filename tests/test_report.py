@@ -65,7 +65,7 @@ def entry(table: Exhibit, defense: str, column: str, group: int = 0) -> Entry:
 def blank(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn, but what is saved is empty: for pages whose figures are not looked at."""
     saved = {"svg": b"<svg></svg>", "pdf": b"", "png": b""}
-    monkeypatch.setattr(figures, "_save", lambda figure: saved)
+    monkeypatch.setattr(figures, "save", lambda figure: saved)
 
 
 class Tags(HTMLParser):

@@ -1,0 +1,191 @@
+"""What the learned defenses share: which file, which network, and images of any size through it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rdp_bench import weights as files
+from rdp_bench.errors import BadModelError
+from rdp_bench.keys import hash_file, hash_many
+from rdp_bench.protocols import Backward, Purifier
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from rdp_bench.draws import Draws
+    from rdp_bench.weights import State
+
+NETWORKS = {
+    "rdp": "_rdp.Purifier",
+    "nrp": "_nrp.RRDBNet",
+    "nrp-resg": "_nrp.ResNetG",
+    "hgd": "_hgd.Denoiser",
+    "comdefend": "_comdefend.ComDefend",
+    "sr": "_edsr.EDSR",
+}
+"""Where the network of each kind is: imported only when built."""
+
+
+def build(kind: str, **net: Any) -> nn.Module:
+    """An untrained network: images `[n, 3, h, w]` in [0, 1] to images, for h and w in steps of its `multiple`."""
+    module, _, name = NETWORKS[kind].partition(".")
+    made: nn.Module = getattr(import_module(f"rdp_bench.defenses.{module}"), name)(**net)
+    return made
+
+
+@dataclass(frozen=True)
+class Learned(Purifier):
+    """Base of a defense that is one network: a subclass names its `kind` and reads its authors' files."""
+
+    weights: str | None = None  # a file, here or in --models-dir; auto: the one that ships
+
+    differentiable: ClassVar[bool] = True
+    backward: ClassVar[Backward] = "exact"
+    kind: ClassVar[str]  # of NETWORKS; also the name of the entry
+
+    @cached_property
+    def paths(self) -> tuple[Path, ...]:
+        """The weight files, found."""
+        return (files.find(self.kind, self.weights),)
+
+    @cached_property
+    def digest(self) -> str:
+        """One hash for the content of the weight files."""
+        hashes = [_hash(path) for path in self.paths]
+        return hashes[0] if len(hashes) == 1 else hash_many(hashes)
+
+    @cached_property
+    def said(self) -> dict[str, Any]:
+        """What a file of ours says about itself; of anybody else's, nothing.
+
+        Raises:
+            BadModelError: no weight file, or one for another defense.
+        """
+        said = files.about(self.paths[0])
+        found = said.get("defense", self.kind)
+        if found != self.kind:
+            raise BadModelError(
+                f"{self.paths[0]}: holds '{found}', expected '{self.kind}'; use {found}(weights={self.weights})"
+            )
+        return said
+
+    def resolved(self) -> dict[str, Any]:
+        """Every parameter, the weights by their hash, and the network's size where the file tells. No torch."""
+        return {**super().resolved(), "weights": self.digest, "net": self.said.get("net")}
+
+    def read(self) -> tuple[dict[str, Any], State]:
+        """What the network is built with, and its tensors."""
+        state = files.read_tensors(self.paths[0])
+        if self.said:
+            return self.said.get("net", {}), state
+        return self.authors(OrderedDict((name.removeprefix("module."), t) for name, t in state.items()))
+
+    def authors(self, state: State) -> tuple[dict[str, Any], State]:
+        """The same from the tensors of a released file: `net` arguments, and our names."""
+        return {}, state
+
+    def build(self, **net: Any) -> nn.Module:
+        """The untrained network; a plugin's defense makes its own here."""
+        return build(self.kind, **net)
+
+    def load(self) -> nn.Module:
+        """The network with its weights.
+
+        Raises:
+            BadModelError: weights that are missing, refused, or do not fit.
+        """
+        arguments, state = self.read()
+        try:
+            net = self.build(**arguments)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadModelError(f"{self.paths[0]}: no {self.kind} network is built with {arguments}") from error
+        files.fill(net, state, f"{self.kind} {arguments or ''}".strip(), self.paths[0])
+        return net
+
+    def net(self, device: torch.device | str) -> nn.Module:
+        """The network on `device`, ready for inference; loaded once a process for each content of the file."""
+        key = (type(self).__qualname__, self.digest, str(device))
+        if key not in _ready:
+            _ready[key] = ready(self.load()).to(device)
+        return _ready[key]
+
+    def through(self, x: Tensor) -> Tensor:
+        """The network's output for `x` `[n, 3, h, w]`: mirrored up to the multiple it needs, then cropped."""
+        from torch.nn.functional import pad
+
+        net = self.net(x.device)
+        height, width = x.shape[2:]
+        below, right = (-size % int(getattr(net, "multiple", 1)) for size in (height, width))
+        if below or right:
+            x = pad(x, (0, right, 0, below), mode="reflect")
+        out: Tensor = net(x)
+        times = out.shape[-1] // x.shape[-1]  # super-resolution
+        return out[..., : times * height, : times * width]
+
+    def purify(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
+        """The network's images for `x` `[n, 3, h, w]`, of the same size, clamped to [0, 1]."""
+        return self.through(x).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Dynamic(Learned):
+    """A network that may get noise first: NRP's dynamic inference, RDP's Gaussian layer.
+
+    With `dynamic`, N(0, sigma^2) is added, clipped to what an attacker of eps 16 could add, and the sum to [0, 1]
+    (NRP's bypass_nrp.py); `clip=false` adds it as it is.
+    """
+
+    dynamic: bool = False
+    sigma: float = 0.05
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a negative noise."""
+        if self.sigma < 0:
+            raise ValueError(f"sigma is at least 0, found {self.sigma}")
+
+    @property
+    def random(self) -> bool:
+        """Two calls differ where noise is added."""
+        return self.dynamic
+
+    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+        """The network's images for `x` `[n, 3, h, w]` or noisy `x`, clamped to [0, 1]."""
+        if self.dynamic:
+            noise = self.sigma * draws.normal(*x.shape[1:])
+            x = (x + noise.clamp(-16 / 255, 16 / 255)).clamp(0, 1) if self.clip else x + noise
+        return super().purify(x, draws)
+
+
+def enlarge(x: Tensor, times: int) -> Tensor:
+    """Each pixel `times` times in both directions; backward, it gets the gradients of its copies together."""
+    from torch.nn.functional import interpolate
+
+    return x if times == 1 else interpolate(x, scale_factor=times, mode="nearest")
+
+
+def ready(net: nn.Module) -> nn.Module:
+    """`net` for inference: eval mode, batch-norms folded where it can, no gradients to weights, channels last."""
+    import torch
+
+    net.eval()
+    for module in net.modules():
+        fold: Callable[[], None] | None = getattr(module, "fold", None)
+        if fold:
+            fold()
+    return net.requires_grad_(False).float().to(memory_format=torch.channels_last)
+
+
+_ready: dict[tuple[str, str, str], nn.Module] = {}
+
+
+@cache
+def _hash(path: Path) -> str:
+    return hash_file(path)

@@ -1,0 +1,29 @@
+"""Any weight file that this package wrote, as the defense it says it is: `purifier:FILE.safetensors`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rdp_bench import weights as files
+from rdp_bench.errors import BadModelError
+from rdp_bench.protocols import Defense
+from rdp_bench.registry import Resolved, defense
+from rdp_bench.specs import parse_spec, with_params
+
+
+def of_file(text: str) -> Resolved[Defense]:
+    """`purifier:FILE(key=value)`: the entry that the file names, with these weights and parameters."""
+    spec = parse_spec(text.removeprefix("purifier:"))
+    path = files.find("purifier", spec.name)
+    kind = files.about(path).get("defense")
+    if not isinstance(kind, str):
+        raise BadModelError(
+            f"{path}: does not say which defense it is; files that 'rdp-bench train' wrote do. Of another's, name the "
+            f"defense yourself, as in nrp(weights={spec.name})"
+        )
+    entry = defense.get(kind)
+    value = with_params(entry.factory(), replace(spec, params=(*spec.params, ("weights", spec.name))), "defense")
+    return Resolved(text, value, entry.summary, entry.source, entry.version)
+
+
+defense.dialect("weight file of ours", r"purifier:.+", "purifier:FILE", of_file)

@@ -1,0 +1,86 @@
+"""Super-resolvers and denoisers of many architectures, through the spandrel package: `spandrel:FILE`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rdp_bench import weights as files
+from rdp_bench.defenses._learned import Learned, enlarge
+from rdp_bench.errors import BadModelError, UsageError
+from rdp_bench.protocols import Backward
+from rdp_bench.registry import defense
+from rdp_bench.specs import parse_spec, with_params
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rdp_bench.draws import Draws
+
+INSTALL = "pip install 'rdp-bench[spandrel]'"
+
+
+@dataclass(frozen=True)
+class Spandrel(Learned):
+    """A network whose architecture spandrel finds from its tensors' names; sizes and padding are its business.
+
+    It is called without gradients, so an attacker has a stand-in: each pixel as often as the network makes of it.
+    """
+
+    differentiable: ClassVar[bool] = False
+    backward: ClassVar[Backward] = "stand-in"
+    kind: ClassVar[str] = "spandrel"
+
+    @property
+    def scale(self) -> float:
+        """Output size over input size; loads the network."""
+        return float(getattr(self.net("cpu"), "scale", 1))
+
+    def resolved(self) -> dict[str, Any]:
+        """The weights by their hash, and the version of the package that has the architecture."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return {**super().resolved(), "spandrel": version("spandrel")}
+        except PackageNotFoundError as error:
+            raise UsageError(f"defense 'spandrel:{self.weights}' needs the spandrel package: {INSTALL}") from error
+
+    def load(self) -> nn.Module:
+        """The network, from tensors that our own reader read."""
+        import torch
+        from spandrel import ImageModelDescriptor, ModelLoader
+
+        path = self.paths[0]
+        state = files.read_tensors(path)
+        try:
+            found = ModelLoader().load_from_state_dict(state)
+        except Exception as error:  # each architecture fails in its own way
+            raise BadModelError(f"{path}: spandrel builds no network from it ({type(error).__name__})") from error
+        if not isinstance(found, ImageModelDescriptor) or (found.input_channels, found.output_channels) != (3, 3):
+            raise BadModelError(f"{path}: expected a network from RGB to RGB, found {found.architecture.name}")
+
+        class Network(torch.nn.Module):
+            """Images `[n, 3, h, w]` one by one, as spandrel wants them, to `[n, 3, scale h, scale w]`."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = found.model
+                self.scale = found.scale
+
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.cat([found(image[None]) for image in x]).clone()  # out of inference mode
+
+        return Network()
+
+    def stand_in(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
+        """See the class."""
+        return enlarge(x, int(self.scale))
+
+
+def of_file(text: str) -> Spandrel:
+    """`spandrel:FILE`."""
+    spec = parse_spec(text.removeprefix("spandrel:"))
+    return with_params(Spandrel(spec.name), spec, "defense")
+
+
+defense.dialect("super-resolver or denoiser that spandrel knows", r"spandrel:.+", "spandrel:FILE", of_file)

@@ -1,0 +1,124 @@
+"""What a run made, for others to use: predictions of every image, adversarial images as PNG."""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdp_bench.data.fingerprints import batch, digest, fingerprints
+from rdp_bench.data.open import open_dataset
+from rdp_bench.errors import DamagedError, UsageError
+from rdp_bench.protocols import Dataset
+from rdp_bench.store import Store, write_atomic
+from rdp_bench.table import Run, load
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "grid", "dataset", "source", "attack", "eps", "defense", "target", "index", "id", "label", "predicted", "margin",
+    "correct",
+)  # fmt: skip
+CELL = ("source", "attack", "eps", "defense", "target")
+BATCH = 50
+
+
+def export(out: Path, store: Store, to: Path, dataset: str | None, *, images: bool, parquet: bool) -> dict[str, int]:
+    """Write the runs in `out` into `to`; returns how many predictions and images there are.
+
+    * `predictions.csv` (or .parquet): one row an image and cell; `margin` is the best logit minus the second.
+    * `images/<set>/<index>.png` with `images/sets.csv`: every adversarial set once, pixel for pixel.
+
+    Image names come from the data set, so they are written as text, never used as paths.
+
+    Raises:
+        UsageError: no run in `out`, the data set is not the run's, or it must be named. DamagedError: a stored file.
+    """
+    runs = load(out, store)
+    names = {run.grid: _dataset(run, dataset, store) for run in runs}
+    rows = [row for run in runs for row in _predictions(run, store, names[run.grid])]
+    _write_predictions(to, rows, parquet)
+    count = sum(_write_images(run, store, names[run.grid], to / "images") for run in runs) if images else 0
+    return {"predictions": len(rows), "images": count}
+
+
+def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
+    about = run.record["dataset"]
+    try:
+        found = open_dataset(named or about["name"], limit=int(about["n"]))
+    except UsageError as error:
+        raise UsageError(
+            f"the run's data set {about['name']} is needed again: name it with --dataset ({error})"
+        ) from error
+    if digest(found, fingerprints(found, store.root)) != about["images"]:
+        raise UsageError(f"{named or about['name']} does not hold the images and labels of the run {run.grid}")
+    return found
+
+
+def _predictions(run: Run, store: Store, dataset: Dataset) -> Iterator[dict[str, Any]]:
+    for cell in run.record["cells"]:
+        if cell["status"] != "done":
+            continue
+        arrays = store.open("eval", cell["eval_key"]).read()
+        shared = {"grid": run.grid, "dataset": run.record["dataset"]["name"], **{name: cell[name] for name in CELL}}
+        columns = (arrays[name].tolist() for name in ("label", "predicted", "margin"))
+        for index, (label, predicted, margin) in enumerate(zip(*columns, strict=True)):
+            yield shared | {
+                "index": index,
+                "id": dataset.ids[index],
+                "label": label,
+                "predicted": predicted,
+                "margin": round(margin, 5),
+                "correct": int(label == predicted),
+            }
+
+
+def _write_predictions(to: Path, rows: list[dict[str, Any]], parquet: bool) -> None:
+    if parquet:
+        from pandas import DataFrame
+
+        content = io.BytesIO()
+        try:
+            DataFrame(rows, columns=COLUMNS).to_parquet(content, index=False)
+        except ImportError as error:
+            raise UsageError("--parquet needs pyarrow: pip install pyarrow, or leave it out for CSV") from error
+        write_atomic(to / "predictions.parquet", content.getvalue())
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(to / "predictions.csv", text.getvalue().encode())
+
+
+def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> int:
+    """Every finished set of the run as PNG; what is there already stays."""
+    from PIL import Image
+
+    sets = {cell["adv_key"]: cell for cell in run.record["cells"] if cell["adv_key"]}
+    lines, count = [], 0
+    for key, cell in sets.items():
+        try:
+            artefact = store.open("adv", key)
+            if not artefact.complete:
+                continue
+            delta = artefact.read()["delta"]
+        except DamagedError as error:
+            log.warning("set %s is left out: %s", key[:12], error)
+            continue
+        folder = to / key[:16]
+        for low in range(0, len(delta), BATCH):
+            clean = batch(dataset, low, min(low + BATCH, len(delta)))
+            for offset, adv in enumerate((clean + delta[low : low + BATCH].astype(np.int16)).astype(np.uint8)):
+                file = io.BytesIO()
+                Image.fromarray(np.ascontiguousarray(adv.transpose(1, 2, 0))).save(file, "PNG")
+                write_atomic(folder / f"{low + offset:05d}.png", file.getvalue())
+                count += 1
+        lines.append({"folder": key[:16], **{name: cell[name] for name in ("source", "attack", "eps")}, "key": key})
+    record = {"dataset": run.record["dataset"], "ids": list(dataset.ids), "sets": lines}
+    write_atomic(to / f"{run.grid}.json", json.dumps(record, indent=1).encode())
+    return count

@@ -1,0 +1,45 @@
+"""The frozen feature extractor F: the inner maps of classifiers, seen at the scale at which they see whole images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdp_bench.errors import UsageError
+from rdp_bench.models import find
+
+WHOLE = 299
+"""Pixels across a whole image of the benchmark; a crop is shown to F enlarged or reduced as a whole image would be."""
+
+
+class Extractor:
+    """Feature maps of one of several classifiers; `turn` says which."""
+
+    def __init__(self, labels: Sequence[str], levels: Sequence[int], device: str, models_dir: Path | None) -> None:
+        self.members: list[Any] = [find(label, models_dir).load(device) for label in labels]
+        for member in self.members:
+            if not hasattr(member, "features"):
+                raise UsageError(f"--features {member.name}: it has no method `features`; name another network")
+        self.levels = tuple(levels)
+        self.turn = 0
+
+    @property
+    def member(self) -> Any:
+        """The classifier whose turn it is."""
+        return self.members[self.turn % len(self.members)]
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Maps `[n, c, h', w']` of `x` `[n, 3, h, h]` in [0, 1] at every level; without levels, the last."""
+        maps: list[Tensor] = self.member.features(x, self.levels, x.shape[-1] / WHOLE)
+        return maps
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits `[n, classes]` of `x` `[n, 3, h, h]` in [0, 1]."""
+        logits: Tensor = self.member(x, x.shape[-1] / WHOLE)
+        return logits
+
+    def joint(self, x: Tensor) -> Tensor:
+        """The mean of all members' logits."""
+        return torch.stack([member(x, x.shape[-1] / WHOLE) for member in self.members]).mean(0)

@@ -1,0 +1,35 @@
+"""Adversarial inputs made while training, by self-supervised feature distortion (RDP Eq. 1)."""
+
+import torch
+from torch import Generator, Tensor
+
+from rdp_bench.attacks.ssp import distort
+from rdp_bench.train.extractor import Extractor
+from rdp_bench.train.options import Options
+
+
+def adversarial(options: Options, features: Extractor, clean: Tensor, rng: Generator) -> Tensor:
+    """Inputs x' for `clean` `[n, 3, h, h]`.
+
+    * `paper`: SSP at eps from pure noise, for every image.
+    * `wide`: half of the images at eps, three eighths at U(0, eps), an eighth clean; every other batch starts
+      near the image instead of from noise, and every other pair smooths the gradient as TI-FGSM does, so
+      that the purifier meets fine and coarse perturbations of every size. Not the paper's; the cards say so.
+    """
+    noise = torch.randn(clean.shape, generator=rng, device=clean.device)
+    eps = options.eps / 255
+    if options.attack == "paper":
+        return distort(features, clean, noise, eps, options.attack_steps, 0.01)
+    n = len(clean)
+    unit = torch.rand(n, 2, generator=rng, device=clean.device)
+    share = torch.where(unit[:, 0] < 0.5, 1.0, torch.where(unit[:, 0] < 0.875, unit[:, 1], 0.0)).view(n, 1, 1, 1)
+    coarse, near = torch.rand(2, generator=rng, device=clean.device).lt(0.5).tolist()
+    start = clean + noise * eps * share / 2 if near or coarse else noise
+    step = 0.01 * share * (eps / (16 / 255))
+    return distort(features, clean, start, eps * share, options.attack_steps, step, direction=_blur if coarse else None)
+
+
+def _blur(grad: Tensor) -> Tensor:
+    from rdp_bench.attacks._iterate import smooth
+
+    return smooth(grad, 7)

@@ -1,0 +1,320 @@
+"""The one training loop: steps, guards, validation, checkpoints, the best weights with their card."""
+
+import csv
+import hashlib
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from rdp_bench import weights
+from rdp_bench.environment import processor, versions
+from rdp_bench.errors import RdpBenchError, StorageError, UsageError
+from rdp_bench.keys import explain
+from rdp_bench.store import write_atomic
+from rdp_bench.train.options import SCHEDULES
+from rdp_bench.train.photos import Photos
+from rdp_bench.train.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 50
+"""Updates of one optimizer in a row without a finite gradient after which a training has failed."""
+
+CLIP = 1.0
+"""Largest gradient norm of an optimizer's parameters."""
+
+Validate = Callable[[Callable[[Tensor], Tensor]], dict[str, float]]
+
+
+@dataclass
+class Pace:
+    """How often the loop looks up from its work."""
+
+    log_every: int = 20  # steps a row of train.csv
+    validate_every: int = 250  # steps
+    checkpoint_minutes: float = 3.0
+
+
+class Training:
+    """A recipe under way in a folder, which holds checkpoint.pt, train.csv and the best weights so far."""
+
+    def __init__(
+        self, recipe: Recipe, photos: Photos, out: Path, validate: Validate | None = None, pace: Pace | None = None
+    ) -> None:
+        self.recipe, self.photos, self.out, self.validate = recipe, photos, out, validate
+        self.pace = pace or Pace()
+        self.options = recipe.options
+        self.done = 0
+        self.seconds = 0.0
+        self.skipped = 0  # updates without a finite gradient, in all
+        self.best: dict[str, Any] = {"score": math.inf, "step": 0, "metrics": {}}
+        self.best_state: dict[str, Tensor] = {}
+        self._failed_in_a_row = dict.fromkeys(recipe.optimizers, 0)
+        self._rows: list[dict[str, str]] = []  # of train.csv
+        self._sums: dict[str, float] = {}
+        self._lines = 0
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state is kept."""
+        return self.out / "checkpoint.pt"
+
+    def run(self, command: str = "", on_step: Callable[[int, dict[str, float]], None] | None = None) -> Path:
+        """Train to the last step; returns the weight file.
+
+        Raises:
+            RdpBenchError: the losses stay NaN or infinite. KeyboardInterrupt: on Ctrl-C, after the step under way
+                and a checkpoint.
+        """
+        # Rows of a training that was killed after its last checkpoint, or before its first, are written again.
+        self._rows = [row for row in read_csv(self.out / "train.csv") if int(row["step"]) <= self.done]
+        saved = time.monotonic()
+        with ThreadPoolExecutor(1) as ahead, _held_back() as interrupted:
+            following = ahead.submit(self._crops, self.done)
+            while self.done < self.options.steps:
+                started = time.monotonic()
+                crops, following = following.result(), self._following(ahead)
+                self.step(crops)
+                self.seconds += time.monotonic() - started
+                self._count()
+                last = self.done == self.options.steps
+                if self.validate and (last or self.done % self.pace.validate_every == 0):
+                    self._validate(command)
+                stopped = interrupted.is_set()
+                if last or stopped or time.monotonic() - saved > 60 * self.pace.checkpoint_minutes:
+                    self.save()
+                    saved = time.monotonic()
+                if on_step:
+                    on_step(self.done, self.best["metrics"])
+                if stopped:
+                    raise KeyboardInterrupt
+        if not self.best_state:
+            self._keep({}, command)
+        return self.product_file
+
+    def _following(self, ahead: ThreadPoolExecutor) -> "Future[Tensor]":
+        return ahead.submit(self._crops, self.done + 1)
+
+    def _crops(self, step: int) -> Tensor:
+        # A generator a step: a resumed training draws what an uninterrupted one would have drawn.
+        rng = Generator().manual_seed(_seed(self.options.seed, step, "crops"))
+        return self.photos.crops(self.options.batch, self.options.crop, rng)
+
+    def step(self, crops: Tensor) -> None:
+        """One step on crops uint8 `[n, 3, h, h]`: inputs, losses, updates."""
+        device = self.recipe.device
+        clean = crops.to(device, non_blocking=True).float().div_(255)
+        rng = Generator(device).manual_seed(_seed(self.options.seed, self.done, "step"))
+        rate = self.options.rate * SCHEDULES[self.options.schedule](self.done / self.options.steps)
+        cuda = device.startswith("cuda")
+        low: AbstractContextManager[Any] = torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
+        if self.recipe.features:
+            self.recipe.features.turn = self.done
+        statistics = [(buffer, buffer.clone()) for net in self.recipe.nets.values() for buffer in net.buffers()]
+        with low:
+            for net in self.recipe.nets.values():
+                net.eval()
+            inputs = self.recipe.prepare(clean, rng)
+            for net in self.recipe.nets.values():
+                net.train(not self.recipe.frozen_statistics)
+            clean, inputs = (x.contiguous(memory_format=torch.channels_last) for x in (clean, inputs))
+            for name, loss in self.recipe.steps(clean, inputs, rng):
+                if not self._update(name, loss, rate):
+                    for buffer, before in statistics:
+                        buffer.copy_(before)
+        for net in self.recipe.nets.values():
+            net.eval()
+        self.done += 1
+
+    def _update(self, name: str, loss: Tensor, rate: float) -> bool:
+        """Let an optimizer step; False where the gradient is not finite and nothing was changed."""
+        optimizer = self.recipe.optimizers[name]
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP, foreach=True)
+        if torch.isfinite(norm) and torch.isfinite(loss.detach()):
+            optimizer.step()
+            self._failed_in_a_row[name] = 0
+            return True
+        self.skipped += 1
+        self._failed_in_a_row[name] += 1
+        log.warning("step %d: the gradient of %s is not finite; the update is left out", self.done, name)
+        if self._failed_in_a_row[name] >= PATIENCE:
+            raise RdpBenchError(
+                f"training {self.recipe.name} has failed: {PATIENCE} updates in a row without a finite gradient. "
+                f"Lower --rate (now {self.options.rate:g}) and train again"
+            )
+        return False
+
+    def _count(self) -> None:
+        for term, value in self.recipe.terms.items():
+            self._sums[term] = self._sums.get(term, 0.0) + value.item()
+        self._lines += 1
+        if self._lines == self.pace.log_every or self.done == self.options.steps:
+            row = {term: total / self._lines for term, total in self._sums.items()}
+            self._write({"step": self.done, "seconds": round(self.seconds, 1), "skipped": self.skipped, **row})
+            self._sums, self._lines = {}, 0
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._rows.append({key: _short(value) for key, value in row.items()})
+        write_csv(self.out / "train.csv", self._rows)
+
+    def _validate(self, command: str) -> None:
+        assert self.validate
+        found = self.validate(self.recipe.purify)
+        self._write({"step": self.done, "seconds": round(self.seconds, 1), **found})
+        if found["score"] < self.best["score"]:
+            self._keep(found, command)
+
+    def _keep(self, metrics: dict[str, float], command: str) -> None:
+        """Remember these weights as the best and write them with their card."""
+        self.best = {"score": metrics.get("score", math.inf), "step": self.done, "metrics": metrics}
+        self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.recipe.export().items()}
+        weights.save(self.product_file, self.best_state, self.about(command))
+
+    @property
+    def product_file(self) -> Path:
+        """The best weights so far."""
+        return self.out / f"{self.recipe.name}.safetensors"
+
+    def about(self, command: str) -> dict[str, Any]:
+        """What the weight file says of itself: how to build its network, and the card."""
+        undefended = getattr(self.validate, "undefended", {})
+        card = {
+            "command": command,
+            "options": self.options.record(),
+            "data": {"photographs": len(self.photos.training), "held_out": len(self.photos.held_out),
+                     "record": self.photos.record},
+            "steps": self.best["step"],
+            "seconds": round(self.seconds),
+            "machine": f"{processor()}, {torch.get_num_threads()} threads" if self.recipe.device == "cpu"
+            else torch.cuda.get_device_name(),
+            "versions": versions(),
+            "validation": {key: round(value, 4) for key, value in self.best["metrics"].items()},
+            "undefended": {key: round(value, 4) for key, value in undefended.items()},
+        }  # fmt: skip
+        return {"defense": self.recipe.name, "net": self.recipe.net_args, "card": card}
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {
+            "options": self.options.record(),
+            "photos": self.photos.record,
+            "done": self.done,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "nets": {name: net.state_dict() for name, net in self.recipe.nets.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.recipe.optimizers.items()},
+            "best": self.best,
+            "best_state": self.best_state,
+            "sums": self._sums,
+            "lines": self._lines,
+        }
+        temporary = self.checkpoint.with_suffix(".tmp")
+        try:
+            torch.save(state, temporary)
+            temporary.replace(self.checkpoint)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            temporary.unlink(missing_ok=True)
+            raise StorageError(f"{self.checkpoint} cannot be written: {error}") from error
+
+    def resume(self) -> None:
+        """Go on from the checkpoint.
+
+        Raises:
+            UsageError: there is none, or it belongs to another training.
+        """
+        if not self.checkpoint.is_file():
+            raise UsageError(f"--resume: no checkpoint.pt in {self.out}; leave --resume out to start anew")
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            differs = explain(
+                {"options": self.options.record(), "photos": self.photos.record},
+                {"options": state["options"], "photos": state["photos"]},
+            )
+            if differs:
+                raise UsageError(
+                    f"{self.checkpoint} belongs to another training ({'; '.join(differs)}). Give the same options, or "
+                    "another --out"
+                )
+            for name, net in self.recipe.nets.items():
+                net.load_state_dict(state["nets"][name])
+            for name, optimizer in self.recipe.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            self.done, self.seconds, self.skipped = state["done"], state["seconds"], state["skipped"]
+            self.best = state["best"]
+            self.best_state = state["best_state"]
+            self._sums, self._lines = state["sums"], state["lines"]
+        except UsageError:
+            raise
+        except Exception as error:  # torch has many kinds for a damaged file
+            raise UsageError(
+                f"{self.checkpoint} cannot be resumed: it is damaged, or no checkpoint of {self.recipe.name} "
+                f"({type(error).__name__}). Remove it to start anew"
+            ) from error
+
+
+@contextmanager
+def _held_back() -> Iterator[threading.Event]:
+    """Inside, Ctrl-C or SIGTERM sets the event and stops nothing half-way; a second one does stop at once."""
+    asked = threading.Event()
+
+    def note(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        log.warning("stopping after this step; once more stops at once, and loses what the last checkpoint has not")
+
+    # Elsewhere they never strike, or whoever took one over keeps it.
+    ours = threading.current_thread() is threading.main_thread()
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    taken = [number for number, handler in usual.items() if ours and signal.getsignal(number) == handler]
+    for number in taken:
+        signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for number in taken:
+            signal.signal(number, usual[number])
+
+
+def _seed(seed: int, step: int, what: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{what}".encode()).digest()[:8], "big") >> 1
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a train.csv; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+    """All rows under the union of their columns; cells a row does not have are empty."""
+    import io
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue().encode())

@@ -1,0 +1,126 @@
+"""What differs between trainings: networks, inputs, losses. The loop is the same for all."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from rdp_bench.defenses._learned import Learned
+from rdp_bench.draws import Draws
+from rdp_bench.errors import UsageError, unknown
+from rdp_bench.train.extractor import Extractor
+from rdp_bench.train.options import Options
+from rdp_bench.train.validate import Validation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Step = tuple[str, Tensor]
+"""The optimizer that steps, and the loss that it lowers."""
+
+
+class Recipe:
+    """Base of a recipe.
+
+    * `nets`: every network that is trained, by name; the first one is the product.
+    * `optimizers`: Adam by name, each over the parameters of some networks.
+    * `terms`: the loss terms of the last step, for train.csv.
+    * `parts`: what --without may leave out.
+    """
+
+    name: ClassVar[str]
+    defaults: ClassVar[dict[str, dict[str, Any]]]
+    loss_weights: ClassVar[dict[str, float]] = {}
+    parts: ClassVar[tuple[str, ...]] = ()
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.99)
+    uses_features: ClassVar[bool] = True
+    frozen_statistics: ClassVar[bool] = False  # networks stay in eval mode
+
+    nets: dict[str, nn.Module]
+    net_args: dict[str, Any]
+
+    def __init__(self, options: Options, device: str, models_dir: "Path | None" = None) -> None:
+        for part in options.without:
+            if part not in self.parts:
+                raise unknown(f"part of {self.name}", part, self.parts, "See --without")
+        for term, _ in options.weights:
+            if term not in self.loss_weights:
+                raise unknown(f"loss weight of {self.name}", term, self.loss_weights)
+        self.options, self.device = options, device
+        self.weights = {**self.loss_weights, **dict(options.weights)}
+        self.weights |= {part: 0.0 for part in options.without if part in self.weights}
+        self.features: Any = (
+            Extractor(options.features, options.levels, device, models_dir) if self.uses_features else None
+        )
+        self.models_dir = models_dir
+        self.terms: dict[str, Tensor] = {}
+        # Seeded on the CPU, so that a training starts alike on every device.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            self.nets = self.build()
+        for net in self.nets.values():
+            net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizers = {
+            group: torch.optim.Adam(
+                [p for name in names for p in self.nets[name].parameters()],
+                options.rate,
+                betas=self.betas,
+                fused=True,  # one pass over all weights, where the default makes ten over each
+            )
+            for group, names in self.groups().items()
+        }
+
+    @classmethod
+    def settings(cls, size: str, given: dict[str, Any]) -> Options:
+        """The recipe's defaults at `size`, and what the user gave instead."""
+        if size not in cls.defaults:
+            raise unknown(f"size of {cls.name}", size, cls.defaults)
+        return Options(cls.name, size, **cls.defaults[size]).with_given(given)
+
+    def build(self) -> dict[str, nn.Module]:
+        """The networks, with their first weights; sets `net_args`, what the product's constructor was given."""
+        raise NotImplementedError
+
+    def groups(self) -> dict[str, list[str]]:
+        """Which optimizer owns which networks."""
+        return {"main": list(self.nets)}
+
+    def prepare(self, clean: Tensor, rng: Generator) -> Tensor:
+        """Training inputs for crops `[n, 3, h, h]` in [0, 1], made with the networks in eval mode."""
+        raise NotImplementedError
+
+    def steps(self, clean: Tensor, inputs: Tensor, rng: Generator) -> Iterator[Step]:
+        """The losses of one step, in order; an optimizer has stepped when the next is asked for."""
+        raise NotImplementedError
+
+    def entry(self) -> Learned:
+        """The defense that the product is for, with the parameters under which it is judged."""
+        raise NotImplementedError
+
+    def purify(self, x: Tensor) -> Tensor:
+        """What the defense makes of images `[n, 3, h, w]` with the product as its network; for validation."""
+        entry = self.entry()
+        object.__setattr__(entry, "net", lambda _: self.product)  # frozen, and else it would look for a file
+        return entry.purify(x, Draws([str(i) for i in range(len(x))], x.device))
+
+    def validation(self, clean: Tensor) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
+        """What judges `purify` while training, on held-out photographs `clean` `[n, 3, h, h]`."""
+        return Validation(clean, self.device, self.options.eps, self.models_dir)
+
+    @property
+    def product(self) -> nn.Module:
+        """The network that is exported."""
+        return next(iter(self.nets.values()))
+
+    def export(self) -> dict[str, Tensor]:
+        """The tensors of the weight file."""
+        return dict(self.product.state_dict())
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Weighted sum of `terms`; those of weight 0 do not count. Keeps them for train.csv."""
+        self.terms |= {name: value.detach() for name, value in terms.items()}
+        used = [self.weights.get(name, 1.0) * value for name, value in terms.items() if self.weights.get(name, 1.0)]
+        if not used:
+            raise UsageError(f"--without leaves {self.name} nothing to learn from")
+        return torch.stack(used).sum()

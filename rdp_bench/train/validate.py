@@ -1,0 +1,85 @@
+"""How good a purifier is while it trains: on held-out photographs, under attacks, before an embedded classifier."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from rdp_bench.attacks.gradient_sign import GradientSign
+from rdp_bench.attacks.ssp import SelfSupervised
+from rdp_bench.draws import Draws
+from rdp_bench.models import LoadedSource, find
+from rdp_bench.protocols import Attack
+from rdp_bench.train.losses import distillation
+
+SOURCE, JUDGE = "effnet-lite0", "effnet-lite1"
+SETS = ("clean", "ssp", "mi-fgsm")
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images in [0, 1], mean over images."""
+    error = ((a - b) ** 2).mean((1, 2, 3)).clamp_min(1e-10)
+    return float((-10 * torch.log10(error)).mean())
+
+
+def _reduced(images: Tensor, size: int) -> Tensor:
+    """Super-resolved `images` as they look at their old `size`."""
+    if images.shape[-1] == size:
+        return images
+    return interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+class Validation:
+    """Clean photographs, the same under SSP and under MI-FGSM (both on lite0, eps 16), judged by lite1.
+
+    What is counted is agreement with the judge's own view of the clean photograph: no labels are needed.
+    """
+
+    def __init__(self, clean: Tensor, device: str, eps: float = 16.0, models_dir: Path | None = None) -> None:
+        source = find(SOURCE, models_dir).load(device)
+        self.judge = find(JUDGE, models_dir).load(device)
+        attacks: dict[str, Attack] = {
+            "ssp": SelfSupervised(steps=10),
+            "mi-fgsm": GradientSign(momentum=1.0, label="own"),
+        }
+        sets: dict[str, list[Tensor]] = {name: [] for name in SETS}
+        for part in torch.split(clean, 16):
+            x = part.to(device)
+            draws = Draws([f"validation/{i}" for i in range(len(x))], device)
+            labels = torch.zeros(len(x), dtype=torch.long, device=device)  # MI-FGSM takes the source's own
+            sets["clean"].append(x)
+            for name, attack in attacks.items():
+                adv = attack(LoadedSource(SOURCE, [source]), x, labels, eps / 255, draws.fork(name))
+                sets[name].append((adv * 255).round() / 255)
+        self.sets = {name: torch.cat(parts) for name, parts in sets.items()}
+        with torch.no_grad():
+            self.wanted = self._logits(self.sets["clean"])
+        self.undefended = {f"agree_{name}": self._agreement(self._logits(x)) for name, x in self.sets.items()}
+        self.undefended |= {f"psnr_{name}": psnr(x, self.sets["clean"]) for name, x in self.sets.items()}
+
+    def _logits(self, images: Tensor) -> Tensor:
+        zoom = images.shape[-1] / self.sets["clean"].shape[-1]
+        with torch.no_grad():
+            return torch.cat([self.judge(part, zoom) for part in torch.split(images, 16)])
+
+    def _agreement(self, logits: Tensor) -> float:
+        return 100 * float((logits.argmax(1) == self.wanted.argmax(1)).float().mean())
+
+    def __call__(self, purify: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """PSNR in dB to the clean photograph and agreement in percent of each set; `score`, lower is better.
+
+        The score is the judge's KL divergence from its clean view, averaged over the three sets: smoother
+        than agreement, so that a few photographs suffice to choose a checkpoint.
+        """
+        found: dict[str, float] = {}
+        divergence = 0.0
+        for name, images in self.sets.items():
+            with torch.no_grad():
+                purified = torch.cat([purify(part) for part in torch.split(images, 8)])
+            logits = self._logits(purified)
+            found[f"agree_{name}"] = self._agreement(logits)
+            found[f"psnr_{name}"] = psnr(_reduced(purified, images.shape[-1]), self.sets["clean"])
+            divergence += float(distillation(self.wanted, logits)) / len(self.sets)
+        return found | {"score": divergence}

@@ -1,0 +1,297 @@
+"""Weight files of every kind: found, read as plain tensors or arrays, written. Nothing here runs what a file says."""
+
+import argparse
+import io
+import json
+import math
+import pickle
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from rdp_bench import tfcheckpoint
+from rdp_bench.errors import BadModelError
+from rdp_bench.store import write_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+State = OrderedDict[str, "Tensor"]
+
+OURS = "rdp-bench"
+"""The safetensors metadata under which our files say, as JSON, what they hold."""
+
+LARGEST = 2**28
+"""Bytes that a file of arrays may unpack to; ResNet-152's has 230 MiB."""
+
+_folders: list[Path] = []
+
+
+def look_in(models_dir: Path | None) -> None:
+    """Let `find` look for named files in this folder first (`--models-dir`)."""
+    _folders[:] = [models_dir] if models_dir else []
+
+
+def find(defense: str, file: str | None) -> Path:
+    """The weight file of a learned defense: the one that ships, or `file` in `--models-dir` or as a path.
+
+    Raises:
+        BadModelError: no such file.
+    """
+    if file is None:
+        shipped = Path(str(files("rdp_bench.data").joinpath("weights", f"{defense}.safetensors")))
+        if shipped.is_file():
+            return shipped
+        raise BadModelError(
+            f"defense {defense}: no weights ship with it. Train some (rdp-bench train --help) or take its authors', "
+            f"and name the file: {defense}(weights=FILE)"
+        )
+    named = Path(str(file))  # on the command line, 7 is a number
+    places = [folder / named for folder in _folders] + [named]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " and ".join(str(place) for place in places)
+    raise BadModelError(
+        f"defense {defense}: weights {file} are not there; looked for {looked}. Name a file in --models-dir or a path, "
+        "or train one: rdp-bench train --help"
+    )
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What a file of ours says about itself; empty for a file of anybody else. Loads no torch.
+
+    Raises:
+        BadModelError: a safetensors file whose header cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > path.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            said = json.loads(file.read(size)).get("__metadata__", {}).get(OURS, "{}")
+        found: dict[str, Any] = {**json.loads(said)}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BadModelError(f"{path}: refused (damaged, or no weight file). Its header cannot be read") from error
+    return found
+
+
+def save(path: Path, state: "Mapping[str, Tensor]", about: Mapping[str, Any], half: bool = True) -> None:
+    """Write `state` as safetensors that says `about`; under `half`, floats are kept in 16 bits where they fit.
+
+    Raises:
+        StorageError: the folder cannot be written to, or the disk is full.
+    """
+    from safetensors.torch import save as to_bytes
+
+    def small(tensor: "Tensor") -> "Tensor":
+        tensor = tensor.detach().cpu().contiguous()
+        if not (half and tensor.is_floating_point()):
+            return tensor
+        # Running variances may be beyond the largest half, 65504.
+        return tensor if (rounded := tensor.half()).isinf().any() else rounded
+
+    tensors = {name: small(tensor) for name, tensor in state.items()}
+    write_atomic(path, to_bytes(tensors, {OURS: json.dumps(about, sort_keys=True)}))
+
+
+def read_tensors(path: Path) -> "State":
+    """Tensors of a `.safetensors` file, or of any other that torch reads with `weights_only`; never a pickle.
+
+    Raises:
+        BadModelError: not such a file, damaged, or holding anything but tensors.
+    """
+    import torch
+    from torch.serialization import safe_globals
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        else:
+            # HGD's checkpoints keep the command line beside the tensors; a Namespace is but a bag of values.
+            with warnings.catch_warnings(), safe_globals([argparse.Namespace]):
+                warnings.simplefilter("ignore")  # a refusal is reported below, in our words
+                found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader has its own kinds; all mean the same
+        why = "holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "damaged, or no weight file"
+        raise BadModelError(
+            f"{path.name}: refused ({why}). Only plain tensors are read: .safetensors, or .pth that torch loads "
+            "with weights_only"
+        ) from error
+    for wrapper in ("state_dict", "model", "params_ema", "params"):
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+    if not isinstance(found, dict) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
+        raise BadModelError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")
+    return OrderedDict(found)
+
+
+def fill(net: "nn.Module", state: "Mapping[str, Tensor]", what: str, path: Path) -> None:
+    """Load `state` into `net`; every tensor must fit. `what` is the network's name.
+
+    Raises:
+        BadModelError: names or shapes differ; the message lists the first ones.
+    """
+    wanted = net.state_dict()
+    missing, extra = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
+    shapes = [
+        f"{n}: {list(state[n].shape)} instead of {list(wanted[n].shape)}"
+        for n in wanted
+        if n in state and state[n].shape != wanted[n].shape
+    ]
+    problems = [f"missing {n}" for n in missing] + [f"unexpected {n}" for n in extra] + shapes
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise BadModelError(f"{path} does not fit {what}: {shown}")
+    if not all(tensor.isfinite().all() for tensor in state.values() if tensor.is_floating_point()):
+        raise BadModelError(f"{path}: holds NaN or infinite weights")
+    net.load_state_dict(state)
+
+
+def read_arrays(path: Path) -> "list[NDArray[np.float32]]":
+    """The arrays of a `.npy` file, bare or zipped, that holds one object array of float arrays.
+
+    Raises:
+        BadModelError: another kind of file, damaged, or a pickle that holds anything but float arrays.
+    """
+    with _refused(path, ".npy with one object array of float arrays, as the ComDefend authors' files are"):
+        return [array.numbers() for array in _objects(path)]
+
+
+def read_named(path: Path) -> "dict[str, NDArray[np.float32]]":
+    """The arrays of a `.npy` file that holds one dictionary of dictionaries of arrays, as `outer/inner`.
+
+    MMdnn writes a network's weights so: per node of the graph its `weights`, `bias`, ....
+
+    Raises:
+        BadModelError: as `read_arrays`.
+    """
+    with _refused(path, ".npy with one dictionary of dictionaries of float arrays, as MMdnn's files are"):
+        kinds = ("f4", "f8", "i4", "i8")  # constants of the graph may stand among the weights
+        (table,) = _objects(path)
+        return {
+            f"{outer}/{inner}": array.numbers(kinds) for outer, part in table.items() for inner, array in part.items()
+        }
+
+
+def read_checkpoint(path: Path) -> "dict[str, NDArray[np.float32]]":
+    """The float variables of a TensorFlow checkpoint in one file, by name.
+
+    Raises:
+        BadModelError: another kind of file, or a damaged one.
+    """
+    with _refused(path, "a TensorFlow checkpoint in one file, as TF-slim's are"), path.open("rb") as file:
+        return tfcheckpoint.variables(_limited(file))
+
+
+@contextmanager
+def _refused(path: Path, expected: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a pickle may fail anywhere; all mean the same
+        raise BadModelError(f"{path.name}: refused ({error or type(error).__name__}). Expected {expected}") from error
+
+
+def _objects(path: Path) -> list[Any]:
+    """What the object array in a `.npy` file holds, its arrays as `_Array`.
+
+    NumPy writes object arrays as a pickle, and reads them by running it. Here `_Arrays` follows the pickle
+    and builds no object of any class but two of its own, which keep shapes and bytes.
+    """
+    from numpy.lib import format as npy
+
+    file = io.BytesIO(_unzipped(path))
+    npy.read_magic(file)
+    shape, _, kind = npy.read_array_header_1_0(file)
+    if not kind.hasobject:
+        raise ValueError("an array of numbers, no list of arrays")
+    outer = _Arrays(file).load()
+    if not isinstance(outer, _Array) or not isinstance(outer.data, list) or len(outer.data) != math.prod(shape):
+        raise ValueError("no list of arrays")
+    return outer.data
+
+
+def _unzipped(path: Path) -> bytes:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            return _limited(file)
+    with zipfile.ZipFile(path) as folder:
+        if len(folder.namelist()) != 1:
+            raise ValueError(f"a zip of {len(folder.namelist())} files instead of one")
+        with folder.open(folder.namelist()[0]) as file:
+            return _limited(file)
+
+
+def _limited(file: IO[bytes]) -> bytes:
+    content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"larger than {LARGEST >> 20} MiB")
+    return content
+
+
+class _Dtype:
+    """Stands where a pickle wants a NumPy data type: its name, nothing else."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        self.name = str(name)
+        self.order = "|"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = str(state[1])
+
+
+class _Array:
+    """Stands where a pickle wants a NumPy array: shape, type and content."""
+
+    shape: tuple[int, ...] = ()
+    dtype = _Dtype("none")
+    fortran = False
+    data: bytes | list[Any] = b""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, self.shape, self.dtype, self.fortran, self.data = state
+
+    def numbers(self, kinds: tuple[str, ...] = ("f4", "f8")) -> "NDArray[np.float32]":
+        import numpy as np
+
+        name, order = self.dtype.name, self.dtype.order
+        if name not in kinds or order not in "<>=|" or not isinstance(self.data, bytes):
+            raise ValueError(f"an array of '{order}{name}' instead of floats")
+        flat = np.frombuffer(self.data, order + name)
+        if flat.size != math.prod(self.shape):
+            raise ValueError(f"{flat.size} numbers for shape {self.shape}")
+        return flat.reshape(self.shape, order="F" if self.fortran else "C").astype(np.float32)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes spelled in '{encoding}'")
+    return text.encode("latin1")
+
+
+class _Arrays(pickle.Unpickler):
+    """Knows four names, none of which gives it the object it asks for."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Our stand-in for a global that object arrays need; anything else is refused."""
+        stands_in = {
+            "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
+            "numpy._core.multiarray._reconstruct": lambda *_: _Array(),
+            "numpy.ndarray": _Array,
+            "numpy.dtype": _Dtype,
+            "_codecs.encode": _latin1,
+        }
+        if f"{module}.{name}" not in stands_in:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return stands_in[f"{module}.{name}"]
