@@ -51,7 +51,6 @@ class Denoiser(nn.Module):
     """DUNET. 11,033,984 parameters at width 64; of 299 pixels its five scales see 299, 150, 75, 38 and 19.
 
     It works in the values its classifier is fed with, `space`, and there adds what it predicts to its input.
-    The last convolution starts at zero (the authors' at random): an untrained denoiser is the identity.
     """
 
     mean: Tensor
@@ -66,7 +65,6 @@ class Denoiser(nn.Module):
             stage(own + deeper, own, 2 if i == 0 else 3) for i, (own, deeper) in enumerate(pairwise(widths))
         )
         self.final = nn.Conv2d(width, 3, 1, bias=False)
-        nn.init.zeros_(self.final.weight)
         for name, values in zip(("mean", "std"), SPACES[space], strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 

@@ -379,11 +379,6 @@ def test_hgd_from_its_authors_file(folder: Path, classifier: str, mean: list[flo
     assert torch.allclose(found, expected, atol=1e-3)
 
 
-def test_hgd_starts_as_the_identity() -> None:
-    x = photo(2, 33)
-    assert torch.equal(_hgd.Denoiser(width=4).eval()(x), x)
-
-
 def test_batch_norms_are_folded_for_inference() -> None:
     net, x = tiny("hgd"), photo(2, 33)
     before = net(x)
