@@ -92,7 +92,7 @@ def test_bad_grid_files_are_refused(tmp_path: Path, text: str, message: str) -> 
 
 def test_every_flag_reaches_the_plan(tmp_path: Path) -> None:
     """Each flag is set to something unusual and found again where a run reads it."""
-    from rdp_bench import cli as module
+    from rdp_bench import cli_run as module
 
     seen: dict[str, Any] = {}
 
