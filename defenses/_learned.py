@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 NETWORKS = {
     "rdp": "_rdp.Purifier",
+    "rdp-reconstruction": "_rdp.Reconstruction",
     "nrp": "_nrp.RRDBNet",
     "nrp-resg": "_nrp.ResNetG",
     "hgd": "_hgd.Denoiser",
@@ -116,8 +117,8 @@ class Learned(Purifier):
             _ready[key] = ready(self.load()).to(device)
         return _ready[key]
 
-    def through(self, x: Tensor) -> Tensor:
-        """The network's output for `x` `[n, 3, h, w]`: mirrored up to the multiple it needs, then cropped."""
+    def through(self, x: Tensor, *more: Any) -> Tensor:
+        """The network's output for `x` `[n, 3, h, w]` and `more`: mirrored to the multiple it needs, then cropped."""
         from torch.nn.functional import pad
 
         net = self.net(x.device)
@@ -125,7 +126,7 @@ class Learned(Purifier):
         below, right = (-size % int(getattr(net, "multiple", 1)) for size in (height, width))
         if below or right:
             x = pad(x, (0, right, 0, below), mode="reflect")
-        out: Tensor = net(x)
+        out: Tensor = net(x, *more)
         times = out.shape[-1] // x.shape[-1]  # super-resolution
         return out[..., : times * height, : times * width]
 

@@ -7,6 +7,7 @@ Size "compact" works on 2x2 pixels as channels, a quarter of the positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -58,6 +59,28 @@ class Reconstructor(nn.Module):
     def decode(self, natural: Tensor, own: Tensor) -> Tensor:
         """Image from the latents V and U; Figure 7d puts noise in V's place."""
         out: Tensor = self.decoder(self.join(torch.cat([natural, own], 1)))
+        return out
+
+
+class Reconstruction(nn.Module):
+    """P's encoder with R: the part of a training that rebuilds adversarial images."""
+
+    def __init__(self, width: int = 64, blocks: int = 8, unshuffle: int = 1) -> None:
+        super().__init__()
+        self.multiple = unshuffle
+        self.encoder = Encoder(width, blocks, unshuffle)
+        self.reconstructor = Reconstructor(width, blocks, unshuffle)
+
+    def forward(self, x: Tensor, normal: Callable[..., Tensor] | None = None) -> Tensor:
+        """R(x, V) for `x` `[n, 3, h, w]`, not clamped.
+
+        `normal(*shape)` draws N(0, 1) `[n, *shape]`: with V's mean and deviation a channel it takes V's place.
+        """
+        natural: Tensor = self.encoder(x)
+        if normal is not None:
+            spread, middle = torch.std_mean(natural, (2, 3), keepdim=True)
+            natural = middle + spread * normal(*natural.shape[1:])
+        out: Tensor = self.reconstructor(x, natural)
         return out
 
 

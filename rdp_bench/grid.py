@@ -135,8 +135,10 @@ def _spread(labels: Sequence[str]) -> tuple[str, ...]:
     rest = []
     for name in (name for name in sorted(defenses.entries) if name not in labels):
         try:
-            defenses.resolve(name).value.resolved()
-            rest.append(name)
+            value = defenses.resolve(name).value
+            if getattr(value, "purifies", True):
+                value.resolved()
+                rest.append(name)
         except BadModelError as error:
             log.warning("left out of '*': %s", error)
     return tuple(name for label in labels for name in (rest if label == "*" else [label]))

@@ -101,12 +101,14 @@ class Purifier:
     Class attributes (or properties, where parameters decide) say what an attacker and a reader must know:
 
     * `random`: two calls on one image may differ (randomness comes from `draws` only).
+    * `purifies`: False for what is only to be looked at; `*` in a grid leaves it out.
     * `differentiable`: autograd through `purify` gives its true gradient.
     * `backward`: what BPDA uses: "exact" (autograd), "identity", or "stand-in" (`stand_in`).
     * `passes`: how often a classifier sees the image, softmax outputs averaged (R&P-30).
     * `scale`: output size over input size.
     """
 
+    purifies: ClassVar[bool] = True
     differentiable: ClassVar[bool] = False
     backward: ClassVar[Backward] = "identity"
 

@@ -44,6 +44,7 @@ plugins.load()
 
 TINY: dict[str, dict[str, Any]] = {
     "rdp": {"width": 4, "blocks": 1, "unshuffle": 2},
+    "rdp-reconstruction": {"width": 4, "blocks": 1, "unshuffle": 2},
     "nrp": {"width": 4, "growth": 2, "blocks": 1, "unshuffle": 2},
     "nrp-resg": {"width": 4, "blocks": 1, "unshuffle": 1},
     "hgd": {"width": 2},
@@ -185,7 +186,8 @@ def test_every_size_of_image(folder: Path, kind: str, size: int) -> None:
 def test_an_image_does_not_depend_on_its_neighbours(folder: Path, kind: str) -> None:
     ours(folder / "a.safetensors", kind)
     x = photo(3, 64)
-    for params in ("", ", dynamic=true") if kind in ("rdp", "nrp") else ("",):
+    random = {"rdp": ", dynamic=true", "nrp": ", dynamic=true", "rdp-reconstruction": ", latent=random"}
+    for params in {"", random.get(kind, "")}:
         entry = made(f"{kind}(weights=a.safetensors{params})")
         together = entry.purify(x, draws(3))
         for i in range(3):
@@ -561,6 +563,31 @@ def test_gradients_pass_the_network(folder: Path, kind: str) -> None:
     (expected,) = torch.autograd.grad((net(padded)[..., :33, :33].clamp(0, 1) * weight).sum(), x)
     assert torch.allclose(gradient, expected, atol=1e-4)
     assert gradient.abs().max() > 0
+
+
+def test_noise_in_the_latents_place_has_its_mean_and_deviation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net: Any = ours(folder / "a.safetensors", "rdp-reconstruction")
+    given: list[Tensor] = []
+    decode = _rdp.Reconstructor.decode
+
+    def noted(self: Any, natural: Tensor, own: Tensor) -> Tensor:
+        given.append(natural)
+        return decode(self, natural, own)
+
+    monkeypatch.setattr(_rdp.Reconstructor, "decode", noted)
+    x = photo(2, 128)
+    for latent in ("natural", "random"):
+        made(f"rdp-reconstruction(weights=a.safetensors, latent={latent})").purify(x, draws(2))
+    natural, noise = given
+    assert torch.allclose(natural, net.encoder(x), atol=1e-4)
+    # 4,096 numbers a channel: four standard errors of a mean and of a deviation.
+    middle, spread = natural.mean((2, 3)), natural.std((2, 3))
+    assert ((noise.mean((2, 3)) - middle).abs() < 4 * spread / 64).all()
+    assert ((noise.std((2, 3)) / spread - 1).abs() < 4 / 64 / 2**0.5).all()
+    both = torch.stack([natural.flatten(2), noise.flatten(2)]).sub(middle[..., None]).div(spread[..., None])
+    assert (both.prod(0).mean(2).abs() < 4 / 64).all()  # nothing of the content
+    with pytest.raises(UsageError, match="latent is natural or random, found none"):
+        made("rdp-reconstruction(latent=none)")
 
 
 def test_comdefends_backward_is_the_identity(folder: Path) -> None:
@@ -1056,10 +1083,13 @@ def test_the_star_leaves_out_what_has_no_weights(
 
     monkeypatch.setattr(weights, "files", lambda package: folder)
     (folder / "weights").mkdir()
-    ours(folder / "weights" / "rdp.safetensors", "rdp")
+    for name in ("rdp", "rdp-reconstruction"):
+        ours(folder / "weights" / f"{name}.safetensors", name)
     axes = grid.load("table1", "paper", {"defenses": ("none", "*")})[0].axes
     assert {"rdp", "jpeg", "wavelet"} < set(axes.defenses)
     assert not {"nrp", "hgd", "comdefend", "sr"} & set(axes.defenses)
+    assert "rdp-reconstruction" not in axes.defenses  # a branch to be looked at, which purifies nothing
+    assert "rdp-reconstruction" not in caplog.text
     assert "left out of '*': defense nrp: no weights ship" in caplog.text
     caplog.clear()
     assert grid.load("table1", "paper", {"defenses": ("none", "nrp")})[0].axes.defenses == ("none", "nrp")

@@ -47,7 +47,9 @@ def assert_same(a: Training, b: Training) -> None:
     assert rows(a) == rows(b)
     assert a.best == b.best
     assert toy_train.same(a.best_state, b.best_state)
-    assert toy_train.same(load_file(a.product_file), load_file(b.product_file))
+    written = [{path.name: load_file(path) for path in of.out.glob("*.safetensors")} for of in (a, b)]
+    assert written[0].keys() == written[1].keys() == {"rdp.safetensors", "rdp-reconstruction.safetensors"}
+    assert all(toy_train.same(state, written[1][name]) for name, state in written[0].items())
 
 
 # It learns
@@ -177,6 +179,30 @@ def test_a_run_writes_what_it_found(whole: Training) -> None:
     assert said["card"]["options"]["features"] == ["toy/one", "toy/two"]
     kept = load_file(whole.product_file)
     assert all(torch.equal(kept[name], tensor.half()) for name, tensor in whole.best_state.items())
+
+
+def test_the_reconstruction_is_kept_beside_the_product(whole: Training, tmp_path: Path) -> None:
+    """The file rebuilds what R makes of P's latent; and both files are of one moment."""
+    plugins.load()
+    training = toy_train.training(tmp_path)
+    training.step(training._crops(0))
+    for name in ("purifier", "reconstructor"):
+        training.recipe.nets[name].half().float()  # as weights are written
+    training._keep({}, "")
+    x = toy.images(2, 32)
+    purifier, reconstructor = (training.recipe.nets[name] for name in ("purifier", "reconstructor"))
+    rebuilt = reconstructor(x, purifier.encoder(x)).clamp(0, 1)  # type: ignore[operator]
+    path = tmp_path / "rdp-reconstruction.safetensors"
+    made = defense.resolve(f"rdp-reconstruction(weights={path})").value.purify(x, toy.draws(2))
+    assert torch.allclose(made, rebuilt, atol=1e-6)
+    assert not torch.allclose(made, training.recipe.purify(x), atol=1e-2)
+    said = [weights.about(whole.out / f"{name}.safetensors") for name in ("rdp", "rdp-reconstruction")]
+    assert said[1] == {**said[0], "defense": "rdp-reconstruction"}
+
+
+def test_without_a_reconstructor_there_is_nothing_beside(tmp_path: Path) -> None:
+    toy_train.training(tmp_path, without=("recon",))._keep({}, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["rdp.safetensors"]
 
 
 KILLED = """

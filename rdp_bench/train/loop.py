@@ -184,7 +184,10 @@ class Training:
         """Remember these weights as the best and write them with their card."""
         self.best = {"score": metrics.get("score", math.inf), "step": self.done, "metrics": metrics}
         self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.recipe.export().items()}
-        weights.save(self.product_file, self.best_state, self.about(command))
+        about = self.about(command)
+        weights.save(self.product_file, self.best_state, about)
+        for name, net in self.recipe.beside().items():
+            weights.save(self.out / f"{name}.safetensors", net.state_dict(), {**about, "defense": name})
 
     @property
     def product_file(self) -> Path:

@@ -8,6 +8,7 @@ from torch import Generator, Tensor, nn
 
 from rdp_bench.defenses import _rdp
 from rdp_bench.defenses.rdp import RepresentationDisentanglement
+from rdp_bench.defenses.rdp_reconstruction import Reconstruction
 from rdp_bench.train.inputs import adversarial
 from rdp_bench.train.losses import critic_loss, feature_l1, generator_loss, l1
 from rdp_bench.train.recipe import Recipe, Step
@@ -50,6 +51,16 @@ class Rdp(Recipe):
         """One Adam for P and R, one for D."""
         groups: dict[str, list[str]] = {"main": [name for name in ("purifier", "reconstructor") if name in self.nets]}
         return groups | ({"critic": ["discriminator"]} if "discriminator" in self.nets else {})
+
+    def beside(self) -> dict[str, nn.Module]:
+        """P's encoder with R (unless left out), for a look at what each branch keeps."""
+        if "reconstructor" not in self.nets:
+            return {}
+        with torch.device("meta"):  # no weights of its own, and no random numbers for them
+            whole: Any = _rdp.Reconstruction(**self.net_args)
+        purifier: Any = self.nets["purifier"]
+        whole.encoder, whole.reconstructor = purifier.encoder, self.nets["reconstructor"]
+        return {Reconstruction.kind: whole}
 
     def entry(self) -> RepresentationDisentanglement:
         """The purifier alone."""

@@ -117,6 +117,13 @@ class Recipe:
         """The tensors of the weight file."""
         return dict(self.product.state_dict())
 
+    def beside(self) -> dict[str, nn.Module]:
+        """Networks that are kept with the product, each under the name of the entry that it is for.
+
+        They are built with the product's `net_args`.
+        """
+        return {}
+
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Weighted sum of `terms`; those of weight 0 do not count. Keeps them for train.csv."""
         self.terms |= {name: value.detach() for name, value in terms.items()}
