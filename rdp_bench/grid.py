@@ -2,7 +2,7 @@
 
 import logging
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +15,7 @@ from rdp_bench.specs import Cell, show
 log = logging.getLogger(__name__)
 
 CLEAN = "clean"
+UNDEFENDED = "none"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Axes:
     dataset: str = ""
     sources: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()  # targets that stand beside the others undefended; their weights may be absent
     attacks: tuple[str, ...] = ()
     defenses: tuple[str, ...] = ()
     eps: tuple[float, ...] = ()
@@ -31,6 +33,10 @@ class Axes:
     ensembles: dict[str, list[str]] = field(default_factory=dict)
     checks: tuple[str, ...] = ()  # models that the cross-check alone looks at
     note: str = ""
+
+    def behind(self, defense: str) -> tuple[str, ...]:
+        """The targets that are judged behind this defense."""
+        return self.targets + (self.baselines if defense == UNDEFENDED else ())
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,13 @@ class Grid:
         a = self.axes
         if a.clean:
             for guard in a.defenses:
-                for target in a.targets:
+                for target in a.behind(guard):
                     yield Cell(a.dataset, "-", CLEAN, 0.0, target, guard)
         for eps in a.eps:
             for source in a.sources:
                 for attack in a.attacks:
                     for guard in a.defenses:
-                        for target in a.targets:
+                        for target in a.behind(guard):
                             yield Cell(a.dataset, source, attack, eps, target, guard)
 
 
@@ -74,22 +80,73 @@ def load(name: str, profile: str, changes: dict[str, Any]) -> tuple[Grid, tuple[
     Raises:
         UsageError: an unknown name, key or profile, a value of the wrong kind, or an empty axis.
     """
+    name, table, folder = _table(name)
+    return _read(name, table, profile, changes), tuple(folder / p for p in table.get("plugins", []))
+
+
+def listed(name: str, within: tuple[Path, ...] = ()) -> list[str]:
+    """The grids that `name`, a grid of grids, lists, in order; [name] for any other. A listed list stands for its own.
+
+    Raises:
+        UsageError: as `load`; or it lists nothing, itself, or two grids that would write the same run record.
+    """
+    stem, table, folder = _table(name)
+    if "grids" not in table:
+        return [name]
+    for key in table:
+        if key not in ("title", "grids"):
+            raise unknown(f"key of grid {stem}, which lists grids", key, ("title", "grids"))
+    names = table["grids"]
+    if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
+        raise UsageError(f"grid {stem}: 'grids' is a list of names and paths ending in .toml, found {names!r}")
+    within = (*within, (folder / f"{stem}.toml").resolve())
+    found: list[str] = []
+    for each in names:
+        path = str(folder / each) if each.endswith(".toml") else each
+        if Path(path).resolve() in within:
+            raise UsageError(f"grid {stem}: {each} is the list that it stands in")
+        found += listed(path, within)
+    stems = [Path(each).name.removesuffix(".toml") for each in found]
+    twice = sorted({each for each in stems if stems.count(each) > 1})
+    if twice:
+        raise UsageError(f"grid {stem}: {', '.join(twice)} stands twice in its list")
+    return found
+
+
+def _table(name: str) -> tuple[str, dict[str, Any], Path]:
+    """A grid's name, what its file says, and the folder that paths in it start from."""
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"grid file {name} is not there")
-        text, name = path.read_text(), path.stem
-        folder = path.parent
+        text, name, folder = path.read_text(), path.stem, path.parent
     elif name in builtin():
-        text = files("rdp_bench.data").joinpath("grids", f"{name}.toml").read_text()
-        folder = Path()
+        text, folder = files("rdp_bench.data").joinpath("grids", f"{name}.toml").read_text(), Path()
     else:
         raise unknown("grid", name, builtin(), "A grid of your own is a path ending in .toml")
     try:
-        table = tomllib.loads(text)
+        return name, tomllib.loads(text), folder
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"grid {name}: not valid TOML: {error}") from error
-    return _read(name, table, profile, changes), tuple(folder / p for p in table.get("plugins", []))
+
+
+def selected(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | None:
+    """`grid` with what its axes share with `wanted`; None where that is nothing. An axis without use is left alone."""
+    kept: dict[str, Any] = {}
+    for axis, labels in wanted.items():
+        if axis in ("sources", "attacks", "eps") and not grid.axes.attacks:
+            continue
+        names = {_plain(label) for label in labels}
+        for name in (axis, "baselines") if axis == "targets" else (axis,):
+            kept[name] = tuple(label for label in getattr(grid.axes, name) if _plain(label) in names)
+        if not (kept[axis] or kept.get("baselines")):
+            return None
+    chosen = replace(grid, axes=replace(grid.axes, **kept))
+    return chosen if any(True for _ in chosen.cells()) else None
+
+
+def _plain(label: str | float) -> str:
+    return show(label).replace(" ", "")
 
 
 def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any]) -> Grid:
@@ -156,7 +213,7 @@ def _checked(grid: str, axes: Axes) -> Axes:
         if not 0 <= value <= 255:
             raise UsageError(f"eps {show(value)} is not within 0 and 255 (it is in /255: 16 means 16/255)")
     for key in ("sources", "targets", "attacks", "defenses", "eps"):
-        labels = getattr(axes, key)
+        labels = getattr(axes, key) + (axes.baselines if key == "targets" else ())
         twice = {show(label) for label in labels if labels.count(label) > 1}
         if twice:
             raise UsageError(f"grid {grid}: {', '.join(sorted(twice))} stands twice in the axis '{key}'")

@@ -134,7 +134,26 @@ class PluginMember:
         return Card(self.name, entry.summary, "plugin", f"plugin {entry.origin}", 0, (), ())
 
 
-AnyMember = Member | PluginMember
+@dataclass(frozen=True)
+class Absent:
+    """A known model whose weights are not here: whatever needs it fails, and says why."""
+
+    card: Card
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    def record(self) -> Record:
+        """Of nothing that could be stored."""
+        return {"absent": self.name}
+
+    def load(self, device: str) -> "Classifier":  # noqa: ARG002 - one signature for all
+        raise BadModelError(self.reason)
+
+
+AnyMember = Member | PluginMember | Absent
 
 
 @dataclass(frozen=True)
@@ -184,6 +203,16 @@ def find(label: str, models_dir: Path | None = None) -> AnyMember:
 
         return Member(network.timm_card(label, pretrained=local is None), local)
     raise unknown("model", label, [*zoo(), *model.entries], "Any timm model works as timm:<name>")
+
+
+def find_or_absent(label: str, models_dir: Path | None = None) -> AnyMember:
+    """As `find`, but a known model whose weights are not here becomes one that says so when it is needed."""
+    try:
+        return find(label, models_dir)
+    except BadModelError as error:
+        if label not in zoo():
+            raise
+        return Absent(zoo()[label], str(error))
 
 
 def find_source(label: str, ensembles: dict[str, list[str]], models_dir: Path | None = None) -> SourceRef:

@@ -1,6 +1,6 @@
 """From a grid to keyed jobs: who needs which adversarial set, and what is already there. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -11,16 +11,14 @@ from rdp_bench.data.fingerprints import digest, fingerprints
 from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import UsageError
 from rdp_bench.executor import CraftJob, Job, JudgeJob
-from rdp_bench.grid import CLEAN, Grid
+from rdp_bench.grid import CLEAN, UNDEFENDED, Grid
 from rdp_bench.keys import Record, hash_many, key_of
-from rdp_bench.models import AnyMember, SourceRef, find, find_source
+from rdp_bench.models import AnyMember, SourceRef, find, find_or_absent, find_source
 from rdp_bench.protocols import Attack, Dataset, Defense
 from rdp_bench.registry import Resolved
 from rdp_bench.specs import Cell, show
 from rdp_bench.store import Artefact, Store
 from rdp_bench.through import is_white_box, white_box
-
-UNDEFENDED = "none"
 
 SAMPLES = 2
 """Images of each purified set that are kept for a look."""
@@ -139,25 +137,24 @@ class Plan:
         Jobs whose results are all in the store are listed too; see `done`.
         """
         axes = self.grid.axes
+        behind = {guard: axes.behind(guard) for guard in axes.defenses}
         jobs: list[Job] = []
         if axes.clean:
-            jobs += self._judges(None, "clean images", CLEAN, "-", 0.0, axes.defenses, axes.targets)
+            jobs += self._judges(None, "clean images", CLEAN, "-", 0.0, behind)
         for eps, source, attack in product(axes.eps, axes.sources, axes.attacks):
             if not is_white_box(source):
-                jobs += self._set(source, source, attack, eps, axes.defenses, axes.targets)
+                jobs += self._set(source, source, attack, eps, behind)
                 continue
-            for guard, target in product(axes.defenses, axes.targets):
-                jobs += self._set(source, white_box(source, guard, target), attack, eps, (guard,), (target,))
+            for guard, target in _pairs(self.grid):
+                jobs += self._set(source, white_box(source, guard, target), attack, eps, {guard: (target,)})
         return jobs
 
-    def _set(
-        self, label: str, source: str, attack: str, eps: float, guards: Sequence[str], targets: Sequence[str]
-    ) -> list[Job]:
+    def _set(self, label: str, source: str, attack: str, eps: float, behind: Mapping[str, Sequence[str]]) -> list[Job]:
         """An adversarial set and what is judged of it; `label` is the source in its cells."""
         record = self.set_record(source, attack, eps)
         craft = CraftJob(key_of(record), record, source, attack, eps)
         self.crafts[craft.key] = craft
-        return [craft, *self._judges(craft.key, f"{craft} at eps {show(eps)}", attack, label, eps, guards, targets)]
+        return [craft, *self._judges(craft.key, f"{craft} at eps {show(eps)}", attack, label, eps, behind)]
 
     def clean_check(self) -> list[JudgeJob]:
         """Jobs that measure the clean accuracy of every model of the grid, sources included; one a model."""
@@ -186,13 +183,13 @@ class Plan:
         attack: str,
         source: str,
         eps: float,
-        guards: Sequence[str],
-        targets: Sequence[str],
+        behind: Mapping[str, Sequence[str]],
     ) -> list[Job]:
+        """A judgement a defense: `behind` holds the targets of each."""
         jobs: list[Job] = []
         asked = (source, attack, eps)
         checks = [check for check in self.cross_checks() if (check[0].source, check[0].attack, check[0].eps) == asked]
-        for guard in guards:
+        for guard, targets in behind.items():
             pure = self.pure_record(set_key, guard)
             sample = key_of(self.sample_record(key_of(pure)))
             evals = []
@@ -236,16 +233,26 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     labels: list[str] = []
     for label in axes.sources if axes.attacks else ():
         adaptive = is_white_box(label)
-        pairs = product(axes.defenses, axes.targets)
-        labels += [white_box(label, *pair) for pair in pairs] if adaptive else [label]
-    sources = {label: find_source(label, axes.ensembles, models_dir) for label in labels}
-    targets = {label: find(label, models_dir) for label in axes.targets}
+        labels += [white_box(label, *pair) for pair in _pairs(grid)] if adaptive else [label]
+    baselines = {label: find_or_absent(label, models_dir) for label in axes.baselines}
+    targets = {label: find(label, models_dir) for label in axes.targets} | baselines
+    sources = {
+        label: SourceRef(label, (baselines[label],))
+        if label in baselines
+        else find_source(label, axes.ensembles, models_dir)
+        for label in labels
+    }
     checks = {label: find(label, models_dir) for label in axes.checks}
     dataset = open_dataset(axes.dataset, limit=limit)
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
     prints = fingerprints(dataset, store.root)
     return Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks)
+
+
+def _pairs(grid: Grid) -> list[tuple[str, str]]:
+    """Every defense with every target behind it."""
+    return [(guard, target) for guard in grid.axes.defenses for target in grid.axes.behind(guard)]
 
 
 def dataset_digest(plan: Plan) -> str:
