@@ -294,10 +294,10 @@ def judge(columns: "Sequence[Mapping[str, Counts]]") -> list[dict[str, Verdict]]
         leaders.append({name for name in totals if totals[name] == least} if len(totals) > 1 else set())
         for name, errors in rivals.items():
             if UNDEFENDED in column:
-                against_none[i, name] = _paired(errors, column[UNDEFENDED])
+                against_none[i, name] = paired(errors, column[UNDEFENDED])
             if leaders[i] and name not in leaders[i]:
                 # Of several leaders the one that is hardest to tell apart: a tie with any is a tie.
-                against_best[i, name] = max(_paired(errors, rivals[leader]) for leader in leaders[i])
+                against_best[i, name] = max(paired(errors, rivals[leader]) for leader in leaders[i])
     p_none, p_best = _holm(against_none), _holm(against_best)
     verdicts: list[dict[str, Verdict]] = []
     for i, column in enumerate(columns):
@@ -316,7 +316,8 @@ def judge(columns: "Sequence[Mapping[str, Counts]]") -> list[dict[str, Verdict]]
     return verdicts
 
 
-def _paired(first: "Counts", second: "Counts") -> float:
+def paired(first: "Counts", second: "Counts") -> float:
+    """Two-sided p of two defenses' errors on the same images `[n]`: McNemar's test, or the sign-flip test of sums."""
     difference = first.astype(int) - second.astype(int)
     if abs(difference).max(initial=0) <= 1:
         return stats.mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
