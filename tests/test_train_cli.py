@@ -55,7 +55,8 @@ def test_from_photographs_to_a_defense(name: str, seeing: None) -> None:
     done = train(name, *TINY, "--validate-every", 2, "--validation-images", 1)
     assert done.exit_code == 0, done.output
     out = Path("rdp-bench-train") / name
-    assert {path.name for path in out.iterdir()} == {f"{name}.safetensors", "train.csv", "checkpoint.pt", "curves.svg"}
+    products = {f"{name}.safetensors"} | ({"rdp-reconstruction.safetensors"} if name == "rdp" else set())
+    assert {path.name for path in out.iterdir()} == products | {"train.csv", "checkpoint.pt", "curves.svg"}
     rows = read_csv(out / "train.csv")
     assert [(row["step"], "score" in row) for row in rows] == [("2", True), ("3", False), ("3", True)]
     card = weights.about(out / f"{name}.safetensors")["card"]
@@ -126,7 +127,7 @@ def test_options_reach_the_recipe() -> None:
     assert options == {
         "recipe": "rdp", "size": "tiny", "steps": 3, "batch": 2, "crop": 64, "rate": 2e-3, "schedule": "drops",
         "features": ["toy/two", "toy/one"], "levels": [1], "eps": 8.0, "attack": "wide", "attack_steps": 2,
-        "without": ["lat", "adv"], "weights": {"feat": 2.0, "pix": 0.5}, "seed": 7, "start": "",
+        "without": ["lat", "adv"], "weights": {"feat": 2.0, "pix": 0.5}, "seed": 7, "blend": 1.0, "start": "",
     }  # fmt: skip
 
 

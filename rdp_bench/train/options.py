@@ -26,6 +26,7 @@ class Options:
     attack_steps: int = 10
     without: tuple[str, ...] = ()  # parts left out
     weights: tuple[tuple[str, float], ...] = ()  # loss weights that differ from the recipe's
+    blend: float = 1.0  # ens-adv: how far the product lies from the teacher (0) towards the student (1)
     start: str = ""  # sha256 of the weights the product started from
 
     def __post_init__(self) -> None:
@@ -37,6 +38,8 @@ class Options:
             raise UsageError(f"--rate is between 0 and 1, found {self.rate}")
         if not 0 <= self.eps <= 255:
             raise UsageError(f"--eps is between 0 and 255, found {self.eps}")
+        if not 0 <= self.blend <= 1:
+            raise UsageError(f"--blend is between 0 and 1, found {self.blend}")
         if self.crop % 32:
             raise UsageError(f"--crop is a multiple of 32, found {self.crop}")
         if self.schedule not in SCHEDULES:
