@@ -13,6 +13,7 @@ from rdp_bench.errors import UsageError
 from rdp_bench.store import Store
 
 if TYPE_CHECKING:
+    from rdp_bench.grid import Grid
     from rdp_bench.plan import Plan
     from rdp_bench.run import Run
 
@@ -52,85 +53,123 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 def run(**options: Any) -> None:
     """Run a grid: craft adversarial sets, judge every defense, write OUT/results.csv.
 
-    A run can be stopped at any moment; the same command goes on from there.
+    A run can be stopped at any moment; the same command goes on from there. Where the grid lists grids (paper), each is
+    run in turn, and --source, --target, --attack, --defense and --eps select among what each has.
     """
-    from rdp_bench.run import Run, summary
+    from rdp_bench import grid
+    from rdp_bench.run import summary
 
-    plan, batch = _plan(options)
-    command = _command()
+    _checked(options)
+    names = grid.listed(options["grid_name"])
+    if names != [options["grid_name"]]:
+        from rdp_bench import cli_series
+
+        sys.exit(cli_series.run_all(names, options))
+    plan = plan_of(load_grid(options["grid_name"], options, changes(options)), options)
     if options["dry_run"]:
         _dry_run(plan)
         return
-    out: Path = options["out"]
-    _writable(out, "--out")
-    _writable(plan.store.root, "--cache")
-    running = Run(plan, out, command)
-    jobs = running.start()
-    click.echo(f"{plan.grid.title}", err=True)
-    click.echo(
-        f"{plan.n} images of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: {summary(running)}",
-        err=True,
-    )
-    if jobs or not _accuracies_known(plan):
-        _work(running, jobs, batch, options["progress"])
-    else:
-        running.check_accuracy(None)
-        running.save()
-    _print_checks(running)
+    running = perform(plan, options)
     _print_table(running)
-    click.echo(f"\n{summary(running)}; {out / 'results.csv'}; next: {_report_command(out)}")
+    click.echo(f"\n{summary(running)}; {next_step(options['out'])}")
     for cell, reason in list(running.failed.items())[:5]:
         click.echo(f"failed: {cell}: {reason}", err=True)
     if running.failed:
         sys.exit(1)
 
 
-def _work(running: "Run", jobs: list[Any], batch: int | None, progress: bool | None) -> None:
+def perform(plan: "Plan", options: dict[str, Any], heading: str = "") -> "Run":
+    """Do what a plan still lacks, with a bar and what the networks are held against; OUT is written."""
+    from rdp_bench.run import Run, summary
+
+    _writable(options["out"], "--out")
+    _writable(plan.store.root, "--cache")
+    running = Run(plan, options["out"], _command())
+    jobs = running.start()
+    click.echo(f"{heading}{plan.grid.title}", err=True)
+    click.echo(
+        f"{plan.n} images of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: {summary(running)}",
+        err=True,
+    )
+    if jobs or running.lacks_cost or not _accuracies_known(plan):
+        _work(running, jobs, options)
+    else:
+        running.check_accuracy(None)
+        running.save()
+    _print_checks(running)
+    return running
+
+
+def _work(running: "Run", jobs: list[Any], options: dict[str, Any]) -> None:
     from rdp_bench.progress import Bar, Costs, measure
 
-    bar = Bar(jobs, Costs(running.plan), show_bar=progress)
+    bar = Bar(jobs, Costs(running.plan), show_bar=options["progress"])
     try:
         bar.say("loading torch and the networks, measuring clean accuracy")
         from rdp_bench.work import Worker
 
-        worker = Worker(running.plan, batch)
+        batch = options["batch_size"]
+        worker = Worker(running.plan, None if batch == "auto" else int(batch))
         running.check_accuracy(worker)
         bar.say("timing each part on two images")
         bar.use(measure(running.plan, jobs))
         worker.report = bar
         running.execute(jobs, worker)
+        if running.lacks_cost:
+            bar.say("measuring what each defense costs")
+            from rdp_bench import cost
+
+            running.keep_cost(cost.measure(worker))
     finally:
         bar.close()
 
 
-def _plan(options: dict[str, Any]) -> tuple["Plan", int | None]:
-    from rdp_bench import environment, grid, plugins, weights
-    from rdp_bench.plan import make_plan
-
-    names = {"source": "sources", "target": "targets", "attack": "attacks", "defense": "defenses", "eps": "eps"}
-    changes: dict[str, Any] = {axis: options[flag] for flag, axis in names.items() if options[flag]}
-    if options["dataset"]:
-        changes["dataset"] = options["dataset"]
+def _checked(options: dict[str, Any]) -> None:
     if options["limit"] is not None and options["limit"] < 1:
         raise UsageError(f"--limit {options['limit']}: at least one image is needed")
     batch = options["batch_size"]
     if batch != "auto" and not (batch.isdigit() and int(batch) > 0):
         raise UsageError(f"--batch-size {batch}: expected auto or a number above 0")
+
+
+FLAGS = {"sources": "source", "targets": "target", "attacks": "attack", "defenses": "defense", "eps": "eps"}
+"""The flag of each axis."""
+
+
+def changes(options: dict[str, Any]) -> dict[str, Any]:
+    """What the flags put in the place of a grid's axes."""
+    given: dict[str, Any] = {axis: options[flag] for axis, flag in FLAGS.items() if options[flag]}
+    if "targets" in given:
+        given["baselines"] = ()
+    return given | {name: options[name] for name in ("dataset",) if options[name] is not None}
+
+
+def load_grid(name: str, options: dict[str, Any], given: dict[str, Any]) -> "Grid":
+    """The grid of this name with `given` axes, once everything that it may name is registered."""
+    from rdp_bench import grid, plugins, weights
+
     plugins.load(options["plugins_"])
     weights.look_in(options["models_dir"])
-    chosen, files = grid.load(options["grid_name"], options["profile"], changes)
+    chosen, files = grid.load(name, options["profile"], given)
     if files:
         plugins.load(files)
-        chosen, _ = grid.load(options["grid_name"], options["profile"], changes)
-    plan = make_plan(
-        chosen,
+        chosen, _ = grid.load(name, options["profile"], given)
+    return chosen
+
+
+def plan_of(grid: "Grid", options: dict[str, Any]) -> "Plan":
+    """The plan of a grid under the flags."""
+    from rdp_bench import environment
+    from rdp_bench.plan import make_plan
+
+    return make_plan(
+        grid,
         Store(options["cache"]),
         seed=options["seed"],
         device=environment.choose_device(options["device"]),
         limit=options["limit"],
         models_dir=options["models_dir"],
     )
-    return plan, None if batch == "auto" else int(batch)
 
 
 def _dry_run(plan: "Plan") -> None:
@@ -164,8 +203,10 @@ def _command() -> str:
     return shlex.join(["rdp-bench", *sys.argv[1:]])
 
 
-def _report_command(out: Path) -> str:
-    return "rdp-bench report" + ("" if str(out) == DEFAULT_OUT else f" --out {out}")
+def next_step(out: Path) -> str:
+    """Where the results are, and what to type next."""
+    report = "rdp-bench report" + ("" if str(out) == DEFAULT_OUT else f" --out {out}")
+    return f"{out / 'results.csv'}; next: {report}"
 
 
 def _writable(folder: Path, option: str) -> None:

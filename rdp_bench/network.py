@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rdp_bench import resnet_v2, weights
+from rdp_bench import resnet_denoise, resnet_v2, weights
 from rdp_bench.errors import BadModelError, UsageError, unknown
 from rdp_bench.models import NUMERICS, Card, Member
 from rdp_bench.weights import State
@@ -264,6 +264,8 @@ def create(card: Card, *, pretrained: bool = False) -> nn.Module:
     """The plain network of a card: one of ours, else timm's; untrained unless timm is to download its weights."""
     if card.arch in resnet_v2.UNITS:
         return resnet_v2.ResNetV2(resnet_v2.UNITS[card.arch])
+    if card.arch in resnet_denoise.UNITS:
+        return resnet_denoise.ResNetDenoise(resnet_denoise.UNITS[card.arch])
     import timm
 
     arch = card.arch.removeprefix("timm:")
@@ -275,6 +277,8 @@ def create(card: Card, *, pretrained: bool = False) -> nn.Module:
 
 def read(path: Path) -> State:
     """The tensors of a weight file of any kind that a model may come in."""
+    if path.suffix == ".npz":
+        return resnet_denoise.from_tensorpack(weights.read_npz(path))
     named = {".npy": weights.read_named, ".ckpt": weights.read_checkpoint}.get(path.suffix)
     return resnet_v2.from_tensorflow(named(path)) if named else weights.read_tensors(path)
 

@@ -234,7 +234,8 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     for label in axes.sources if axes.attacks else ():
         adaptive = is_white_box(label)
         labels += [white_box(label, *pair) for pair in _pairs(grid)] if adaptive else [label]
-    baselines = {label: find_or_absent(label, models_dir) for label in axes.baselines}
+    beside = axes.baselines if UNDEFENDED in axes.defenses else ()
+    baselines = {label: find_or_absent(label, models_dir) for label in beside}
     targets = {label: find(label, models_dir) for label in axes.targets} | baselines
     sources = {
         label: SourceRef(label, (baselines[label],))

@@ -96,19 +96,19 @@ def test_every_flag_reaches_the_plan(tmp_path: Path) -> None:
 
     seen: dict[str, Any] = {}
 
-    def spy(options: dict[str, Any]) -> Any:
-        seen["plan"], seen["batch"] = real(options)
+    def spy(plan: Any, options: dict[str, Any]) -> Any:
+        seen.update(plan=plan, batch=options["batch_size"])
         raise SystemExit(7)
 
-    real, module._plan = module._plan, spy
+    real, module.perform = module.perform, spy
     try:
         flags = ["--attack", "dim(steps=3)", "--defense", "bit-red(bits=3)", "--eps", "2.5", "--seed", "9"]
         flags += ["--limit", "4", "--batch-size", "3", "--cache", tmp_path / "elsewhere", "--device", "cpu"]
         assert cli("run", "--grid", "table1", *TINY, *flags).exit_code == 7
     finally:
-        module._plan = real
+        module.perform = real
     plan = seen["plan"]
-    assert (plan.seed, plan.n, plan.device, seen["batch"]) == (9, 4, "cpu", 3)
+    assert (plan.seed, plan.n, plan.device, seen["batch"]) == (9, 4, "cpu", "3")
     assert plan.store.root == tmp_path / "elsewhere"
     assert plan.attacks["dim(steps=3)"].value.steps == 3
     assert plan.defenses["bit-red(bits=3)"].value.bits == 3
