@@ -41,6 +41,7 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 @click.option("--attack", **_AXIS, help='Attack, like "ti-dim", "dim(steps=10)" or "MI|DI(p=.5)"; repeatable.')
 @click.option("--defense", **_AXIS, help='Defense, like "jpeg(quality=95)"; repeatable.')
 @click.option("--eps", multiple=True, type=float, help="L-infinity budget in /255; repeatable.")
+@click.option("--draws", type=int, help="Draws judged of a random defense.  [default: the grid's, or 1]")
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
 @click.option("--batch-size", default="auto", show_default=True, help="Images at once.")
@@ -141,7 +142,7 @@ def changes(options: dict[str, Any]) -> dict[str, Any]:
     given: dict[str, Any] = {axis: options[flag] for axis, flag in FLAGS.items() if options[flag]}
     if "targets" in given:
         given["baselines"] = ()
-    return given | {name: options[name] for name in ("dataset",) if options[name] is not None}
+    return given | {name: options[name] for name in ("dataset", "draws") if options[name] is not None}
 
 
 def load_grid(name: str, options: dict[str, Any], given: dict[str, Any]) -> "Grid":

@@ -65,7 +65,7 @@ def _chosen(names: list[str], options: dict[str, Any]) -> list["Grid"]:
 
     given = changes(options)
     wanted = {axis: given[axis] for axis in FLAGS if axis in given}
-    every = {key: value for key, value in given.items() if key == "dataset"}
+    every = {key: value for key, value in given.items() if key in ("dataset", "draws")}
     grids = [load_grid(name, options, every) for name in names]
     for axis, labels in wanted.items():
         known = {show(label) for grid in grids for label in getattr(grid.axes, axis)}

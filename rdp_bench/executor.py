@@ -37,7 +37,14 @@ class JudgeJob:
     evals: tuple[tuple[str, Record], ...]  # target label, eval record
     set_key: str | None
     set_name: str
+    draws: int = 1
+    restoration: Record | None = None  # where the distance to the clean images is kept, if asked for
     cost: float = 1.0
+
+    @property
+    def records(self) -> list[Record]:
+        """Of everything it makes."""
+        return [record for _, record in self.evals] + ([self.restoration] if self.restoration else [])
 
     def __str__(self) -> str:
         return f"{self.defense} against {self.set_name}"

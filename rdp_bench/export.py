@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = (
     "grid", "dataset", "source", "attack", "eps", "defense", "target", "index", "id", "label", "predicted", "margin",
-    "correct",
+    "correct", "draw",
 )  # fmt: skip
 CELL = ("source", "attack", "eps", "defense", "target")
 BATCH = 50
@@ -30,7 +30,7 @@ BATCH = 50
 def export(out: Path, store: Store, to: Path, dataset: str | None, *, images: bool, parquet: bool) -> dict[str, int]:
     """Write the runs in `out` into `to`; returns how many predictions and images there are.
 
-    * `predictions.csv` (or .parquet): one row an image and cell; `margin` is the best logit minus the second.
+    * `predictions.csv` (or .parquet): one row an image, cell and draw; `margin` is the best logit minus the second.
     * `images/<set>/<index>.png` with `images/sets.csv`: every adversarial set once, pixel for pixel.
 
     Image names come from the data set, so they are written as text, never used as paths.
@@ -65,16 +65,20 @@ def _predictions(run: Run, store: Store, dataset: Dataset) -> Iterator[dict[str,
             continue
         arrays = store.open("eval", cell["eval_key"]).read()
         shared = {"grid": run.grid, "dataset": run.record["dataset"]["name"], **{name: cell[name] for name in CELL}}
-        columns = (arrays[name].tolist() for name in ("label", "predicted", "margin"))
-        for index, (label, predicted, margin) in enumerate(zip(*columns, strict=True)):
-            yield shared | {
-                "index": index,
-                "id": dataset.ids[index],
-                "label": label,
-                "predicted": predicted,
-                "margin": round(margin, 5),
-                "correct": int(label == predicted),
-            }
+        labels = arrays["label"].tolist()
+        # One prediction an image, or one for each draw of a random defense.
+        said, margins = (arrays[name].reshape(len(labels), -1).tolist() for name in ("predicted", "margin"))
+        for index, label in enumerate(labels):
+            for draw, (predicted, margin) in enumerate(zip(said[index], margins[index], strict=True)):
+                yield shared | {
+                    "index": index,
+                    "id": dataset.ids[index],
+                    "label": label,
+                    "predicted": predicted,
+                    "margin": round(margin, 5),
+                    "correct": int(label == predicted),
+                    "draw": draw,
+                }
 
 
 def _write_predictions(to: Path, rows: list[dict[str, Any]], parquet: bool) -> None:

@@ -32,6 +32,9 @@ class Axes:
     clean: bool = True
     ensembles: dict[str, list[str]] = field(default_factory=dict)
     checks: tuple[str, ...] = ()  # models that the cross-check alone looks at
+    draws: int = 1  # of a random defense, each judged on its own
+    restoration: bool = False  # how near purified images come to the clean ones
+    cost: bool = False  # what a defense takes: time, memory, parameters
     note: str = ""
 
     def behind(self, defense: str) -> tuple[str, ...]:
@@ -175,6 +178,9 @@ def _value(grid: str, key: str, value: Any) -> Any:
         "dataset": isinstance(value, str),
         "note": isinstance(value, str),
         "clean": isinstance(value, bool),
+        "restoration": isinstance(value, bool),
+        "cost": isinstance(value, bool),
+        "draws": isinstance(value, int) and not isinstance(value, bool),
         "eps": numbers,
         "ensembles": isinstance(value, dict) and all(isinstance(v, list) for v in value.values()),
     }.get(key, words)
@@ -209,6 +215,8 @@ def _checked(grid: str, axes: Axes) -> Axes:
         raise UsageError(f"grid {grid}: no attacks and clean = false leave nothing to run")
     if not axes.dataset:
         raise UsageError(f"grid {grid}: no data set; give it in the file or with --dataset")
+    if axes.draws < 1:
+        raise UsageError(f"grid {grid}: draws is {axes.draws}; a random defense is judged on at least one")
     for value in axes.eps:
         if not 0 <= value <= 255:
             raise UsageError(f"eps {show(value)} is not within 0 and 255 (it is in /255: 16 means 16/255)")

@@ -20,17 +20,21 @@ from rdp_bench.specs import Cell, show
 from rdp_bench.store import Artefact, Store
 from rdp_bench.through import is_white_box, white_box
 
+RESTORATION = {"metrics": ["mse", "ssim"], "window": 11, "sigma": 1.5, "channels": "rgb"}
+"""What is measured of purified images; `restoration.py` does it."""
+
 SAMPLES = 2
 """Images of each purified set that are kept for a look."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Where a cell's artefacts are: adversarial set (None for clean images), sample images, predictions."""
+    """Where a cell's artefacts are: adversarial set (None for clean images), samples, predictions, restoration."""
 
     adv: str | None
     sample: str
     eval: str
+    restoration: str | None = None
 
 
 @dataclass
@@ -116,9 +120,18 @@ class Plan:
             },
         }
 
-    def eval_record(self, pure: Record, target: AnyMember) -> Record:
+    def eval_record(self, pure: Record, target: AnyMember, draws: int = 1) -> Record:
         """Everything a list of predictions depends on."""
-        return {**pure, "kind": "eval", "target": self.model_record(target)}
+        record = {**pure, "kind": "eval", "target": self.model_record(target)}
+        return {**record, "draws": draws} if draws > 1 else record
+
+    def draws(self, defense: str) -> int:
+        """How many draws of a defense are judged: one, unless it is random."""
+        return self.grid.axes.draws if self.defenses[defense].value.random else 1
+
+    def restoration_record(self, pure: Record) -> Record:
+        """Everything that the distances of a purified set's images to the clean ones depend on."""
+        return {**pure, "kind": "restoration", "measure": RESTORATION}
 
     def sample_record(self, pure_key: str) -> Record:
         """The first few images of a purified set."""
@@ -192,24 +205,26 @@ class Plan:
         for guard, targets in behind.items():
             pure = self.pure_record(set_key, guard)
             sample = key_of(self.sample_record(key_of(pure)))
-            evals = []
+            draws, evals = self.draws(guard), []
+            restoration = self.restoration_record(pure) if self.grid.axes.restoration else None
+            near = key_of(restoration) if restoration else None
             for label in targets:
-                record = self.eval_record(pure, self.targets[label])
+                record = self.eval_record(pure, self.targets[label], draws)
                 evals.append((label, record))
                 cell = Cell(self.grid.axes.dataset, source, attack, eps, label, guard)
-                keys = self._keys[cell] = Keys(set_key, sample, key_of(record))
+                keys = self._keys[cell] = Keys(set_key, sample, key_of(record), near)
                 self.eval_records[keys.eval] = record
                 self.job_of[keys.eval] = key_of(pure)
             if guard == UNDEFENDED:
                 evals += [(rate.target, record) for rate, record in checks if rate.target not in targets]
-            jobs.append(JudgeJob(key_of(pure), pure, guard, tuple(evals), set_key, name))
+            jobs.append(JudgeJob(key_of(pure), pure, guard, tuple(evals), set_key, name, draws, restoration))
         return jobs
 
     def done(self, job: Job) -> bool:
         """Whether all results of a job are in the store."""
         if isinstance(job, CraftJob):
             return self.artefact(job.record).complete
-        return all(self.artefact(record).complete for _, record in job.evals)
+        return all(self.artefact(record).complete for record in job.records)
 
     def to_do(self, jobs: Sequence[Job]) -> list[Job]:
         """Jobs still needed: a set is only made where a judgement of it is missing."""

@@ -48,11 +48,11 @@ class Costs:
             return count * samples * sum(self.gradient.get(name, TYPICAL["gradient"]) for name in names)
         passes = self.plan.defenses[job.defense].value.passes
         looks = sum(self.forward.get(label, TYPICAL["forward"]) for label, _ in job.evals)
-        return passes * (self.purify.get(job.defense, TYPICAL["purify"]) + looks)
+        return passes * job.draws * (self.purify.get(job.defense, TYPICAL["purify"]) + looks)
 
     def images(self, job: Job) -> int:
         """Images of `job` that are not in the store."""
-        records = [job.record] if isinstance(job, CraftJob) else [record for _, record in job.evals]
+        records = [job.record] if isinstance(job, CraftJob) else job.records
         missing = [self.plan.artefact(record).missing(self.plan.n) for record in records]
         return max(sum(high - low for low, high in ranges) for ranges in missing)
 

@@ -5,24 +5,23 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rdp_bench import crosscheck, table
+from rdp_bench import cost, crosscheck, table
 from rdp_bench.crosscheck import Check, check_rate
 from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError
 from rdp_bench.executor import Executor, Here, Job, JudgeJob
-from rdp_bench.keys import Record
-from rdp_bench.models import Member
-from rdp_bench.plan import Plan, dataset_digest
-from rdp_bench.specs import Cell, show
+from rdp_bench.keys import Record, key_of
+from rdp_bench.outcomes import psnr
+from rdp_bench.plan import Plan
+from rdp_bench.record import header, now
+from rdp_bench.specs import Cell
 from rdp_bench.store import write_atomic
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
 OFF_BY = 0.5
 """Points of clean accuracy by which a known model may be off before a run warns."""
 
@@ -35,14 +34,18 @@ class Run:
     out: Path
     command: str
     record: dict[str, Any] = field(default_factory=dict)
-    rows: dict[Cell, dict[str, Any]] = field(default_factory=dict)
+    rows: dict[Cell, table.Row] = field(default_factory=dict)
+    more: dict[Cell, list[table.Row]] = field(default_factory=dict)
+    """Of cells of several draws: worst and vote; of the first cell of a purified set: PSNR and SSIM."""
     failures: dict[str, str] = field(default_factory=dict)
     _begin: float = field(default_factory=time.perf_counter)
 
     def start(self) -> list[Job]:
         """Write what is known so far, cached results included; returns the jobs still to do."""
         jobs = self.plan.jobs()
-        self.record = self._header()
+        self.record = header(self.plan, self.command)
+        if self.plan.grid.axes.cost:
+            self.record["cost"] = self._known_cost()
         # Reading finds damaged batches and deletes them, so this comes before asking what is to do.
         self.refresh(self.plan.grid.cells())
         self.save()
@@ -94,6 +97,24 @@ class Run:
                         f"its card says {known:.1f} %: wrong weights, preprocessing or labels? "
                         "Do not trust numbers made with it"
                     )
+
+    @property
+    def lacks_cost(self) -> bool:
+        """Whether the grid asks what its defenses cost, and nobody has measured it."""
+        return self.record.get("cost", {}) is None
+
+    def keep_cost(self, found: Record) -> None:
+        """Write what `cost.measure` found into the record."""
+        self.record["cost"] = found
+        self.save()
+
+    def _known_cost(self) -> Record | None:
+        """What the last run into OUT measured, if it is what would be measured now."""
+        try:
+            found: Record = json.loads(self._path.read_text("utf-8"))["cost"]
+            return found if found["key"] == key_of(cost.asked(self.plan)) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def cross_check(self) -> list[Check]:
         """A paper-profile run against what others published for its networks; a rate that is off becomes a warning.
@@ -147,6 +168,8 @@ class Run:
                 "sample_key": keys.sample,
                 "eval_key": keys.eval,
                 "seconds": 0.0,
+                "draws": self.plan.draws(cell.defense),
+                "restoration_key": keys.restoration,
             }
             predicted: Any = None
             label: Any = None
@@ -160,19 +183,39 @@ class Run:
                     artefact.heal()
             elif reason := self.failures.get(self.plan.job_of[keys.eval]):
                 entry |= {"status": "failed", "reason": reason}
-            self.rows[cell] = table.row(self.record, entry, predicted, label)
+            line = self.rows[cell] = table.row(self.record, entry, predicted, label)
+            self.more[cell] = table.draw_rows(line, predicted, label) if entry["draws"] > 1 else []
+            if keys.restoration and cell.target == self.plan.grid.axes.targets[0]:
+                self.more[cell] += self._restored(line, keys.restoration, cell)
             self.record["cells"][cell] = entry
+
+    def _restored(self, line: table.Row, key: str, cell: Cell) -> list[table.Row]:
+        pure = self.plan.pure_record(self.plan.keys(cell).adv, cell.defense)
+        artefact = self.plan.artefact(self.plan.restoration_record(pure))
+        if not artefact.complete:
+            return []
+        try:
+            near = artefact.read()
+        except DamagedError:
+            artefact.heal()
+            return []
+        return table.restoration_rows(line, key, float(psnr(near["mse"]).mean()), float(near["ssim"].mean()))
 
     def save(self) -> None:
         """Write OUT/runs/<grid>.json and OUT/results.csv, each whole or not at all."""
         cells = list(self.record["cells"].values())
         done = all(cell["status"] != "pending" for cell in cells)
         self.record["seconds"] = round(time.perf_counter() - self._begin, 1)
-        self.record["finished"] = _now() if done else None
+        self.record["finished"] = now() if done else None
         self.record["environment"] = describe(self.plan.device)
         content = json.dumps({**self.record, "cells": cells}, indent=1)
-        write_atomic(self.out / "runs" / f"{self.plan.grid.name}.json", content.encode())
-        table.write_results(self.out, list(self.rows.values()))
+        write_atomic(self._path, content.encode())
+        rows = [line for cell, first in self.rows.items() for line in (first, *self.more[cell])]
+        table.write_results(self.out, rows)
+
+    @property
+    def _path(self) -> Path:
+        return self.out / "runs" / f"{self.plan.grid.name}.json"
 
     @property
     def failed(self) -> dict[str, str]:
@@ -184,78 +227,6 @@ class Run:
     def _cells_of(self, job: JudgeJob) -> list[Cell]:
         return [cell for cell in self.record["cells"] if self.plan.job_of[self.plan.keys(cell).eval] == job.key]
 
-    def _header(self) -> dict[str, Any]:
-        plan, axes = self.plan, self.plan.grid.axes
-        models = {}
-        for label, model in plan.models.items():
-            card = asdict(model.card)
-            if isinstance(model, Member):
-                card["sha256"] = model.weights_hash()
-                card["from"] = model.file.name if model.file else "timm's hub"
-            models[label] = card
-        attacks = {
-            label: {
-                "summary": made.summary,
-                "source": made.source,
-                "version": made.version,
-                "resolved": {show(eps): made.value.resolved(eps) for eps in axes.eps},
-            }
-            for label, made in plan.attacks.items()
-        }
-        defenses = {
-            label: {
-                "summary": made.summary,
-                "source": made.source,
-                "version": made.version,
-                **{
-                    name: getattr(made.value, name, None)
-                    for name in ("random", "differentiable", "backward", "scale", "passes")
-                },
-                "resolved": made.value.resolved(),
-            }
-            for label, made in plan.defenses.items()
-        }
-        return {
-            "format": FORMAT,
-            "grid": plan.grid.name,
-            "title": plan.grid.title,
-            "profile": plan.grid.profile,
-            "note": axes.note,
-            "dataset": {
-                "name": plan.dataset.name,
-                "n": plan.n,
-                "size": plan.dataset.size,
-                "images": dataset_digest(plan),
-            },
-            "seed": plan.seed,
-            "command": self.command,
-            "started": _now(),
-            "finished": None,
-            "seconds": 0.0,
-            "environment": describe(plan.device),
-            "axes": {
-                "sources": list(axes.sources),
-                "targets": list(axes.targets),
-                "attacks": list(axes.attacks),
-                "eps": list(axes.eps),
-                "defenses": list(axes.defenses),
-                "clean": axes.clean,
-            },
-            "models": models,
-            "sources": {
-                label: {
-                    "members": [member.name for member in source.members],
-                    "through": source.through.record() if source.through else None,
-                }
-                for label, source in plan.sources.items()
-            },
-            "attacks": attacks,
-            "defenses": defenses,
-            "warnings": [],
-            "checks": [],
-            "cells": {},
-        }
-
 
 def summary(run: Run) -> str:
     """One line: how many cells are done, failed and open."""
@@ -263,7 +234,3 @@ def summary(run: Run) -> str:
     parts = [f"{states.count('done')} of {len(states)} cells done"]
     parts += [f"{states.count(state)} {state}" for state in ("failed", "pending") if states.count(state)]
     return ", ".join(parts)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,15 +1,16 @@
-"""Predictions -> numbers: the rows of results.csv, and the paired comparisons that reports mark.
+"""Predictions -> numbers: the rows of results.csv, and what reports read of a run.
 
 `row` and `write_results` serve the run and load neither pandas nor torch; `load` serves the reports.
 """
 
+import contextlib
 import csv
 import io
 import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -18,16 +19,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rdp_bench import stats
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.keys import Record
+from rdp_bench.outcomes import WAYS, psnr, wrong
 from rdp_bench.specs import show
 from rdp_bench.store import Store, write_atomic
+from rdp_bench.verdict import UNDEFENDED as UNDEFENDED
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from pandas import DataFrame
 
-    Flags = NDArray[np.bool_]
     Counts = NDArray[np.int64]
+    Flags = NDArray[np.bool_]
+    Rates = NDArray[Any]  # flags, or shares
 
 COLUMNS = (
     "grid", "dataset", "n", "source", "attack", "eps", "defense", "target", "metric", "value", "ci_low", "ci_high",
@@ -36,8 +40,6 @@ COLUMNS = (
 
 FORMAT = 1
 """Of OUT/runs/*.json."""
-
-UNDEFENDED = "none"
 
 Row = dict[str, Any]
 
@@ -114,7 +116,8 @@ def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label:
     """One line of results.csv; `predicted` and `label` are `[n]`, or None where there is no prediction.
 
     An error counts every image, also those that the target gets wrong without an attack: the paper's
-    Table 1 is over all 1000. A cell that says "done" without predictions becomes a failed one.
+    Table 1 is over all 1000. Predictions `[n, draws]` give the mean over the draws, with an interval whose units
+    are images. A cell that says "done" without predictions becomes a failed one.
     """
     place = Place.of(cell)
     metric = "accuracy" if place.attack == "clean" else "error"
@@ -125,9 +128,7 @@ def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label:
             have = 0 if predicted is None else len(predicted)
             status, reason = "failed", f"{have} of {run['dataset']['n']} predictions are stored; run the grid again"
         else:
-            hits = int((predicted != label).sum() if metric == "error" else (predicted == label).sum())
-            rate = hits / len(predicted)
-            value, low, high = (f"{100 * part:.4f}" for part in (rate, *stats.wilson(hits, len(predicted))))
+            value, low, high = _percent(wrong(predicted, label), metric)
     number = printed(run, place, metric)
     return {
         "grid": run["grid"],
@@ -149,6 +150,37 @@ def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label:
         "eval_key": cell.get("eval_key") or "",
         "seconds": f"{cell.get('seconds') or 0:.3f}",
     }
+
+
+def draw_rows(line: Row, predicted: "NDArray[np.int32] | None", label: "NDArray[np.int32] | None") -> list[Row]:
+    """What `row` says of a cell of several draws, `predicted` `[n, draws]`, in each of the other `WAYS`."""
+    rows = []
+    for way in WAYS:
+        value, low, high = "", "", ""
+        if line["status"] == "done" and predicted is not None and label is not None:
+            value, low, high = _percent(wrong(predicted, label, way), line["metric"])
+        found = {"metric": f"{line['metric']}_{way}", "value": value, "ci_low": low, "ci_high": high}
+        rows.append({**line, **found, "paper": "", "seconds": "0.000"})
+    return rows
+
+
+def restoration_rows(line: Row, key: str, decibels: float, similarity: float) -> list[Row]:
+    """How near the images behind a cell's line come to the clean ones: psnr in dB, ssim in percent; no target."""
+    shared = {**line, "target": "-", "ci_low": "", "ci_high": "", "paper": "", "status": "done", "reason": ""}
+    numbers = {"psnr": decibels, "ssim": 100 * similarity}
+    return [
+        {**shared, "metric": metric, "value": f"{value:.4f}", "eval_key": key, "seconds": "0.000"}
+        for metric, value in numbers.items()
+    ]
+
+
+def _percent(errors: "Rates", metric: str) -> tuple[str, str, str]:
+    """Mean and interval of `[n]` errors, or of accuracies, as results.csv has them: Wilson's where each is 0 or 1."""
+    rates = errors if metric == "error" else 1 - errors
+    count, hits = len(rates), float(rates.sum())
+    ends = stats.wilson(int(hits), count) if errors.dtype == bool else stats.mean_interval(rates)
+    value, low, high = (f"{100 * part:.4f}" for part in (hits / count, *ends))
+    return value, low, high
 
 
 def write_results(out: Path, rows: Sequence[Row]) -> Path:
@@ -183,12 +215,24 @@ class Run:
 
     record: Record
     rows: list[Row]  # as in results.csv, one a cell
-    wrong: "dict[Place, Flags]"  # [n] of every cell that is done
-    predicted: "dict[Place, NDArray[np.int32]]"
+    wrong: "dict[Place, Rates]"  # [n] of every cell that is done: flags, or the share of several draws
+    predicted: "dict[Place, NDArray[np.int32]]"  # [n], of the first draw
+    ways: "dict[tuple[Place, str], Flags]" = field(default_factory=dict)  # cells of several draws, in each of WAYS
+    restored: "dict[Place, tuple[NDArray[Any], NDArray[Any]]]" = field(default_factory=dict)
+    """PSNR and SSIM `[n]` of the purified images of a place whose target is "-"."""
 
     @property
     def grid(self) -> str:
         return str(self.record["grid"])
+
+    @property
+    def draws(self) -> int:
+        """How many draws of a random defense the run judges."""
+        return int(self.record["axes"].get("draws", 1))
+
+    def errors(self, place: Place) -> "Counts":
+        """How many of `draws` looks at each image were wrong, `[n]`; all or none where nothing is random."""
+        return (self.wrong[place] * self.draws).round().astype(int)
 
     @cached_property
     def frame(self) -> "DataFrame":
@@ -221,9 +265,7 @@ def load(out: Path, store: Store) -> list[Run]:
 
 def _load(path: Path, store: Store) -> Run:
     record = _record(path)
-    rows: list[Row] = []
-    wrong: dict[Place, Flags] = {}
-    predicted: dict[Place, NDArray[np.int32]] = {}
+    run = Run(record, [], {}, {})
     for cell in record["cells"]:
         arrays: dict[str, Any] = {}
         if cell["status"] == "done":
@@ -232,11 +274,20 @@ def _load(path: Path, store: Store) -> Run:
             except RdpBenchError as error:
                 cell = {**cell, "status": "failed", "reason": str(error)}
         line = row(record, cell, arrays.get("predicted"), arrays.get("label"))
-        rows.append(line)
+        run.rows.append(line)
+        place = Place.of(cell)
         if line["status"] == "done":
-            wrong[Place.of(cell)] = arrays["predicted"] != arrays["label"]
-            predicted[Place.of(cell)] = arrays["predicted"]
-    return Run(record, rows, wrong, predicted)
+            predicted, label = arrays["predicted"], arrays["label"]
+            run.wrong[place] = wrong(predicted, label)
+            run.predicted[place] = predicted if predicted.ndim == 1 else predicted[:, 0]
+            if predicted.ndim > 1:
+                run.ways.update({(place, way): wrong(predicted, label, way) for way in WAYS})
+        image = place._replace(target="-")
+        if (key := cell.get("restoration_key")) and image not in run.restored:
+            with contextlib.suppress(RdpBenchError):  # not there: not measured
+                near = store.open("restoration", key).read()
+                run.restored[image] = psnr(near["mse"]), near["ssim"]
+    return run
 
 
 def _record(path: Path) -> Record:
@@ -256,73 +307,3 @@ def _record(path: Path) -> Record:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not a run record ({error!r}); run the grid again, or move it away") from error
     return record
-
-
-# --- comparisons -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What may be said of one defense beside the others of its column.
-
-    p-values are Holm-adjusted; None where there is nothing to compare with.
-    """
-
-    best: bool = False  # the lowest error of all defenses
-    tied: bool = False  # not the lowest, but no test tells it from the lowest
-    above: bool = False  # a higher error than no defense
-    worse: bool = False  # ... and the test agrees
-    p_none: float | None = None
-    p_best: float | None = None
-
-
-def judge(columns: "Sequence[Mapping[str, Counts]]") -> list[dict[str, Verdict]]:
-    """Verdicts for the columns of one table; a column holds, per defense, each image's errors `[n]`.
-
-    Each defense meets no defense and the column's best defense, image by image: McNemar's exact test
-    where a column is one attack, the exact sign-flip test of the sums where it is several. Holm runs
-    over each of the two questions for all columns given.
-    """
-    against_none: dict[tuple[int, str], float] = {}
-    against_best: dict[tuple[int, str], float] = {}
-    leaders: list[set[str]] = []
-    for i, column in enumerate(columns):
-        rivals = {name: errors for name, errors in column.items() if name != UNDEFENDED}
-        totals = {name: int(errors.sum()) for name, errors in rivals.items()}
-        least = min(totals.values(), default=0)
-        # One defense alone is neither best nor tied.
-        leaders.append({name for name in totals if totals[name] == least} if len(totals) > 1 else set())
-        for name, errors in rivals.items():
-            if UNDEFENDED in column:
-                against_none[i, name] = paired(errors, column[UNDEFENDED])
-            if leaders[i] and name not in leaders[i]:
-                # Of several leaders the one that is hardest to tell apart: a tie with any is a tie.
-                against_best[i, name] = max(paired(errors, rivals[leader]) for leader in leaders[i])
-    p_none, p_best = _holm(against_none), _holm(against_best)
-    verdicts: list[dict[str, Verdict]] = []
-    for i, column in enumerate(columns):
-        none = int(column[UNDEFENDED].sum()) if UNDEFENDED in column else None
-        verdicts.append({})
-        for name, errors in column.items():
-            above = none is not None and int(errors.sum()) > none
-            verdicts[i][name] = Verdict(
-                best=name in leaders[i],
-                tied=p_best.get((i, name), 0.0) > 1 - stats.LEVEL,
-                above=above,
-                worse=above and p_none[i, name] <= 1 - stats.LEVEL,
-                p_none=p_none.get((i, name)),
-                p_best=p_best.get((i, name)),
-            )
-    return verdicts
-
-
-def paired(first: "Counts", second: "Counts") -> float:
-    """Two-sided p of two defenses' errors on the same images `[n]`: McNemar's test, or the sign-flip test of sums."""
-    difference = first.astype(int) - second.astype(int)
-    if abs(difference).max(initial=0) <= 1:
-        return stats.mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
-    return stats.sign_flip(difference)
-
-
-def _holm(p_values: dict[tuple[int, str], float]) -> dict[tuple[int, str], float]:
-    return dict(zip(p_values, stats.holm(list(p_values.values())), strict=True))

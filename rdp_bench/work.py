@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rdp_bench import restoration
 from rdp_bench.data.fingerprints import batch as read_batch
 from rdp_bench.draws import Draws
 from rdp_bench.errors import DamagedError, RdpBenchError
@@ -25,6 +27,9 @@ from rdp_bench.store import Artefact
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
+
+RESTORED = ""
+"""Among a job's targets: the distances of its images to the clean ones. No target has an empty name."""
 
 BATCH = {"cpu": 20, "cuda": 64}
 Report = Callable[[Job, int], None]  # job, images finished since the last call
@@ -125,6 +130,8 @@ class Worker:
                 open_[label] = plan.artefact(record)
             except RdpBenchError as error:
                 problems.append(str(error))  # one bad target must not cost the others their numbers
+        if job.restoration:
+            open_[RESTORED] = plan.artefact(job.restoration)
         missing = {label: artefact.missing(self.size) for label, artefact in open_.items()}
         ranges = sorted({r for label_ranges in missing.values() for r in label_ranges})
         seed = hash_many([canonical({k: job.record[k] for k in ("defense", "seed", "set")})])
@@ -148,34 +155,43 @@ class Worker:
     def _predict(
         self, job: JudgeJob, defense: Defense, x: Tensor, draws: Draws, wanted: list[str], low: int, high: int
     ) -> dict[str, dict[str, NDArray[np.generic]]]:
-        loaded = {label: self.model(label) for label in wanted}
-        sums: dict[str, Tensor] = {}
-        spent = dict.fromkeys(wanted, 0.0)
+        models = {label: self.model(label) for label in wanted if label != RESTORED}
+        scores: dict[str, list[Tensor]] = {label: [] for label in models}  # of each draw
+        spent = dict.fromkeys(models, 0.0)
+        out: dict[str, dict[str, NDArray[np.generic]]] = {}
         shared = 0.0
-        for number in range(defense.passes):
+        # Where only restoration is missing, the first pass of the first draw will do.
+        looks = product(range(job.draws), range(defense.passes)) if models else [(0, 0)]
+        for draw, number in looks:
             begin = time.perf_counter()
-            pure = checked_pure(defense.purify(x, draws.fork(f"pass {number}")), x, job.defense)
+            streams = draws.fork(f"draw {draw}") if draw else draws  # draw 0 is that of a run with one draw
+            pure = checked_pure(defense.purify(x, streams.fork(f"pass {number}")), x, job.defense)
             shared += time.perf_counter() - begin
-            if number == 0 and low == 0:
-                self._keep_sample(job, pure)
-            for label, model in loaded.items():
+            if draw == number == 0:
+                self._keep_sample(job, pure, low)
+                if RESTORED in wanted:
+                    near = restoration.measure(pure, to_float(self.clean(low, high), self.plan.device))
+                    out[RESTORED] = {name: values.cpu().numpy() for name, values in near.items()}
+            for label, model in models.items():
                 begin = time.perf_counter()
                 logits = model(pure, pure.shape[-1] / x.shape[-1])
                 # One pass keeps its logits; several average their softmax outputs (Xie et al. 2018).
                 part = logits if defense.passes == 1 else logits.softmax(1) / defense.passes
-                sums[label] = sums[label] + part if label in sums else part
+                if number:
+                    scores[label][-1] += part
+                else:
+                    scores[label].append(part)
                 spent[label] += time.perf_counter() - begin
-        out: dict[str, dict[str, NDArray[np.generic]]] = {}
-        for label, scores in sums.items():
-            if not torch.isfinite(scores).all():
+        for label, each in scores.items():
+            if not all(torch.isfinite(one).all() for one in each):
                 raise RdpBenchError(f"target '{label}' gave NaN or infinite outputs behind '{job.defense}'")
-            top = scores.float().topk(2, dim=1).values
-            seconds = (spent[label] + shared) / len(x)
+            drawn = torch.stack(each, 1) if job.draws > 1 else each[0]  # [n, draws, classes], or [n, classes]
+            top = drawn.float().topk(2, dim=-1).values
             out[label] = {
-                "predicted": scores.argmax(1).int().cpu().numpy(),
+                "predicted": drawn.argmax(-1).int().cpu().numpy(),
                 "label": self._labels(low, high).int().cpu().numpy(),
-                "margin": (top[:, 0] - top[:, 1]).cpu().numpy(),
-                "seconds": np.full(len(x), seconds, np.float32),
+                "margin": (top[..., 0] - top[..., 1]).cpu().numpy(),
+                "seconds": np.full(len(x), (spent[label] + shared) / len(x), np.float32),
             }
         return out
 
@@ -185,9 +201,9 @@ class Worker:
         _check_labels(self.plan, label, model.classes)
         return model
 
-    def _keep_sample(self, job: JudgeJob, pure: Tensor) -> None:
+    def _keep_sample(self, job: JudgeJob, pure: Tensor, low: int) -> None:
         artefact = self.plan.artefact(self.plan.sample_record(job.key))
-        if not artefact.complete and len(pure) >= artefact.n:
+        if low == 0 and not artefact.complete and len(pure) >= artefact.n:
             artefact.write(0, artefact.n, {"purified": to_uint8(pure[: artefact.n])})
 
     def _halving(self, make: Callable[[int, int], R], low: int, high: int) -> Iterator[tuple[int, int, R]]:

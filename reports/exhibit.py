@@ -11,7 +11,8 @@ import numpy as np
 
 from rdp_bench import stats
 from rdp_bench.specs import show
-from rdp_bench.table import UNDEFENDED, Place, Run, Verdict, judge, paper, pretty, printed
+from rdp_bench.table import UNDEFENDED, Place, Run, paper, pretty, printed
+from rdp_bench.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -238,7 +239,7 @@ def _images(run: Run) -> str:
 def _entries(run: Run, columns: list[list[Place]]) -> dict[Place, Entry]:
     """The entries of single cells, compared within their columns."""
     rows = {Place.of(row): row for row in run.rows}
-    done = [{p.defense: run.wrong[p].astype(int) for p in column if p in run.wrong} for column in columns]
+    done = [{p.defense: run.errors(p) for p in column if p in run.wrong} for column in columns]
     entries: dict[Place, Entry] = {}
     for column, errors, verdicts in zip(columns, done, judge(done), strict=True):
         for place in column:
@@ -250,7 +251,7 @@ def _entries(run: Run, columns: list[list[Place]]) -> dict[Place, Entry]:
             else:
                 change = None
                 if place.attack == "clean" and place.defense != UNDEFENDED and UNDEFENDED in errors:
-                    gain = errors[UNDEFENDED] - errors[place.defense]
+                    gain = (errors[UNDEFENDED] - errors[place.defense]) / run.draws
                     least, most = stats.mean_interval(gain, least=-1)
                     change = (100 * float(gain.mean()), 100 * least, 100 * most)
                 value, low, high, number = (_number(row[name]) for name in ("value", "ci_low", "ci_high", "paper"))
@@ -265,7 +266,7 @@ def _averages(
     columns: dict[str, dict[str, Counts]] = {source: {} for source, _ in rows}
     entries: dict[tuple[str, str], Entry] = {}
     for (source, name), places in rows.items():
-        have = [run.wrong[place].astype(int) for place in places if place in run.wrong]
+        have = [run.errors(place) for place in places if place in run.wrong]
         if len(have) == len(places):
             columns[source][name] = np.sum(have, axis=0)
         else:
@@ -275,7 +276,7 @@ def _averages(
     for (source, column), verdicts in zip(columns.items(), judge(list(columns.values())), strict=True):
         for name, errors in column.items():
             places = rows[source, name]
-            share = errors / len(places)
+            share = errors / (run.draws * len(places))
             low, high = stats.mean_interval(share)
             entries[source, name] = Entry(
                 "done", "", 100 * float(share.mean()), 100 * low, 100 * high, _printed_average(run, places), None,

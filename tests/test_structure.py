@@ -37,14 +37,22 @@ MAY = {
         "store", "through", "weights",
     },
     "work": {
-        "data.*", "draws", "errors", "executor", "keys", "models", "plan", "protocols", "specs", "store",
+        "data.*", "draws", "errors", "executor", "keys", "models", "plan", "protocols", "restoration", "specs", "store",
     },
+    "restoration": set(),
+    "cost": {"draws", "environment", "keys", "plan", "protocols", "work"},
     "environment": {"errors"},
     "progress": {"draws", "executor", "models", "plan", "protocols", "specs", "work"},
     "stats": {"errors"},
-    "table": {"errors", "keys", "specs", "stats", "store"},
+    "outcomes": set(),
+    "verdict": {"stats"},
+    "table": {"errors", "keys", "outcomes", "specs", "stats", "store", "verdict"},
     "export": {"data.*", "errors", "protocols", "store", "table"},
-    "run": {"crosscheck", "environment", "errors", "executor", "keys", "models", "plan", "specs", "store", "table"},
+    "record": {"environment", "keys", "models", "plan", "specs"},
+    "run": {
+        "cost", "crosscheck", "environment", "errors", "executor", "keys", "outcomes", "plan", "record", "specs",
+        "store", "table",
+    },
 }  # fmt: skip
 
 # The same for rdp_bench/train, where the loop knows no recipe and a recipe no loop.
@@ -73,7 +81,9 @@ MAY_TRAIN = {
     },
     "curves": {"train.loop"},
 }  # fmt: skip
-MAY_SHELF = {"errors", "specs", "keys", "protocols", "registry", "draws", "store", "stats", "table", "weights"}
+MAY_SHELF = {
+    "errors", "specs", "keys", "protocols", "registry", "draws", "store", "stats", "table", "verdict", "weights",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

@@ -14,7 +14,8 @@ import pytest
 from rdp_bench.errors import UsageError
 from rdp_bench.stats import wilson
 from rdp_bench.store import Store
-from rdp_bench.table import COLUMNS, Place, Verdict, judge, load, paper, pretty, printed, row, write_results
+from rdp_bench.table import COLUMNS, Place, load, paper, pretty, printed, row, write_results
+from rdp_bench.verdict import Verdict, judge
 from tests.report_fixture import make_run
 
 PAPER = Path(__file__).parent.parent / "data" / "paper"

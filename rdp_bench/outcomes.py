@@ -1,0 +1,46 @@
+"""What predictions and distances come to, image by image: who is wrong, also by several draws; PSNR."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Rates = NDArray[Any]  # one number an image: flags, shares, decibels
+
+WAYS = {"worst": "wrong in any draw", "vote": "wrong by majority"}
+"""Other ways to judge a random defense of several draws, each with a metric of its own: error_worst, error_vote."""
+
+
+def wrong(predicted: "NDArray[np.int32]", label: "NDArray[np.int32]", way: str = "") -> "Rates":
+    """How often each image is wrong, `[n]`: flags for `predicted` `[n]`, shares of the draws for `[n, draws]`.
+
+    In one of the `WAYS`, flags: worst is wrong in any draw, vote by majority (see `majority`).
+    """
+    if predicted.ndim > 1 and way == "vote":
+        predicted = majority(predicted)
+    misses: Any = label != predicted.T  # [n], or [draws, n]
+    if misses.ndim > 1:
+        misses = misses.any(0) if way else misses.mean(0)
+    rates: Rates = misses
+    return rates
+
+
+def majority(predicted: "NDArray[np.int32]") -> "NDArray[np.int32]":
+    """The class that most draws name, `[n]` of `[n, draws]`; among equals the one that the earliest draw names.
+
+    >>> import numpy as np
+    >>> majority(np.array([[7, 3, 3, 7], [1, 2, 2, 5]])).tolist()
+    [7, 2]
+    """
+    votes = (predicted[:, :, None] == predicted[:, None, :]).sum(2)  # of each draw's class
+    return predicted[range(len(predicted)), votes.argmax(1)]
+
+
+def psnr(mse: "Rates") -> "Rates":
+    """Peak signal-to-noise ratio in dB of mean squared errors of values in [0, 1]; infinite for equal images."""
+    import numpy as np
+
+    with np.errstate(divide="ignore"):
+        decibels: Rates = -10 * np.log10(mse.astype(float))
+    return decibels
