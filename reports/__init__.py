@@ -36,32 +36,20 @@ def render(out: Path, store: "Store", only: Sequence[str] | None = None) -> Path
 
 def _section(folder: Path, run: "Run", store: "Store") -> "Section":
     """Write a run's tables and figures; what the page needs of it."""
-    from rdp_bench.reports import figures, strip, sweep
+    from rdp_bench.reports import strip
     from rdp_bench.reports.exhibit import exhibits, slug
     from rdp_bench.reports.html import Section
+    from rdp_bench.reports.plates import plates
     from rdp_bench.store import write_atomic
 
     tables = exhibits(run)
     for table in tables:
         _write_table(folder / "tables", table)
-    attacked = [table for table in tables if table.metric == "error" and table.done]
-    inline = []
-    if attacked:
-        printed = any(entry.paper is not None for table in attacked for entry in table.entries)
-        dots = "Error with 95 % intervals. Dashed: no defense." + " Diamonds: the paper's number." * printed
-        for name, caption, draw in (
-            ("heat", "Error of every cell, in percent; darker is worse.", figures.heat_map),
-            ("dots", dots, figures.dot_plot),
-        ):
-            saved = draw(attacked)
-            for kind, content in saved.items():
-                write_atomic(folder / "figures" / f"{slug(run.grid, name)}.{kind}", content)
-            inline.append((caption, figures.inline(saved["svg"])))
-    if swept := sweep.sweep(run):
-        for kind, content in swept.saved.items():
-            write_atomic(folder / "figures" / f"{slug(run.grid, 'sweep')}.{kind}", content)
-        write_atomic(folder / "figures" / f"{slug(run.grid, 'sweep')}.csv", swept.sheet.encode())
-        inline.append((swept.caption, figures.inline(swept.saved["svg"])))
+    drawn = plates(run, store, tables)
+    for plate in drawn:
+        for ending, content in plate.files.items():
+            write_atomic(folder / "figures" / f"{slug(run.grid, plate.name)}.{ending}", content)
+    inline = [(plate.caption, plate.inline) for plate in drawn]
     return Section(run, slug(run.grid), tables, inline, strip.examples(run, store))
 
 

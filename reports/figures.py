@@ -1,34 +1,36 @@
-"""The heat map of all errors and the dot plot of their averages, drawn once, saved as svg, png and pdf.
+"""What all figures share: the finished plate, its style, its formats, and how it stands in a page.
 
-matplotlib is loaded here and nowhere else. Axes are placed by hand, in inches, and a panel has few artists:
-automatic layout and a text in every cell would take longer than all the rest of a report.
+matplotlib is loaded inside functions: a report of tables alone does without it. Widths are those of a two-column
+paper, fonts are embedded, colours tell apart for every kind of colour vision.
 """
 
+import base64
+import csv
 import io
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from rdp_bench.reports.exhibit import Exhibit, Group
-from rdp_bench.table import UNDEFENDED, pretty
-
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 INK = "#0b0c0d"
 """Text and lines. On the page it becomes the page's own text colour, light or dark."""
 
-_ACCENT = "#3b6fb6"
-_MAP = "cividis_r"  # monotone in lightness, made for every kind of colour vision; reads in grey
-_PANELS = 6
-_SIZE = 8.5  # points
-_LETTER = 0.068  # inches, a wide average at that size
-_LINE = 0.19
+ACCENT = "#3b6fb6"
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito's, the strongest first."""
+RIGHT, WRONG = COLORS[:2]
+
+COLUMN, PAGE = 3.4, 7.0
+"""Inches: one column of a paper, and both."""
+
+SIZE = 8.5  # points
+SMALL = 7.0
+LETTER = 0.068  # inches, a wide average at SIZE
 STYLE: dict[Any, Any] = {
-    "font.size": _SIZE,
+    "font.size": SIZE,
     "font.family": "sans-serif",
     "svg.fonttype": "none",
     "svg.hashsalt": "rdp-bench",
@@ -40,71 +42,62 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
-    "axes.titlesize": _SIZE,
+    "ytick.major.width": 0.6,
+    "axes.titlesize": SIZE,
     "axes.titlelocation": "left",
     "text.parse_math": False,  # a name with $ in it is a name
 }
 
+_SIDE, _QUALITY = 200, 80  # of pictures inside a page, in pixels and as JPEG
+
 Saved = dict[str, bytes]
 
 
-def heat_map(tables: list[Exhibit]) -> Saved:
-    """Every error of the first tables, a panel each: rows are defenses, columns sources and attacks."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+@dataclass(frozen=True)
+class Plate:
+    """A finished figure.
 
-    grids = [_grid(table) for table in tables[:_PANELS]]
-    left = 0.2 + _LETTER * max(len(short(name)) for rows, _, _ in grids for name in rows)
-    below = 0.2 + _LETTER * max(len(short(column)) for _, columns, _ in grids for _, column in columns)
-    across = max(0.24 * max(len(columns) for _, columns, _ in grids), 2.4)
-    width, above = left + across + 0.8, 0.55
-    height = sum(_LINE * len(rows) + above + below for rows, _, _ in grids)
-    with mpl.rc_context(STYLE):
-        figure = Figure((width, height))
-        top = height
-        for table, grid in zip(tables, grids, strict=False):
-            tall = _LINE * len(grid[0])
-            top -= above + tall
-            ax = figure.add_axes((left / width, top / height, across / width, tall / height))
-            bar = figure.add_axes(((left + across + 0.15) / width, top / height, 0.1 / width, tall / height))
-            _heat(ax, bar, *grid, title=table.title if len(tables) > 1 else "")
-            top -= below
-        return save(figure)
+    `saved` holds it as svg, png and pdf; `sheet` is the tidy CSV that it was drawn from, unless that is a table of
+    the report.
+    """
+
+    name: str
+    caption: str
+    saved: Saved
+    sheet: str | None = None
+
+    @property
+    def inline(self) -> str:
+        """As SVG for inside a page."""
+        return inline(self.saved["svg"])
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What is written, by ending."""
+        return {**self.saved, **({} if self.sheet is None else {"csv": self.sheet.encode()})}
 
 
-def dot_plot(tables: list[Exhibit]) -> Saved:
-    """The last column of the first tables (the average, where there is one), with its intervals."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    panels = [(table, group) for table in tables for group in table.groups][:_PANELS]
-    across = min(len(panels), 3)
-    down = -(-len(panels) // across)
-    left = 0.2 + _LETTER * max(len(short(line.name)) for _, group in panels for line in group.lines)
-    named = len({tuple(line.defense for line in group.lines) for _, group in panels}) > 1  # each has rows of its own
-    wide, tall = 1.75, _LINE * max(len(group.lines) for _, group in panels)
-    above, below = (0.5 if len(tables) > 1 else 0.32), 0.45
-    step = wide + (left if named else 0.25)
-    width, height = left + step * across + 0.1, (above + tall + below) * down
-    with mpl.rc_context(STYLE):
-        figure = Figure((width, height))
-        for i, (table, group) in enumerate(panels):
-            x = left + step * (i % across)
-            y = height - (above + tall + below) * (i // across) - above - tall
-            ax = figure.add_axes((x / width, y / height, wide / width, tall / height))
-            _dots(ax, table, group, named or i % across == 0)
-            ax.set_title(short(group.name, 30) + (f"\n{short(table.title, 40)}" if len(tables) > 1 else ""))
-        return save(figure)
+def tidy(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """One observation a line, as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def inline(svg: bytes) -> str:
-    """An SVG for inside a page: no prolog, metadata, comments, or ids but those it uses, and the page's own ink."""
+    """An SVG for inside a page: no prolog, metadata, comments, or ids but those it uses, and the page's own ink.
+
+    Pictures in it become JPEG of the size at which a page shows them.
+    """
     text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
+    text = re.sub(r'"data:image/png;base64,([^"]*)"', lambda match: f'"{_jpeg(match[1])}"', text)
     # Never larger than it was drawn, give or take: its letters are to match the page's.
     text = re.sub(
         r'<svg[^>]*?width="([\d.]+)pt"[^>]*?(viewBox="[^"]*")[^>]*>',
@@ -117,61 +110,15 @@ def inline(svg: bytes) -> str:
     return text.replace(INK, "currentColor")
 
 
-def _grid(table: Exhibit) -> tuple[list[str], list[tuple[str, str]], "NDArray[np.float64]"]:
-    """Defenses, (source, column) pairs, and the values between them, NaN where there is none."""
-    names = list(dict.fromkeys(line.defense for group in table.groups for line in group.lines))
-    count = len(table.columns) - table.average
-    columns = [(group.name, column) for group in table.groups for column in table.columns[:count]]
-    values = np.full((len(names), len(columns)), np.nan)
-    for g, group in enumerate(table.groups):
-        for line in group.lines:
-            for c, entry in enumerate(line.entries[:count]):
-                if entry.value is not None:
-                    values[names.index(line.defense), g * count + c] = entry.value
-    return [pretty(name) for name in names], columns, values
+def _jpeg(png: str) -> str:
+    from PIL import Image
 
-
-def _heat(
-    ax: "Axes", bar: "Axes", rows: list[str], columns: list[tuple[str, str]], values: "NDArray[np.float64]", title: str
-) -> None:
-    mesh = ax.pcolormesh(np.ma.masked_invalid(values), vmin=0, vmax=100, cmap=_MAP, linewidth=0, rasterized=False)
-    ax.invert_yaxis()
-    ax.set_yticks(np.arange(len(rows)) + 0.5, map(short, rows))
-    ax.set_xticks(np.arange(len(columns)) + 0.5, [short(column) for _, column in columns], rotation=90)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    edges = [i for i in range(len(columns)) if i == 0 or columns[i][0] != columns[i - 1][0]]
-    for edge, end in zip(edges, [*edges[1:], len(columns)], strict=True):
-        ax.text(edge, -0.35, short(columns[edge][0], 4 * (end - edge)))
-    ax.vlines(edges[1:], 0, len(rows), color="white", linewidth=2.5)
-    ax.set_title(title, pad=18)
-    figure: Any = ax.figure
-    figure.colorbar(mesh, cax=bar, ticks=[0, 25, 50, 75, 100], label="error, %").outline.set_visible(False)
-
-
-def _dots(ax: "Axes", table: Exhibit, group: Group, named: bool) -> None:
-    """A dot and its interval a defense; a diamond where the paper prints a number; a line at no defense."""
-    entries = [(y, line.defense, line.entries[-1]) for y, line in enumerate(group.lines)]
-    done = [(y, e.low or 0.0, e.value, e.high or 0.0, name) for y, name, e in entries if e.value is not None]
-    colors = [INK if name == UNDEFENDED else _ACCENT for *_, name in done]
-    ax.hlines([y for y, *_ in done], [d[1] for d in done], [d[3] for d in done], colors=colors, linewidth=1.2)
-    ax.scatter([d[2] for d in done], [y for y, *_ in done], s=20, c=colors, linewidths=0, zorder=3)
-    printed = [(entry.paper, y) for y, _, entry in entries if entry.paper is not None]
-    if printed:
-        x, y_printed = [x for x, _ in printed], [y for _, y in printed]
-        ax.scatter(x, y_printed, s=20, marker="D", c="none", edgecolors=INK, linewidths=0.7, zorder=4)
-    for y, name, entry in entries:
-        if entry.value is None:
-            ax.text(1, y, entry.status, va="center", fontsize=7)
-        elif name == UNDEFENDED:
-            ax.axvline(entry.value, color=INK, linewidth=0.6, linestyle=(0, (3, 3)))
-    ax.set_yticks(range(len(entries)) if named else [], [short(line.name) for line in group.lines] if named else [])
-    ax.set_ylim(len(entries) - 0.5, -0.5)
-    ax.set_xlim(0, 100)
-    ax.set_xticks([0, 50, 100])
-    ax.tick_params(axis="y", length=0)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.set_xlabel("average error, %" if table.average else f"{short(table.columns[-1])}: error, %")
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    # No chroma subsampling: it would smear the very patterns that are to be seen.
+    picture.save(file, "JPEG", quality=_QUALITY, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def short(text: str, room: int = 22) -> str:
@@ -179,11 +126,11 @@ def short(text: str, room: int = 22) -> str:
     return text if len(text) <= max(room, 8) else text[: max(room, 8) - 1] + "…"
 
 
-def save(figure: "Figure") -> Saved:
+def save(figure: "Figure", dpi: int = 160) -> Saved:
     """The figure in every format, the same bytes whenever it is drawn."""
     saved = {}
     for kind, metadata in {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}.items():
         file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=160, metadata=metadata)
+        figure.savefig(file, format=kind, dpi=dpi, metadata=metadata)
         saved[kind] = file.getvalue()
     return saved

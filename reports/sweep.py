@@ -1,27 +1,15 @@
 """Accuracy against the size of the perturbation: the paper's Figure 4, for any run over several eps."""
 
-import csv
-import io
-from dataclasses import dataclass
-
 import numpy as np
 
-from rdp_bench.reports.figures import INK, STYLE, Saved, save, short
+from rdp_bench.reports import figures
+from rdp_bench.reports.figures import COLUMN, INK, SMALL, STYLE, Plate, Saved, short, tidy
 from rdp_bench.table import UNDEFENDED, Place, Run, pretty
 
 COLUMNS = ("source", "target", "attack", "defense", "eps", "accuracy", "ci_low", "ci_high", "n")
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """The figure, its numbers as tidy CSV, and what the page says below it."""
-
-    saved: Saved
-    sheet: str
-    caption: str
-
-
-def sweep(run: Run) -> Sweep | None:
+def sweep(run: Run) -> Plate | None:
     """A panel an attack (rows: source and target), a line a defense; None for a run at fewer than two eps.
 
     Behind each defense's name stand the mean and the standard deviation of its accuracy over all attacks and eps, as in
@@ -30,15 +18,11 @@ def sweep(run: Run) -> Sweep | None:
     points = _points(run)
     if len({point["eps"] for point in points}) < 2:
         return None
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(points)
     caption = (
         "Accuracy against ε, with 95 % intervals. Behind the names: mean and standard deviation over all attacks and ε "
         "of the panels."
     )
-    return Sweep(_draw(run, points), text.getvalue(), caption)
+    return Plate("sweep", caption, _draw(run, points), tidy(COLUMNS, points))
 
 
 def _points(run: Run) -> list[dict[str, str | float]]:
@@ -70,7 +54,7 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
     if UNDEFENDED in colors:
         colors[UNDEFENDED] = mpl.colors.to_rgb(INK)
     marks = dict(zip(defenses, "osD^vP*X<>hd" * (1 + len(defenses) // 12), strict=False))
-    width = max(0.6 + 1.45 * len(attacks), 3.4)  # a column of a paper, or wider
+    width = max(0.6 + 1.45 * len(attacks), COLUMN)  # or wider
     across = int(width // 1.7)
     height = 1.75 * len(pairs) + 0.3 + 0.19 * -(-len(defenses) // across)
     with mpl.rc_context(STYLE):
@@ -89,14 +73,14 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
                 ax.set_title(pretty(attack))
                 ax.set_ylim(0, 100)
                 ax.set_xticks(sorted({float(p["eps"]) for p in points}))
-                ax.tick_params(labelsize=7)
+                ax.tick_params(labelsize=SMALL)
                 sns.despine(ax=ax)
             row[0].set_ylabel("accuracy, %" if len(pairs) == 1 else f"{short(source, 16)}\nto {short(target, 16)}, %")
         figure.supxlabel("ε, in /255", fontsize=STYLE["font.size"])
         lines = [mpl.lines.Line2D([], [], color=colors[name], marker=marks[name], markersize=3) for name in defenses]
         names = [f"{pretty(name)} {_spread(points, name)}" for name in defenses]
-        figure.legend(lines, names, loc="outside upper center", ncols=across, frameon=False, fontsize=7)
-        return save(figure)
+        figure.legend(lines, names, loc="outside upper center", ncols=across, frameon=False, fontsize=SMALL)
+        return figures.save(figure)
 
 
 def _spread(points: list[dict[str, str | float]], defense: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from rdp_bench.errors import UsageError
-from rdp_bench.reports import figures, latex, markdown, render, sheet, strip
+from rdp_bench.reports import charts, figures, latex, markdown, render, sheet, strip
 from rdp_bench.reports.exhibit import AVERAGE, Entry, Exhibit, clean_table, error_tables, exhibits, slug
 from rdp_bench.reports.html import reading
 from rdp_bench.stats import wilson
@@ -257,15 +257,15 @@ def test_markdown_keeps_its_columns_whatever_the_names_are(tmp_path: Path) -> No
 
 def test_figures_hold_the_data(tmp_path: Path) -> None:
     tables = error_tables(small(tmp_path, sources=["a", "b"])[0])
-    rows, columns, values = figures._grid(tables[0])
+    rows, columns, values = charts._grid(tables[0])
 
     assert rows == ["No defense", "JPEG", "RDP"]
     assert columns == [("a", "FGSM"), ("a", "MI-FGSM"), ("b", "FGSM"), ("b", "MI-FGSM")]
     np.testing.assert_allclose(values[1], [95, 65, 95, 65])
-    for saved in (figures.heat_map(tables), figures.dot_plot(tables)):
-        assert saved["pdf"].startswith(b"%PDF")
-        assert Image.open(io.BytesIO(saved["png"])).width > 300
-        svg = figures.inline(saved["svg"])
+    for plate in (charts.heat_map(tables), charts.dot_plot(tables)):
+        assert plate.saved["pdf"].startswith(b"%PDF")
+        assert Image.open(io.BytesIO(plate.saved["png"])).width > 300
+        svg = plate.inline
         assert "MI-FGSM" in svg or "average error" in svg
         assert "http" not in svg
         assert figures.INK not in svg
@@ -276,7 +276,7 @@ def test_figures_hold_the_data(tmp_path: Path) -> None:
 def test_figures_are_the_same_every_time(tmp_path: Path) -> None:
     tables = error_tables(small(tmp_path)[0])
 
-    assert figures.dot_plot(tables)["svg"] == figures.dot_plot(tables)["svg"]
+    assert charts.dot_plot(tables).saved["svg"] == charts.dot_plot(tables).saved["svg"]
 
 
 # --- examples ---
