@@ -128,7 +128,7 @@ def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label:
             have = 0 if predicted is None else len(predicted)
             status, reason = "failed", f"{have} of {run['dataset']['n']} predictions are stored; run the grid again"
         else:
-            value, low, high = _percent(wrong(predicted, label), metric)
+            value, low, high = percent(wrong(predicted, label), metric)
     number = printed(run, place, metric)
     return {
         "grid": run["grid"],
@@ -158,7 +158,7 @@ def draw_rows(line: Row, predicted: "NDArray[np.int32] | None", label: "NDArray[
     for way in WAYS:
         value, low, high = "", "", ""
         if line["status"] == "done" and predicted is not None and label is not None:
-            value, low, high = _percent(wrong(predicted, label, way), line["metric"])
+            value, low, high = percent(wrong(predicted, label, way), line["metric"])
         found = {"metric": f"{line['metric']}_{way}", "value": value, "ci_low": low, "ci_high": high}
         rows.append({**line, **found, "paper": "", "seconds": "0.000"})
     return rows
@@ -174,7 +174,7 @@ def restoration_rows(line: Row, key: str, decibels: float, similarity: float) ->
     ]
 
 
-def _percent(errors: "Rates", metric: str) -> tuple[str, str, str]:
+def percent(errors: "Rates", metric: str) -> tuple[str, str, str]:
     """Mean and interval of `[n]` errors, or of accuracies, as results.csv has them: Wilson's where each is 0 or 1."""
     rates = errors if metric == "error" else 1 - errors
     count, hits = len(rates), float(rates.sum())

@@ -36,13 +36,13 @@ def render(out: Path, store: "Store", only: Sequence[str] | None = None) -> Path
 
 def _section(folder: Path, run: "Run", store: "Store") -> "Section":
     """Write a run's tables and figures; what the page needs of it."""
-    from rdp_bench.reports import strip
+    from rdp_bench.reports import beyond, draws, strip
     from rdp_bench.reports.exhibit import exhibits, slug
     from rdp_bench.reports.html import Section
     from rdp_bench.reports.plates import plates
     from rdp_bench.store import write_atomic
 
-    tables = exhibits(run)
+    tables = [*exhibits(run), *draws.tables(run), *beyond.tables(run)]
     for table in tables:
         _write_table(folder / "tables", table)
     drawn = plates(run, store, tables)

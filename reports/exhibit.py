@@ -54,14 +54,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Line:
-    """A defense's row; `defense` is its registry name."""
+    """A defense's row; `defense` is its registry name, `way` how its draws are judged where rows differ in that."""
 
     defense: str
     entries: list[Entry]
+    way: str = ""
 
     @property
     def name(self) -> str:
-        return pretty(self.defense)
+        return ", ".join(filter(None, (pretty(self.defense), self.way)))
+
+    @property
+    def label(self) -> str:
+        """For sheets."""
+        return ", ".join(filter(None, (self.defense, self.way)))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def shape(exhibit: Exhibit) -> str:
     return _csv(
         head,
         (
-            [group.source, line.defense, *(_number(entry.value) for entry in line.entries)]
+            [group.source, line.label, *(_number(entry.value) for entry in line.entries)]
             for group in exhibit.groups
             for line in group.lines
         ),
@@ -35,7 +35,7 @@ def tests(exhibit: Exhibit) -> str:
                     both = entry.value is not None and entry.paper is not None
                     verdict = entry.verdict
                     yield (
-                        group.source, line.defense, column, exhibit.metric,
+                        group.source, line.label, column, exhibit.metric,
                         *map(_number, (entry.value, entry.low, entry.high, entry.paper)),
                         _number(entry.value - entry.paper if both else None),  # type: ignore[operator]
                         *("" if p is None else f"{p:.6g}" for p in (verdict.p_none, verdict.p_best)),

@@ -1,0 +1,230 @@
+"""Beyond the error: how near a defense brings images to the clean ones, what it costs, and error against cost.
+
+A run has these where its grid asks for `restoration` and `cost`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rdp_bench import stats
+from rdp_bench.reports import figures
+from rdp_bench.reports.exhibit import Entry, Exhibit, Group, Line, slug
+from rdp_bench.reports.figures import ACCENT, COLUMN, INK, PAGE, SMALL, STYLE, Plate, short, tidy
+from rdp_bench.specs import show
+from rdp_bench.table import UNDEFENDED, Place, Run, pretty
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLUMNS = ("source", "target", "eps", "defense", "error", "ci_low", "ci_high", "ms", "front")
+
+_ABSENT = Entry(reason="not measured")
+_RESTORED = ("PSNR, dB", "SSIM ×100", "clean: PSNR, dB", "clean: SSIM ×100")
+_COST = ("ms", "× undefended", "parameters, k", "memory, MiB")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a table's group, or a figure's panel, is about: every attack on one source against one target."""
+
+    source: str
+    target: str
+    eps: float
+
+    def places(self, run: Run, defense: str, target: str = "") -> list[Place]:
+        """A cell an attack; `target` "-" for what all targets share."""
+        attacks = [attack for attack in run.axis("attacks") if attack != "clean"]
+        return [Place(self.source, attack, self.eps, target or self.target, defense) for attack in attacks]
+
+
+def tables(run: Run) -> list[Exhibit]:
+    """A table a target and eps: rows are defenses by source; none where nothing of it was asked for."""
+    cost = run.record.get("cost")
+    if not run.restored and not cost:
+        return []
+    settings = _settings(run)
+    found = []
+    for target, eps in dict.fromkeys((each.target, each.eps) for each in settings):
+        groups = []
+        for each in settings:
+            if (each.target, each.eps) == (target, eps):
+                lines = [Line(name, _entries(run, each, name)) for name in _defenses(run, target)]
+                groups.append(Group(each.source, lines))
+        several = len(settings[0].places(run, "")) > 1
+        where = f"target {pretty(target)}, ε = {show(eps)}"
+        caption = (
+            f"Error in percent{' over all attacks' * several}; how far attacked images, and clean ones, are from the "
+            f"{run.record['dataset']['n']} clean images once purified; what the defense takes; {where}."
+        )
+        columns = ["average error" if several else "error", *_RESTORED * bool(run.restored), *_COST * bool(cost)]
+        name = slug(run.grid, "beyond", target, f"eps{show(eps)}")
+        found.append(Exhibit(name, f"Restoration and cost: {where}", caption, "beyond", columns, groups, _notes(run)))
+    return found
+
+
+def pareto(run: Run) -> Plate | None:
+    """Error against the time of a prediction, a panel a setting; None where times were not asked for."""
+    if not run.record.get("cost"):
+        return None
+    points = [point for each in _settings(run) for point in _points(run, each)]
+    if not points:
+        return None
+    about = run.record["cost"]
+    caption = (
+        "Average error over the attacks, with 95 % intervals, against the time of one prediction: defense and "
+        f"{pretty(about['target'])} together, on {_machine(about)}. Filled and joined: no other defense is both faster "
+        "and less often wrong."
+    )
+    return Plate("pareto", caption, _draw(points), tidy(COLUMNS, points))
+
+
+def _settings(run: Run) -> list[Setting]:
+    cells = [cell for cell in run.record["cells"] if cell["attack"] != "clean"]
+    targets = [name for name in run.axis("targets") if len(_defenses(run, name)) > 1]
+    found = dict.fromkeys(Setting(cell["source"], cell["target"], float(cell["eps"])) for cell in cells)
+    return [setting for setting in found if setting.target in targets]
+
+
+def _defenses(run: Run, target: str) -> list[str]:
+    here = {cell["defense"] for cell in run.record["cells"] if cell["target"] == target}
+    return sorted((name for name in run.axis("defenses") if name in here), key=lambda name: name != UNDEFENDED)
+
+
+def _error(run: Run, places: Sequence[Place]) -> tuple[float, float, float] | None:
+    """Mean and interval in percent over these cells, or None where one is not done."""
+    if not all(place in run.wrong for place in places):
+        return None
+    rates = np.mean([run.wrong[place] for place in places], axis=0)
+    low, high = stats.mean_interval(rates)
+    return 100 * float(rates.mean()), 100 * low, 100 * high
+
+
+def _entries(run: Run, setting: Setting, defense: str) -> list[Entry]:
+    error = _error(run, setting.places(run, defense))
+    entries = [Entry("done", "", *error) if error else Entry("pending", "not every attack is done")]
+    if run.restored:
+        entries += _restored(run, setting.places(run, defense, "-"))
+        entries += _restored(run, [Place("-", "clean", 0.0, "-", defense)])
+    if about := run.record.get("cost"):
+        entries += _cost(about["defenses"].get(defense, {}))
+    return entries
+
+
+def _restored(run: Run, places: Sequence[Place]) -> list[Entry]:
+    """PSNR and SSIM, means over the images of these places."""
+    if not all(place in run.restored for place in places):
+        return [_ABSENT] * 2
+    psnr, ssim = (float(np.mean([run.restored[place][i] for place in places])) for i in (0, 1))
+    if not np.isfinite(psnr):
+        return [Entry(reason="the very image"), Entry("done", "", 100 * ssim)]
+    return [Entry("done", "", psnr), Entry("done", "", 100 * ssim) if np.isfinite(ssim) else _ABSENT]
+
+
+def _cost(found: dict[str, Any]) -> list[Entry]:
+    units = {"ms": 1.0, "ratio": 1.0, "parameters": 1e-3, "memory": 2.0**-20}
+    missing = Entry(reason=found.get("reason", "not measured"))
+    values = [(found.get(name), unit) for name, unit in units.items()]
+    return [missing if value is None else Entry("done", "", unit * value) for value, unit in values]
+
+
+def _notes(run: Run) -> list[str]:
+    notes = []
+    if run.restored:
+        notes.append(
+            "PSNR and SSIM are means over images of what the classifier is shown, unrounded; SSIM has a Gaussian "
+            "window of 11 pixels, σ 1.5, over red, green and blue each. Enlarged images are brought back to size. "
+            "Moving or mirroring pixels, as R&P does, is far from the image by design. Of a random defense it is the "
+            "first draw."
+        )
+        notes.append("LPIPS is left out: it needs ImageNet weights of AlexNet or VGG, which install with no package.")
+    if about := run.record.get("cost"):
+        notes.append(
+            f"Cost: on {_machine(about)}, images of {about['size']} pixels, medians of three. ms: purifying one image. "
+            f"× undefended: the time of a prediction by {pretty(about['target'])} behind the defense, over its "
+            f"{about['forward_ms']:.1f} ms without one. Parameters: of the defense's network. Memory: the most that "
+            "purifying a batch held at once, beyond what was held before."
+        )
+    return notes
+
+
+def _machine(about: dict[str, Any]) -> str:
+    threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
+    return f"{about['processor']} ({about['device']}, {threads}), batches of {about['batch']}"
+
+
+# --- figure ----------------------------------------------------------------------------------------------
+
+
+def _points(run: Run, setting: Setting) -> list[dict[str, Any]]:
+    """Every defense that has both numbers, the faster first; `front` where none is faster and as good."""
+    about = run.record["cost"]
+    found = []
+    for name in _defenses(run, setting.target):
+        error, ratio = _error(run, setting.places(run, name)), about["defenses"].get(name, {}).get("ratio")
+        if error and ratio is not None:
+            value, low, high = (round(part, 4) for part in error)
+            ms = round(ratio * about["forward_ms"], 3)
+            found.append({"defense": name, "error": value, "ci_low": low, "ci_high": high, "ms": ms})
+    found.sort(key=lambda point: (point["ms"], point["error"]))
+    least = float("inf")
+    for point in found:
+        point["front"] = int(point["error"] < least)
+        least = min(least, point["error"])
+    return [{"source": setting.source, "target": setting.target, "eps": show(setting.eps), **point} for point in found]
+
+
+def _draw(points: list[dict[str, Any]]) -> figures.Saved:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    panels: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for point in points:
+        panels.setdefault((point["source"], point["target"], point["eps"]), []).append(point)
+    across = min(len(panels), 2)
+    down = -(-len(panels) // across)
+    with mpl.rc_context(STYLE):
+        figure = Figure((COLUMN if across == 1 else PAGE, 0.3 + 2.5 * down), layout="constrained")
+        axes = figure.subplots(down, across, squeeze=False, sharex=True).flat
+        for ax, ((source, target, eps), here) in zip(axes, panels.items(), strict=False):
+            _panel(ax, here)
+            ax.set_title(f"{short(pretty(source), 18)} to {short(pretty(target), 18)}, ε = {eps}")
+        for ax in list(axes)[len(panels) :]:
+            ax.set_visible(False)
+        figure.supxlabel("ms a prediction", fontsize=STYLE["font.size"])
+        figure.supylabel("average error, %", fontsize=STYLE["font.size"])
+        return figures.save(figure)
+
+
+def _panel(ax: "Axes", points: list[dict[str, Any]]) -> None:
+    x, y = [point["ms"] for point in points], [point["error"] for point in points]
+    front = [point for point in points if point["front"]]
+    ax.plot([p["ms"] for p in front], [p["error"] for p in front], color=ACCENT, linewidth=1, drawstyle="steps-post")
+    ax.vlines(x, [p["ci_low"] for p in points], [p["ci_high"] for p in points], colors=INK, linewidth=0.4)
+    colors = [ACCENT if point["front"] else "white" for point in points]
+    edges = [ACCENT if point["front"] else INK for point in points]
+    ax.scatter(x, y, s=16, c=colors, edgecolors=edges, linewidths=0.7, zorder=3)
+    ax.set_xscale("log")
+    ax.set_xlim(min(x) / 1.3, max(x) * 2.2)
+    ax.set_ylim(max(0, min(y) - 12), min(100, max(y) + 8))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=SMALL)
+    _name(ax, points)
+
+
+def _name(ax: "Axes", points: list[dict[str, Any]]) -> None:
+    """Each point's name beside it, the next free place up or down where another name stands already."""
+    low, high = ax.get_ylim()
+    step = (high - low) / 24  # a line of text
+    taken: list[tuple[float, float]] = []  # log ms, error
+    for point in sorted(points, key=lambda point: -point["error"]):
+        where, x = point["error"], float(np.log10(point["ms"]))
+        while any(abs(x - other) < 0.35 and abs(where - level) < step for other, level in taken):
+            where -= step / 4
+        taken.append((x, where))
+        ax.annotate(
+            short(pretty(point["defense"]), 18), (point["ms"], where), (5, 0), textcoords="offset points",
+            va="center", fontsize=SMALL, annotation_clip=False,
+        )  # fmt: skip
