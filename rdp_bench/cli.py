@@ -127,9 +127,20 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
 @main.command()
 @cli_run.out_option
 @click.option("--only", multiple=True, metavar="GRID", help="Only these grids; repeatable.")
+@click.option(
+    "--compare", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="Two results folders, cell by cell."
+)
 @cli_cache.option
-def report(out: Path, only: tuple[str, ...], cache: Path | None) -> None:
-    """Write OUT/report: index.html, tables (CSV, LaTeX, Markdown) and figures (SVG, PNG, PDF)."""
+def report(out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, cache: Path | None) -> None:
+    """Write OUT/report: index.html, tables (CSV, LaTeX, Markdown) and figures (SVG, PNG, PDF).
+
+    With --compare: OUT/report/compare.html and compare.csv instead.
+    """
+    if compare:
+        from rdp_bench.reports.compare import render
+
+        click.echo(render(compare, Store(cache), out, only))
+        return
     known = sorted(path.stem for path in (out / "runs").glob("*.json"))
     if not known:
         raise UsageError(f"{out} holds no run; start with: rdp-bench run --grid table1 --out {out}")

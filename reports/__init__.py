@@ -19,7 +19,7 @@ def render(out: Path, store: "Store", only: Sequence[str] | None = None) -> Path
     Raises:
         UsageError: there is no run, a grid of `only` has none, or a record cannot be read.
     """
-    from rdp_bench.reports import html
+    from rdp_bench.reports import html, reading
     from rdp_bench.store import write_atomic
     from rdp_bench.table import load
 
@@ -30,18 +30,22 @@ def render(out: Path, store: "Store", only: Sequence[str] | None = None) -> Path
     folder = out / "report"
     sections = [_section(folder, run, store) for run in runs if not only or run.grid in only]
     page = folder / "index.html"
-    write_atomic(page, html.page(sections).encode())
+    write_atomic(page, html.page(sections, reading.absent(runs)).encode())
     return page
 
 
 def _section(folder: Path, run: "Run", store: "Store") -> "Section":
     """Write a run's tables and figures; what the page needs of it."""
-    from rdp_bench.reports import beyond, draws, strip
+    from rdp_bench.reports import beyond, claims, draws, strip
+    from rdp_bench.reports.answers import answers
     from rdp_bench.reports.exhibit import exhibits, slug
     from rdp_bench.reports.html import Section
     from rdp_bench.reports.plates import plates
     from rdp_bench.store import write_atomic
 
+    found = answers(run)
+    if found:
+        write_atomic(folder / "tables" / f"{slug(run.grid, 'claims')}.csv", claims.sheet(run, found).encode())
     tables = [*exhibits(run), *draws.tables(run), *beyond.tables(run)]
     for table in tables:
         _write_table(folder / "tables", table)
@@ -49,8 +53,7 @@ def _section(folder: Path, run: "Run", store: "Store") -> "Section":
     for plate in drawn:
         for ending, content in plate.files.items():
             write_atomic(folder / "figures" / f"{slug(run.grid, plate.name)}.{ending}", content)
-    inline = [(plate.caption, plate.inline) for plate in drawn]
-    return Section(run, slug(run.grid), tables, inline, strip.examples(run, store))
+    return Section(run, slug(run.grid), found, tables, drawn, strip.examples(run, store))
 
 
 def _write_table(folder: Path, table: "Exhibit") -> None:

@@ -135,7 +135,7 @@ def scopes(run: Run, claim: Claim, subject: str) -> list[Scope]:
 
 
 def _setting(where: Mapping[str, str], seen: Mapping[str, list[Any]]) -> str:
-    """The target, and what tells the setting from the claim's others."""
+    """Target and source, and what else tells the setting from the claim's others."""
     parts = [pretty(where["target"])]
     if where.get("source", "-") != "-":
         parts.append(("" if where["source"].startswith("white-box") else "from ") + pretty(where["source"]))

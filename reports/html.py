@@ -1,27 +1,24 @@
-"""The page: one file, nothing fetched, readable without scripts. Names reach it only through autoescape."""
+"""The pages: single files, nothing fetched, readable without scripts. Names reach them only through autoescape."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from rdp_bench.reports.exhibit import AVERAGE, LEGEND, Exhibit
+from rdp_bench.reports import gain
+from rdp_bench.reports.claims import VERDICTS, Answer
+from rdp_bench.reports.exhibit import LEGEND, Exhibit, slug
+from rdp_bench.reports.figures import Plate
+from rdp_bench.reports.reading import PROFILES, findings, missing, reading
 from rdp_bench.reports.strip import Examples
 from rdp_bench.specs import show
 from rdp_bench.stats import LEVEL
-from rdp_bench.table import UNDEFENDED, Run, pretty
+from rdp_bench.table import Run, pretty
 
 _TEMPLATES = Path(__file__).parent / "templates"
-
-_PROFILES = {
-    "embedded": "It ran the embedded profile, a small stand-in: models and photos that install with the package, "
-    "far from the paper's networks and its 1000 images. Its numbers show that everything works and how the "
-    "methods compare here; they neither confirm nor contradict the paper's.",
-    "paper": "It ran the paper profile, as near to the paper's setting as public weights allow. A printed number "
-    "stands only beside the very cell it was printed for.",
-    "custom": "It ran a setting of its own, neither the embedded stand-in nor the paper's.",
-}
 
 
 @dataclass(frozen=True)
@@ -30,13 +27,19 @@ class Section:
 
     run: Run
     slug: str
+    answers: list[Answer]
     exhibits: list[Exhibit]
-    figures: list[tuple[str, str]]  # caption, inline SVG
+    plates: list[Plate]
     examples: Examples
 
 
-def page(sections: Sequence[Section]) -> str:
-    """The whole document."""
+def page(sections: Sequence[Section], absent: Sequence[tuple[str, str]] = ()) -> str:
+    """The report: a contents list, a section a run, and titles and commands of the grids that are `absent`."""
+    return write("report.html.j2", views=[_view(section) for section in sections], absent=absent, legend=LEGEND)
+
+
+def write(template: str, **values: Any) -> str:
+    """A page from one of the templates."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -44,81 +47,80 @@ def page(sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "pretty": pretty, "one": _one, "signed": _signed, "p": _p, "flat": flat, "plain": _plain, "minutes": _minutes,
+        "pretty": pretty, "one": _one, "signed": _signed, "p": _p, "flat": flat, "plain": plain, "minutes": _minutes,
         "tight": _tight,
     }  # fmt: skip
-    return environment.get_template("report.html.j2").render(
-        views=[_view(section) for section in sections],
-        legend=LEGEND,
+    return environment.get_template(template).render(
         level=round(100 * LEVEL),
         style=_TEMPLATES.joinpath("report.css").read_text("utf-8"),
         script=_TEMPLATES.joinpath("report.js").read_text("utf-8"),
+        **values,
     )
 
 
 def _view(section: Section) -> dict[str, Any]:
-    run = section.run
-    return {
-        "id": section.slug,
+    run, name = section.run, section.slug
+    checks = run.record.get("checks") or []
+    view = {
+        "id": name,
         "record": run.record,
         "title": run.record.get("title") or run.grid,
-        "reading": reading(run, section.exhibits),
+        "reading": reading(run),
+        "caveat": PROFILES.get(str(run.record.get("profile")), PROFILES["custom"]),
+        "checks": checks,
+        "checked": _checked(checks),
+        "failed_checks": any(check["passed"] is False for check in checks),
+        "answers": section.answers,
+        "tally": _tally(section.answers),
         "exhibits": section.exhibits,
-        "figures": section.figures,
+        "findings": [findings(table) for table in section.exhibits],
+        "gains": gain.notes(run),
+        "drawings": [_drawing(run, plate) for plate in section.plates],
         "examples": section.examples,
+        "missing": missing(run),
+        "done": sum(row["status"] == "done" for row in run.rows),
         "cells": run.rows,
         "accounts": accounts(run),
     }
+    return view | {"contents": _contents(view)}
 
 
-def reading(run: Run, tables: Sequence[Exhibit]) -> list[str]:
-    """The run in sentences: what it is, how far it got, and what its tables say."""
-    record = run.record
-    attacks = [attack for attack in run.axis("attacks") if attack != "clean"]
-    sources = [source for source in run.axis("sources") if source != "-"]
-    defenses = [name for name in run.axis("defenses") if name != UNDEFENDED]
-    count = {status: sum(row["status"] == status for row in run.rows) for status in ("done", "pending", "failed")}
-    total = len(run.rows)
-    first = (
-        f"{_count(len(attacks), 'attack')} crafted on {_count(len(sources), 'source')} against "
-        f"{_count(len(run.axis('targets')), 'target')} behind {_count(len(defenses), 'defense')}, "
-        f"on {record['dataset']['n']} images of {record['dataset']['name']}."
-    )
-    sentences = [first[0].upper() + first[1:], _PROFILES.get(str(record.get("profile")), _PROFILES["custom"])]
-    if count["done"] == total:
-        sentences.append(f"All {total} cells are done.")
-    else:
-        others = [f"{count[status]} {status}" for status in ("failed", "pending") if count[status]]
-        sentences.append(
-            f"This report is partial: of {total} cells {count['done']} are done, {' and '.join(others)}. "
-            "Averages stand only where every attack of a row is done."
-        )
-    for table in tables:
-        sentences += _findings(table)
-    return sentences
+def _contents(view: dict[str, Any]) -> list[tuple[str, str]]:
+    """Id and name of everything in a run's section, in its order."""
+    name = view["id"]
+    return [
+        *([(f"{name}-checks", "Cross-check")] if view["checks"] else []),
+        *([(f"{name}-warnings", "Warnings")] if view["record"]["warnings"] else []),
+        *([(f"{name}-claims", "The paper's claims")] if view["answers"] else []),
+        *((table.slug, table.title) for table in view["exhibits"]),
+        *((drawing["id"], drawing["title"]) for drawing in view["drawings"]),
+        (f"{name}-examples", "Examples"),
+        *([(f"{name}-missing", "Missing")] if view["missing"] else []),
+        (f"{name}-details", "Details"),
+    ]
 
 
-def _findings(table: Exhibit) -> list[str]:
-    """What the last column of an attacked table says about its last group (the strongest source, as a rule)."""
-    if table.metric != "error" or not table.groups:
-        return []
-    group, column = table.groups[-1], table.columns[-1]
-    entries = {line.defense: line.entries[-1] for line in group.lines if line.entries[-1].value is not None}
-    best = [name for name, entry in entries.items() if entry.verdict.best]
-    if not best:
-        return []
-    tied = sum(entry.verdict.tied for entry in entries.values())
-    where = "on average over the attacks" if column == AVERAGE else f"under {column}"
-    text = f"{table.title}: crafted on {group.name}, {where}, "
-    if UNDEFENDED in entries:
-        text += f"the undefended target errs on {_one(entries[UNDEFENDED].value)} %; "
-    text += f"{' and '.join(map(pretty, best))} {'has' if len(best) == 1 else 'have'} the lowest error, "
-    text += f"{_one(entries[best[0]].value)} %"
-    text += f", and {_count(tied, 'other')} cannot be told from it." if tied else "."
-    worse = sum(entry.verdict.worse for entry in table.entries)
-    if worse:
-        text += f" {_count(worse, 'number')} of this table {'is' if worse == 1 else 'are'} worse than no defense."
-    return [text]
+def _drawing(run: Run, plate: Plate) -> dict[str, str]:
+    title, _, rest = plate.caption.partition(". ")
+    title = title.rstrip(".")
+    svg = plate.inline.replace("<svg ", f'<svg aria-label="{escape(title)}" ', 1)
+    return {"id": f"{slug(run.grid)}-{slug(plate.name)}", "title": title, "caption": rest, "svg": svg}
+
+
+def _checked(checks: Sequence[dict[str, Any]]) -> str:
+    """How the cross-check went, in a sentence."""
+    count = Counter(check["passed"] for check in checks)
+    words = {True: "agree", False: "do not", None: "were not measured"}
+    told = ", ".join(f"{count[kind]} {word}" for kind, word in words.items() if count[kind])
+    doubt = " Until that is explained, no number below is to be trusted." if count[False] else ""
+    return f"Of {len(checks)} numbers that others published for these networks, {told}.{doubt}"
+
+
+def _tally(answers: Sequence[Answer]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for answer in answers:
+        total.update(answer.count)
+    return {verdict: total[verdict] for verdict in VERDICTS if total[verdict]}
 
 
 def accounts(run: Run) -> list[tuple[str, list[tuple[str, str, dict[str, str]]]]]:
@@ -147,22 +149,19 @@ def flat(record: dict[str, Any], path: str = "") -> dict[str, str]:
         if isinstance(value, dict) and value:
             lines |= flat(value, f"{path}{name}.")
         else:
-            lines[f"{path}{name}"] = _plain(value)
+            lines[f"{path}{name}"] = plain(value)
     return lines
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Anything of a record as a reader would write it."""
     if isinstance(value, str):
         return value
     if value is None or isinstance(value, bool | int | float):
         return show(value)
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
-        return ", ".join(map(_plain, value))
+        return ", ".join(map(plain, value))
     return json.dumps(value, ensure_ascii=False)
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _one(value: float | str | None) -> str:

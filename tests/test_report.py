@@ -18,7 +18,7 @@ from PIL import Image
 from rdp_bench.errors import UsageError
 from rdp_bench.reports import charts, figures, latex, markdown, render, sheet, strip
 from rdp_bench.reports.exhibit import AVERAGE, Entry, Exhibit, clean_table, error_tables, exhibits, slug
-from rdp_bench.reports.html import reading
+from rdp_bench.reports.reading import absent, missing, reading
 from rdp_bench.stats import wilson
 from rdp_bench.store import Store
 from rdp_bench.table import Place, Run, load
@@ -30,6 +30,7 @@ OURS = {
     "html", "head", "meta", "title", "link", "style", "body", "main", "nav", "section", "header", "p", "h1", "h2",
     "h3", "figure", "figcaption", "div", "span", "table", "thead", "tbody", "tr", "th", "td", "br", "img", "ul",
     "li", "details", "summary", "label", "input", "output", "code", "dl", "dt", "dd", "script", "a", "svg", "g",
+    "h4", "caption", "ol", "b", "small",
     "path", "use", "defs", "text", "clippath", "rect", "image",
 }  # fmt: skip
 """Every tag of the page."""
@@ -333,6 +334,7 @@ def test_page_and_its_files(tmp_path: Path) -> None:
     assert page == tmp_path / "report" / "index.html"
     assert names == {
         "index.html",
+        "tables/table1_claims.csv",
         *(
             f"tables/table1_{kind}{end}"
             for kind in ("t_eps16", "clean")
@@ -400,7 +402,7 @@ def test_a_partial_run_says_so(tmp_path: Path) -> None:
         Place("a", "mi-fgsm", 16.0, "t", "rdp"): ("pending", ""),
     }
     run, store = small(tmp_path, states=states, finished=None)
-    text = " ".join(reading(run, exhibits(run)))
+    text = " ".join(reading(run))
     page = render(tmp_path, store).read_text("utf-8")
 
     assert "of 9 cells 7 are done, 1 failed and 1 pending" in text
@@ -430,9 +432,60 @@ def test_grids_are_sections_and_only_picks_some(tmp_path: Path) -> None:
     both = Tags(render(tmp_path, store).read_text("utf-8"))
     one = Tags(render(tmp_path, store, ["table2"]).read_text("utf-8"))
 
-    assert sum(tag == "section" for tag, _ in both.tags) == 2
+    sections = [attributes["id"] for tag, attributes in both.tags if tag == "section"]
+    assert sections == ["table1", "table2", "not-run", "reading"]
     identifiers = [attributes["id"] for _, attributes in both.tags if "id" in attributes]
     assert len(set(identifiers)) == len(identifiers)
     assert "The first" not in one.text
     with pytest.raises(UsageError, match="Did you mean 'table1'"):
         render(tmp_path, store, ["tabel1"])
+
+
+def test_contents_lead_to_everything(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    make_run(tmp_path, store, by_hand, grid="table1", warnings=["careful"], checks=[{"passed": True, "text": "fine"}])
+    make_run(tmp_path, store, by_hand, grid="figure4", attacks=["fgsm"], eps=[4, 16])
+    page = Tags(render(tmp_path, store).read_text("utf-8"))
+
+    headings = [attributes.get("id") for tag, attributes in page.tags if tag in ("h3", "section")]
+    linked = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert None not in headings
+    assert {f"#{name}" for name in headings} <= set(linked)
+    identifiers = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {link[1:] for link in linked if link} <= identifiers
+
+
+@pytest.mark.usefixtures("blank")
+def test_the_cross_check_stands_before_any_number(tmp_path: Path) -> None:
+    checks = [{"passed": True, "text": "as published"}, {"passed": False, "text": "<b>off</b>"}]
+    checks += [{"passed": None, "text": "not measured"}]
+    _, store = small(tmp_path, checks=checks)
+    text = render(tmp_path, store).read_text("utf-8")
+
+    assert "Of 3 numbers that others published for these networks, 1 agree, 1 do not, 1 were not measured." in text
+    assert "no number below is to be trusted" in text
+    assert "&lt;b&gt;off" in text
+    assert text.index("as published") < text.index('class="paper-like claims"') < text.index('class="exhibit"')
+
+
+def test_what_is_missing_is_counted_with_its_reason(tmp_path: Path) -> None:
+    states = {
+        Place("a", "fgsm", 16.0, "t", "jpeg"): ("failed", "out of memory"),
+        Place("a", "mi-fgsm", 16.0, "t", "jpeg"): ("failed", "out of memory"),
+        Place("a", "mi-fgsm", 16.0, "t", "rdp"): ("pending", ""),
+    }
+    failed, pending, left_out = missing(small(tmp_path, states=states)[0])
+
+    assert (failed["count"], failed["reason"]) == (2, "cells failed: out of memory")
+    assert failed["which"] == "source a; attack FGSM, MI-FGSM; eps 16; defense JPEG"
+    assert (pending["count"], pending["reason"]) == (1, "cell pending: not run yet")
+    assert left_out["reason"].endswith("in this run: FD, Bit-Red, TVM, SR, R&P, ComDefend, HGD, NRP")
+
+
+def test_grids_without_a_run_come_with_their_command(tmp_path: Path) -> None:
+    command = "rdp-bench run --grid table1 --limit=6 --defense jpeg --out 'my out' --attack fgsm"
+    run, _ = small(tmp_path, command=command)
+    titles = {title.partition(":")[0]: text for title, text in absent([run])}
+
+    assert "Table 1" not in titles
+    assert titles["Table 3"] == "rdp-bench run --grid table3 --limit 6 --out 'my out'"

@@ -1,8 +1,8 @@
 // Sorts a table of cells by the column that is clicked, and hides the rows that lack a typed word.
-for (const table of document.querySelectorAll("table.cells")) {
+for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const rows = [...body.rows];
-  const text = (row, i) => row.cells[i].textContent.trim();
+  const text = (row, i) => row.cells[i].textContent.trim().replace("−", "-");
   [...table.tHead.rows[0].cells].forEach((head, i) => {
     const button = document.createElement("button");
     button.type = "button";
@@ -12,17 +12,19 @@ for (const table of document.querySelectorAll("table.cells")) {
       const down = head.getAttribute("aria-sort") === "ascending";
       for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const numbers = head.classList.contains("n");
       const compare = (a, b) => {
         const [x, y] = [text(a, i), text(b, i)];
         if (!x || !y) return (x ? 0 : 1) - (y ? 0 : 1); // empty last, either way
-        return (down ? -1 : 1) * x.localeCompare(y, "en", { numeric: true });
+        const order = numbers ? parseFloat(x) - parseFloat(y) : x.localeCompare(y, "en", { numeric: true });
+        return down ? -order : order;
       };
       body.append(...rows.sort(compare));
     });
   });
-  const details = table.closest("details");
-  const input = details.querySelector("input");
-  const output = details.querySelector("output");
+  const filter = table.closest(".scroll").previousElementSibling;
+  const input = filter.querySelector("input");
+  const output = filter.querySelector("output");
   input.addEventListener("input", () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
@@ -34,6 +36,24 @@ for (const table of document.querySelectorAll("table.cells")) {
     output.textContent = words.length ? `${shown} of ${rows.length}` : "";
   });
 }
+
+// The contents: folded where they would push the numbers off the screen, open beside them; and where the reader is.
+const contents = document.querySelector(".contents details");
+if (contents) {
+  const wide = matchMedia("(min-width: 84rem)");
+  const fold = () => { contents.open = wide.matches; };
+  wide.addEventListener("change", fold);
+  fold();
+  const links = new Map([...contents.querySelectorAll("a")].map((a) => [document.getElementById(a.hash.slice(1)), a]));
+  const watch = new IntersectionObserver((seen) => {
+    for (const { target, isIntersecting } of seen) {
+      if (!isIntersecting) continue;
+      for (const link of links.values()) link.removeAttribute("aria-current");
+      links.get(target).setAttribute("aria-current", "true");
+    }
+  }, { rootMargin: "0px 0px -75% 0px" });
+  for (const target of links.keys()) if (target.matches("h2, h3")) watch.observe(target);
+}
 addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details")) details.open = true;
+  for (const details of document.querySelectorAll("main details")) details.open = true;
 });

@@ -1,0 +1,181 @@
+"""Two runs side by side: every cell that both have, what differs between their records, what only one has."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rdp_bench import stats
+from rdp_bench.errors import UsageError
+from rdp_bench.reports.html import flat, write
+from rdp_bench.specs import show
+from rdp_bench.store import Store, write_atomic
+from rdp_bench.table import Place, Row, Run, load, pretty
+from rdp_bench.verdict import paired
+
+COLUMNS = (
+    "grid", "source", "attack", "eps", "defense", "target", "metric", "a", "b", "difference", "ci_low", "ci_high", "p",
+    "test", "differs", "status_a", "status_b",
+)  # fmt: skip
+PAIRED, APART = "paired", "two-sample"
+
+# Of a record, what makes one run another experiment.
+_TELLING = ("profile", "dataset", "seed", "axes", "sources", "models", "attacks", "defenses", "environment")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A cell that both runs have, in percent; B minus A with its interval, where both are done.
+
+    `same`: one stored result is both runs'. `p` is Holm-adjusted over the others of the grid; None where the images are
+    not the same: then only the interval speaks.
+    """
+
+    place: Place
+    metric: str
+    status: tuple[str, str]
+    values: tuple[float | None, float | None]
+    same: bool = False
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the two are told apart."""
+        if self.p is not None:
+            return self.p <= 1 - stats.LEVEL
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs of one grid."""
+
+    grid: str
+    same_images: bool
+    pairs: list[Pair]
+    records: list[tuple[str, str, str]]  # name, in A, in B
+    only: tuple[list[Place], list[Place]]
+
+    @property
+    def test(self) -> str:
+        return PAIRED if self.same_images else APART
+
+
+def compare(a: Run, b: Run) -> Comparison:
+    """Every cell of both, what differs most first; paired image by image where they judged the very same images."""
+    same = all(a.record["dataset"][name] == b.record["dataset"][name] for name in ("images", "n"))
+    rows = [{Place.of(row): row for row in run.rows} for run in (a, b)]
+    pairs = [_pair(a, b, place, rows[0][place], rows[1][place], same) for place in rows[0] if place in rows[1]]
+    adjusted = iter(stats.holm([pair.p for pair in pairs if pair.p is not None]))
+    pairs = [pair if pair.p is None else replace(pair, p=next(adjusted)) for pair in pairs]
+    pairs.sort(key=lambda pair: (not pair.differs, -abs(pair.difference or 0.0)))
+    only = ([p for p in rows[0] if p not in rows[1]], [p for p in rows[1] if p not in rows[0]])
+    return Comparison(a.grid, same, pairs, differing(a.record, b.record), only)
+
+
+def _pair(a: Run, b: Run, place: Place, first: Row, second: Row, same: bool) -> Pair:
+    values = tuple(float(row["value"]) if row["value"] else None for row in (first, second))
+    pair = Pair(place, first["metric"], (first["status"], second["status"]), (values[0], values[1]))
+    if place not in a.wrong or place not in b.wrong:
+        return pair
+    if first["eval_key"] == second["eval_key"]:
+        return replace(pair, same=True, difference=0.0, low=0.0, high=0.0)
+    sign = 1 if first["metric"] == "error" else -1
+    if same:
+        # Over as many draws each, so that runs of one draw and of ten can be told apart or not.
+        errors = a.errors(place) * b.draws, b.errors(place) * a.draws
+        change = sign * (b.wrong[place].astype(float) - a.wrong[place].astype(float))
+        low, high = stats.mean_interval(change, least=-1)
+        return replace(
+            pair, difference=100 * float(change.mean()), low=100 * low, high=100 * high, p=paired(*errors)
+        )  # fmt: skip
+    low, high = newcombe(*((float(r["value"]), float(r["ci_low"]), float(r["ci_high"])) for r in (first, second)))
+    return replace(pair, difference=float(second["value"]) - float(first["value"]), low=low, high=high)
+
+
+def newcombe(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float]:
+    """Interval of b - a of two independent samples from (value, low, high) of each: Newcombe 1998, method 10."""
+    (x, x_low, x_high), (y, y_low, y_high) = a, b
+    low = y - x - math.hypot(y - y_low, x_high - x)
+    return low, y - x + math.hypot(y_high - y, x - x_low)
+
+
+def differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Names and values that two records do not share: versions, seed, images, parameters, weights.
+
+    A model, attack or defense that one of them lacks is no difference of parameters and is left to the cells.
+    """
+    lines: list[tuple[str, str, str]] = []
+    for kind in _TELLING:
+        first, second = a.get(kind), b.get(kind)
+        if kind in ("models", "sources", "attacks", "defenses") and first and second:
+            shared = [name for name in first if name in second]
+            first, second = ({name: part[name] for name in shared} for part in (first, second))
+        left, right = flat({kind: first}), flat({kind: second})
+        names = (name for name in dict.fromkeys([*left, *right]) if left.get(name) != right.get(name))
+        lines += [(name, left.get(name, "–"), right.get(name, "–")) for name in names]
+    return lines
+
+
+def sheet(comparisons: Sequence[Comparison]) -> str:
+    """Every common cell as a line of CSV, then the cells that only one run has."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(_lines(comparisons))
+    return text.getvalue()
+
+
+def _lines(comparisons: Sequence[Comparison]) -> Iterator[Sequence[str]]:
+    for found in comparisons:
+        for pair in found.pairs:
+            numbers = (*pair.values, pair.difference, pair.low, pair.high)
+            yield (
+                found.grid, *_words(pair.place), pair.metric, *("" if x is None else f"{x:.4f}" for x in numbers),
+                "" if pair.p is None else f"{pair.p:.6g}", found.test, str(pair.differs).lower(), *pair.status,
+            )  # fmt: skip
+        for places, status in zip(found.only, (("", "absent"), ("absent", "")), strict=True):
+            for place in places:
+                yield (found.grid, *_words(place), *[""] * 9, *status)
+
+
+def _words(place: Place) -> tuple[str, ...]:
+    return place.source, place.attack, show(place.eps), place.defense, place.target
+
+
+def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[str] = ()) -> Path:
+    """Write OUT/report/compare.html and compare.csv from the runs of two OUT folders; the page's path.
+
+    Raises:
+        UsageError: no run in one of them, or no grid in common.
+    """
+    runs = [{run.grid: run for run in load(folder, store)} for folder in folders]
+    shared = [grid for grid in runs[0] if grid in runs[1] and (not only or grid in only)]
+    if not shared:
+        names = [", ".join(grids) for grids in runs]
+        wanted = f" named {', '.join(only)}" if only else ""
+        raise UsageError(
+            f"no grid{wanted} in common: {folders[0]} holds {names[0]}, {folders[1]} holds {names[1]}; "
+            "run the same grid into both"
+        )
+    found = [compare(runs[0][grid], runs[1][grid]) for grid in shared]
+    report = out / "report"
+    views = [{"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)]
+    write_atomic(report / "compare.csv", sheet(found).encode())
+    page = write("compare.html.j2", views=views, names=[folder.name or str(folder) for folder in folders], label=_label)
+    write_atomic(report / "compare.html", page.encode())
+    return report / "compare.html"
+
+
+def _label(place: Place) -> str:
+    """A cell in words."""
+    if place.attack == "clean":
+        return f"clean, {pretty(place.defense)}, {pretty(place.target)}"
+    crafted = f"{pretty(place.attack)} from {pretty(place.source)}, ε = {show(place.eps)}"
+    return f"{crafted}, {pretty(place.defense)}, {pretty(place.target)}"
