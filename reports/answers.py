@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rdp_bench import stats
+from rdp_bench.reports.ablation import variant
 from rdp_bench.reports.claims import FAILS, HOLDS, OPEN, TIE, Answer, Claim, Finding, Scope, claims, matching, scopes
 from rdp_bench.reports.gain import Gain, gain, mode, plain
 from rdp_bench.specs import show
@@ -63,7 +64,13 @@ def _contest(run: Run, claim: Claim, *, sign: int = 1, each: bool = False, stead
     left_out = [pattern for pattern in claim.against if "*" not in pattern and pattern not in names]
     where = scopes(run, claim, subject)
     if not where or not rivals:
-        behind = f" behind {pretty(subject)}" if not where else f" behind {_names(left_out)}" if left_out else ""
+        behind = (
+            f" behind {_called(subject)}"
+            if not where
+            else f" behind {_names(map(pretty, left_out))}"
+            if left_out
+            else ""
+        )
         return [Finding(OPEN, {}, "", note=f"this run has no such cells{behind}")]
     duels: dict[tuple[int, str], _Duel] = {}
     gaps: dict[tuple[int, str], str] = {}
@@ -90,7 +97,7 @@ def _rivals(run: Run, claim: Claim, subject: str) -> list[_Rival]:
         return place._replace(defense=defense, target=target or place.target)
 
     names = [name for name in matching(run, claim.against) if name != subject]
-    rivals = [_Rival(pretty(name), partial(behind, defense=name)) for name in names]
+    rivals = [_Rival(_called(name), partial(behind, defense=name)) for name in names]
     if claim.beside:
         defended = {cell["target"] for cell in run.record["cells"] if cell["defense"] != UNDEFENDED}
         for target in (name for name in run.axis("targets") if name not in defended):
@@ -125,7 +132,7 @@ def _decide(
     claim: Claim, scope: Scope, duels: list[_Duel], holes: list[str], left_out: list[str], sign: int
 ) -> Finding:
     """Holds if every rival is told to be worse, fails if one is told to be better, else a tie."""
-    subject = pretty(scope.cells[0].defense)
+    subject = _called(scope.cells[0].defense)
     if not duels:
         return Finding(OPEN, scope.where, scope.setting, subject, note="; ".join(holes))
 
@@ -145,7 +152,7 @@ def _decide(
             which = f"any of {len(duels)}" if all_of_them else _names(duel.rival for duel in near)
             notes.append(f"not told from {which}")
         if left_out:
-            notes.append(f"without {_names(left_out)}")
+            notes.append(f"without {_names(map(pretty, left_out))}")
     shown = [100 - value if claim.metric == "accuracy" else value for value in (decisive.mine, decisive.theirs)]
     test = f"{_SWAPS} swaps" if claim.metric == "deviation" else _test(scope.cells)
     return Finding(
@@ -235,7 +242,7 @@ def _lacking(run: Run, places: list[Place]) -> str:
     done = sum(place in run.wrong for place in places)
     if done == len(places):
         return ""
-    name = pretty(places[0].defense)
+    name = _called(places[0].defense)
     return f"{name}: {done} of {len(places)} cells are done" if len(places) > 1 else f"{name} is not done"
 
 
@@ -243,5 +250,9 @@ def _test(cells: list[Place]) -> str:
     return "McNemar" if len(cells) == 1 else "sign-flip"
 
 
+def _called(defense: str) -> str:
+    return variant(defense) if "rdp-ablation-" in defense else pretty(defense)
+
+
 def _names(names: Iterable[str]) -> str:
-    return ", ".join(map(pretty, names))
+    return ", ".join(names)

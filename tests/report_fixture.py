@@ -1,7 +1,7 @@
 """A run that nobody ran: a record as the engine writes it, and artefacts in a real store."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ def make_run(
     defenses: Iterable[str] = ("none", "jpeg", "rdp"),
     clean: bool = True,
     states: Mapping[Place, tuple[str, str]] | None = None,
+    apart: Container[Place] = (),
     **record: Any,
 ) -> dict[str, Any]:
     """Write a run whose cell at `place` is wrong on the images `wrong(place)`; returns its record.
 
-    `states` gives cells another status than "done", with the reason.
+    `states` gives cells another status than "done", with the reason; the results of `apart` have keys of their own.
     """
     axes = {"sources": list(sources), "targets": list(targets), "attacks": list(attacks), "defenses": list(defenses)}
     places = [Place("-", "clean", 0.0, t, d) for t in targets for d in defenses if clean]
@@ -41,7 +42,9 @@ def make_run(
         Place(s, a, float(e), t, d) for s in sources for a in attacks for e in eps for t in targets for d in defenses
     ]
     state = states or {}
-    cells = [_cell(store, p, wrong, n, size, samples, grid, *state.get(p, ("done", ""))) for p in places]
+    cells = [
+        _cell(store, p, wrong, n, size, samples, grid + "'" * (p in apart), *state.get(p, ("done", ""))) for p in places
+    ]
     whole = {
         "format": 1,
         "grid": grid,
