@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 CLEAN = "clean"
 UNDEFENDED = "none"
 
+FIGURES = ("heat", "dots", "sweep", "pareto", "spectra", "gallery", "error-maps", "branches", "ablation")
+"""What a grid may ask a report to draw; `reports/plates.py` does it."""
+
 
 @dataclass(frozen=True)
 class Axes:
@@ -35,6 +38,9 @@ class Axes:
     draws: int = 1  # of a random defense, each judged on its own
     restoration: bool = False  # how near purified images come to the clean ones
     cost: bool = False  # what a defense takes: time, memory, parameters
+    limit: int | None = None  # at most so many images: pictures need few
+    samples: int = 2  # images of each purified set that are kept for a look
+    figures: tuple[str, ...] = ()  # what a report draws; none named: what it draws of every table
     note: str = ""
 
     def behind(self, defense: str) -> tuple[str, ...]:
@@ -180,7 +186,7 @@ def _value(grid: str, key: str, value: Any) -> Any:
         "clean": isinstance(value, bool),
         "restoration": isinstance(value, bool),
         "cost": isinstance(value, bool),
-        "draws": isinstance(value, int) and not isinstance(value, bool),
+        **dict.fromkeys(("draws", "limit", "samples"), isinstance(value, int) and not isinstance(value, bool)),
         "eps": numbers,
         "ensembles": isinstance(value, dict) and all(isinstance(v, list) for v in value.values()),
     }.get(key, words)
@@ -192,19 +198,30 @@ def _value(grid: str, key: str, value: Any) -> Any:
 
 
 def _spread(labels: Sequence[str]) -> tuple[str, ...]:
-    """Put every registered defense that can be used here and is not named already in the place of "*"."""
-    if "*" not in labels:
-        return tuple(labels)
-    rest = []
-    for name in (name for name in sorted(defenses.entries) if name not in labels):
-        try:
-            value = defenses.resolve(name).value
-            if getattr(value, "purifies", True):
-                value.resolved()
-                rest.append(name)
-        except BadModelError as error:
-            log.warning("left out of '*': %s", error)
-    return tuple(name for label in labels for name in (rest if label == "*" else [label]))
+    """Only those that can be used here: of every registered defense in the place of "*", and of names ending in "?"."""
+    named = [label.removesuffix("?") for label in labels]
+    rest = [name for name in sorted(defenses.entries) if name not in named] if "*" in labels else []
+    usable = [name for name in rest if _usable(name, "*")]
+    found: list[str] = []
+    for label, name in zip(labels, named, strict=True):
+        if label == "*":
+            found += usable
+        elif label == name or _usable(name, label):
+            found.append(name)
+    return tuple(found)
+
+
+def _usable(name: str, label: str) -> bool:
+    """Whether a defense purifies (or is asked for by name) and its weights are here; if they are not, says so."""
+    try:
+        value = defenses.resolve(name).value
+        if label == "*" and not getattr(value, "purifies", True):
+            return False
+        value.resolved()
+    except BadModelError as error:
+        log.warning("left out of '*': %s" if label == "*" else "left out: %s", error)
+        return False
+    return True
 
 
 def _checked(grid: str, axes: Axes) -> Axes:
@@ -217,6 +234,12 @@ def _checked(grid: str, axes: Axes) -> Axes:
         raise UsageError(f"grid {grid}: no data set; give it in the file or with --dataset")
     if axes.draws < 1:
         raise UsageError(f"grid {grid}: draws is {axes.draws}; a random defense is judged on at least one")
+    for key in ("limit", "samples"):
+        if (count := getattr(axes, key)) is not None and count < 1:
+            raise UsageError(f"grid {grid}: {key} is {count}; at least one image is needed")
+    for figure in axes.figures:
+        if figure not in FIGURES:
+            raise unknown(f"figure of grid {grid}", figure, FIGURES)
     for value in axes.eps:
         if not 0 <= value <= 255:
             raise UsageError(f"eps {show(value)} is not within 0 and 255 (it is in /255: 16 means 16/255)")

@@ -23,9 +23,6 @@ from rdp_bench.through import is_white_box, white_box
 RESTORATION = {"metrics": ["mse", "ssim"], "window": 11, "sigma": 1.5, "channels": "rgb"}
 """What is measured of purified images; `restoration.py` does it."""
 
-SAMPLES = 2
-"""Images of each purified set that are kept for a look."""
-
 
 @dataclass(frozen=True)
 class Keys:
@@ -135,7 +132,7 @@ class Plan:
 
     def sample_record(self, pure_key: str) -> Record:
         """The first few images of a purified set."""
-        return {"kind": "sample", "of": pure_key, "n": min(SAMPLES, self.n)}
+        return {"kind": "sample", "of": pure_key, "n": min(self.grid.axes.samples, self.n)}
 
     def artefact(self, record: Record) -> Artefact:
         return self.store.artefact(record["kind"], record, record["n"])
@@ -224,7 +221,7 @@ class Plan:
         """Whether all results of a job are in the store."""
         if isinstance(job, CraftJob):
             return self.artefact(job.record).complete
-        return all(self.artefact(record).complete for record in job.records)
+        return all(self.artefact(record).complete for record in [*job.records, self.sample_record(job.key)])
 
     def to_do(self, jobs: Sequence[Job]) -> list[Job]:
         """Jobs still needed: a set is only made where a judgement of it is missing."""
@@ -259,7 +256,7 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
         for label in labels
     }
     checks = {label: find(label, models_dir) for label in axes.checks}
-    dataset = open_dataset(axes.dataset, limit=limit)
+    dataset = open_dataset(axes.dataset, limit=min((n for n in (limit, axes.limit) if n), default=None))
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
     prints = fingerprints(dataset, store.root)

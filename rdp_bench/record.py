@@ -71,6 +71,8 @@ def header(plan: Plan, command: str) -> Record:
             "clean": axes.clean,
             "draws": axes.draws,
         },
+        "figures": list(axes.figures),
+        "samples": axes.samples,
         "models": models,
         "sources": {
             label: {

@@ -40,21 +40,26 @@ def look_in(models_dir: Path | None) -> None:
 
 
 def find(defense: str, file: str | None) -> Path:
-    """The weight file of a learned defense: the one that ships, or `file` in `--models-dir` or as a path.
+    """The weight file of a learned defense: the one that ships, or `file` in `--models-dir`, as a path, or shipped.
+
+    Files that ship are named without their ending: `rdp-ablation-full`.
 
     Raises:
         BadModelError: no such file.
     """
+    shipped = files("rdp_bench.data").joinpath("weights")
     if file is None:
-        shipped = Path(str(files("rdp_bench.data").joinpath("weights", f"{defense}.safetensors")))
-        if shipped.is_file():
-            return shipped
+        usual = Path(str(shipped.joinpath(f"{defense}.safetensors")))
+        if usual.is_file():
+            return usual
         raise BadModelError(
             f"defense {defense}: no weights ship with it. Train some (rdp-bench train --help) or take its authors', "
             f"and name the file: {defense}(weights=FILE)"
         )
     named = Path(str(file))  # on the command line, 7 is a number
     places = [folder / named for folder in _folders] + [named]
+    if named.name == str(file) and not named.suffix:
+        places.append(Path(str(shipped.joinpath(f"{named}.safetensors"))))
     for place in places:
         if place.is_file():
             return place

@@ -134,6 +134,9 @@ class Worker:
             open_[RESTORED] = plan.artefact(job.restoration)
         missing = {label: artefact.missing(self.size) for label, artefact in open_.items()}
         ranges = sorted({r for label_ranges in missing.values() for r in label_ranges})
+        # Images to be kept that no missing batch brings by the way.
+        unkept = plan.artefact(plan.sample_record(job.key)).missing(self.size)
+        ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
         seed = hash_many([canonical({k: job.record[k] for k in ("defense", "seed", "set")})])
         for low, high in ranges:
             wanted = [label for label in open_ if (low, high) in missing[label]]
@@ -203,8 +206,9 @@ class Worker:
 
     def _keep_sample(self, job: JudgeJob, pure: Tensor, low: int) -> None:
         artefact = self.plan.artefact(self.plan.sample_record(job.key))
-        if low == 0 and not artefact.complete and len(pure) >= artefact.n:
-            artefact.write(0, artefact.n, {"purified": to_uint8(pure[: artefact.n])})
+        high = min(low + len(pure), artefact.n)
+        if low < high and not artefact.complete:
+            artefact.write(low, high, {"purified": to_uint8(pure[: high - low])})
 
     def _halving(self, make: Callable[[int, int], R], low: int, high: int) -> Iterator[tuple[int, int, R]]:
         """`make` over `low..high` in one go, or in halves where the device runs out of memory."""
