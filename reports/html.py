@@ -1,6 +1,7 @@
 """The pages: single files, nothing fetched, readable without scripts. Names reach them only through autoescape."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,8 +104,11 @@ def _contents(view: dict[str, Any]) -> list[tuple[str, str]]:
 def _drawing(run: Run, plate: Plate) -> dict[str, str]:
     title, _, rest = plate.caption.partition(". ")
     title = title.rstrip(".")
-    svg = plate.inline.replace("<svg ", f'<svg aria-label="{escape(title)}" ', 1)
-    return {"id": f"{slug(run.grid)}-{slug(plate.name)}", "title": title, "caption": rest, "svg": svg}
+    name = f"{slug(run.grid)}-{slug(plate.name)}"
+    # Two drawings of the same marker give it the same id.
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", plate.inline)
+    svg = svg.replace("<svg ", f'<svg aria-label="{escape(title)}" ', 1)
+    return {"id": name, "title": title, "caption": rest, "svg": svg}
 
 
 def _checked(checks: Sequence[dict[str, Any]]) -> str:
