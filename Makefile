@@ -1,4 +1,4 @@
-.PHONY: all lint types test bench
+.PHONY: all lint types test bench docs
 all: lint types test
 
 lint:
@@ -13,3 +13,7 @@ test:
 
 bench:
 	python -m benchmarks
+
+# In an environment with `pip install --group docs`; build/site/index.html opens from the folder.
+docs:
+	mkdocs build --strict --site-dir build/site

@@ -1,0 +1,46 @@
+"""Halfstep: an attack of one's own, as a plugin."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rdp_bench import attack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.draws import Draws
+    from rdp_bench.protocols import Source
+
+
+@attack("mine/halfstep", source="my thesis, Alg. 1")
+@dataclass(frozen=True)
+class Halfstep:
+    """Steps of eps/2, eps/4, ...: coarse first, and never eps in sum."""
+
+    steps: int = 8
+
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
+        """Images near `x` `[n, 3, h, w]`; labels `y` `[n]`, `eps` in [0, 1]."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        adv = x
+        for k in range(1, self.steps + 1):
+            adv = adv.detach().requires_grad_()
+            outputs = [member(adv) for member in source.members]
+            logits = torch.stack(outputs).mean(0)
+            # A sum: no image's gradient depends on its neighbours.
+            loss = cross_entropy(logits, y, reduction="sum")
+            (grad,) = torch.autograd.grad(loss, adv)
+            adv = (adv + eps / 2**k * grad.sign()).clamp(0, 1)
+        return adv.detach()
+
+    def resolved(self, eps: float) -> dict[str, Any]:
+        """Everything that the result depends on; part of the cache key."""
+        return asdict(self)
+
+    def gradients(self, eps: float) -> int:
+        """Gradients an image, for the estimate of the time."""
+        return self.steps

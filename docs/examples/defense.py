@@ -1,0 +1,32 @@
+"""Coarsen: a defense of one's own, as a plugin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from rdp_bench import Purifier, defense
+from rdp_bench.protocols import Backward
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.draws import Draws
+
+
+@defense("mine/coarsen", source="my thesis, Sec. 3")
+@dataclass(frozen=True)
+class Coarsen(Purifier):
+    """Averages away whatever is finer than `factor` pixels."""
+
+    factor: int = 2
+
+    differentiable: ClassVar[bool] = True
+    backward: ClassVar[Backward] = "exact"
+
+    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+        """`x` `[n, 3, h, h]` in [0, 1] -> the same, block-averaged."""
+        from torch.nn.functional import avg_pool2d, interpolate
+
+        coarse = avg_pool2d(x, self.factor)
+        return interpolate(coarse, size=x.shape[-2:], mode="nearest")
