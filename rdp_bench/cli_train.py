@@ -138,7 +138,7 @@ def _with_bar(training: "Training") -> None:
 def _without_folders(arguments: list[str]) -> list[str]:
     """A command for a card that others will read: of every path, its last part.
 
-    >>> _without_folders(["train", "rdp", "--images", "/home/me/photos", "--features", "timm:a/b"])
+    >>> _without_folders(["train", "rdp", "--images", "../my/photos", "--features", "timm:a/b"])
     ['train', 'rdp', '--images', 'photos', '--features', 'timm:a/b']
     """
     paths = {"--images", "--out", "--models-dir", "--start", "--cache"}

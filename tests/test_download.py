@@ -479,11 +479,11 @@ def test_a_damaged_file_is_replaced_and_another_image_is_left_alone(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["../../escaped.png", "/tmp/escaped.png", "images/../../../escaped.png", "..\\escaped.png"]
+    "name", ["../../escaped.png", "{root}/escaped.png", "images/../../../escaped.png", "..\\escaped.png"]
 )
 def test_no_entry_leaves_the_folder(tmp_path: Path, name: str) -> None:
     content = CONTENT | {
-        name: png(5),
+        name.format(root=tmp_path): png(5),
         f"../../{IDS[0]}.png": png(6),
         f"../{IDS[1]}.png": CONTENT[f"images/{IDS[1]}.png"],
     }
@@ -495,7 +495,6 @@ def test_no_entry_leaves_the_folder(tmp_path: Path, name: str) -> None:
     assert whole(to)
     assert left(tmp_path) == ["a.zip", "deep"]
     assert left(tmp_path / "deep") == ["to"]
-    assert not Path("/tmp/escaped.png").exists()
 
 
 @pytest.mark.parametrize("id_", ["../../../escaped", "/etc/x", "00000000000000A0", "0", "", "00000000000000a0/../b"])

@@ -65,8 +65,9 @@ MAY_TRAIN = {
     "inputs": {"attacks.*", "train.extractor", "train.options"},
     "validate": {"attacks.*", "draws", "models", "protocols", "train.losses"},
     "recipe": {"defenses.*", "draws", "errors", "train.extractor", "train.options", "train.validate"},
-    "rdp": RECIPE,
-    "nrp": RECIPE,
+    "critic": RECIPE,
+    "rdp": RECIPE | {"train.critic"},
+    "nrp": RECIPE | {"train.critic"},
     "hgd": RECIPE,
     "comdefend": RECIPE,
     "sr": RECIPE,
@@ -77,9 +78,10 @@ MAY_TRAIN = {
         "errors", "train.comdefend", "train.ens_adv", "train.hgd", "train.nrp", "train.rdp", "train.recipe", "train.sr",
     },
     "loop": {
-        "environment", "errors", "keys", "store", "weights", "train.options", "train.photos", "train.recipe",
+        "environment", "errors", "keys", "weights", "train.options", "train.photos", "train.recipe", "train.scalars",
     },
-    "curves": {"train.loop"},
+    "scalars": {"store"},
+    "curves": {"train.scalars"},
 }  # fmt: skip
 MAY_SHELF = {
     "errors", "specs", "keys", "protocols", "registry", "draws", "store", "stats", "table", "verdict", "weights",

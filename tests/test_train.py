@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 from rdp_bench import plugins, weights
 from rdp_bench.errors import RdpBenchError, StorageError, UsageError
 from rdp_bench.registry import defense
-from rdp_bench.train import loop, validate
+from rdp_bench.train import loop, recipes, validate
 from rdp_bench.train.loop import Training
 from rdp_bench.train.options import SCHEDULES
 from rdp_bench.train.validate import Validation
@@ -303,6 +303,41 @@ def test_without_validation_the_last_weights_are_kept(tmp_path: Path) -> None:
     training.run()
     assert training.best["step"] == 10
     assert toy_train.same(training.best_state, dict(training.recipe.product.state_dict()))
+
+
+def test_tensorboard_shows_what_train_csv_holds(tmp_path: Path) -> None:
+    """Also after a training was stopped beyond its last checkpoint: no step stands there twice."""
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def on_step(done: int, _: object) -> None:
+        training.pace.checkpoint_minutes = 0 if done == 4 else 1e9
+        if done == 8:
+            raise RuntimeError("stopped")
+
+    training = toy_train.training(tmp_path, "sr")
+    with pytest.raises(RuntimeError, match="stopped"):
+        training.run("", on_step)
+    resumed = toy_train.training(tmp_path, "sr")
+    resumed.resume()
+    assert resumed.done == 5
+    resumed.run()
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    written = [row for row in loop.read_csv(tmp_path / "train.csv") if row["step"]]
+    names = {name for row in written for name in row} - {"step"}
+    assert set(shown.Tags()["scalars"]) == names
+    assert {"pix", "score", "seconds"} <= names
+    for name in names:
+        events, lines = shown.Scalars(name), [row for row in written if name in row]
+        assert [event.step for event in events] == [int(row["step"]) for row in lines], name
+        assert [event.value for event in events] == pytest.approx([float(row[name]) for row in lines], rel=1e-5), name
+
+
+@pytest.mark.parametrize("name", ["rdp", "nrp", "hgd"])
+def test_no_recipe_learns_from_the_network_that_judges_it(name: str) -> None:
+    kind = recipes.get(name)
+    for size in ("compact", "paper"):
+        assert validate.JUDGE not in kind.settings(size, {}).features
 
 
 # Checkpoints that cannot be used

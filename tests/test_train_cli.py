@@ -1,6 +1,7 @@
 """`rdp-bench train` from a folder of photographs to a defense that a grid can use."""
 
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from rdp_bench import plugins, weights
 from rdp_bench.cli import main
 from rdp_bench.registry import defense
 from rdp_bench.train import validate
-from rdp_bench.train.loop import Training, read_csv
+from rdp_bench.train.loop import Training
+from rdp_bench.train.scalars import read_csv
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +49,7 @@ def train(*args: object) -> Result:
 
 
 TINY = ("--images", "photos", "--size", "tiny", "--steps", 3)
+BOARD = {"tensorboard"} if find_spec("tensorboard") else set()
 BLIND = (*TINY, "--validation-images", 0)
 
 
@@ -56,7 +59,7 @@ def test_from_photographs_to_a_defense(name: str, seeing: None) -> None:
     assert done.exit_code == 0, done.output
     out = Path("rdp-bench-train") / name
     products = {f"{name}.safetensors"} | ({"rdp-reconstruction.safetensors"} if name == "rdp" else set())
-    assert {path.name for path in out.iterdir()} == products | {"train.csv", "checkpoint.pt", "curves.svg"}
+    assert {path.name for path in out.iterdir()} == products | {"train.csv", "checkpoint.pt", "curves.svg"} | BOARD
     rows = read_csv(out / "train.csv")
     assert [(row["step"], "score" in row) for row in rows] == [("2", True), ("3", False), ("3", True)]
     card = weights.about(out / f"{name}.safetensors")["card"]
@@ -131,6 +134,11 @@ def test_options_reach_the_recipe() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("name", "flags"), [("rdp", ("--batch", 2)), ("nrp", ("--batch", 1, "--without", "adv"))])
+def test_the_smallest_that_work_do(name: str, flags: tuple[Any, ...]) -> None:
+    assert train(name, *BLIND, *flags).exit_code == 0
+
+
 def test_start_from_a_file() -> None:
     assert train("sr", *BLIND).exit_code == 0
     file = Path("rdp-bench-train/sr/sr.safetensors")
@@ -163,6 +171,8 @@ def test_start_from_a_file() -> None:
         (("rdp", *BLIND, "--crop", 33), "--crop is a multiple of 32, found 33"),
         (("rdp", *BLIND, "--crop", 64), "10 image files, 1 usable; training needs at least 8"),
         (("rdp", *BLIND, "--crop", 288), "--crop is at most 256"),
+        (("rdp", *BLIND, "--batch", 1), "The smallest that work: --batch 2, or --crop 64, or any with --without adv"),
+        (("nrp", *BLIND, "--batch", 1), "--batch 1 --crop 32 leave the discriminator of nrp one value a channel"),
         (("rdp", *BLIND, "--steps", 0), "--steps is at least 1, found 0"),
         (("rdp", *BLIND, "--device", "tpu"), "expected auto, cpu, cuda or cuda:<number>"),
         (("rdp", "--images", "gone"), "--images gone: no such folder"),

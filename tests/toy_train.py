@@ -1,5 +1,6 @@
 """Trainings small enough to run many times: a toy extractor, tiny networks, photographs out of a formula."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Maps(toy.Toy):
 
 def install(setitem: Callable[[Any, str, Any], None] = dict.__setitem__) -> None:
     """Let `toy/one` and `toy/two` be models, and `tiny` a size of every recipe."""
+    setitem(sys.modules, "tensorflow", None)  # TensorBoard does without, and importing it takes half a minute
     for seed, name in enumerate(("toy/one", "toy/two")):
         setitem(model.entries, name, Entry(name, lambda n=name, s=seed: Maps(n, 10 * s), "", "tests", "1", "tests"))
     for name, (module, args) in SIZES.items():

@@ -20,7 +20,6 @@ class ComDefend(Recipe):
 
     name = "comdefend"
     loss_weights: ClassVar = {"mse": 1.0, "bits": 1e-4}
-    betas = (0.9, 0.999)
     uses_features = False
     defaults: ClassVar = {
         # One epoch of CIFAR-10's 50,000 images, each of them a patch.

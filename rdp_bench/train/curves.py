@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rdp_bench.train.loop import read_csv
+from rdp_bench.train.scalars import read_csv
 
 _NOT_LOSSES = {"step", "seconds", "skipped", "score"}
 

@@ -34,7 +34,6 @@ class EnsAdv(Recipe):
     name = "ens-adv"
     parts = ("clean", "adv")
     loss_weights: ClassVar = {"clean": 1.0, "adv": 1.0}
-    betas = (0.9, 0.999)
     uses_features = False
     frozen_statistics = True
     defaults: ClassVar = {

@@ -30,7 +30,6 @@ class Hgd(Recipe):
 
     name = "hgd"
     loss_weights: ClassVar = {"feat": 1.0, "logits": 0.0}
-    betas = (0.9, 0.999)  # torch's, which the authors left as they are
     defaults: ClassVar = {
         # A hundred epochs of eight versions of 30,000 images.
         "paper": {"steps": 750_000, "batch": 32, "crop": 256, "rate": 1e-2, "schedule": "drops",

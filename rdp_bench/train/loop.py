@@ -1,6 +1,5 @@
 """The one training loop: steps, guards, validation, checkpoints, the best weights with their card."""
 
-import csv
 import hashlib
 import logging
 import math
@@ -21,10 +20,10 @@ from rdp_bench import weights
 from rdp_bench.environment import processor, versions
 from rdp_bench.errors import RdpBenchError, StorageError, UsageError
 from rdp_bench.keys import explain
-from rdp_bench.store import write_atomic
 from rdp_bench.train.options import SCHEDULES
 from rdp_bench.train.photos import Photos
 from rdp_bench.train.recipe import Recipe
+from rdp_bench.train.scalars import board, read_csv, short, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +63,7 @@ class Training:
         self._rows: list[dict[str, str]] = []  # of train.csv
         self._sums: dict[str, float] = {}
         self._lines = 0
+        self._show: Callable[[dict[str, Any]], None] = lambda _: None
 
     @property
     def checkpoint(self) -> Path:
@@ -80,7 +80,7 @@ class Training:
         # Rows of a training that was killed after its last checkpoint, or before its first, are written again.
         self._rows = [row for row in read_csv(self.out / "train.csv") if int(row["step"]) <= self.done]
         saved = time.monotonic()
-        with ThreadPoolExecutor(1) as ahead, _held_back() as interrupted:
+        with ThreadPoolExecutor(1) as ahead, _held_back() as interrupted, board(self.out, self.done) as self._show:
             following = ahead.submit(self._crops, self.done)
             while self.done < self.options.steps:
                 started = time.monotonic()
@@ -170,8 +170,9 @@ class Training:
             self._sums, self._lines = {}, 0
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._rows.append({key: _short(value) for key, value in row.items()})
+        self._rows.append({key: short(value) for key, value in row.items()})
         write_csv(self.out / "train.csv", self._rows)
+        self._show(row)
 
     def _validate(self, command: str) -> None:
         assert self.validate
@@ -297,27 +298,3 @@ def _held_back() -> Iterator[threading.Event]:
 
 def _seed(seed: int, step: int, what: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{what}".encode()).digest()[:8], "big") >> 1
-
-
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a train.csv; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
-
-
-def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
-    """All rows under the union of their columns; cells a row does not have are empty."""
-    import io
-
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue().encode())

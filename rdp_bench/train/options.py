@@ -20,7 +20,7 @@ class Options:
     schedule: str = "halving"
     seed: int = 0
     eps: float = 16.0  # in /255
-    features: tuple[str, ...] = ("effnet-lite1",)  # the feature extractors F, by turns
+    features: tuple[str, ...] = ("effnet-lite2",)  # the feature extractors F, by turns; the judge is another network
     levels: tuple[int, ...] = (2,)  # their feature maps, counted as timm does
     attack: str = "paper"  # how training inputs are made; see `inputs`
     attack_steps: int = 10

@@ -9,12 +9,12 @@ from torch import Generator, Tensor, nn
 from rdp_bench.defenses import _rdp
 from rdp_bench.defenses.rdp import RepresentationDisentanglement
 from rdp_bench.defenses.rdp_reconstruction import Reconstruction
-from rdp_bench.train.inputs import adversarial
-from rdp_bench.train.losses import critic_loss, feature_l1, generator_loss, l1
-from rdp_bench.train.recipe import Recipe, Step
+from rdp_bench.train.critic import AgainstCritic
+from rdp_bench.train.losses import feature_l1, l1
+from rdp_bench.train.recipe import Step
 
 
-class Rdp(Recipe):
+class Rdp(AgainstCritic):
     """P and R learn together, D against P.
 
     Loss terms: of P, `feat` (Eq. 2), `pix` (Eq. 3), `lat` (Eq. 4) and `adv` (Eq. 5), weighted as in Eq. 7; of R,
@@ -30,10 +30,9 @@ class Rdp(Recipe):
     parts = ("recon", "lat", "pix", "adv", "feat")
     loss_weights: ClassVar = {"feat": 1.0, "pix": 1e-2, "lat": 1e-1, "adv": 1e-4, "recon": 1.0, "recon-pix": 1e-4}
     defaults: ClassVar = {
-        "paper": {"steps": 130_000, "batch": 48, "crop": 128, "rate": 1e-4, "schedule": "halving",
-                  "features": ("timm:vgg16.tv_in1k",)},
-        "compact": {"steps": 2000, "batch": 16, "crop": 96, "rate": 5e-4, "schedule": "cosine", "attack": "wide"},
-    }  # fmt: skip
+        **AgainstCritic.defaults,
+        "paper": {**AgainstCritic.defaults["paper"], "steps": 130_000, "batch": 48},
+    }
 
     def build(self) -> dict[str, nn.Module]:
         """P, R (unless left out) and D (unless left out)."""
@@ -42,15 +41,7 @@ class Rdp(Recipe):
         nets: dict[str, nn.Module] = {"purifier": _rdp.Purifier(**args)}
         if "recon" not in self.options.without:
             nets["reconstructor"] = _rdp.Reconstructor(**args)
-        if "adv" not in self.options.without:
-            width = 64 if self.options.size == "paper" else 24
-            nets["discriminator"] = _rdp.Discriminator(width, self.options.crop)
-        return nets
-
-    def groups(self) -> dict[str, list[str]]:
-        """One Adam for P and R, one for D."""
-        groups: dict[str, list[str]] = {"main": [name for name in ("purifier", "reconstructor") if name in self.nets]}
-        return groups | ({"critic": ["discriminator"]} if "discriminator" in self.nets else {})
+        return nets | self.critic()
 
     def beside(self) -> dict[str, nn.Module]:
         """P's encoder with R (unless left out), for a look at what each branch keeps."""
@@ -66,14 +57,9 @@ class Rdp(Recipe):
         """The purifier alone."""
         return RepresentationDisentanglement()
 
-    def prepare(self, clean: Tensor, rng: Generator) -> Tensor:
-        """Eq. 1: the x' for each x."""
-        return adversarial(self.options, self.features, clean, rng)
-
     def steps(self, clean: Tensor, inputs: Tensor, rng: Generator) -> Iterator[Step]:  # noqa: ARG002
         """P and R on L_P + L_R, then D."""
         purifier: Any = self.nets["purifier"]
-        critic = self.nets.get("discriminator")
         natural = purifier.encoder(inputs)
         purified = purifier.decoder(natural)
         terms = {"pix": l1(purified, clean)}
@@ -89,14 +75,4 @@ class Rdp(Recipe):
                 seen = self.features(inputs)
             terms["recon"] = feature_l1(self.features(rebuilt), seen)
             terms["recon-pix"] = l1(rebuilt, inputs)
-        if critic is not None:
-            critic.requires_grad_(False)
-            with torch.no_grad():
-                real = critic(clean)
-            terms["adv"] = generator_loss(real, critic(purified))
-        yield "main", self.total(terms)
-        if critic is not None:
-            critic.requires_grad_(True)
-            loss = critic_loss(critic(clean), critic(purified.detach()))
-            self.terms["critic"] = loss.detach()
-            yield "critic", loss
+        yield from self.judged(terms, clean, purified)

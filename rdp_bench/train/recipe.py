@@ -33,7 +33,7 @@ class Recipe:
     defaults: ClassVar[dict[str, dict[str, Any]]]
     loss_weights: ClassVar[dict[str, float]] = {}
     parts: ClassVar[tuple[str, ...]] = ()
-    betas: ClassVar[tuple[float, float]] = (0.9, 0.99)
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # torch's
     uses_features: ClassVar[bool] = True
     frozen_statistics: ClassVar[bool] = False  # networks stay in eval mode
 

@@ -29,7 +29,6 @@ class Sr(Recipe):
 
     name = "sr"
     loss_weights: ClassVar = {"pix": 1.0}
-    betas = (0.9, 0.999)
     uses_features = False
     defaults: ClassVar = {
         "paper": {"steps": 300_000, "batch": 16, "crop": 96, "rate": 1e-4, "schedule": "halving"},

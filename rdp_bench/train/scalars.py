@@ -1,0 +1,56 @@
+"""Numbers of a training over its steps: train.csv, and TensorBoard where it is installed."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rdp_bench.store import write_atomic
+
+
+def short(value: Any) -> str:
+    """A value as train.csv holds it."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a train.csv; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+    """All rows under the union of their columns; cells a row does not have are empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue().encode())
+
+
+@contextmanager
+def board(out: Path, done: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Shows rows of train.csv to TensorBoard as well, in OUT/tensorboard, where it is installed."""
+    if find_spec("tensorboard") is None:
+        yield lambda _: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    # What a killed training wrote after its last checkpoint is done again, and would stand there twice.
+    writer: Any = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
+
+    def show(row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                writer.add_scalar(name, value, row["step"])
+
+    try:
+        yield show
+    finally:
+        writer.close()
