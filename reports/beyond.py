@@ -3,6 +3,7 @@
 A run has these where its grid asks for `restoration` and `cost`.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("source", "target", "eps", "defense", "error", "ci_low", "ci_high", "ms", "front")
 
+_MARKS = "sD^vP*X<>hdp8"  # a circle is no defense
 _ABSENT = Entry(reason="not measured")
 _RESTORED = ("PSNR, dB", "SSIM ×100", "clean: PSNR, dB", "clean: SSIM ×100")
 _COST = ("ms", "× undefended", "parameters, k", "memory, MiB")
@@ -142,7 +144,7 @@ def _notes(run: Run) -> list[str]:
         notes.append("LPIPS is left out: it needs ImageNet weights of AlexNet or VGG, which install with no package.")
     if about := run.record.get("cost"):
         notes.append(
-            f"Cost: on {_machine(about)}, images of {about['size']} pixels, medians of three. ms: purifying one image. "
+            f"Cost: on {_machine(about)}, images of {about['size']} pixels, the best of five. ms: purifying one image. "
             f"× undefended: the time of a prediction by {pretty(about['target'])} behind the defense, over its "
             f"{about['forward_ms']:.1f} ms without one. Parameters: of the defense's network. Memory: the most that "
             "purifying a batch held at once, beyond what was held before."
@@ -179,52 +181,51 @@ def _points(run: Run, setting: Setting) -> list[dict[str, Any]]:
 def _draw(points: list[dict[str, Any]]) -> figures.Saved:
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     panels: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for point in points:
         panels.setdefault((point["source"], point["target"], point["eps"]), []).append(point)
+    names = list(dict.fromkeys(point["defense"] for point in sorted(points, key=lambda point: point["error"])))
+    marks = {UNDEFENDED: "o", **dict(zip((n for n in names if n != UNDEFENDED), itertools.cycle(_MARKS), strict=False))}
     across = min(len(panels), 2)
     down = -(-len(panels) // across)
     with mpl.rc_context(STYLE):
-        figure = Figure((COLUMN if across == 1 else PAGE, 0.3 + 2.5 * down), layout="constrained")
-        axes = figure.subplots(down, across, squeeze=False, sharex=True).flat
+        height = 0.3 + 2.2 * down + 0.19 * -(-len(names) // (3 * across))
+        figure = Figure((COLUMN if across == 1 else PAGE, height), layout="constrained")
+        axes = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)
         for ax, ((source, target, eps), here) in zip(axes, panels.items(), strict=False):
-            _panel(ax, here)
+            _panel(ax, here, marks)
             ax.set_title(f"{short(pretty(source), 18)} to {short(pretty(target), 18)}, ε = {eps}")
-        for ax in list(axes)[len(panels) :]:
+        for ax in axes[len(panels) :]:
             ax.set_visible(False)
         figure.supxlabel("ms a prediction", fontsize=STYLE["font.size"])
         figure.supylabel("average error, %", fontsize=STYLE["font.size"])
+        style: dict[str, Any] = {"linestyle": "none", "markersize": 4, "color": INK}
+        lines = [Line2D([], [], marker=marks[name], **style) for name in names]
+        labels = [short(pretty(name)) for name in names]
+        figure.legend(lines, labels, loc="outside upper center", ncols=3 * across, frameon=False, fontsize=SMALL)
         return figures.save(figure)
 
 
-def _panel(ax: "Axes", points: list[dict[str, Any]]) -> None:
+def _panel(ax: "Axes", points: list[dict[str, Any]], marks: dict[str, str]) -> None:
+    """Filled and joined: the front; hollow: the others."""
     x, y = [point["ms"] for point in points], [point["error"] for point in points]
     front = [point for point in points if point["front"]]
     ax.plot([p["ms"] for p in front], [p["error"] for p in front], color=ACCENT, linewidth=1, drawstyle="steps-post")
-    ax.vlines(x, [p["ci_low"] for p in points], [p["ci_high"] for p in points], colors=INK, linewidth=0.4)
-    colors = [ACCENT if point["front"] else "white" for point in points]
-    edges = [ACCENT if point["front"] else INK for point in points]
-    ax.scatter(x, y, s=16, c=colors, edgecolors=edges, linewidths=0.7, zorder=3)
+    ax.vlines(x, [p["ci_low"] for p in points], [p["ci_high"] for p in points], colors=INK, linewidth=0.3)
+    for point in points:
+        edge, face = (ACCENT, ACCENT) if point["front"] else (INK, "none")
+        ax.scatter(
+            point["ms"], point["error"], s=20, marker=marks[point["defense"]], c=face, edgecolors=edge, linewidths=0.8,
+            zorder=3,
+        )  # fmt: skip
+    left, right = min(x) / 1.5, max(x) * 1.5
+    ticks = [step * 10**power for power in range(-3, 7) for step in (1, 3) if left <= step * 10**power <= right]
     ax.set_xscale("log")
-    ax.set_xlim(min(x) / 1.3, max(x) * 2.2)
-    ax.set_ylim(max(0, min(y) - 12), min(100, max(y) + 8))
+    ax.set_xticks(ticks, [show(tick) for tick in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(left, right)
+    ax.set_ylim(max(0, min(y) - 12), min(102, max(y) + 12))
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=SMALL)
-    _name(ax, points)
-
-
-def _name(ax: "Axes", points: list[dict[str, Any]]) -> None:
-    """Each point's name beside it, the next free place up or down where another name stands already."""
-    low, high = ax.get_ylim()
-    step = (high - low) / 24  # a line of text
-    taken: list[tuple[float, float]] = []  # log ms, error
-    for point in sorted(points, key=lambda point: -point["error"]):
-        where, x = point["error"], float(np.log10(point["ms"]))
-        while any(abs(x - other) < 0.35 and abs(where - level) < step for other, level in taken):
-            where -= step / 4
-        taken.append((x, where))
-        ax.annotate(
-            short(pretty(point["defense"]), 18), (point["ms"], where), (5, 0), textcoords="offset points",
-            va="center", fontsize=SMALL, annotation_clip=False,
-        )  # fmt: skip

@@ -51,7 +51,7 @@ def _merged(run: Run, views: list[Exhibit], drawn: set[str]) -> Exhibit:
     several = [name for name in sorted(drawn) if run.record["defenses"].get(name, {}).get("passes", 1) > 1]
     return Exhibit(
         f"{table.slug}_draws",
-        f"Random defenses, {run.draws} draws: {table.title[0].lower()}{table.title[1:]}",
+        f"Random defenses by {run.draws} draws, {table.title[0].lower()}{table.title[1:]}",
         f"{table.caption} Every image is judged on {run.draws} draws of the defense. Mean: over all of them. Worst: a "
         "draw that is wrong makes the image wrong. Vote: the class that most draws name, among equals the one that the "
         "earliest draw names.",

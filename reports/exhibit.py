@@ -103,6 +103,11 @@ class Exhibit:
         return [entry for group in self.groups for line in group.lines for entry in line.entries]
 
     @property
+    def legend(self) -> str:
+        """What its marks mean; nothing where it has none."""
+        return LEGEND if any(entry.strong or entry.marks for entry in self.entries) else ""
+
+    @property
     def done(self) -> int:
         """How many of its numbers there are."""
         return sum(entry.value is not None for entry in self.entries)

@@ -2,7 +2,7 @@
 
 import re
 
-from rdp_bench.reports.exhibit import LEGEND, Entry, Exhibit
+from rdp_bench.reports.exhibit import Entry, Exhibit
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -47,7 +47,7 @@ def table(exhibit: Exhibit) -> str:
         r"\begin{table}",
         r"\centering",
         r"\footnotesize" if sum(len(group.lines) + 1 for group in exhibit.groups) > _TALL else r"\small",
-        f"\\caption{{{escape(exhibit.caption)} {escape(LEGEND)}}}",
+        f"\\caption{{{escape(f'{exhibit.caption} {exhibit.legend}'.rstrip())}}}",
         f"\\label{{tab:{exhibit.slug}}}",
         r"\smallskip",
         f"\\begin{{tabular}}{{l{'r' * (columns - 1)}}}",

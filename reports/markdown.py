@@ -2,7 +2,7 @@
 
 import re
 
-from rdp_bench.reports.exhibit import LEGEND, Entry, Exhibit
+from rdp_bench.reports.exhibit import Entry, Exhibit
 
 
 def escape(text: str) -> str:
@@ -29,7 +29,7 @@ def table(exhibit: Exhibit) -> str:
         for i, line in enumerate(group.lines):
             source = [escape(group.name) if i == 0 else ""] if grouped else []
             lines.append(_line([*source, escape(line.name), *map(_entry, line.entries)]))
-    lines += ["", f"{escape(exhibit.caption)} {LEGEND}"]
+    lines += ["", f"{escape(exhibit.caption)} {exhibit.legend}".rstrip()]
     return "\n".join([*lines, *(f"\n{escape(note)}" for note in exhibit.notes), ""])
 
 
