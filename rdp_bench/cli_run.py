@@ -242,15 +242,16 @@ def _print_table(running: "Run") -> None:
         value = rows[cell]["value"] if cell in rows else ""
         return f"{float(value):10.1f}" if value not in ("", None) else f"{rows[cell]['status']:>10}"
 
-    for target in axes.targets:
+    for target in axes.targets + axes.baselines:
+        guards = [guard for guard in axes.defenses if target in axes.behind(guard)]
         for eps in axes.eps if axes.attacks else ():
             for source in axes.sources:
                 click.echo(f"\nerror % of {target}, crafted on {source}, eps {eps:g}")
                 click.echo(f"{'':{width}} {' '.join(f'{column[:10]:>10}' for column in columns)}")
-                for guard in axes.defenses:
+                for guard in guards:
                     cells = [Cell(name, source, attack, eps, target, guard) for attack in axes.attacks]
                     click.echo(f"{guard:{width}} {' '.join(number(cell) for cell in cells)}")
         if clean:
             click.echo(f"\naccuracy % of {target} on clean images")
-            for guard in axes.defenses:
+            for guard in guards:
                 click.echo(f"{guard:{width}} {number(Cell(name, '-', 'clean', 0.0, target, guard))}")

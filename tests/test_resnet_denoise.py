@@ -275,7 +275,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_baseline_stands_beside_the_targets_undefended(here: Path) -> None:
-    _, found = rows(here, "tiny/one")
+    output, found = rows(here, "tiny/one")
+    assert "accuracy % of tiny/one on clean images\nnone            100.0\n" in output
     assert set(found) == {
         (attack, *place)
         for attack in ("clean", "fgsm")
