@@ -24,8 +24,8 @@ COLUMNS = ("source", "target", "eps", "defense", "error", "ci_low", "ci_high", "
 
 _MARKS = "sD^vP*X<>hdp8"  # a circle is no defense
 _ABSENT = Entry(reason="not measured")
-_RESTORED = ("PSNR, dB", "SSIM ×100", "clean: PSNR, dB", "clean: SSIM ×100")
-_COST = ("ms", "× undefended", "parameters, k", "memory, MiB")
+_RESTORED = ("PSNR", "SSIM", "clean PSNR", "clean SSIM")
+_COST = ("ms", "× time", "k param.", "MiB")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def tables(run: Run) -> list[Exhibit]:
             f"Error in percent{' over all attacks' * several}; how far attacked images, and clean ones, are from the "
             f"{run.record['dataset']['n']} clean images once purified; what the defense takes; {where}."
         )
-        columns = ["average error" if several else "error", *_RESTORED * bool(run.restored), *_COST * bool(cost)]
+        columns = ["error", *_RESTORED * bool(run.restored), *_COST * bool(cost)]
         name = slug(run.grid, "beyond", target, f"eps{show(eps)}")
         found.append(Exhibit(name, f"Restoration and cost: {where}", caption, "beyond", columns, groups, _notes(run)))
     return found
@@ -136,8 +136,8 @@ def _notes(run: Run) -> list[str]:
     notes = []
     if run.restored:
         notes.append(
-            "PSNR and SSIM are means over images of what the classifier is shown, unrounded; SSIM has a Gaussian "
-            "window of 11 pixels, σ 1.5, over red, green and blue each. Enlarged images are brought back to size. "
+            "PSNR in dB and SSIM in percent, means over images of what the classifier is shown, unrounded; SSIM has a "
+            "Gaussian window of 11 pixels, σ 1.5, over red, green and blue each. Enlarged images are brought back. "
             "Moving or mirroring pixels, as R&P does, is far from the image by design. Of a random defense it is the "
             "first draw."
         )
@@ -145,9 +145,9 @@ def _notes(run: Run) -> list[str]:
     if about := run.record.get("cost"):
         notes.append(
             f"Cost: on {_machine(about)}, images of {about['size']} pixels, the best of five. ms: purifying one image. "
-            f"× undefended: the time of a prediction by {pretty(about['target'])} behind the defense, over its "
-            f"{about['forward_ms']:.1f} ms without one. Parameters: of the defense's network. Memory: the most that "
-            "purifying a batch held at once, beyond what was held before."
+            f"× time: of a prediction by {pretty(about['target'])} behind the defense, over its "
+            f"{about['forward_ms']:.1f} ms without one. k param.: thousand parameters of the defense's network. MiB: "
+            "the most that purifying a batch held at once, beyond what was held before."
         )
     return notes
 

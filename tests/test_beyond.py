@@ -280,7 +280,7 @@ def reported(tmp_path: Path) -> Run:
 def test_the_table_holds_error_restoration_and_cost(reported: Run) -> None:
     (table,) = beyond.tables(reported)
     lines = {line.defense: [entry.value for entry in line.entries] for line in table.groups[0].lines}
-    assert table.columns[0] == "average error"
+    assert table.columns == ["error", "PSNR", "SSIM", "clean PSNR", "clean SSIM", "ms", "× time", "k param.", "MiB"]
     assert lines["rdp"] == pytest.approx([25, 25, 80, None, None, 50, 5, 2.5, 3])
     assert lines["tvm"][-1] is None
     assert {entry.reason for line in table.groups[0].lines for entry in line.entries if entry.value is None} == {
