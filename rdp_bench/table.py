@@ -217,7 +217,7 @@ class Run:
     rows: list[Row]  # as in results.csv, one a cell
     wrong: "dict[Place, Rates]"  # [n] of every cell that is done: flags, or the share of several draws
     predicted: "dict[Place, NDArray[np.int32]]"  # [n], of the first draw
-    ways: "dict[tuple[Place, str], Flags]" = field(default_factory=dict)  # cells of several draws, in each of WAYS
+    ways: "dict[tuple[Place, str], Flags]" = field(default_factory=dict)  # of several draws: WAYS, and "first"
     restored: "dict[Place, tuple[NDArray[Any], NDArray[Any]]]" = field(default_factory=dict)
     """PSNR and SSIM `[n]` of the purified images of a place whose target is "-"."""
 
@@ -233,6 +233,10 @@ class Run:
     def errors(self, place: Place) -> "Counts":
         """How many of `draws` looks at each image were wrong, `[n]`; all or none where nothing is random."""
         return (self.wrong[place] * self.draws).round().astype(int)
+
+    def mistaken(self, place: Place) -> "Flags | None":
+        """Which images the target gets wrong, `[n]`, as they are kept for a look: behind the first draw."""
+        return self.ways.get((place, "first"), self.wrong.get(place))
 
     @cached_property
     def frame(self) -> "DataFrame":
@@ -282,6 +286,7 @@ def _load(path: Path, store: Store) -> Run:
             run.predicted[place] = predicted if predicted.ndim == 1 else predicted[:, 0]
             if predicted.ndim > 1:
                 run.ways.update({(place, way): wrong(predicted, label, way) for way in WAYS})
+                run.ways[place, "first"] = wrong(predicted[:, 0], label)
         image = place._replace(target="-")
         if (key := cell.get("restoration_key")) and image not in run.restored:
             with contextlib.suppress(RdpBenchError):  # not there: not measured

@@ -22,7 +22,8 @@ from rdp_bench.outcomes import majority, wrong
 from rdp_bench.plan import Plan
 from rdp_bench.stats import mean_interval, wilson
 from rdp_bench.store import Store
-from rdp_bench.table import draw_rows, row
+from rdp_bench.table import Place, draw_rows, row
+from rdp_bench.table import load as read
 from rdp_bench.verdict import judge, paired
 from rdp_bench.work import Worker
 
@@ -200,7 +201,7 @@ def test_draws_are_kept_apart_and_the_first_is_that_of_a_run_with_one(grid: Path
 
 
 def test_every_draw_follows_from_its_image_and_number(grid: Path) -> None:
-    """Draw 2 of three passes each, by a loop of its own."""
+    """Draws 0 and 2, of three passes each, by a loop of its own."""
     assert run(grid, "--draws", 3, "--batch-size", 5).exit_code == 0
     tiny: Any = next(module for name, module in sys.modules.items() if name.startswith("rdp_bench_plugin_tiny"))
     place = ("clean", "tiny/dither", "tiny/two")
@@ -209,11 +210,12 @@ def test_every_draw_follows_from_its_image_and_number(grid: Path) -> None:
     seed = hash_many([canonical({name: artefact.record[name] for name in ("defense", "seed", "set")})])
     data = tiny.Noise()
     images = [data.image(i) for i in range(12)]
-    streams = Draws([f"{seed}/{hash_pixels(image)}" for image in images]).fork("draw 2")
+    first = Draws([f"{seed}/{hash_pixels(image)}" for image in images])
     x = torch.stack([torch.from_numpy(image) for image in images]).float() / 255
-    passes = [tiny.two()(tiny.Dither().purify(x, streams.fork(f"pass {i}"))).softmax(1) for i in range(3)]
-    said = torch.stack(passes).mean(0).argmax(1).tolist()
-    assert artefact.read()["predicted"][:, 2].tolist() == said
+    for number, streams in ((0, first), (2, first.fork("draw 2"))):
+        passes = [tiny.two()(tiny.Dither().purify(x, streams.fork(f"pass {i}"))).softmax(1) for i in range(3)]
+        said = torch.stack(passes).mean(0).argmax(1).tolist()
+        assert artefact.read()["predicted"][:, number].tolist() == said
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +274,15 @@ def test_the_report_has_a_table_of_its_own(grid: Path) -> None:
         numbers[name] for name in ("accuracy", "accuracy_worst", "accuracy_vote")
     ]
     assert len(found["eps"]) == 4
+    # Pictures are of the first draw, and so is what stands below them.
+    (loaded,) = read(out, Store(grid.parent / "cache"))
+    for place, arrays in evals(grid).items():
+        where = Place(
+            "-" if place[0] == "clean" else "tiny/one", place[0], 16.0 * (place[0] != "clean"), place[2], place[1]
+        )
+        first = arrays["predicted"].reshape(12, -1)[:, 0]
+        assert loaded.predicted[where].tolist() == first.tolist()
+        assert (loaded.mistaken(where) == (first != arrays["label"])).all()
     page = (out / "report" / "index.html").read_text()
     assert "tiny/dither, worst of 4" in page
     # Nothing random, or a draw each: no such table.
