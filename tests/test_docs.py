@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 TINY = ROOT / "tests" / "plugin" / "tiny.py"
 NOISE = ["--plugin", TINY, "--dataset", "tiny/noise"]
+ABSENT = () if find_spec("torchattacks") else ("torchattacks:",)
 LINEAR = ["--source", "tiny/one", "--target", "tiny/two"]
 
 # --- commands --------------------------------------------------------------------------------------------
@@ -91,7 +93,7 @@ def test_commands_can_be_typed(line: str, monkeypatch: pytest.MonkeyPatch) -> No
         grid.load(name, given["profile"], {})
     for kind in ("attack", "defense"):
         for label in given[kind]:
-            if not label.startswith(("torchattacks:", "purifier:", "spandrel:")):  # a package or a file
+            if not label.startswith(("purifier:", "spandrel:", *ABSENT)):
                 registries[kind].resolve(label)
     for label in given["source"] + given["target"]:
         source = label

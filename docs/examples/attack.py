@@ -21,7 +21,14 @@ class Halfstep:
 
     steps: int = 8
 
-    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
+    def __call__(
+        self,
+        source: Source,
+        x: Tensor,
+        y: Tensor,
+        eps: float,
+        draws: Draws,
+    ) -> Tensor:
         """Images near `x` `[n, 3, h, w]`; labels `y` `[n]`, `eps` in [0, 1]."""
         import torch
         from torch.nn.functional import cross_entropy
