@@ -46,16 +46,18 @@ def ablation(tables: list[Exhibit]) -> Plate | None:
         for column, entry in zip(table.columns, line.entries, strict=True)
     ]  # fmt: skip
     count = len(table.columns)
-    left = 0.15 + LETTER * max(len(variant(line.defense)) for line in group.lines)
-    between, above, below = 0.12, 0.25, 0.42
-    wide, tall = (PAGE - left - 0.1 - between * (count - 1)) / count, _LINE * len(group.lines)
+    left = 0.1 + LETTER * max(len(variant(line.defense)) for line in group.lines)
+    between, above, below = 0.2, 0.25, 0.42
+    wide, tall = (PAGE - left - 0.12 - between * (count - 1)) / count, _LINE * len(group.lines)
     height = above + tall + below
+    highest = max((entry.high or 0 for line in group.lines for entry in line.entries), default=0)
+    end = min(100, -(-highest // 20) * 20) or 100
     with mpl.rc_context(STYLE):
         figure = Figure((PAGE, height))
         for i, column in enumerate(table.columns):
             x = left + i * (wide + between)
             ax = figure.add_axes((x / PAGE, below / height, wide / PAGE, tall / height))
-            _panel(ax, group.lines, i)
+            _panel(ax, group.lines, i, end)
             ax.set_title(short(column, 14), fontweight="bold" if column == AVERAGE else "normal")
             if i == 0:
                 ax.set_yticks(range(len(group.lines)), [variant(line.defense) for line in group.lines])
@@ -79,8 +81,8 @@ def variant(defense: str) -> str:
     return f"without {_PARTS.get(found[1], found[1])}" if found else short(pretty(defense))
 
 
-def _panel(ax: "Axes", lines: list[Line], column: int) -> None:
-    """A dot and its interval a variant."""
+def _panel(ax: "Axes", lines: list[Line], column: int, end: float) -> None:
+    """A dot and its interval a variant, on an axis from 0 to `end`."""
     whole = next((line for line in lines if line.defense != UNDEFENDED), None)
     if whole and (reach := whole.entries[column].value) is not None:
         ax.axvline(reach, color=INK, linewidth=0.6, linestyle=(0, (3, 3)))
@@ -94,8 +96,8 @@ def _panel(ax: "Axes", lines: list[Line], column: int) -> None:
         ax.scatter([entry.value], [y], s=20, color=color, linewidths=0, zorder=3, marker="D" if line is whole else "o")
     ax.set_yticks([])
     ax.set_ylim(len(lines) - 0.5, -0.5)
-    ax.set_xlim(0, 100)
-    ax.set_xticks([0, 50, 100])
+    ax.set_xlim(0, end)
+    ax.set_xticks([0, end // 2, end])
     ax.tick_params(labelsize=SMALL)
     ax.tick_params(axis="y", length=0, labelsize=figures.SIZE)
     ax.spines[["top", "right", "left"]].set_visible(False)

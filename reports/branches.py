@@ -59,7 +59,12 @@ def branches(kept: Kept) -> Plate | None:
         f"blue: {pretty(kept.target)} is right, a cross on red: it is wrong."
     )
     with mpl.rc_context(STYLE):
-        return Plate("branches", caption, figures.save(rows_of_tiles(rows, PAGE), dpi=300), tidy(COLUMNS, lines))
+        return Plate(
+            "branches",
+            caption,
+            figures.save(rows_of_tiles(rows, PAGE, block=len(guards)), dpi=300),
+            tidy(COLUMNS, lines),
+        )
 
 
 def _name(guard: str) -> str:

@@ -129,8 +129,13 @@ def short(text: str, room: int = 22) -> str:
 def save(figure: "Figure", dpi: int = 160) -> Saved:
     """The figure in every format, the same bytes whenever it is drawn."""
     saved = {}
-    for kind, metadata in {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}.items():
+    formats: dict[str, dict[str, Any]] = {
+        "svg": {"metadata": {"Date": None}},
+        "pdf": {"metadata": {"CreationDate": None}},
+        "png": {"pil_kwargs": {"compress_level": 1}},  # a tenth larger than by default, in half the time
+    }
+    for kind, more in formats.items():
         file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=dpi, metadata=metadata)
+        figure.savefig(file, format=kind, dpi=dpi, **more)
         saved[kind] = file.getvalue()
     return saved

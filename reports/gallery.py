@@ -7,9 +7,14 @@ from rdp_bench.reports.pictures import CLEAN, COLUMNS, Kept, at_size
 from rdp_bench.reports.tiles import Row, Tile, rows_of_tiles
 from rdp_bench.table import UNDEFENDED, pretty
 
+_IMAGES = 3  # of one defense they fill a page of a paper
+
 
 def gallery(kept: Kept) -> Plate | None:
-    """For each kept image a row undefended and one a defense, a column an attack; None where nothing is kept."""
+    """For each of the first kept images a row undefended and one a defense, a column an attack.
+
+    None where no clean image is kept.
+    """
     import matplotlib as mpl
 
     try:
@@ -19,7 +24,7 @@ def gallery(kept: Kept) -> Plate | None:
     attacks = [*([CLEAN] if CLEAN in kept.run.axis("attacks") else []), *kept.attacks]
     guards = [UNDEFENDED, *kept.defenses]
     lines, rows = [], []
-    for i, image in enumerate(clean):
+    for i, image in enumerate(clean[:_IMAGES]):
         for guard in guards:
             tiles = []
             for attack in attacks:

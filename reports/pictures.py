@@ -34,6 +34,10 @@ class Kept:
     def _cells(self) -> dict[Place, Any]:
         return {Place.of(cell): cell for cell in self.run.record["cells"]}
 
+    @cached_property
+    def _read(self) -> "dict[Place, Image]":
+        return {}
+
     @property
     def attacks(self) -> list[str]:
         """In the run's order."""
@@ -76,10 +80,10 @@ class Kept:
         Raises:
             RdpBenchError: there are none; the message says why.
         """
-        cell = self._cells.get(self.place(attack, defense))
-        if cell is None or cell["status"] != "done":
-            raise RdpBenchError((cell or {}).get("reason") or "not run yet")
-        return self.store.open("sample", cell.get("sample_key") or "").read()["purified"]  # type: ignore[return-value]
+        place = self.place(attack, defense)
+        if place not in self._read:
+            self._read[place] = sample(self.store, self._cells.get(place))
+        return self._read[place]
 
     def perturbations(self, attack: str) -> "NDArray[np.integer[Any]]":
         """What the attack added to every image of the run, `[n, 3, h, w]` in /255.
@@ -94,7 +98,7 @@ class Kept:
 
     def right(self, attack: str, defense: str, index: int) -> bool | None:
         """Whether the target was right on an image; None where nobody asked."""
-        wrong = self.run.wrong.get(self.place(attack, defense))
+        wrong = self.run.mistaken(self.place(attack, defense))
         return None if wrong is None else not wrong[index]
 
     def line(self, attack: str, defense: str, index: int, clean: "Image", image: "Image") -> dict[str, Any]:
@@ -111,6 +115,17 @@ class Kept:
             "psnr": f"{psnr(clean, image):.4f}",
             "mean_absolute_error": f"{error(clean, image).mean():.4f}",
         }
+
+
+def sample(store: Store, cell: dict[str, Any] | None) -> "Image":
+    """The images `[k, 3, h, w]` that are kept of a run's cell.
+
+    Raises:
+        RdpBenchError: there are none; the message says why.
+    """
+    if cell is None or cell["status"] != "done":
+        raise RdpBenchError((cell or {}).get("reason") or "not run yet")
+    return store.open("sample", cell.get("sample_key") or "").read()["purified"]  # type: ignore[return-value]
 
 
 def at_size(image: "Image", size: int) -> "Image":

@@ -3,11 +3,12 @@
 import base64
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rdp_bench.errors import RdpBenchError
+from rdp_bench.reports.pictures import at_size, sample
 from rdp_bench.specs import show
 from rdp_bench.store import Store
 from rdp_bench.table import UNDEFENDED, Place, Run, pretty
@@ -62,7 +63,7 @@ def examples(run: Run, store: Store) -> Examples:
     attacked = max(bare, key=lambda place: int(bare[place].sum()))
     clean = Place("-", "clean", 0.0, attacked.target, UNDEFENDED)
     try:
-        images, adv = (_sample(store, cells.get(place)) for place in (clean, attacked))
+        images, adv = (sample(store, cells.get(place)) for place in (clean, attacked))
     except RdpBenchError as error:
         return Examples(reason=f"No pictures: {error}")
     size = images.shape[-1]
@@ -71,7 +72,7 @@ def examples(run: Run, store: Store) -> Examples:
         place = attacked._replace(defense=name)
         if name != UNDEFENDED and place in cells:
             try:
-                defended[name] = _sample(store, cells[place])
+                defended[name] = sample(store, cells[place])
             except RdpBenchError as error:
                 defended[name] = str(error)
     strips = []
@@ -82,34 +83,27 @@ def examples(run: Run, store: Store) -> Examples:
             _tile("Attacked", adv, i, run, attacked, size),
             Tile(f"Perturbation ×{GAIN}", _uri(noise, size)),
         ]
-        for name, sample in defended.items():
-            tiles.append(_tile(pretty(name), sample, i, run, attacked._replace(defense=name), size))
+        for name, kept in defended.items():
+            tiles.append(_tile(pretty(name), kept, i, run, attacked._replace(defense=name), size))
         strips.append(Strip(i, tiles))
     crafted = f"{pretty(attacked.attack)} on {pretty(attacked.source)}, ε = {show(attacked.eps)}"
     return Examples(f"{crafted}; the target is {pretty(attacked.target)}.", tuple(strips))
 
 
-def _sample(store: Store, cell: dict[str, Any] | None) -> "Image":
-    if cell is None or cell["status"] != "done":
-        raise RdpBenchError("not run yet")
-    return store.open("sample", cell.get("sample_key") or "").read()["purified"]  # type: ignore[return-value]
-
-
-def _tile(name: str, sample: "Image | str", i: int, run: Run, place: Place, size: int) -> Tile:
-    if isinstance(sample, str) or i >= len(sample):
-        return Tile(name, "", reason=sample if isinstance(sample, str) else "not kept")
-    if place not in run.wrong:
-        return Tile(name, _uri(sample[i], size))
-    return Tile(name, _uri(sample[i], size), not run.wrong[place][i], int(run.predicted[place][i]))
+def _tile(name: str, kept: "Image | str", i: int, run: Run, place: Place, size: int) -> Tile:
+    if isinstance(kept, str) or i >= len(kept):
+        return Tile(name, "", reason=kept if isinstance(kept, str) else "not kept")
+    wrong = run.mistaken(place)
+    if wrong is None:
+        return Tile(name, _uri(kept[i], size))
+    return Tile(name, _uri(kept[i], size), not wrong[i], int(run.predicted[place][i]))
 
 
 def _uri(image: "Image", size: int) -> str:
     """A data URI of uint8 `[3, h, w]`, shrunk to `size` where a defense enlarged it."""
     from PIL import Image as Pillow
 
-    picture = Pillow.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    if picture.width > size:
-        picture = picture.resize((size, size), Pillow.Resampling.LANCZOS)
+    picture = Pillow.fromarray(np.ascontiguousarray(at_size(image, size).transpose(1, 2, 0)))
     file = io.BytesIO()
     # No chroma subsampling: it would smear the very patterns that are to be seen.
     picture.save(file, "JPEG", quality=_QUALITY, subsampling=0)

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.reports.figures import RIGHT, SMALL, WRONG, short
+from rdp_bench.reports.figures import RIGHT, SIZE, SMALL, WRONG, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-_HEAD, _TEXT, _BETWEEN = 0.17, 0.15, 0.03  # inches
+_HEAD, _TEXT, _BETWEEN, _GAP = 0.17, 0.15, 0.03, 0.1  # inches
 _LARGEST = 1.7  # side of a tile
 _DOT = 0.065  # radius of a mark
 
@@ -37,13 +37,18 @@ class Row:
     gap: float = 0.03
 
 
-def rows_of_tiles(rows: Sequence[Row], width: float, below: float = 0.0) -> "Figure":
-    """Rows of square pictures, `width` inches wide, over `below` free ones; to be drawn under STYLE."""
+def rows_of_tiles(rows: Sequence[Row], width: float, below: float = 0.0, block: int = 0) -> "Figure":
+    """Rows of square pictures, `width` inches wide, over `below` free ones; to be drawn under STYLE.
+
+    Every `block` columns there is a gap.
+    """
     from matplotlib.figure import Figure
 
     left = 0.2 * any(row.name for row in rows)
     columns = max(len(row.tiles) for row in rows)
-    side = min((width - left - _BETWEEN * (columns - 1)) / columns, _LARGEST)
+    gaps = (columns - 1) // block if block else 0
+    side = min((width - left - _BETWEEN * (columns - 1) - _GAP * gaps) / columns, _LARGEST)
+    size = SIZE if side > 1 else SMALL  # of the heads
     talls = [
         row.gap + _HEAD * bool(row.heads) + side + _TEXT * any(t and t.image is not None and t.text for t in row.tiles)
         for row in rows
@@ -56,9 +61,11 @@ def rows_of_tiles(rows: Sequence[Row], width: float, below: float = 0.0) -> "Fig
         if row.name:
             figure.text(0.09 / width, (y + side / 2) / height, row.name, rotation=90, ha="center", va="center")
         for i, tile in enumerate(row.tiles):
-            x = left + i * (side + _BETWEEN)
+            x = left + i * (side + _BETWEEN) + (_GAP * (i // block) if block else 0)
             if i < len(row.heads):
-                figure.text((x + side / 2) / width, (y + side + 0.05) / height, row.heads[i], ha="center")
+                figure.text(
+                    (x + side / 2) / width, (y + side + 0.05) / height, row.heads[i], ha="center", fontsize=size
+                )
             if tile is None:
                 continue
             ax = figure.add_axes((x / width, y / height, side / width, side / height))
