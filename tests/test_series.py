@@ -119,6 +119,21 @@ def test_a_failing_grid_stops_no_other_and_the_worst_status_wins(
     assert {"a", "clean"} <= set(results())
 
 
+def test_nor_does_one_that_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    perform = cli_series.perform
+
+    def broken(plan: Any, *rest: Any) -> Any:
+        if plan.grid.name == "a":
+            raise ZeroDivisionError("a plugin's own")
+        return perform(plan, *rest)
+
+    monkeypatch.setattr(cli_series, "perform", broken)
+    found = run()
+    assert found.exit_code == 1
+    assert "a      not run: ZeroDivisionError: a plugin's own" in found.output
+    assert set(results()) == {"b", "clean"}
+
+
 BAD = """
 from rdp_bench import attack
 
