@@ -23,7 +23,7 @@ def render(out: Path, store: "Store", only: Sequence[str] | None = None) -> Path
     from rdp_bench.store import write_atomic
     from rdp_bench.table import load
 
-    runs = load(out, store)
+    runs = reading.in_order(load(out, store))
     for name in only or ():
         if name not in (grids := [run.grid for run in runs]):
             raise unknown("run of grid", name, grids)

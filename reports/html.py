@@ -76,6 +76,7 @@ def _view(section: Section) -> dict[str, Any]:
         "exhibits": section.exhibits,
         "findings": [findings(table) for table in section.exhibits],
         "gains": gain.notes(run),
+        "figures_first": run.grid.startswith("figure") or bool(run.record.get("figures")),
         "drawings": [_drawing(run, plate) for plate in section.plates],
         "examples": section.examples,
         "missing": missing(run),
@@ -89,12 +90,13 @@ def _view(section: Section) -> dict[str, Any]:
 def _contents(view: dict[str, Any]) -> list[tuple[str, str]]:
     """Id and name of everything in a run's section, in its order."""
     name = view["id"]
+    tables = [(table.slug, table.title) for table in view["exhibits"]]
+    drawings = [(drawing["id"], drawing["title"]) for drawing in view["drawings"]]
     return [
         *([(f"{name}-checks", "Cross-check")] if view["checks"] else []),
         *([(f"{name}-warnings", "Warnings")] if view["record"]["warnings"] else []),
         *([(f"{name}-claims", "The paper's claims")] if view["answers"] else []),
-        *((table.slug, table.title) for table in view["exhibits"]),
-        *((drawing["id"], drawing["title"]) for drawing in view["drawings"]),
+        *(drawings + tables if view["figures_first"] else tables + drawings),
         (f"{name}-examples", "Examples"),
         *([(f"{name}-missing", "Missing")] if view["missing"] else []),
         (f"{name}-details", "Details"),
@@ -114,8 +116,8 @@ def _drawing(run: Run, plate: Plate) -> dict[str, str]:
 def _checked(checks: Sequence[dict[str, Any]]) -> str:
     """How the cross-check went, in a sentence."""
     count = Counter(check["passed"] for check in checks)
-    words = {True: "agree", False: "do not", None: "were not measured"}
-    told = ", ".join(f"{count[kind]} {word}" for kind, word in words.items() if count[kind])
+    words = {True: ("agrees", "agree"), False: ("does not", "do not"), None: ("was not measured", "were not measured")}
+    told = ", ".join(f"{count[kind]} {word[count[kind] > 1]}" for kind, word in words.items() if count[kind])
     doubt = " Until that is explained, no number below is to be trusted." if count[False] else ""
     return f"Of {len(checks)} numbers that others published for these networks, {told}.{doubt}"
 

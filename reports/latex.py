@@ -13,6 +13,9 @@ _SPECIAL = {
     "|": r"\textbar{}",
     "[": "{[}",  # a row that starts with one would be an argument of the row break
     "ε": r"$\varepsilon$",
+    "σ": r"$\sigma$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
     "≈": r"$^{\approx}$",
     "†": r"$^{\dagger}$",
     "‡": r"$^{\ddagger}$",

@@ -98,18 +98,27 @@ def _which(run: Run, places: list[Place]) -> str:
 
 def absent(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Grids of the paper that no run is of: title and command."""
-    folder = files("rdp_bench.data").joinpath("grids")
-    grids = {
-        name: tomllib.loads(folder.joinpath(f"{name}.toml").read_text("utf-8"))["title"]
-        for name in tomllib.loads(folder.joinpath("paper.toml").read_text("utf-8"))["grids"]
-    }
-    have = {run.grid for run in runs}
+    folder, have = files("rdp_bench.data").joinpath("grids"), {run.grid for run in runs}
     flags = _flags(str(runs[-1].record["command"]))
     return [
-        (title, shlex.join(["rdp-bench", "run", "--grid", name, *flags]))
-        for name, title in grids.items()
+        (
+            str(tomllib.loads(folder.joinpath(f"{name}.toml").read_text("utf-8"))["title"]),
+            shlex.join(["rdp-bench", "run", "--grid", name, *flags]),
+        )
+        for name in _paper_grids()
         if name not in have
     ]
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """As the paper has them; others behind, by name."""
+    known = _paper_grids()
+    return sorted(runs, key=lambda run: known.index(run.grid) if run.grid in known else len(known))
+
+
+def _paper_grids() -> list[str]:
+    text = files("rdp_bench.data").joinpath("grids", "paper.toml").read_text("utf-8")
+    return list(tomllib.loads(text)["grids"])
 
 
 def _flags(command: str) -> list[str]:

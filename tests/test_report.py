@@ -227,20 +227,31 @@ def test_latex_by_hand(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not here")
 def test_latex_compiles_whatever_the_names_are(tmp_path: Path) -> None:
-    odd = ["r&p", "100%_#$", r"\input{x}~^{", "[x]", 'ε≈†°–é漢<>|"']
+    odd = ["r&p", "100%_#$", r"\input{x}~^{", "[x]", 'ε≈†°–é漢<>|"', "×σ±‡"]
     run, _ = small(tmp_path, sources=[r"a_\b", "[b"], targets=["t%&"], defenses=["none", *odd], grid="my_grid & co")
     body = "".join(latex.table(table) for table in exhibits(run))
+    assert "?" not in latex.escape("ε≈†°–“”−×σ±‡")
+    compile_latex(tmp_path, body)
+
+
+@pytest.mark.usefixtures("blank")
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not here")
+def test_every_latex_file_of_a_report_compiles(tmp_path: Path) -> None:
+    """All of them in one document, as a paper's author would: attacked tables by eps and target, and the clean one."""
+    _, store = small(tmp_path, targets=["t", "u"], eps=[4, 16], sources=["a", "bpda(nrp, a)", "white-box(5)"])
+    tables = sorted((render(tmp_path, store).parent / "tables").glob("*.tex"))
+
+    assert len(tables) == 5
+    compile_latex(tmp_path, "".join(f"\\input{{{path.as_posix()}}}" for path in tables))
+
+
+def compile_latex(folder: Path, body: str) -> None:
     document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{body}\\end{{document}}"
-    (tmp_path / "x.tex").write_text(document)
+    (folder / "x.tex").write_text(document)
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "x.tex"]
     done = subprocess.run(
-        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "x.tex"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=60,
-        check=False,
-    )
+        command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=120, check=False
+    )  # fmt: skip
 
     assert done.returncode == 0, done.stdout[-1500:]
 
@@ -462,7 +473,7 @@ def test_the_cross_check_stands_before_any_number(tmp_path: Path) -> None:
     _, store = small(tmp_path, checks=checks)
     text = render(tmp_path, store).read_text("utf-8")
 
-    assert "Of 3 numbers that others published for these networks, 1 agree, 1 do not, 1 were not measured." in text
+    assert "Of 3 numbers that others published for these networks, 1 agrees, 1 does not, 1 was not measured." in text
     assert "no number below is to be trusted" in text
     assert "&lt;b&gt;off" in text
     assert text.index("as published") < text.index('class="paper-like claims"') < text.index('class="exhibit"')
