@@ -142,6 +142,8 @@ def _notes(run: Run) -> list[str]:
             "first draw."
         )
         notes.append("LPIPS is left out: it needs ImageNet weights of AlexNet or VGG, which install with no package.")
+    if "cost" in run.record and not run.record["cost"]:
+        notes.append("What the defenses cost is not measured yet: run the grid again.")
     if about := run.record.get("cost"):
         notes.append(
             f"Cost: on {_machine(about)}, images of {about['size']} pixels, the best of five. ms: purifying one image. "

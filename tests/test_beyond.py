@@ -24,6 +24,7 @@ from rdp_bench.protocols import Purifier
 from rdp_bench.reports import beyond
 from rdp_bench.store import Store
 from rdp_bench.table import Place, Run, load
+from rdp_bench.work import checked_pure, prepare
 from tests import toy
 from tests.report_fixture import make_run
 
@@ -75,7 +76,7 @@ def similarity(first: Tensor, second: Tensor) -> float:
     return float(found)
 
 
-@pytest.mark.parametrize(("size", "spread", "level"), [(11, 1.0, 0.0), (40, 1.0, 0.0), (33, 0.05, 0.9)])
+@pytest.mark.parametrize(("size", "spread", "level"), [(11, 1.0, 0.0), (40, 1.0, 0.0), (33, 0.05, 0.9), (25, 0.1, 0.0)])
 def test_ssim_and_psnr_are_those_of_scikit_image(size: int, spread: float, level: float) -> None:
     clean = toy.images(3, size) * spread + level
     pure = (clean + 0.05 * toy.random(3, 3, size, size, seed=1)).clamp(0, 1)
@@ -141,7 +142,15 @@ def test_without_the_axis_nothing_is_measured_and_with_it_no_key_changes(
     monkeypatch.setattr("rdp_bench.work._check_labels", lambda *_: None)
     monkeypatch.setattr("rdp_bench.work.Worker.model", lambda *_: never)
     monkeypatch.setattr("rdp_bench.progress.measure", lambda plan, _: Costs(plan))
+    purified = []
+
+    def count(pure: Tensor, x: Tensor, what: str) -> Tensor:
+        purified.append(what)
+        return checked_pure(pure, x, what)
+
+    monkeypatch.setattr("rdp_bench.work.checked_pure", count)
     assert run(grid).exit_code == 0
+    assert sorted(purified) == ["none", "none", "tiny/dither", "tiny/dither", "tiny/round", "tiny/round"]
     assert {kind for kind, _ in stored(grid) - before} == {"restoration"}
     assert len(stored(grid) - before) == 2 * 3
     assert before <= stored(grid)
@@ -159,6 +168,7 @@ def test_memory_is_what_was_held_at_once() -> None:
         del first, second
         torch.ones(held // 16)
 
+    prepare("cpu")  # as in a run, where freed memory is kept for the next batch
     found = [cost.extra_memory(work, "cpu") for _ in range(2)][1]
     if found is None:
         pytest.skip("this system does not tell the highest resident size")

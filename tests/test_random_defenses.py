@@ -20,7 +20,7 @@ from rdp_bench.grid import Axes, Grid, load
 from rdp_bench.keys import canonical, hash_many, hash_pixels
 from rdp_bench.outcomes import majority, wrong
 from rdp_bench.plan import Plan
-from rdp_bench.stats import mean_interval, wilson
+from rdp_bench.stats import mcnemar, mean_interval, wilson
 from rdp_bench.store import Store
 from rdp_bench.table import Place, draw_rows, row
 from rdp_bench.table import load as read
@@ -122,6 +122,8 @@ def test_a_random_defense_is_tested_by_its_rates() -> None:
     ]
     exact = sum(total >= abs(difference.sum()) for total in sums) / 2**6
     assert paired(shares, flags) == pytest.approx(exact)
+    only_first, only_second = np.repeat([1, 0], [3, 14]), np.repeat([0, 1], [3, 14])
+    assert paired(10 * only_first, 10 * only_second) == mcnemar(3, 14)
     rng = np.random.default_rng(0)
     column = {name: rng.integers(0, 2, 40) for name in ("none", "jpeg", "fd")}
     assert judge([{name: 10 * errors for name, errors in column.items()}]) == judge([column])
