@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from rdp_bench import grid, models, plugins, through
+from rdp_bench.attacks.gradient_sign import PARTS
 from rdp_bench.cli import main
 from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.registry import registries
 from rdp_bench.store import Store
+from rdp_bench.table import COLUMNS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -124,6 +127,24 @@ def test_commands_are_found_and_a_wrong_one_is_noticed() -> None:
         parse("rdp-bench run --grid table1 --epsilon 4")
     with pytest.raises(UsageError):
         with_weights_or_without("effnet-lite9")
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("extend/grid.md", {axis.name for axis in fields(grid.Axes)}),
+        ("extend/attack.md", set(PARTS)),
+        ("report.md", set(COLUMNS)),
+        ("threats.md", {f"{mode}(DEFENSE, SOURCE)" for mode in through.MODES}),
+    ],
+)
+def test_nothing_is_left_out(page: str, names: set[str]) -> None:
+    assert names <= set(re.findall(r"`([^`\n]+)`", (DOCS / page).read_text()))
+
+
+def test_every_grid_of_the_paper_is_on_its_page() -> None:
+    shown = re.findall(r"--grid (\w+)", (DOCS / "paper.md").read_text())
+    assert set(grid.builtin()) == set(shown)
 
 
 # --- examples --------------------------------------------------------------------------------------------
