@@ -48,7 +48,7 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a name with $ in it is a name
 }
 
-_SIDE, _QUALITY = 200, 80  # of pictures inside a page, in pixels and as JPEG
+_SIDE, _QUALITY = 160, 75  # of pictures inside a page, in pixels and as JPEG
 
 Saved = dict[str, bytes]
 

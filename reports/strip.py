@@ -24,6 +24,7 @@ GAIN = 8
 _IMAGES = 2
 _QUALITY = 75
 _MID = 128
+_PICTURED = {"spectra", "gallery", "error-maps", "branches"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Examples:
 
 def examples(run: Run, store: Store) -> Examples:
     """Strips under the attack that no defense stands worst: the one with the highest undefended error."""
+    if _PICTURED & set(run.record.get("figures") or ()):
+        return Examples(reason="The figures of this run are its pictures.")
     cells = {Place.of(cell): cell for cell in run.record["cells"]}
     bare = {place: run.wrong[place] for place in run.wrong if place.defense == UNDEFENDED and place.attack != "clean"}
     if not bare:
