@@ -44,8 +44,10 @@ class _Duel:
 
 
 def answers(run: Run) -> list[Answer]:
-    """Every claim about the run's grid; for a grid that the paper lacks, every claim that can be judged."""
+    """Every claim about the run's grid; for another that is no mere figure, every claim that can be judged."""
     about = [claim for claim in claims() if run.grid in claim.grids]
+    if not about and run.record.get("figures"):
+        return []
     found = [Answer(claim, _RULES[claim.rule](run, claim)) for claim in about or claims()]
     return found if about else [answer for answer in found if set(answer.count) - {OPEN}]
 

@@ -218,6 +218,8 @@ def test_a_grid_of_ones_own_gets_the_claims_that_can_be_judged(tmp_path: Path) -
     assert {"lowest", "beats-nrp", "clean"} <= set(found)
     assert not {"white-box", "every-part-helps", "hgd-fgsm", "gain"} & set(found)
     assert all(set(answer.count) - {OPEN} for answer in found.values())
+    run.record["figures"] = ["gallery"]  # a few images, to be looked at
+    assert answers(run) == []
 
 
 def test_sheet_has_a_line_a_verdict(tmp_path: Path) -> None:

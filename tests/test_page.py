@@ -41,8 +41,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     one = {"targets": ["t", WORDY], "defenses": ["none", "jpeg", "nrp", "rdp"], "attacks": ["fgsm", "dim", "ti-dim"]}
     checks = [{"passed": False, "text": f"accuracy of {WORDY}"}, {"passed": True, "text": "fine"}]
-    for folder in ("out", "other"):
-        make_run(out / folder, store, wrong, size=32, states=states, warnings=["careful"], checks=checks, **one)  # type: ignore[arg-type]
+    for seed, folder in enumerate(("out", "other")):
+        make_run(
+            out / folder, store, wrong, size=32, states=states, seed=seed, warnings=["careful"], checks=checks, **one
+        )  # type: ignore[arg-type]
         make_run(out / folder, store, wrong, size=32, grid="figure4", title="Figure 4", eps=[1, 4, 16])
     render(out / "out", store)
     render_comparison((out / "out", out / "other"), store, out / "out")
