@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("source", "target", "eps", "defense", "error", "ci_low", "ci_high", "ms", "front")
 
-_MARKS = "sD^vP*X<>hdp8"  # a circle is no defense
+_MARKS: tuple[Any, ...] = (*"sD^vP*X<>hdp", (4, 1, 0))  # a circle is no defense
 _ABSENT = Entry(reason="not measured")
 _RESTORED = ("PSNR", "SSIM", "clean PSNR", "clean SSIM")
 _COST = ("ms", "× time", "k param.", "MiB")
@@ -210,7 +210,7 @@ def _draw(points: list[dict[str, Any]]) -> figures.Saved:
         return figures.save(figure)
 
 
-def _panel(ax: "Axes", points: list[dict[str, Any]], marks: dict[str, str]) -> None:
+def _panel(ax: "Axes", points: list[dict[str, Any]], marks: dict[str, Any]) -> None:
     """Filled and joined: the front; hollow: the others."""
     x, y = [point["ms"] for point in points], [point["error"] for point in points]
     front = [point for point in points if point["front"]]
