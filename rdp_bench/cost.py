@@ -72,8 +72,8 @@ def _of(defense: Defense, model: Classifier, x: Tensor, bare: float, device: str
     draws = Draws([str(i) for i in range(len(x))], device)
     pure = defense.purify(x, draws)
     zoom = pure.shape[-1] / x.shape[-1]
-    # An image handed on as it is costs the target what it always costs.
-    seen = bare if pure is x else _seconds(lambda: model(pure, zoom), device)
+    # Images of the same size cost the target what they always cost.
+    seen = bare if pure.shape == x.shape else _seconds(lambda: model(pure, zoom), device)
     spent = _seconds(lambda: defense.purify(x, draws), device)
     return {
         "ms": 1000 * defense.passes * spent / len(x),
