@@ -1106,11 +1106,8 @@ def test_doctor_says_which_weights_are_here(folder: Path, monkeypatch: pytest.Mo
     assert "  nrp                missing: defense nrp: no weights ship" in found
 
 
-def test_the_plugin_of_contributing(folder: Path) -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    section = text[text.index("## A network as a defense") :]
-    example = section.split("```python\n")[1].split("```")[0]
-    assert len([line for line in example.splitlines() if line.strip()]) < 20
+def test_the_networks_plugin_of_the_docs(folder: Path) -> None:
+    example = (ROOT / "docs" / "examples" / "network.py").read_text()
     (folder / "smooth.py").write_text(example)
     plugins.load((folder / "smooth.py",))
     entry = defense.get("mine/smooth").factory()
