@@ -154,6 +154,12 @@ def gaussian(length: int) -> Tensor:
 
 
 def smooth(grad: Tensor, length: int) -> Tensor:
+    """See `_smooth`; in the gradient's own precision also where a training under way uses a lower one."""
+    with torch.autocast(grad.device.type, enabled=False):
+        return _smooth(grad, length)
+
+
+def _smooth(grad: Tensor, length: int) -> Tensor:
     """Gradient `[n, c, h, w]` convolved with the TI kernel, zero padding, borders not renormalised.
 
     The kernel is an outer product, so two one-dimensional passes give the same sum. The first takes an

@@ -87,7 +87,7 @@ def cache_prune(older_than: float | None, everything: bool, cache: Path | None) 
             freed += store.delete(kind, key)
             count += 1
     if everything:
-        for path in store.root.glob("pixels/*.json"):  # the index of data sets already read
+        for path in (*store.root.glob("pixels/*.json"), *store.root.glob("lists/*.json")):  # what is known of images
             path.unlink()
     for path in store.root.rglob("*.tmp"):
         if path.stat().st_mtime < time.time() - 3600:

@@ -174,9 +174,11 @@ def plan_of(grid: "Grid", options: dict[str, Any]) -> "Plan":
 
 
 def _dry_run(plan: "Plan") -> None:
+    from rdp_bench import lending
     from rdp_bench.executor import CraftJob
     from rdp_bench.progress import duration, measure
 
+    lending.take_over(plan)
     jobs = plan.jobs()
     to_do = plan.to_do(jobs)
     keys = {job.key for job in to_do}

@@ -1,9 +1,10 @@
 """From a grid to keyed jobs: who needs which adversarial set, and what is already there. No torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from rdp_bench import crosscheck, registry, weights
 from rdp_bench.crosscheck import Rate
@@ -22,6 +23,10 @@ from rdp_bench.through import is_white_box, white_box
 
 RESTORATION = {"metrics": ["mse", "ssim"], "window": 11, "sigma": 1.5, "channels": "rgb"}
 """What is measured of purified images; `restoration.py` does it."""
+
+
+SET_FACTS = ("source", "attack", "eps", "seed")
+"""Of a set's record, what an image's random stream follows from: not the images beside it."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +106,21 @@ class Plan:
             "eps": eps,
         }
 
-    def pure_record(self, set_key: str | None, defense: str) -> Record:
-        """Everything a purified set depends on."""
+    def of(self, dataset: Dataset, prints: list[str]) -> "Plan":
+        """The same plan for other images."""
+        fresh: dict[str, Any] = {"eval_records": {}, "job_of": {}, "crafts": {}, "_keys": {}}
+        return replace(self, dataset=dataset, prints=prints, **fresh)
+
+    def pure_record(self, made_set: Record | None, defense: str) -> Record:
+        """Everything a purified set depends on; `made_set` is the adversarial set's record, None for clean images."""
         made = self.defenses[defense]
         kind = type(made.value)
         return {
             **self._images(),
             "kind": "pure",
-            "set": set_key,
+            "set": key_of(made_set) if made_set else None,
+            # What a random defense's draws follow from, besides itself, the seed and the image: not how many images.
+            "stream": key_of({name: made_set[name] for name in SET_FACTS}) if made_set else None,
             "defense": {
                 "type": f"{kind.__module__}.{kind.__qualname__}",
                 "version": made.version,
@@ -182,7 +194,7 @@ class Plan:
         for rate in crosscheck.rates():
             made = rate.source in axes.sources and rate.attack in axes.attacks and rate.eps in axes.eps
             if made and UNDEFENDED in axes.defenses and rate.target in self.models:
-                pure = self.pure_record(key_of(self.set_record(rate.source, rate.attack, rate.eps)), UNDEFENDED)
+                pure = self.pure_record(self.set_record(rate.source, rate.attack, rate.eps), UNDEFENDED)
                 found.append((rate, self.eval_record(pure, self.models[rate.target])))
         return found
 
@@ -200,7 +212,7 @@ class Plan:
         asked = (source, attack, eps)
         checks = [check for check in self.cross_checks() if (check[0].source, check[0].attack, check[0].eps) == asked]
         for guard, targets in behind.items():
-            pure = self.pure_record(set_key, guard)
+            pure = self.pure_record(self.crafts[set_key].record if set_key else None, guard)
             sample = key_of(self.sample_record(key_of(pure)))
             draws, evals = self.draws(guard), []
             restoration = self.restoration_record(pure) if self.grid.axes.restoration else None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rdp_bench import cost, crosscheck, table
+from rdp_bench import cost, crosscheck, lending, table
 from rdp_bench.crosscheck import Check, check_rate
 from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError
@@ -42,6 +42,8 @@ class Run:
 
     def start(self) -> list[Job]:
         """Write what is known so far, cached results included; returns the jobs still to do."""
+        lending.remember(self.plan)
+        lending.take_over(self.plan)
         jobs = self.plan.jobs()
         self.record = header(self.plan, self.command)
         if self.plan.grid.axes.cost:
@@ -190,7 +192,8 @@ class Run:
             self.record["cells"][cell] = entry
 
     def _restored(self, line: table.Row, key: str, cell: Cell) -> list[table.Row]:
-        pure = self.plan.pure_record(self.plan.keys(cell).adv, cell.defense)
+        adv = self.plan.keys(cell).adv
+        pure = self.plan.pure_record(self.plan.crafts[adv].record if adv else None, cell.defense)
         artefact = self.plan.artefact(self.plan.restoration_record(pure))
         if not artefact.complete:
             return []

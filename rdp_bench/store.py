@@ -107,10 +107,25 @@ class Artefact:
 
     def write(self, low: int, high: int, arrays: "Mapping[str, NDArray[Any]]") -> None:
         """Store rows `low..high` of every array (first axis: images); atomic."""
-        if not self.folder.joinpath("record.json").exists():
-            text = json.dumps(self.record, indent=1, sort_keys=True)
-            write_atomic(self.folder / "record.json", text.encode())
+        self._describe()
         write_atomic(self.folder / f"{low:06d}-{high:06d}.safetensors", _pack(arrays))
+
+    def take_over(self, other: "Artefact") -> int:
+        """Link the shards of `other`, whose first rows are this one's, that this one lacks; returns how many."""
+        missing = self.missing(self.n or 1)
+        wanted = [path for low, high, path in other.shards() if any(a < high and low < b for a, b in missing)]
+        if wanted:
+            self._describe()
+        for path in wanted:
+            link = self.folder / path.name
+            with contextlib.suppress(FileExistsError):
+                try:
+                    link.hardlink_to(path)
+                except FileExistsError:
+                    raise
+                except OSError:  # a file system without links
+                    write_atomic(link, path.read_bytes())
+        return len(wanted)
 
     def read(self, low: int = 0, high: int | None = None) -> "Arrays":
         """Rows `low..high` of every array, each shard checked against its hash.
@@ -139,6 +154,11 @@ class Artefact:
         if not have.all():
             raise DamagedError(f"{self.folder}: {int((~have).sum())} of {high - low} images are not there; run again")
         return out
+
+    def _describe(self) -> None:
+        if not self.folder.joinpath("record.json").exists():
+            text = json.dumps(self.record, indent=1, sort_keys=True)
+            write_atomic(self.folder / "record.json", text.encode())
 
     def heal(self) -> list[Path]:
         """Delete the shards that fail their check, so that a run makes them again; returns them."""

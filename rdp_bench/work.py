@@ -19,7 +19,7 @@ from rdp_bench.draws import Draws
 from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.executor import CraftJob, Job, JudgeJob
 from rdp_bench.keys import canonical, hash_many
-from rdp_bench.plan import Plan
+from rdp_bench.plan import SET_FACTS, Plan
 from rdp_bench.protocols import Classifier, Defense
 from rdp_bench.specs import show
 from rdp_bench.store import Artefact
@@ -87,7 +87,7 @@ class Worker:
         for member in source.members:
             _check_labels(plan, member.name, member.classes)
         attack = plan.attacks[job.attack].value
-        facts = {name: job.record[name] for name in ("source", "attack", "eps", "seed")}
+        facts = {name: job.record[name] for name in SET_FACTS}
         seed = hash_many([canonical(facts)])
         artefact = plan.artefact(job.record)
 
@@ -137,7 +137,7 @@ class Worker:
         # Images to be kept that no missing batch brings by the way.
         unkept = plan.artefact(plan.sample_record(job.key)).missing(self.size)
         ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
-        seed = hash_many([canonical({k: job.record[k] for k in ("defense", "seed", "set")})])
+        seed = hash_many([canonical({k: job.record[k] for k in ("defense", "seed", "stream")})])
         for low, high in ranges:
             wanted = [label for label in open_ if (low, high) in missing[label]]
 

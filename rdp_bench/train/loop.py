@@ -117,8 +117,9 @@ class Training:
         clean = crops.to(device, non_blocking=True).float().div_(255)
         rng = Generator(device).manual_seed(_seed(self.options.seed, self.done, "step"))
         rate = self.options.rate * SCHEDULES[self.options.schedule](self.done / self.options.steps)
-        cuda = device.startswith("cuda")
-        low: AbstractContextManager[Any] = torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
+        kind = torch.device(device).type
+        fast = self.options.precision == "bfloat16" or (self.options.precision == "auto" and kind == "cuda")
+        low: AbstractContextManager[Any] = torch.autocast(kind, torch.bfloat16) if fast else nullcontext()
         if self.recipe.features:
             self.recipe.features.turn = self.done
         statistics = [(buffer, buffer.clone()) for net in self.recipe.nets.values() for buffer in net.buffers()]

@@ -27,6 +27,7 @@ class Options:
     without: tuple[str, ...] = ()  # parts left out
     weights: tuple[tuple[str, float], ...] = ()  # loss weights that differ from the recipe's
     blend: float = 1.0  # ens-adv: how far the product lies from the teacher (0) towards the student (1)
+    precision: str = "auto"  # of the trained networks' arithmetic: bfloat16 on a GPU, else float32
     start: str = ""  # sha256 of the weights the product started from
 
     def __post_init__(self) -> None:
@@ -46,6 +47,8 @@ class Options:
             raise unknown("schedule", self.schedule, SCHEDULES)
         if self.attack not in ATTACKS:
             raise unknown("training attack", self.attack, ATTACKS)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
         for term, weight in self.weights:
             if not 0 <= weight < math.inf:
                 raise UsageError(f"--weight {term} is a number from 0 up, found {weight}")
@@ -82,6 +85,8 @@ def _constant(done: float) -> float:  # noqa: ARG001 - one signature for all
 
 ATTACKS = ("paper", "wide")
 """How training inputs are made; `inputs` does it."""
+
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 SCHEDULES = {"constant": _constant, "halving": _halving, "drops": _drops, "cosine": _cosine}
 """Learning rate factor by the fraction of the steps that is done, 0 to 1."""
