@@ -74,11 +74,12 @@ class Grid:
 
 def builtin() -> dict[str, str]:
     """Title of every built-in grid by name."""
-    found = {}
-    for file in sorted(files("rdp_bench.data").joinpath("grids").iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".toml"):
-            found[file.name.removesuffix(".toml")] = str(tomllib.loads(file.read_text())["title"])
-    return found
+    found = {
+        file.name.removesuffix(".toml"): str(tomllib.loads(file.read_text())["title"])
+        for file in files("rdp_bench.data").joinpath("grids").iterdir()
+        if file.name.endswith(".toml")
+    }
+    return dict(sorted(found.items()))
 
 
 def load(name: str, profile: str, changes: dict[str, Any]) -> tuple[Grid, tuple[Path, ...]]:

@@ -143,7 +143,7 @@ def test_nothing_is_left_out(page: str, names: set[str]) -> None:
 
 
 def test_every_grid_of_the_paper_is_on_its_page() -> None:
-    shown = re.findall(r"--grid (\w+)", (DOCS / "paper.md").read_text())
+    shown = re.findall(r"--grid ([\w-]+)", (DOCS / "paper.md").read_text())
     assert set(grid.builtin()) == set(shown)
 
 
