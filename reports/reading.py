@@ -44,6 +44,16 @@ def reading(run: Run) -> list[str]:
     return [first, partial, "Averages stand only where every attack of a row is done."]
 
 
+def _listed(words: Sequence[str]) -> str:
+    """Words as a sentence lists them.
+
+    >>> _listed(["JPEG", "FD", "TVM"]), _listed(["JPEG"])
+    ('JPEG, FD and TVM', 'JPEG')
+    """
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def findings(table: Exhibit) -> str:
     """What the last column of an attacked table says about its last group (the strongest source, as a rule)."""
     if table.metric != "error" or not table.groups:
@@ -58,9 +68,13 @@ def findings(table: Exhibit) -> str:
     text = f"Crafted on {group.name}, {where}, "
     if UNDEFENDED in entries:
         text += f"the undefended target errs on {entries[UNDEFENDED].value:.1f} %; "
-    text += f"{' and '.join(map(pretty, best))} {'has' if len(best) == 1 else 'have'} the lowest error, "
-    text += f"{entries[best[0]].value:.1f} %"
-    text += f", and {_count(tied, 'other')} cannot be told from it." if tied else "."
+    least = f"{entries[best[0]].value:.1f} %"
+    if len(best) == len(entries) - (UNDEFENDED in entries):
+        text += f"every defense errs on {least}."
+    else:
+        names = _listed([pretty(name) for name in best])
+        text += f"{names} {'has' if len(best) == 1 else 'have'} the lowest error, {least}"
+        text += f", and {_count(tied, 'other')} cannot be told from it." if tied else "."
     worse = sum(entry.verdict.worse for entry in table.entries)
     if worse:
         text += f" {_count(worse, 'number')} of this table {'is' if worse == 1 else 'are'} worse than no defense."

@@ -18,7 +18,7 @@ from PIL import Image
 from rdp_bench.errors import UsageError
 from rdp_bench.reports import charts, figures, latex, markdown, render, sheet, strip
 from rdp_bench.reports.exhibit import AVERAGE, Entry, Exhibit, clean_table, error_tables, exhibits, slug
-from rdp_bench.reports.reading import absent, missing, reading
+from rdp_bench.reports.reading import absent, findings, missing, reading
 from rdp_bench.stats import wilson
 from rdp_bench.store import Store
 from rdp_bench.table import Place, Run, load
@@ -128,6 +128,23 @@ def test_a_tie_is_bold_and_marked(tmp_path: Path) -> None:
     assert (entry(table, "jpeg", "FGSM").strong, entry(table, "jpeg", "FGSM").marks) == (False, "†")
     assert r"\textbf{15.0}$^{\approx}$" in latex.table(table)
     assert "**15.0**≈" in markdown.table(table)
+
+
+def test_a_table_in_a_sentence(tmp_path: Path) -> None:
+    defenses, attacks = ("none", "jpeg", "fd", "rdp"), ("fgsm",)
+    make_run(tmp_path / "a", Store(tmp_path / "s"), lambda place: range(15), attacks=attacks, defenses=defenses)
+    alike = findings(exhibits(load(tmp_path / "a", Store(tmp_path / "s"))[-1])[0])
+    assert alike.endswith("the undefended target errs on 75.0 %; every defense errs on 75.0 %.")
+    wrong = {"none": 15, "jpeg": 2, "fd": 2, "rdp": 12}
+    make_run(
+        tmp_path / "b",
+        Store(tmp_path / "t"),
+        lambda place: range(wrong[place.defense]),
+        attacks=attacks,
+        defenses=defenses,
+    )
+    two = findings(exhibits(load(tmp_path / "b", Store(tmp_path / "t"))[-1])[0])
+    assert two.endswith("the undefended target errs on 75.0 %; JPEG and FD have the lowest error, 10.0 %.")
 
 
 def test_no_average_over_some_of_the_attacks(tmp_path: Path) -> None:
