@@ -86,7 +86,7 @@ def _where(card: Any) -> str:
 @cli_cache.option
 def doctor(models_dir: Path | None, cache: Path | None) -> None:
     """Say what is here (device, weights, data), what is missing and how to get it."""
-    from rdp_bench import environment, models, plugins, registry, weights
+    from rdp_bench import environment, models, perceptual, plugins, registry, weights
     from rdp_bench.data.open import open_dataset
 
     plugins.load()
@@ -116,6 +116,8 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
             click.echo(f"  {name:18} here")
         except RdpBenchError as error:
             click.echo(f"  {name:18} missing: {error}")
+    click.echo("\ndistances")
+    click.echo(f"  {'lpips':18} {'here' if perceptual.files() else f'missing (optional): {perceptual.HOW}'}")
     click.echo("\ndata sets")
     for name in registry.dataset.entries:
         try:

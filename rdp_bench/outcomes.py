@@ -1,5 +1,6 @@
 """What predictions and distances come to, image by image: who is wrong, also by several draws; PSNR."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ def majority(predicted: "NDArray[np.int32]") -> "NDArray[np.int32]":
     """
     votes = (predicted[:, :, None] == predicted[:, None, :]).sum(2)  # of each draw's class
     return predicted[range(len(predicted)), votes.argmax(1)]
+
+
+def distances(near: "Mapping[str, Rates]") -> "dict[str, Rates]":
+    """What tables show of what `restoration` stores, `[n]` each: psnr in dB, ssim and, if there, lpips in percent."""
+    found: dict[str, Rates] = {"psnr": psnr(near["mse"])}
+    return found | {name: 100 * near[name].astype(float) for name in ("ssim", "lpips") if name in near}
 
 
 def psnr(mse: "Rates") -> "Rates":

@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rdp_bench import crosscheck, registry, weights
+from rdp_bench import crosscheck, perceptual, registry, weights
 from rdp_bench.crosscheck import Rate
 from rdp_bench.data.fingerprints import digest, fingerprints
 from rdp_bench.data.open import open_dataset
@@ -61,6 +61,7 @@ class Plan:
     crafts: dict[str, CraftJob] = field(default_factory=dict)
     """Set key -> the job that makes it."""
     _records: dict[str, Record] = field(default_factory=dict)
+    _lpips: Record | None = None  # what LPIPS depends on, once looked for; empty where it is not here
     _keys: dict[Cell, Keys] = field(default_factory=dict)
 
     @property
@@ -140,7 +141,10 @@ class Plan:
 
     def restoration_record(self, pure: Record) -> Record:
         """Everything that the distances of a purified set's images to the clean ones depend on."""
-        return {**pure, "kind": "restoration", "measure": RESTORATION}
+        if self._lpips is None:
+            self._lpips = perceptual.record() or {}
+        looks = {"lpips": self._lpips} if self._lpips else {}
+        return {**pure, "kind": "restoration", "measure": RESTORATION | looks}
 
     def sample_record(self, pure_key: str) -> Record:
         """The first few images of a purified set."""

@@ -1,22 +1,25 @@
-"""How near purified images come to the clean ones: mean squared error (so PSNR) and SSIM."""
+"""How near purified images come to the clean ones: mean squared error (so PSNR), SSIM and, where it is here, LPIPS."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
+
+from rdp_bench import perceptual
 
 WINDOW, SIGMA = 11, 1.5  # Wang et al. 2004, Sec. III-B
 _GREY = 0.5
 _C1, _C2 = 0.01**2, 0.03**2  # their K1 and K2, for values in [0, 1]
 
 
-def measure(pure: Tensor, clean: Tensor) -> dict[str, Tensor]:
-    """`mse` and `ssim`, `[n]` each, of `pure` `[n, 3, t, t]` to `clean` `[n, 3, s, s]`, both in [0, 1].
+def measure(pure: Tensor, clean: Tensor, *, lpips: bool = False) -> dict[str, Tensor]:
+    """`mse`, `ssim` and, if asked, `lpips`, `[n]` each, of `pure` `[n, 3, t, t]` to `clean` `[n, 3, s, s]` in [0, 1].
 
     Images of another size are brought back to the clean one's first (bicubic, antialiased).
     """
     if pure.shape[-1] != clean.shape[-1]:
         pure = interpolate(pure, clean.shape[-1], mode="bicubic", antialias=True).clamp(0, 1)
-    return {"mse": (pure - clean).square().mean((1, 2, 3)), "ssim": ssim(pure, clean)}
+    found = {"mse": (pure - clean).square().mean((1, 2, 3)), "ssim": ssim(pure, clean)}
+    return found | ({"lpips": perceptual.distance(pure, clean)} if lpips else {})
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:

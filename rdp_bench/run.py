@@ -14,7 +14,7 @@ from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError
 from rdp_bench.executor import Executor, Here, Job, JudgeJob
 from rdp_bench.keys import Record, key_of
-from rdp_bench.outcomes import psnr
+from rdp_bench.outcomes import distances
 from rdp_bench.plan import Plan
 from rdp_bench.record import header, now
 from rdp_bench.specs import Cell
@@ -202,7 +202,7 @@ class Run:
         except DamagedError:
             artefact.heal()
             return []
-        return table.restoration_rows(line, key, float(psnr(near["mse"]).mean()), float(near["ssim"].mean()))
+        return table.restoration_rows(line, key, distances(near))
 
     def save(self) -> None:
         """Write OUT/runs/<grid>.json and OUT/results.csv, each whole or not at all."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rdp_bench import stats
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.keys import Record
-from rdp_bench.outcomes import WAYS, psnr, wrong
+from rdp_bench.outcomes import WAYS, distances, wrong
 from rdp_bench.specs import show
 from rdp_bench.store import Store, write_atomic
 from rdp_bench.verdict import UNDEFENDED as UNDEFENDED
@@ -164,13 +164,12 @@ def draw_rows(line: Row, predicted: "NDArray[np.int32] | None", label: "NDArray[
     return rows
 
 
-def restoration_rows(line: Row, key: str, decibels: float, similarity: float) -> list[Row]:
-    """How near the images behind a cell's line come to the clean ones: psnr in dB, ssim in percent; no target."""
+def restoration_rows(line: Row, key: str, near: "Mapping[str, Rates]") -> list[Row]:
+    """How near the images behind a cell's line come to the clean ones: means of `outcomes.distances`; no target."""
     shared = {**line, "target": "-", "ci_low": "", "ci_high": "", "paper": "", "status": "done", "reason": ""}
-    numbers = {"psnr": decibels, "ssim": 100 * similarity}
     return [
-        {**shared, "metric": metric, "value": f"{value:.4f}", "eval_key": key, "seconds": "0.000"}
-        for metric, value in numbers.items()
+        {**shared, "metric": metric, "value": f"{values.mean():.4f}", "eval_key": key, "seconds": "0.000"}
+        for metric, values in near.items()
     ]
 
 
@@ -218,8 +217,8 @@ class Run:
     wrong: "dict[Place, Rates]"  # [n] of every cell that is done: flags, or the share of several draws
     predicted: "dict[Place, NDArray[np.int32]]"  # [n], of the first draw
     ways: "dict[tuple[Place, str], Flags]" = field(default_factory=dict)  # of several draws: WAYS, and "first"
-    restored: "dict[Place, tuple[NDArray[Any], NDArray[Any]]]" = field(default_factory=dict)
-    """PSNR and SSIM `[n]` of the purified images of a place whose target is "-"."""
+    restored: "dict[Place, dict[str, Rates]]" = field(default_factory=dict)
+    """`outcomes.distances` of the purified images of a place whose target is "-"."""
 
     @property
     def grid(self) -> str:
@@ -290,8 +289,7 @@ def _load(path: Path, store: Store) -> Run:
         image = place._replace(target="-")
         if (key := cell.get("restoration_key")) and image not in run.restored:
             with contextlib.suppress(RdpBenchError):  # not there: not measured
-                near = store.open("restoration", key).read()
-                run.restored[image] = psnr(near["mse"]), near["ssim"]
+                run.restored[image] = distances(store.open("restoration", key).read())
     return run
 
 

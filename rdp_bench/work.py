@@ -173,7 +173,9 @@ class Worker:
             if draw == number == 0:
                 self._keep_sample(job, pure, low)
                 if RESTORED in wanted:
-                    near = restoration.measure(pure, to_float(self.clean(low, high), self.plan.device))
+                    assert job.restoration
+                    clean = to_float(self.clean(low, high), self.plan.device)
+                    near = restoration.measure(pure, clean, lpips="lpips" in job.restoration["measure"])
                     out[RESTORED] = {name: values.cpu().numpy() for name, values in near.items()}
             for label, model in models.items():
                 begin = time.perf_counter()

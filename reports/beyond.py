@@ -24,7 +24,7 @@ COLUMNS = ("source", "target", "eps", "defense", "error", "ci_low", "ci_high", "
 
 _MARKS: tuple[Any, ...] = (*"sD^vP*X<>hdp", (4, 1, 0))  # a circle is no defense
 _ABSENT = Entry(reason="not measured")
-_RESTORED = ("PSNR", "SSIM", "clean PSNR", "clean SSIM")
+_DISTANCES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 _COST = ("ms", "× time", "k param.", "MiB")
 
 
@@ -61,7 +61,8 @@ def tables(run: Run) -> list[Exhibit]:
             f"Error in percent{' over all attacks' * several}; how far attacked images, and clean ones, are from the "
             f"{run.record['dataset']['n']} clean images once purified; what the defense takes; {where}."
         )
-        columns = ["error", *_RESTORED * bool(run.restored), *_COST * bool(cost)]
+        near = [_DISTANCES[name] for name in _measured(run)]
+        columns = ["error", *near, *(f"clean {name}" for name in near), *_COST * bool(cost)]
         name = slug(run.grid, "beyond", target, f"eps{show(eps)}")
         found.append(Exhibit(name, f"Restoration and cost: {where}", caption, "beyond", columns, groups, _notes(run)))
     return found
@@ -115,14 +116,23 @@ def _entries(run: Run, setting: Setting, defense: str) -> list[Entry]:
     return entries
 
 
+def _measured(run: Run) -> list[str]:
+    """The distances that the run has of some purified set."""
+    return [name for name in _DISTANCES if any(name in near for near in run.restored.values())]
+
+
 def _restored(run: Run, places: Sequence[Place]) -> list[Entry]:
-    """PSNR and SSIM, means over the images of these places."""
-    if not all(place in run.restored for place in places):
-        return [_ABSENT] * 2
-    psnr, ssim = (float(np.mean([run.restored[place][i] for place in places])) for i in (0, 1))
-    if not np.isfinite(psnr):
-        return [Entry(reason="the very image"), Entry("done", "", 100 * ssim)]
-    return [Entry("done", "", psnr), Entry("done", "", 100 * ssim) if np.isfinite(ssim) else _ABSENT]
+    """Means over the images of these places, one a distance that the run has."""
+
+    def entry(name: str) -> Entry:
+        if not all(name in run.restored.get(place, {}) for place in places):
+            return _ABSENT
+        value = float(np.mean([run.restored[place][name] for place in places]))
+        if name == "psnr" and value == np.inf:
+            return Entry(reason="the very image")
+        return Entry("done", "", value) if np.isfinite(value) else _ABSENT
+
+    return [entry(name) for name in _measured(run)]
 
 
 def _cost(found: dict[str, Any]) -> list[Entry]:
@@ -136,12 +146,17 @@ def _notes(run: Run) -> list[str]:
     notes = []
     if run.restored:
         notes.append(
-            "PSNR in dB and SSIM in percent, means over images of what the classifier is shown, unrounded; SSIM has a "
-            "Gaussian window of 11 pixels, σ 1.5, over red, green and blue each. Enlarged images are brought back. "
+            "PSNR in dB, the others in percent, means over images of what the classifier is shown, unrounded; SSIM has "
+            "a Gaussian window of 11 pixels, σ 1.5, over red, green and blue each. Enlarged images are brought back. "
             "Moving or mirroring pixels, as R&P does, is far from the image by design. Of a random defense it is the "
             "first draw."
         )
-        notes.append("LPIPS is left out: it needs ImageNet weights of AlexNet or VGG, which install with no package.")
+        if "lpips" in _measured(run):
+            notes.append("LPIPS with AlexNet: the lower, the more alike.")
+        else:
+            notes.append(
+                "LPIPS is left out: no package installs AlexNet's ImageNet weights. See rdp-bench doctor."
+            )
     if "cost" in run.record and not run.record["cost"]:
         notes.append("What the defenses cost is not measured yet: run the grid again.")
     if about := run.record.get("cost"):

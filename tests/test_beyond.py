@@ -15,9 +15,10 @@ from click.testing import CliRunner, Result
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from rdp_bench import cost, restoration
+from rdp_bench import cost, perceptual, restoration
 from rdp_bench.cli import main
 from rdp_bench.draws import Draws
+from rdp_bench.errors import RdpBenchError
 from rdp_bench.outcomes import psnr
 from rdp_bench.progress import Costs
 from rdp_bench.protocols import Purifier
@@ -156,6 +157,52 @@ def test_without_the_axis_nothing_is_measured_and_with_it_no_key_changes(
     assert before <= stored(grid)
 
 
+@pytest.fixture
+def alexnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """AlexNet with random weights, where torchvision would have put the real ones."""
+    torchvision = pytest.importorskip("torchvision")
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    path = tmp_path / "torch" / "hub" / "checkpoints" / perceptual.ALEXNET
+    path.parent.mkdir(parents=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        torch.save(torchvision.models.alexnet(weights=None).state_dict(), path)
+    return path
+
+
+def test_lpips_is_that_of_torchmetrics(alexnet: Path) -> None:
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    first, second = toy.images(3, 64), toy.images(3, 64).flip(0)
+    theirs = LearnedPerceptualImagePatchSimilarity("alex", normalize=True)  # finds the file as torchvision does
+    wanted = [float(theirs(a[None], b[None])) for a, b in zip(first, second, strict=True)]
+    assert perceptual.distance(first, second).tolist() == pytest.approx(wanted, rel=1e-4)
+    assert len({round(value, 5) for value in wanted}) > 1
+    assert perceptual.distance(first, first).tolist() == [0, 0, 0]
+
+
+def test_lpips_is_measured_where_its_weights_are(grid: Path, alexnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid.write_text(GRID + ASKED)
+    monkeypatch.setattr(perceptual, "distance", lambda pure, clean: (pure - clean).abs().amax((1, 2, 3)))
+    assert run(grid).exit_code == 0
+    with_it = stored(grid)
+    (row,) = [
+        line
+        for line in results(grid)
+        if (line["attack"], line["defense"], line["metric"]) == ("fgsm", "none", "lpips") and line["target"] == "-"
+    ]
+    assert float(row["value"]) == pytest.approx(100 * 16 / 255, abs=1e-3)
+    alexnet.unlink()
+    assert run(grid).exit_code == 0
+    assert "lpips" not in {line["metric"] for line in results(grid)}
+    assert len(stored(grid) - with_it) == 2 * 3  # another measurement is another artefact
+    alexnet.write_bytes(b"another file")
+    assert perceptual.record() is not None
+    with pytest.raises(RdpBenchError, match="alexnet"):
+        perceptual._load(*(perceptual.files() or ()), "cpu")
+
+
 # --- cost ------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +213,7 @@ def test_memory_is_what_was_held_at_once() -> None:
         first = torch.ones(held // 8)
         second = first + 1  # both halves at once
         del first, second
-        torch.ones(held // 16)
+        torch.ones(held // 64)  # may come to lie elsewhere: a sixteenth of what was held
 
     prepare("cpu")  # as in a run, where freed memory is kept for the next batch
     found = [cost.extra_memory(work, "cpu") for _ in range(2)][1]
@@ -283,7 +330,7 @@ def reported(tmp_path: Path) -> Run:
     make_run(tmp_path, store, lambda place: range(WRONG[place.defense]), defenses=TIMES, cost=about, clean=False)
     (run,) = load(tmp_path, store)
     for attack, level in (("fgsm", 20.0), ("mi-fgsm", 30.0)):
-        run.restored[Place("a", attack, 16.0, "-", "rdp")] = (np.full(20, level), np.full(20, 0.8))
+        run.restored[Place("a", attack, 16.0, "-", "rdp")] = {"psnr": np.full(20, level), "ssim": np.full(20, 80.0)}
     return run
 
 

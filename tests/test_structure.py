@@ -33,13 +33,15 @@ MAY = {
     "download": {"errors"},
     "obtain": {"data.*", "download", "errors", "keys", "store"},
     "plan": {
-        "crosscheck", "data.*", "errors", "executor", "grid", "keys", "models", "protocols", "registry", "specs",
-        "store", "through", "weights",
+        "crosscheck", "data.*", "errors", "executor", "grid", "keys", "models", "perceptual", "protocols", "registry",
+        "specs", "store", "through", "weights",
     },
     "work": {
         "data.*", "draws", "errors", "executor", "keys", "models", "plan", "protocols", "restoration", "specs", "store",
     },
-    "restoration": set(),
+    "restoration": {"perceptual"},
+    "perceptual": {"errors", "keys", "weights"},
+    "lending": {"data.*", "executor", "plan", "store"},
     "cost": {"draws", "environment", "keys", "plan", "protocols", "work"},
     "environment": {"errors"},
     "progress": {"draws", "executor", "models", "plan", "protocols", "specs", "work"},
@@ -50,8 +52,8 @@ MAY = {
     "export": {"data.*", "errors", "protocols", "store", "table"},
     "record": {"environment", "keys", "models", "plan", "specs"},
     "run": {
-        "cost", "crosscheck", "environment", "errors", "executor", "keys", "outcomes", "plan", "record", "specs",
-        "store", "table",
+        "cost", "crosscheck", "environment", "errors", "executor", "keys", "lending", "outcomes", "plan", "record",
+        "specs", "store", "table",
     },
 }  # fmt: skip
 
