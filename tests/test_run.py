@@ -237,6 +237,39 @@ def test_nothing_is_taken_from_other_images(grid: Path, monkeypatch: pytest.Monk
     assert {(low, high) for _, low, high in batches} >= {(0, 5)}
 
 
+def test_lists_that_part_ways_lend_nothing(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven images of which the first five are those of tiny/noise: its shards hold others behind them."""
+    plugin = grid.parent / "parted.py"
+    plugin.write_text(
+        "import sys\n"
+        "from dataclasses import dataclass\n"
+        "from rdp_bench import dataset\n"
+        "tiny = next(m for name, m in sys.modules.items() if name.startswith('rdp_bench_plugin_tiny'))\n"
+        "@dataclass(frozen=True)\n"
+        "class Parted(tiny.Noise):\n"
+        "    name: str = 'tiny/parted'\n"
+        "    ids: tuple[str, ...] = tuple('abcdefg')\n"
+        "    @property\n"
+        "    def labels(self):\n"
+        "        return [*tiny.Noise().labels[:5], 0, 0]\n"
+        "    def image(self, index):\n"
+        "        return tiny.Noise().image(index if index < 5 else index + 50)\n"
+        "@dataset('tiny/parted', source='made up')\n"
+        "def parted():\n"
+        "    return Parted()\n"
+    )
+    flags = ("--plugin", plugin, "--dataset", "tiny/parted")
+    found = run(grid, *flags)
+    assert found.exit_code == 0, found.output
+    alone = {kind: stored(grid, kind) for kind in ("adv", "eval")}
+    monkeypatch.setenv("RDP_BENCH_CACHE", str(grid.parent / "cache2"))
+    assert run(grid).exit_code == 0
+    assert run(grid, *flags).exit_code == 0
+    other = Store(grid.parent / "cache2")
+    for kind, artefacts in alone.items():
+        assert same(artefacts, {key: other.open(kind, key).read() for key in artefacts})
+
+
 def test_a_failing_attack_or_defense_fails_its_own_cells_only(grid: Path) -> None:
     flags = ["--attack", "fgsm", "--attack", "tiny/sleepy(broken=true)", "--attack", "tiny/sleepy(stray=3)"]
     found = run(grid, *flags, "--defense", "none", "--defense", "tiny/nan")
