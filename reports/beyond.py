@@ -154,9 +154,7 @@ def _notes(run: Run) -> list[str]:
         if "lpips" in _measured(run):
             notes.append("LPIPS with AlexNet: the lower, the more alike.")
         else:
-            notes.append(
-                "LPIPS is left out: no package installs AlexNet's ImageNet weights. See rdp-bench doctor."
-            )
+            notes.append("LPIPS is left out: no package installs AlexNet's ImageNet weights. See rdp-bench doctor.")
     if "cost" in run.record and not run.record["cost"]:
         notes.append("What the defenses cost is not measured yet: run the grid again.")
     if about := run.record.get("cost"):
