@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rdp_bench.store import Store
     from rdp_bench.table import Run
 
+FEW = 3
+"""Runs on a page that leave room for all examples of each."""
+
 
 def render(out: Path, store: "Store", only: Sequence[str] | None = None) -> Path:
     """Write OUT/report from the runs of OUT (those of the grids in `only`, if given); the page's path.
@@ -28,13 +31,14 @@ def render(out: Path, store: "Store", only: Sequence[str] | None = None) -> Path
         if name not in (grids := [run.grid for run in runs]):
             raise unknown("run of grid", name, grids)
     folder = out / "report"
-    sections = [_section(folder, run, store) for run in runs if not only or run.grid in only]
+    shown = [run for run in runs if not only or run.grid in only]
+    sections = [_section(folder, run, store, len(shown) > FEW) for run in shown]
     page = folder / "index.html"
     write_atomic(page, html.page(sections, reading.absent(runs)).encode())
     return page
 
 
-def _section(folder: Path, run: "Run", store: "Store") -> "Section":
+def _section(folder: Path, run: "Run", store: "Store", crowded: bool) -> "Section":
     """Write a run's tables and figures; what the page needs of it."""
     from rdp_bench.reports import beyond, claims, draws, strip
     from rdp_bench.reports.answers import answers
@@ -53,7 +57,7 @@ def _section(folder: Path, run: "Run", store: "Store") -> "Section":
     for plate in drawn:
         for ending, content in plate.files.items():
             write_atomic(folder / "figures" / f"{slug(run.grid, plate.name)}.{ending}", content)
-    return Section(run, slug(run.grid), found, tables, drawn, strip.examples(run, store))
+    return Section(run, slug(run.grid), found, tables, drawn, strip.examples(run, store, crowded))
 
 
 def _write_table(folder: Path, table: "Exhibit") -> None:

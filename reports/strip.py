@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 GAIN = 8
 """The perturbation is shown this many times as large, around mid-grey."""
 
-_IMAGES = 2
-_QUALITY = 75
+_IMAGES, _QUALITY = (2, 1), (75, 60)
+"""Of a run that has its page to itself or shares it with few, and of one among many: a page stays below 5 MB."""
 _MID = 128
 _PICTURED = {"spectra", "gallery", "error-maps", "branches"}
 
@@ -55,8 +55,11 @@ class Examples:
     reason: str = ""
 
 
-def examples(run: Run, store: Store) -> Examples:
-    """Strips under the attack that no defense stands worst: the one with the highest undefended error."""
+def examples(run: Run, store: Store, crowded: bool = False) -> Examples:
+    """Strips under the attack that no defense stands worst: the one with the highest undefended error.
+
+    Fewer and plainer ones on a `crowded` page.
+    """
     if _PICTURED & set(run.record.get("figures") or ()):
         return Examples(reason="The figures of this run are its pictures.")
     cells = {Place.of(cell): cell for cell in run.record["cells"]}
@@ -69,7 +72,7 @@ def examples(run: Run, store: Store) -> Examples:
         images, adv = (sample(store, cells.get(place)) for place in (clean, attacked))
     except RdpBenchError as error:
         return Examples(reason=f"No pictures: {error}")
-    size = images.shape[-1]
+    how = images.shape[-1], _QUALITY[crowded]
     defended: dict[str, Image | str] = {}
     for name in run.axis("defenses"):
         place = attacked._replace(defense=name)
@@ -79,35 +82,36 @@ def examples(run: Run, store: Store) -> Examples:
             except RdpBenchError as error:
                 defended[name] = str(error)
     strips = []
-    for i in range(min(_IMAGES, len(images), len(adv))):
+    for i in range(min(_IMAGES[crowded], len(images), len(adv))):
         noise = np.clip(_MID + GAIN * (adv[i].astype(int) - images[i]), 0, 255).astype(np.uint8)
         tiles = [
-            _tile("Clean", images, i, run, clean, size),
-            _tile("Attacked", adv, i, run, attacked, size),
-            Tile(f"Perturbation ×{GAIN}", _uri(noise, size)),
+            _tile("Clean", images, i, run, clean, how),
+            _tile("Attacked", adv, i, run, attacked, how),
+            Tile(f"Perturbation ×{GAIN}", _uri(noise, how)),
         ]
         for name, kept in defended.items():
-            tiles.append(_tile(pretty(name), kept, i, run, attacked._replace(defense=name), size))
+            tiles.append(_tile(pretty(name), kept, i, run, attacked._replace(defense=name), how))
         strips.append(Strip(i, tiles))
     crafted = f"{pretty(attacked.attack)} on {pretty(attacked.source)}, ε = {show(attacked.eps)}"
     return Examples(f"{crafted}; the target is {pretty(attacked.target)}.", tuple(strips))
 
 
-def _tile(name: str, kept: "Image | str", i: int, run: Run, place: Place, size: int) -> Tile:
+def _tile(name: str, kept: "Image | str", i: int, run: Run, place: Place, how: tuple[int, int]) -> Tile:
     if isinstance(kept, str) or i >= len(kept):
         return Tile(name, "", reason=kept if isinstance(kept, str) else "not kept")
     wrong = run.mistaken(place)
     if wrong is None:
-        return Tile(name, _uri(kept[i], size))
-    return Tile(name, _uri(kept[i], size), not wrong[i], int(run.predicted[place][i]))
+        return Tile(name, _uri(kept[i], how))
+    return Tile(name, _uri(kept[i], how), not wrong[i], int(run.predicted[place][i]))
 
 
-def _uri(image: "Image", size: int) -> str:
-    """A data URI of uint8 `[3, h, w]`, shrunk to `size` where a defense enlarged it."""
+def _uri(image: "Image", how: tuple[int, int]) -> str:
+    """A data URI of uint8 `[3, h, w]`, shrunk where a defense enlarged it; `how`: size in pixels, JPEG quality."""
     from PIL import Image as Pillow
 
+    size, quality = how
     picture = Pillow.fromarray(np.ascontiguousarray(at_size(image, size).transpose(1, 2, 0)))
     file = io.BytesIO()
     # No chroma subsampling: it would smear the very patterns that are to be seen.
-    picture.save(file, "JPEG", quality=_QUALITY, subsampling=0)
+    picture.save(file, "JPEG", quality=quality, subsampling=0)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -328,6 +328,15 @@ def test_examples_show_the_attack_that_hurts_most(tmp_path: Path) -> None:
     assert np.abs(noise[::2, ::2]).mean() < 12
 
 
+def test_a_crowded_page_has_one_strip_a_run(tmp_path: Path) -> None:
+    run, store = small(tmp_path, size=64)
+    alone, among = (strip.examples(run, store, crowded) for crowded in (False, True))
+    assert [found.index for found in alone.strips] == [0, 1]
+    assert [found.index for found in among.strips] == [0]
+    assert [tile.name for tile in among.strips[0].tiles] == [tile.name for tile in alone.strips[0].tiles]
+    assert len(among.strips[0].tiles[1].uri) < len(alone.strips[0].tiles[1].uri)
+
+
 def test_a_missing_sample_is_a_gap_with_its_reason(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     record = make_run(tmp_path, store, by_hand)
