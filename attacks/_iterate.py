@@ -154,12 +154,6 @@ def gaussian(length: int) -> Tensor:
 
 
 def smooth(grad: Tensor, length: int) -> Tensor:
-    """See `_smooth`; in the gradient's own precision also where a training under way uses a lower one."""
-    with torch.autocast(grad.device.type, enabled=False):
-        return _smooth(grad, length)
-
-
-def _smooth(grad: Tensor, length: int) -> Tensor:
     """Gradient `[n, c, h, w]` convolved with the TI kernel, zero padding, borders not renormalised.
 
     The kernel is an outer product, so two one-dimensional passes give the same sum. The first takes an
@@ -170,13 +164,14 @@ def _smooth(grad: Tensor, length: int) -> Tensor:
     half = length // 2
     kernel = gaussian(length).to(grad.device).view(1, 1, -1, 1).expand(w, 1, -1, 1)
     columns = grad.reshape(n * c, h, 1, w).permute(0, 3, 1, 2)
-    rows = conv2d(columns, kernel, padding=(half, 0), groups=w).permute(0, 2, 3, 1).reshape(-1, w)
-    band = _band(w, length, grad.device)
-    out = torch.empty_like(rows)
-    for left in range(0, w, STRIP):
-        right = min(left + STRIP, w)
-        reach = slice(max(0, left - half), right + half)
-        torch.mm(rows[:, reach], band[reach, left:right], out=out[:, left:right])
+    with torch.autocast(grad.device.type, enabled=False):  # a training under way may have lowered the precision
+        rows = conv2d(columns, kernel, padding=(half, 0), groups=w).permute(0, 2, 3, 1).reshape(-1, w)
+        band = _band(w, length, grad.device)
+        out = torch.empty_like(rows)
+        for left in range(0, w, STRIP):
+            right = min(left + STRIP, w)
+            reach = slice(max(0, left - half), right + half)
+            torch.mm(rows[:, reach], band[reach, left:right], out=out[:, left:right])
     return out.view(n, c, h, w)
 
 
