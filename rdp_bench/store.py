@@ -118,13 +118,12 @@ class Artefact:
             self._describe()
         for path in wanted:
             link = self.folder / path.name
-            with contextlib.suppress(FileExistsError):
-                try:
-                    link.hardlink_to(path)
-                except FileExistsError:
-                    raise
-                except OSError:  # a file system without links
-                    write_atomic(link, path.read_bytes())
+            try:
+                link.hardlink_to(path)
+            except (FileExistsError, FileNotFoundError):
+                continue  # another run was faster, or pruned it: then it is made again
+            except OSError:  # a file system without links
+                write_atomic(link, path.read_bytes())
         return len(wanted)
 
     def read(self, low: int = 0, high: int | None = None) -> "Arrays":
