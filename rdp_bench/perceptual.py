@@ -26,6 +26,9 @@ HOW = (
 ALEXNET = "alexnet-owt-7be5be79.pth"
 """torchvision's name for AlexNet's weights, version IMAGENET1K_V1."""
 
+LEAST = 32
+"""Pixels across an image below which AlexNet's pooling has nothing left."""
+
 _ENDS = (2, 5, 8, 10, 12)
 """Where the five stages of torchvision's AlexNet end: behind each ReLU."""
 
@@ -51,7 +54,7 @@ def record() -> Record | None:
 
 
 def distance(first: "Tensor", second: "Tensor") -> "Tensor":
-    """LPIPS `[n]` of images `[n, 3, s, s]` in [0, 1], s at least 32; 0 for equal ones.
+    """LPIPS `[n]` of images `[n, 3, s, s]` in [0, 1]; 0 for equal ones, NaN for those too small for AlexNet.
 
     Raises:
         BadModelError: the weights are not here, or not AlexNet's.
@@ -61,6 +64,8 @@ def distance(first: "Tensor", second: "Tensor") -> "Tensor":
     found = files()
     if found is None:
         raise BadModelError(f"LPIPS: AlexNet's weights or torchmetrics are not here. {HOW}")
+    if first.shape[-1] < LEAST:
+        return first.new_full((len(first),), torch.nan)
     stages, channels = _load(*found, str(first.device))
     shift, scale = (torch.tensor(values, device=first.device).view(3, 1, 1) for values in (_SHIFT, _SCALE))
     maps = [(2 * images - 1 - shift) / scale for images in (first, second)]

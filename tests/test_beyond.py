@@ -180,6 +180,8 @@ def test_lpips_is_that_of_torchmetrics(alexnet: Path) -> None:
     assert perceptual.distance(first, second).tolist() == pytest.approx(wanted, rel=1e-4)
     assert len({round(value, 5) for value in wanted}) > 1
     assert perceptual.distance(first, first).tolist() == [0, 0, 0]
+    assert perceptual.distance(first[..., :32, :32], second[..., :32, :32]).isfinite().all()
+    assert perceptual.distance(first[..., :31, :31], second[..., :31, :31]).isnan().all()
 
 
 def test_lpips_is_measured_where_its_weights_are(grid: Path, alexnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
