@@ -4,6 +4,7 @@ Axes are placed by hand, in inches, and a panel has few artists: automatic layou
 longer than all the rest of a report.
 """
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +58,8 @@ def dot_plot(tables: list[Exhibit]) -> Plate:
     left = 0.2 + LETTER * max(len(short(line.name)) for _, group in panels for line in group.lines)
     named = len({tuple(line.defense for line in group.lines) for _, group in panels}) > 1  # each has rows of its own
     wide, tall = 1.75, _LINE * max(len(group.lines) for _, group in panels)
-    above, below = (0.5 if len(tables) > 1 else 0.32), 0.45
+    titles = [short(group.name, 24) + (f"\n{_apart(table)}" if len(tables) > 1 else "") for table, group in panels]
+    above, below = 0.17 + 0.15 * max(title.count("\n") + 1 for title in titles), 0.45
     step = wide + (left if named else 0.25)
     width, height = left + step * across + 0.1, (above + tall + below) * down
     with mpl.rc_context(STYLE):
@@ -67,10 +69,16 @@ def dot_plot(tables: list[Exhibit]) -> Plate:
             y = height - (above + tall + below) * (i // across) - above - tall
             ax = figure.add_axes((x / width, y / height, wide / width, tall / height))
             _dots(ax, table, group, named or i % across == 0)
-            ax.set_title(short(group.name, 30) + (f"\n{short(table.title, 40)}" if len(tables) > 1 else ""))
+            ax.set_title(titles[i])
         printed = any(entry.paper is not None for table in tables for entry in table.entries)
         caption = "Error with 95 % intervals. Dashed: no defense." + " Diamonds: the paper's number." * printed
         return Plate("dots", caption, figures.save(figure))
+
+
+def _apart(table: Exhibit) -> str:
+    """What tells a table from the others of its run, in lines as wide as a panel."""
+    _, _, what = table.title.rpartition(": ")
+    return "\n".join(short(line, 24) for line in wrap(what, 24, break_on_hyphens=False))
 
 
 def _grid(table: Exhibit) -> tuple[list[str], list[tuple[str, str]], "NDArray[np.float64]"]:

@@ -302,6 +302,20 @@ def test_figures_hold_the_data(tmp_path: Path) -> None:
         assert len(set(identifiers)) == len(identifiers)
 
 
+def test_titles_of_panels_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several sources and targets of long names; titles used to run into the next panel's."""
+    drawn: list[Any] = []
+    save = figures.save
+    monkeypatch.setattr(figures, "save", lambda figure: (drawn.append(figure), save(figure))[1])
+    names = {"sources": ["effnet-lite0", "effnet-lite1", "ensemble"], "targets": ["effnet-lite2-ens", "effnet-lite2"]}
+    charts.dot_plot(error_tables(small(tmp_path, **names)[0]))
+    titles = [ax._left_title for ax in drawn[0].axes]
+    assert "effnet-lite1 ε = 16, target effnet-lite2-ens" in [title.get_text().replace("\n", " ") for title in titles]
+    boxes, room = [title.get_window_extent() for title in titles], drawn[0].bbox
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(box.x0 >= 0 and box.x1 <= room.width and box.y1 <= room.height for box in boxes)
+
+
 def test_figures_are_the_same_every_time(tmp_path: Path) -> None:
     tables = error_tables(small(tmp_path)[0])
 
