@@ -59,7 +59,7 @@ def dot_plot(tables: list[Exhibit]) -> Plate:
     named = len({tuple(line.defense for line in group.lines) for _, group in panels}) > 1  # each has rows of its own
     wide, tall = 1.75, _LINE * max(len(group.lines) for _, group in panels)
     titles = [short(group.name, 24) + (f"\n{_apart(table)}" if len(tables) > 1 else "") for table, group in panels]
-    above, below = 0.17 + 0.15 * max(title.count("\n") + 1 for title in titles), 0.45
+    above, below = 0.18 + 0.16 * max(title.count("\n") + 1 for title in titles), 0.45
     step = wide + (left if named else 0.25)
     width, height = left + step * across + 0.1, (above + tall + below) * down
     with mpl.rc_context(STYLE):
