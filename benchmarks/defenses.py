@@ -1,4 +1,4 @@
-"""How fast the training-free defenses are, each beside the nearest one elsewhere: `python -m benchmarks.defenses`.
+"""How fast the defenses are, each beside its nearest peer or its bare network: `python -m benchmarks.defenses`.
 
 Ours and theirs run in turn, in one process, on the same 8-bit images of 299 pixels; a number is the median.
 Ours purifies a batch and is counted by the image; theirs gets what it takes (a batch where it can).
@@ -8,14 +8,16 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from io import BytesIO
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rdp_bench import plugins
 from rdp_bench.defenses._tv import inpaint, objective
@@ -71,6 +73,23 @@ def every_defense(n: int, repeats: int) -> list[Row]:
     names = ["jpeg", "fd", "bit-red", "tvm", "r&p", "pixel-deflection", "wavelet"]
     taken = in_turn({name: ours(name, x) for name in names}, repeats)
     return [Row(name, 1e3 * statistics.median(seconds) / n, "ms an image") for name, seconds in taken.items()]
+
+
+@torch.no_grad()
+def learned(n: int, repeats: int) -> list[Row]:
+    """Defenses that are one network and nothing else, beside that network on images of the size it needs."""
+    x = images(n)
+    found = []
+    for name in ("rdp", "nrp", "hgd"):
+        entry: Any = defense.resolve(name).value
+        net = entry.net("cpu")
+        grown = pad(x, (0, -SIZE % getattr(net, "multiple", 1)) * 2, mode="reflect")
+        taken = in_turn({"whole": ours(name, x), "bare": lambda net=net, grown=grown: net(grown)}, repeats)
+        found.append(Row(name, 1e3 * statistics.median(taken["whole"]) / n, "ms an image"))
+        found.append(
+            Row(f"{name}, of its bare network's time", ratio(taken["whole"], taken["bare"]), "times, at most 1.02")
+        )
+    return found
 
 
 def against_peers(n: int, repeats: int) -> list[Row]:
@@ -220,7 +239,10 @@ def _around(u: Tensor) -> Tensor:
 def rows(n: int = 8, repeats: int = 7, with_art: bool = True) -> list[Row]:
     """All measurements."""
     plugins.load()
-    return every_defense(n, repeats) + against_peers(n, repeats) + total_variation(n, repeats, with_art)
+    measured = every_defense(n, repeats) + learned(n, repeats)
+    if find_spec("art") is None:
+        return [*measured, Row("peers", float("nan"), "are not installed: pip install -e '.[bench]'")]
+    return measured + against_peers(n, repeats) + total_variation(n, repeats, with_art)
 
 
 def main() -> None:
