@@ -182,7 +182,9 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
     return Exhibit(
         slug(run.grid, *(f"eps{show(value)}" if name == "eps" else str(value) for name, value in here.items())),
         f"Error under attack: {where}",
-        f"Error in percent of all {_images(run)}, lower is better; {where}.",
+        " ".join(
+            [f"Error in percent of all {_images(run)}, lower is better; {where}.", *_training(run, here, across, axis)]
+        ),
         "error",
         [
             (pretty(value) if across == "target" else _heading(across, value))
@@ -191,7 +193,7 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
         ]
         + ([AVERAGE] if average else []),
         groups,
-        _training(run, here, across, axis) + _notes(run, run.grid, groups),
+        _notes(run, run.grid, groups),
     )
 
 

@@ -69,4 +69,5 @@ def _entry(entry: Entry) -> str:
     if entry.value is None:
         return "--"
     value = f"{entry.value:.1f}"
-    return (f"\\textbf{{{value}}}" if entry.strong else value) + escape(entry.marks)
+    marks = f"\\rlap{{{escape(entry.marks)}}}" if entry.marks else ""  # outside the column, so that digits align
+    return (f"\\textbf{{{value}}}" if entry.strong else value) + marks

@@ -13,9 +13,9 @@ from rdp_bench.specs import show
 from rdp_bench.table import UNDEFENDED, Place, Run, pretty
 
 PROFILES = {
-    "embedded": "The embedded profile is a small stand-in: models and photos that install with the package, far from "
-    "the paper's networks and its 1000 images. Its numbers show that everything works and how the methods compare "
-    "here; they neither confirm nor contradict the paper's.",
+    "embedded": "The embedded profile is a small stand-in: networks that install with the package and, unless a run "
+    "names other images, 20 photos, far from the paper's networks and its 1000 images. Its numbers show that "
+    "everything works and how the methods compare here; they neither confirm nor contradict the paper's.",
     "paper": "The paper profile is as near to the paper's setting as public weights allow. A printed number stands "
     "only beside the very cell it was printed for.",
     "custom": "A setting of its own, neither the embedded stand-in nor the paper's.",
