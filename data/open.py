@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_HOW = {
+    "nips2017": "fetch it: rdp-bench data get nips2017",
+    "imagenet-val": "nobody may hand it on: unpack yours, one folder a class, and name it with --dataset FOLDER",
+}
+"""How to come by the sets that built-in grids name and that do not install with the package."""
+
 
 def open_dataset(spec: str, *, size: int | None = None, limit: int | None = None) -> Dataset:
     """The dataset that `spec` names, at most its first `limit` images, prepared at `size` (299).
@@ -78,8 +84,8 @@ def _registered(text: str, path: Path, size: int | None) -> Dataset:
         if size is not None and "size" not in dict(spec.params):
             text = str(replace(spec, params=(*spec.params, ("size", size))))
     elif not any(re.fullmatch(dialect.pattern, text) for dialect in dataset.dialects):
-        fetch = "; fetch it: rdp-bench data get nips2017" if text == "nips2017" else ""
-        raise unknown("dataset", text, dataset.entries, f"Nor is there a folder or .csv file of that name{fetch}")
+        how = f"; {_HOW[text]}" if text in _HOW else ""
+        raise unknown("dataset", text, dataset.entries, f"Nor is there a folder or .csv file of that name{how}")
     return dataset.resolve(text).value
 
 

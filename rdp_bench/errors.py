@@ -37,9 +37,11 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Usage
 
     >>> print(unknown("attack", "mi-fgms", ["fgsm", "mi-fgsm"]))
     unknown attack 'mi-fgms'. Did you mean 'mi-fgsm'? Known: fgsm, mi-fgsm
+    >>> print(unknown("run", "table1", [], "Runs lie in out/runs"))
+    unknown run 'table1'. Runs lie in out/runs
     """
     names = sorted(known)
     near = get_close_matches(name, names, n=1)
     guess = f" Did you mean '{near[0]}'?" if near else ""
-    listed = f" Known: {', '.join(names)}" if names else ""
-    return UsageError(f"unknown {kind} '{name}'.{guess}{listed}{'. ' + hint if hint else ''}")
+    rest = ". ".join(filter(None, (f"Known: {', '.join(names)}" if names else "", hint)))
+    return UsageError(f"unknown {kind} '{name}'.{guess}{' ' + rest if rest else ''}")
