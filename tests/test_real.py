@@ -12,7 +12,7 @@ from rdp_bench.cli import main
 from rdp_bench.data.open import open_dataset
 from rdp_bench.draws import Draws
 from rdp_bench.errors import BadModelError
-from rdp_bench.work import to_float, to_uint8
+from rdp_bench.work import prepare, to_float, to_uint8
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -86,6 +86,7 @@ class TestGpu:
     pytestmark = needs_gpu
 
     def test_logits_and_gradients_are_those_of_the_cpu(self) -> None:
+        prepare("cuda")
         x, y = pixels("photos20", 4)
         member = models.find("effnet-lite0")
         found = []

@@ -31,6 +31,10 @@ class Linear:
         small = torch.nn.functional.interpolate(x, size=(SIZE, SIZE), mode="nearest")
         return (small - 0.5).flatten(1) @ self.weight.T
 
+    def to(self, device: str) -> "Linear":
+        self.weight = self.weight.to(device)
+        return self
+
     def record(self) -> dict[str, Any]:
         return {"seed": self.seed}
 
