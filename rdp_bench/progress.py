@@ -81,7 +81,7 @@ def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
             begin = time.perf_counter()
             work()
             if plan.device != "cpu":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(plan.device)
             times[name] = (time.perf_counter() - begin) / count
         except Exception as error:  # an entry may raise anything
             log.info("%s cannot be timed: %s", name, error)

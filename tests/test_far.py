@@ -77,6 +77,13 @@ def test_attacks(name: str, device: str) -> None:
     assert (found - x).abs().max() > 1 / 255
 
 
+@pytest.mark.parametrize("attack", ["torchattacks:PGD(steps=2)", "torchattacks:MIFGSM(steps=2)"])
+def test_foreign_attacks(attack: str, device: str) -> None:
+    pytest.importorskip("torchattacks")
+    x = toy.images(3, 40)
+    assert torch.equal(crafted(attack, "toy/one", x, device), crafted(attack, "toy/one", x, "cpu"))
+
+
 @pytest.mark.parametrize(
     "label",
     ["exact(r&p, toy/one, 2)", "bpda(jpeg, toy/one)", "bpda(fd, toy/one)", "adaptive(rdp(dynamic=true), toy/one)"],

@@ -207,7 +207,7 @@ class Training:
             "steps": self.best["step"],
             "seconds": round(self.seconds),
             "machine": f"{processor()}, {torch.get_num_threads()} threads" if self.recipe.device == "cpu"
-            else torch.cuda.get_device_name(),
+            else torch.cuda.get_device_name(self.recipe.device),
             "versions": versions(),
             "validation": {key: round(value, 4) for key, value in self.best["metrics"].items()},
             "undefended": {key: round(value, 4) for key, value in undefended.items()},
