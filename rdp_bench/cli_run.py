@@ -44,7 +44,12 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 @click.option("--draws", type=int, help="Draws judged of a random defense.  [default: the grid's, or 1]")
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
-@click.option("--batch-size", default="auto", show_default=True, help="Images at once.")
+@click.option(
+    "--batch-size",
+    default="auto",
+    show_default=True,
+    help="Images at once; auto: 20 on a CPU, 64 on a GPU, a quarter through a defense.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
 @out_option
 @cli_cache.option

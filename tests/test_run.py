@@ -398,6 +398,25 @@ def test_out_of_memory_halves_the_batch_and_goes_on(grid: Path, monkeypatch: pyt
     assert sizes == [12, 6, 3, 3, 3, 3]
 
 
+@pytest.mark.parametrize(("flags", "sizes"), [((), [5, 5, 2]), (("--batch-size", 8), [8, 4])])
+def test_gradients_through_a_defense_take_smaller_batches(
+    grid: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[object, ...], sizes: list[int]
+) -> None:
+    """A network's and its purifier's activations are kept at once; a batch size that was asked for is what is used."""
+    from rdp_bench.attacks import _iterate
+
+    real, found = _iterate.iterate, []
+
+    def seen(attack: Any, source: Any, x: Any, *rest: Any) -> Any:
+        found.append(len(x))
+        return real(attack, source, x, *rest)
+
+    monkeypatch.setattr(_iterate, "iterate", seen)
+    grid.write_text(GRID.replace('["tiny/one"]\ntargets', '["bpda(tiny/round, tiny/one)"]\ntargets'))
+    assert run(grid, "--attack", "fgsm", *flags).exit_code == 0
+    assert found == sizes
+
+
 def test_a_known_model_that_is_off_warns_loudly(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rdp_bench.models import Card
 
