@@ -62,4 +62,5 @@ class Randomization(Purifier):
 @defense("r&p-30", source="Xie et al. 2018; cihangxie/NIPS2017_adv_challenge_defense")
 def randomization_30() -> Defense:
     """R&P as submitted to NIPS 2017: 30 patterns an image, softmax outputs averaged."""
+    # Theirs adds .4 of an auxiliary head's softmax to each pattern's; timm's conversions have no such head.
     return Randomization(patterns=30)

@@ -167,7 +167,7 @@ def _decide(
 
 
 def _keeps(run: Run, claim: Claim) -> list[Finding]:
-    """At most `margin` points lost: holds if the whole interval says so, fails if it is more and not by chance."""
+    """At most `margin` points lost: holds or fails where the whole interval says so, a tie where it holds `margin`."""
     findings = []
     for scope in scopes(run, claim, claim.subject):
         base = plain(run, scope.cells[0].source)
@@ -185,8 +185,7 @@ def _keeps(run: Run, claim: Claim) -> list[Finding]:
         duel = _by_errors(run, rival, scope.cells, theirs)
         losses = (_errors(run, scope.cells) - _errors(run, theirs)) / (len(theirs) * run.draws)
         lost, (low, high) = duel.mine - duel.theirs, (100 * end for end in stats.mean_interval(losses, least=-1))
-        chance = duel.p > 1 - stats.LEVEL
-        verdict = HOLDS if high <= claim.margin else TIE if chance or lost <= claim.margin else FAILS
+        verdict = HOLDS if high <= claim.margin else FAILS if low > claim.margin else TIE
         note = f"loss {lost:.1f} ({low:.1f} to {high:.1f}), allowed {show(claim.margin)}".replace("-", "−")
         findings.append(
             Finding(
@@ -208,7 +207,7 @@ def _gain(run: Run, claim: Claim) -> list[Finding]:
         finding = Finding(OPEN, {"attack": attack, "eps": show(eps)}, setting, pretty(claim.subject))
         if isinstance(found, Gain):
             verdict = HOLDS if found.low >= claim.percent else FAILS if found.high < claim.percent else TIE
-            note = f"interval {found.low:.1f} to {found.high:.1f}"
+            note = f"interval {found.interval}"
             finding = replace(
                 finding, verdict=verdict, value=found.mean, rival="printed", other=claim.percent,
                 test="bootstrap over images", note=note,

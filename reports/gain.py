@@ -30,6 +30,11 @@ class Gain:
     low: float
     high: float
 
+    @property
+    def interval(self) -> str:
+        """Its ends; ∞ where a target may as well have been right on nothing without a defense."""
+        return " to ".join("∞" if np.isinf(end) else f"{end:.1f}" for end in (self.low, self.high))
+
 
 def mode(run: Run, source: str) -> str:
     """How a source of the run crafts: plain, bpda, exact or white-box."""
@@ -76,7 +81,10 @@ def gain(run: Run, attack: str, eps: float, defense: str, sources: list[str]) ->
     cells = relative(before.mean(1), after.mean(1))
     drawn = np.random.default_rng(_SEED).multinomial(n, np.full(n, 1 / n), _RESAMPLES) / n
     means = relative(drawn @ before.T, drawn @ after.T).mean(1)
-    low, high = np.quantile(means[np.isfinite(means)], [(1 - stats.LEVEL) / 2, (1 + stats.LEVEL) / 2])
+    # Infinite ones count; neither between them nor beside them can be interpolated.
+    means = means[~np.isnan(means)]
+    low = np.quantile(means, (1 - stats.LEVEL) / 2, method="lower")
+    high = np.quantile(means, (1 + stats.LEVEL) / 2, method="higher")
     return Gain(cells.reshape(len(sources), len(targets)), float(cells.mean()), float(low), float(high))
 
 
@@ -102,9 +110,7 @@ def _sentence(run: Run, attack: str, eps: float, defense: str, sources: list[str
     both = [source for source in sources if mode(run, source) in PRINTED]
     whole = gain(run, attack, eps, defense, both)
     if isinstance(whole, Gain) and len(both) > 1:
-        parts.append(
-            f"{' and '.join(map(pretty, both))} together {whole.mean:.1f} % ({whole.low:.1f}–{whole.high:.1f})"
-        )
+        parts.append(f"{' and '.join(map(pretty, both))} together {whole.mean:.1f} % ({whole.interval})")
     printed = f" The paper's: {PRINTED['plain']} %, {PRINTED['bpda']} %, together 74 %." if defense == "rdp" else ""
     return (
         f"Relative gain of accuracy by {pretty(defense)} under {pretty(attack)}, mean over the targets, by what it is "

@@ -121,7 +121,8 @@ def test_the_row_that_the_paper_lacks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("n", "lost", "verdict", "p"),
-    [(20, 3, TIE, 0.25), (20, 8, FAILS, 2 / 2**8), (400, 0, HOLDS, 1.0), (200, 0, TIE, 1.0)],
+    # 8 of 500 are told from none (p .008), but their interval, .7 to 2.9 points, holds the point that is allowed.
+    [(500, 8, TIE, 2 / 2**8), (20, 3, TIE, 0.25), (20, 8, FAILS, 2 / 2**8), (400, 0, HOLDS, 1.0), (200, 0, TIE, 1.0)],
 )
 def test_clean_accuracy_is_kept_only_if_the_whole_interval_says_so(
     tmp_path: Path, n: int, lost: int, verdict: str, p: float
@@ -293,6 +294,20 @@ def test_relative_gain_of_a_run(tmp_path: Path) -> None:
     (note,) = gain.notes(run)
     assert "a 90.0 %; bpda(nrp, a) 50.0 %; a and bpda(nrp, a) together 70.0 %" in note
     assert [f.verdict for f in ask(run, "gain")] == [TIE]
+
+
+def test_a_gain_over_almost_nothing_has_no_upper_end(tmp_path: Path) -> None:
+    """Right on one image of 20: of the resamples, .95^20 = 36 % lack it, and there nothing can be divided by."""
+    right = {"none": 1, "rdp": 8}
+    run = made(
+        tmp_path, lambda p: range(right[p.defense], 20), grid="table3", attacks=["ti-dim"], defenses=["none", "rdp"]
+    )
+    run.record["sources"] = THROUGH
+    found = gain.gain(run, "ti-dim", 16.0, "rdp", ["a"])
+
+    assert isinstance(found, gain.Gain)
+    assert found.interval.endswith(" to ∞")
+    assert found.low < 700
 
 
 def test_no_gain_over_nothing(tmp_path: Path) -> None:

@@ -85,7 +85,24 @@ def test_sign_flip_of_equals_and_of_extremes_is_a_probability() -> None:
     assert sign_flip(np.zeros(5, int)) == 1
     assert sign_flip(np.array([2, -2])) == 1
     assert sign_flip(np.full(40, 5)) == pytest.approx(2.0**-39)
-    assert 0 <= sign_flip(np.full(2000, 5)) < 1e-14  # the transform rounds
+    assert 0 <= sign_flip(np.full(2000, 5)) < 1e-300
+
+
+@pytest.mark.parametrize("flipped", [0.01, 0.1, 0.3, 0.45])
+@pytest.mark.parametrize("top", [1, 5, 9])
+def test_sign_flip_is_exact_far_out_in_the_tail(top: int, flipped: float) -> None:
+    """Against every pattern counted in whole numbers: the coefficients of prod(1 + x^d), packed into one integer."""
+    rng = np.random.default_rng(top)
+    differences = rng.integers(1, top + 1, 300) * np.where(rng.random(300) < flipped, -1, 1)
+    sizes, room = [int(size) for size in np.abs(differences)], 301  # bits, for counts up to 2^300
+    patterns = 1
+    for size in sizes:
+        patterns += patterns << (size * room)
+    patterns >>= (sum(sizes) + abs(int(differences.sum()))) // 2 * room
+    at_least = 0
+    while patterns:
+        at_least, patterns = at_least + patterns % 2**room, patterns >> room
+    assert sign_flip(differences) == pytest.approx(2 * at_least / 2**300, rel=1e-11, abs=0)
 
 
 def test_interval_of_one_attack_is_near_wilson() -> None:

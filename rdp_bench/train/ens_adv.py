@@ -24,8 +24,8 @@ SHOWN = 256
 class EnsAdv(Recipe):
     """The student sees clean images and images attacked from static sources; its teacher sees the clean ones.
 
-    The sources (--features) take turns. An attack has one to three steps, half of them with a smoothed
-    gradient, at eps U(1/4, 1) of --eps; a few images in every batch get none. Batch statistics stay as they are.
+    Each batch draws its source (--features), one to three steps, and by a coin a smoothed gradient. A quarter of its
+    images are attacked at --eps, the others at U(1/4, 1) of it. Batch statistics stay as they are.
 
     The product lies --blend of the way from the teacher's weights to the student's: between them robustness lasts
     longer than the loss of clean accuracy does (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").

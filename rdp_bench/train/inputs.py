@@ -12,8 +12,8 @@ def adversarial(options: Options, features: Extractor, clean: Tensor, rng: Gener
     """Inputs x' for `clean` `[n, 3, h, h]`.
 
     * `paper`: SSP at eps from pure noise, for every image.
-    * `wide`: half of the images at eps, three eighths at U(0, eps), an eighth clean; every other batch starts
-      near the image instead of from noise, and every other pair smooths the gradient as TI-FGSM does, so
+    * `wide`: half of the images at eps, three eighths at U(0, eps), an eighth clean. Half of the batches smooth the
+      gradient as TI-FGSM does; these, and half of the others, start near the image instead of from noise, so
       that the purifier meets fine and coarse perturbations of every size. Not the paper's; the cards say so.
     """
     noise = torch.randn(clean.shape, generator=rng, device=clean.device)

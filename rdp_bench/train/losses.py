@@ -13,7 +13,7 @@ def l1(a: Tensor, b: Tensor) -> Tensor:
 
 
 def feature_l1(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """`l1` of feature maps, averaged over the maps (RDP Eq. 2, first term of Eq. 8)."""
+    """`l1` of feature maps, averaged over the maps (RDP Eq. 2 and 7)."""
     return torch.stack([l1(x, y) for x, y in zip(a, b, strict=True)]).mean()
 
 

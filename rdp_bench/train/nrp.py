@@ -16,7 +16,8 @@ from rdp_bench.train.recipe import Step
 class Nrp(AgainstCritic):
     """Feature distance 1, pixels 1e-2, relativistic average GAN 5e-3 (Naseer et al. 2020; the code is unreleased).
 
-    The discriminator is RDP's, so that the two differ in the idea alone.
+    The discriminator and its two losses are RDP's, so that the two differ in the idea alone; ESRGAN's generator
+    also wants real images to look fake.
     """
 
     name = "nrp"

@@ -17,8 +17,8 @@ from rdp_bench.train.recipe import Step
 class Rdp(AgainstCritic):
     """P and R learn together, D against P.
 
-    Loss terms: of P, `feat` (Eq. 2), `pix` (Eq. 3), `lat` (Eq. 4) and `adv` (Eq. 5), weighted as in Eq. 7; of R,
-    `recon` (Eq. 8: features, and pixels at weight `recon-pix`). Where the paper is silent:
+    Loss terms: of P, `feat` (Eq. 2), `pix` (Eq. 3), `lat` (Eq. 4) and `adv` (Eq. 5), weighted as in Eq. 6; of R,
+    `recon` (Eq. 9: features, and pixels at weight `recon-pix`). Where the paper is silent:
 
     * R's loss reaches P's encoder through the latent V. Read to the letter, Algorithm 1 updates each network on
       its own loss alone; then R could not matter to P, and the paper's ablation shows that it does.
