@@ -87,7 +87,11 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 def _images_in(folder: Path, name: str) -> list[str]:
     found: list[Path] = []
-    for parent, inner, files in os.walk(folder / name):
+
+    def fail(error: OSError) -> None:
+        raise BadImageError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+    for parent, inner, files in os.walk(folder / name, onerror=fail):
         inner[:] = [each for each in inner if not each.startswith(".")]
         found += [Path(parent, file) for file in files if not file.startswith(".")]
     return sorted(path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in SUFFIXES)

@@ -31,6 +31,20 @@ class _Group(click.Group):
             # `rdp-bench list | head`: the reader has what it wanted.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"error: {where}{error.strerror or error}", err=True)
+            self._more(ctx)
+        except Exception as error:  # of an entry, or a mistake of ours: one line for whoever only wants to go on
+            click.echo(f"error: {type(error).__name__}: {error} (rdp-bench -v says where)", err=True)
+            self._more(ctx)
+
+    @staticmethod
+    def _more(ctx: click.Context) -> None:
+        log.info("where that was", exc_info=True)
+        ctx.exit(1)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -158,6 +172,7 @@ def report(out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, 
 @cli_run.out_option
 @click.option("--to", type=click.Path(path_type=Path), help="Folder to write.  [default: OUT/export]")
 @click.option("--dataset", metavar="NAME|FOLDER|CSV", help="The run's images, where they are now.")
+@click.option("--only", multiple=True, metavar="GRID", help="Only the run of this grid; repeatable.")
 @click.option("--images", is_flag=True, help="Adversarial images too, as PNG.")
 @click.option("--parquet", is_flag=True, help="Predictions as Parquet instead of CSV (needs pyarrow).")
 @cli_run.plugin_option
@@ -166,6 +181,7 @@ def export(
     out: Path,
     to: Path | None,
     dataset: str | None,
+    only: tuple[str, ...],
     images: bool,
     parquet: bool,
     plugins_: tuple[Path, ...],
@@ -177,8 +193,11 @@ def export(
 
     plugins.load(plugins_, ("data",))
     to = to or out / "export"
-    found = write(out, Store(cache), to, dataset, images=images, parquet=parquet)
+    found = write(out, Store(cache), to, dataset, images=images, parquet=parquet, only=only)
     click.echo(f"{to}: {found['predictions']} predictions, {found['images']} images")
+    if found["lacking"]:
+        click.echo(f"{found['lacking']} adversarial sets are not in the cache; run the grid again", err=True)
+        sys.exit(1)
 
 
 main.add_command(cli_run.run)

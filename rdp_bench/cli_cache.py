@@ -1,6 +1,6 @@
 """`rdp-bench cache`: look after stored sets and predictions."""
 
-import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -34,11 +34,11 @@ def cache_ls(cache: Path | None) -> None:
         size = sum(path.stat().st_size for path in folder.iterdir())
         total += size
         try:
-            record = json.loads((folder / "record.json").read_text())
-        except ValueError:
+            record = store.open(kind, key).record
+        except DamagedError:
             click.echo(f"{kind:6} {key[:12]}  damaged record; run: rdp-bench cache verify")
             continue
-        about = record.get("attack", record.get("defense", {}))
+        about: Any = record.get("attack", record.get("defense", {}))
         click.echo(f"{kind:6} {key[:12]}  {record.get('n', 0):5} images  {size / 1e6:8.2f} MB  {_about(about)}")
     click.echo(f"{total / 1e6:.1f} MB in {store.root}")
 
@@ -54,6 +54,7 @@ def _about(part: dict[str, Any]) -> str:
 def cache_verify(cache: Path | None) -> None:
     """Check every stored byte; damaged batches are deleted and made again by the next run."""
     store = Store(cache)
+    _there(store)
     broken = count = 0
     for kind, key in store.everything():
         count += 1
@@ -70,19 +71,31 @@ def cache_verify(cache: Path | None) -> None:
         sys.exit(1)
 
 
+def _there(store: Store) -> None:
+    if not store.root.is_dir():
+        raise UsageError(f"--cache {store.root}: no such folder")
+
+
 @cache_.command("prune")
-@click.option("--older-than", type=float, metavar="DAYS", help="Delete what was written more than DAYS days ago.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Delete what was written more than DAYS days ago.",
+)
 @click.option("--all", "everything", is_flag=True, help="Delete everything.")
 @option
 def cache_prune(older_than: float | None, everything: bool, cache: Path | None) -> None:
     """Delete stored sets and predictions, and what killed runs left behind."""
-    if older_than is None and not everything:
+    if (older_than is None or math.isnan(older_than)) and not everything:
         raise UsageError("say what to delete: --older-than DAYS or --all")
     store = Store(cache)
+    _there(store)
     limit = time.time() - (older_than or 0) * 86400
     freed = count = 0
     for kind, key in list(store.everything()):
-        newest = max(path.stat().st_mtime for path in store.folder(kind, key).iterdir())
+        folder = store.folder(kind, key)
+        newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
         if everything or newest < limit:
             freed += store.delete(kind, key)
             count += 1

@@ -134,7 +134,7 @@ def _checked(options: dict[str, Any]) -> None:
     if options["limit"] is not None and options["limit"] < 1:
         raise UsageError(f"--limit {options['limit']}: at least one image is needed")
     batch = options["batch_size"]
-    if batch != "auto" and not (batch.isdigit() and int(batch) > 0):
+    if batch != "auto" and not (batch.isdecimal() and batch.isascii() and int(batch) > 0):
         raise UsageError(f"--batch-size {batch}: expected auto or a number above 0")
 
 

@@ -1,6 +1,7 @@
 """What can go wrong, in words: what was asked, what was found, what to do next."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -30,6 +31,17 @@ class BadModelError(UsageError):
 
 class BadImageError(UsageError):
     """An image or a dataset that cannot be read as asked."""
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Around a call of an entry's code: whatever it raises becomes a `UsageError` that begins with `what`."""
+    try:
+        yield
+    except RdpBenchError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UsageError:

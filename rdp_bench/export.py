@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from rdp_bench.data.fingerprints import batch, digest, fingerprints
 from rdp_bench.data.open import open_dataset
-from rdp_bench.errors import DamagedError, UsageError
+from rdp_bench.errors import DamagedError, UsageError, unknown
 from rdp_bench.protocols import Dataset
 from rdp_bench.store import Store, write_atomic
 from rdp_bench.table import Run, load
@@ -27,8 +27,12 @@ CELL = ("source", "attack", "eps", "defense", "target")
 BATCH = 50
 
 
-def export(out: Path, store: Store, to: Path, dataset: str | None, *, images: bool, parquet: bool) -> dict[str, int]:
-    """Write the runs in `out` into `to`; returns how many predictions and images there are.
+def export(
+    out: Path, store: Store, to: Path, dataset: str | None, *, images: bool, parquet: bool, only: Sequence[str] = ()
+) -> dict[str, int]:
+    """Write the runs in `out` (of the grids in `only`, if given) into `to`.
+
+    Returns how many predictions and images there are, and how many sets are lacking.
 
     * `predictions.csv` (or .parquet): one row an image, cell and draw; `margin` is the best logit minus the second.
     * `images/<set>/<index>.png` with `images/sets.csv`: every adversarial set once, pixel for pixel.
@@ -36,14 +40,20 @@ def export(out: Path, store: Store, to: Path, dataset: str | None, *, images: bo
     Image names come from the data set, so they are written as text, never used as paths.
 
     Raises:
-        UsageError: no run in `out`, the data set is not the run's, or it must be named. DamagedError: a stored file.
+        UsageError: no such run in `out`, the data set is not the run's, or it must be named.
+        DamagedError: a stored file.
     """
     runs = load(out, store)
+    for name in only:
+        if name not in (grids := [run.grid for run in runs]):
+            raise unknown("run of grid", name, grids)
+    runs = [run for run in runs if not only or run.grid in only]
     names = {run.grid: _dataset(run, dataset, store) for run in runs}
     rows = [row for run in runs for row in _predictions(run, store, names[run.grid])]
     _write_predictions(to, rows, parquet)
-    count = sum(_write_images(run, store, names[run.grid], to / "images") for run in runs) if images else 0
-    return {"predictions": len(rows), "images": count}
+    counts = [_write_images(run, store, names[run.grid], to / "images") for run in runs] if images else []
+    found, lacking = (sum(count[i] for count in counts) for i in (0, 1))
+    return {"predictions": len(rows), "images": found, "lacking": lacking}
 
 
 def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
@@ -55,7 +65,10 @@ def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
             f"the run's data set {about['name']} is needed again: name it with --dataset ({error})"
         ) from error
     if digest(found, fingerprints(found, store.root)) != about["images"]:
-        raise UsageError(f"{named or about['name']} does not hold the images and labels of the run {run.grid}")
+        raise UsageError(
+            f"{named or about['name']} does not hold the images and labels of the run {run.grid}; "
+            "where runs have different images, export them one by one: --only GRID --dataset ... --to ..."
+        )
     return found
 
 
@@ -99,18 +112,15 @@ def _write_predictions(to: Path, rows: list[dict[str, Any]], parquet: bool) -> N
     write_atomic(to / "predictions.csv", text.getvalue().encode())
 
 
-def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> int:
-    """Every finished set of the run as PNG; what is there already stays."""
+def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[int, int]:
+    """Every set of the run as PNG; how many images, and how many sets are not there whole."""
     from PIL import Image
 
     sets = {cell["adv_key"]: cell for cell in run.record["cells"] if cell["adv_key"]}
     lines, count = [], 0
     for key, cell in sets.items():
         try:
-            artefact = store.open("adv", key)
-            if not artefact.complete:
-                continue
-            delta = artefact.read()["delta"]
+            delta = store.open("adv", key).read()["delta"]
         except DamagedError as error:
             log.warning("set %s is left out: %s", key[:12], error)
             continue
@@ -125,4 +135,4 @@ def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> int:
         lines.append({"folder": key[:16], **{name: cell[name] for name in ("source", "attack", "eps")}, "key": key})
     record = {"dataset": run.record["dataset"], "ids": list(dataset.ids), "sets": lines}
     write_atomic(to / f"{run.grid}.json", json.dumps(record, indent=1).encode())
-    return count
+    return count, len(sets) - len(lines)

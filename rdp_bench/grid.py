@@ -5,10 +5,11 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from rdp_bench.errors import BadModelError, UsageError, unknown
+from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown
 from rdp_bench.registry import defense as defenses
 from rdp_bench.specs import Cell, show
 
@@ -91,7 +92,10 @@ def load(name: str, profile: str, changes: dict[str, Any]) -> tuple[Grid, tuple[
         UsageError: an unknown name, key or profile, a value of the wrong kind, or an empty axis.
     """
     name, table, folder = _table(name)
-    return _read(name, table, profile, changes), tuple(folder / p for p in table.get("plugins", []))
+    plugins = table.get("plugins", [])
+    if not isinstance(plugins, list) or not all(isinstance(each, str) for each in plugins):
+        raise UsageError(f"grid {name}: 'plugins' is a list of paths, found {plugins!r}")
+    return _read(name, table, profile, changes), tuple(folder / each for each in plugins)
 
 
 def listed(name: str, within: tuple[Path, ...] = ()) -> list[str]:
@@ -125,17 +129,18 @@ def listed(name: str, within: tuple[Path, ...] = ()) -> list[str]:
 
 def _table(name: str) -> tuple[str, dict[str, Any], Path]:
     """A grid's name, what its file says, and the folder that paths in it start from."""
+    file: Traversable
     if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
+        own = Path(name)
+        if not own.is_file():
             raise UsageError(f"grid file {name} is not there")
-        text, name, folder = path.read_text(), path.stem, path.parent
+        name, file, folder = own.stem, own, own.parent
     elif name in builtin():
-        text, folder = files("rdp_bench.data").joinpath("grids", f"{name}.toml").read_text(), Path()
+        file, folder = files("rdp_bench.data").joinpath("grids", f"{name}.toml"), Path()
     else:
         raise unknown("grid", name, builtin(), "A grid of your own is a path ending in .toml")
     try:
-        return name, tomllib.loads(text), folder
+        return name, tomllib.loads(file.read_text(encoding="utf-8")), folder
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"grid {name}: not valid TOML: {error}") from error
 
@@ -164,6 +169,14 @@ def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any
         if key not in ("title", "axes", "profile", "plugins"):
             raise unknown(f"key of grid {name}", key, ("title", "axes", "profile", "plugins"))
     profiles = table.get("profile", {})
+    for key, part in (("axes", table.get("axes", {})), ("profile", profiles)):
+        if not isinstance(part, dict):
+            raise UsageError(f"grid {name}: '{key}' is a table, found {part!r}")
+    for key, part in profiles.items():
+        if not isinstance(part, dict):
+            raise UsageError(f"grid {name}: profile '{key}' is a table, found {part!r}")
+    if not isinstance(table.get("title", ""), str):
+        raise UsageError(f"grid {name}: 'title' is a text, found {table['title']!r}")
     if profiles and profile not in profiles:
         raise unknown(f"profile of grid {name}", profile, profiles)
     values = {**table.get("axes", {}), **profiles.get(profile, {})}
@@ -174,25 +187,25 @@ def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any
     axes = replace(Axes(), **{key: _value(name, key, value) for key, value in values.items()})
     axes = replace(axes, **changes)
     axes = replace(axes, defenses=_spread(axes.defenses))
-    return Grid(name, str(table.get("title", name)), profile, _checked(name, axes))
+    return Grid(name, table.get("title", name), profile, _checked(name, axes))
 
 
 def _value(grid: str, key: str, value: Any) -> Any:
     """A TOML value as the type its axis has."""
     numbers = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
     words = isinstance(value, list) and all(isinstance(v, str) for v in value)
-    good = {
-        "dataset": isinstance(value, str),
-        "note": isinstance(value, str),
-        "clean": isinstance(value, bool),
-        "restoration": isinstance(value, bool),
-        "cost": isinstance(value, bool),
-        **dict.fromkeys(("draws", "limit", "samples"), isinstance(value, int) and not isinstance(value, bool)),
-        "eps": numbers,
-        "ensembles": isinstance(value, dict) and all(isinstance(v, list) for v in value.values()),
-    }.get(key, words)
+    lists = list(value.values()) if isinstance(value, dict) else [0]
+    members = all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in lists)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    good, wanted = {
+        **dict.fromkeys(("dataset", "note"), (isinstance(value, str), "a text")),
+        **dict.fromkeys(("clean", "restoration", "cost"), (isinstance(value, bool), "true or false")),
+        **dict.fromkeys(("draws", "limit", "samples"), (whole, "a whole number")),
+        "eps": (numbers, "a list of numbers, like [8, 16]"),
+        "ensembles": (members, 'a table of lists of models, like { both = ["a", "b"] }'),
+    }.get(key, (words, "a list of names"))
     if not good:
-        raise UsageError(f"grid {grid}: axis '{key}' cannot be {value!r}")
+        raise UsageError(f"grid {grid}: '{key}' is {wanted}, found {value!r}")
     if key == "eps":
         return tuple(float(v) for v in value)
     return tuple(value) if isinstance(value, list) else value
@@ -219,13 +232,17 @@ def _usable(name: str, label: str) -> bool:
         if label == "*" and not getattr(value, "purifies", True):
             return False
         value.resolved()
-    except BadModelError as error:
+    except RdpBenchError as error:
+        if label != "*" and not isinstance(error, BadModelError):
+            raise
         log.warning("left out of '*': %s" if label == "*" else "left out: %s", error)
         return False
     return True
 
 
 def _checked(grid: str, axes: Axes) -> Axes:
+    if axes.defenses and UNDEFENDED not in axes.defenses:
+        log.warning("no undefended row to compare with; --defense none brings it")
     for key in ("targets", "defenses", *(("sources", "eps") if axes.attacks else ())):
         if not getattr(axes, key):
             raise UsageError(f"grid {grid}: the axis '{key}' is empty; give it in the file or with --{key.rstrip('s')}")

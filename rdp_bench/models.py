@@ -124,7 +124,7 @@ class PluginMember:
 
     @cache  # noqa: B019 - members are few and live as long as the process
     def load(self, device: str) -> "Classifier":
-        made = model.get(self.name).factory()
+        made = model.make(self.name)
         move = getattr(made, "to", None)
         return move(device) if move else made
 
@@ -230,6 +230,8 @@ def _local(label: str, models_dir: Path | None) -> Path | None:
     """The weight file for `label` in the user's folder; labels never reach outside it."""
     if models_dir is None:
         return None
+    if not models_dir.is_dir():
+        raise UsageError(f"--models-dir {models_dir}: no such folder")
     stem = label.removeprefix("timm:")
     wanted = {f"{stem}{suffix}" for suffix in (".safetensors", ".pth", ".pt")}
     if label in zoo():

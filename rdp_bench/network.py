@@ -290,7 +290,8 @@ def _load(member: Member) -> PixelClassifier:
     except Exception as error:  # timm and its hub raise many kinds; each means "no weights"
         raise BadModelError(
             f"model {card.name}: timm could not provide '{card.arch}' ({type(error).__name__}: {error}). Without "
-            f"network, put its weights as {card.name}.safetensors into a folder and pass it as --models-dir"
+            f"network, put its weights as {card.name.removeprefix('timm:')}.safetensors into a folder and pass it as "
+            "--models-dir"
         ) from error
     if member.file is not None:
         fill(net, read(member.file), card, member.file)

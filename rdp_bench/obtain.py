@@ -209,8 +209,9 @@ def _opened(place: str, to: Path, tell: Tell) -> Iterator[Entries]:
         with _zip(path, place) as entries:
             yield entries
     else:
+        but = " (it is a file, but no zip that can be read: fetch it again)" if path.is_file() else ""
         raise UsageError(
-            f"--from {place}: expected a folder, a zip, or an address that begins with http:// or https://"
+            f"--from {place}: expected a folder, a zip, or an address that begins with http:// or https://{but}"
         )
 
 

@@ -10,7 +10,7 @@ from rdp_bench import crosscheck, perceptual, registry, weights
 from rdp_bench.crosscheck import Rate
 from rdp_bench.data.fingerprints import digest, fingerprints
 from rdp_bench.data.open import open_dataset
-from rdp_bench.errors import UsageError
+from rdp_bench.errors import UsageError, naming
 from rdp_bench.executor import CraftJob, Job, JudgeJob
 from rdp_bench.grid import CLEAN, UNDEFENDED, Grid
 from rdp_bench.keys import Record, hash_many, key_of
@@ -78,7 +78,8 @@ class Plan:
         """A model's or source's record, computed once: hashing weights takes time."""
         name = f"{type(part).__name__} {part.name}"
         if name not in self._records:
-            self._records[name] = part.record()
+            with naming(f"model '{name}' cannot say its record"):
+                self._records[name] = part.record()
         return self._records[name]
 
     def _images(self) -> Record:
@@ -95,6 +96,8 @@ class Plan:
         """Everything an adversarial set depends on."""
         made = self.attacks[attack]
         kind = type(made.value)
+        with naming(f"attack '{attack}' cannot say its parameters"):
+            params = made.value.resolved(eps)
         return {
             **self._images(),
             "kind": "adv",
@@ -102,7 +105,7 @@ class Plan:
             "attack": {
                 "type": f"{kind.__module__}.{kind.__qualname__}",
                 "version": made.version,
-                **made.value.resolved(eps),
+                **params,
             },
             "eps": eps,
         }
@@ -116,6 +119,8 @@ class Plan:
         """Everything a purified set depends on; `made_set` is the adversarial set's record, None for clean images."""
         made = self.defenses[defense]
         kind = type(made.value)
+        with naming(f"defense '{defense}' cannot say its parameters"):
+            params = made.value.resolved()
         return {
             **self._images(),
             "kind": "pure",
@@ -126,7 +131,7 @@ class Plan:
                 "type": f"{kind.__module__}.{kind.__qualname__}",
                 "version": made.version,
                 "passes": made.value.passes,
-                **made.value.resolved(),
+                **params,
             },
         }
 
@@ -240,10 +245,8 @@ class Plan:
         return all(self.artefact(record).complete for record in [*job.records, self.sample_record(job.key)])
 
     def to_do(self, jobs: Sequence[Job]) -> list[Job]:
-        """Jobs still needed: a set is only made where a judgement of it is missing."""
-        judges = [job for job in jobs if isinstance(job, JudgeJob) and not self.done(job)]
-        needed = {job.set_key for job in judges} | {job.key for job in judges}
-        return [job for job in jobs if job.key in needed and not (isinstance(job, CraftJob) and self.done(job))]
+        """Jobs that lack something; sets too that are judged already, for they are what `export` gives away."""
+        return [job for job in jobs if not self.done(job)]
 
 
 def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | None, models_dir: Path | None) -> Plan:

@@ -61,7 +61,7 @@ class _Stamp:
 def _guarded(work: object, what: str) -> None:
     try:
         work()  # type: ignore[operator]
-    except Exception as error:  # a plugin may raise anything; the user gets one line
+    except (Exception, SystemExit) as error:  # a plugin may raise anything; the user gets one line
         raise UsageError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
 
 

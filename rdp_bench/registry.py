@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from rdp_bench.errors import RdpBenchError, UsageError, unknown
+from rdp_bench.errors import RdpBenchError, UsageError, naming, unknown
 from rdp_bench.protocols import Attack, Classifier, Dataset, Defense
 from rdp_bench.specs import Spec, parse_spec, with_params
 
@@ -103,8 +103,18 @@ class Registry(Generic[T]):
                         return made
                     return Resolved(text, made, dialect.name, dialect.name, "1")
         entry = self.get(spec.name)
-        value = with_params(entry.factory(), spec, self.kind)
+        value = with_params(self.make(entry.name), spec, self.kind)
         return Resolved(str(spec), value, entry.summary, entry.source, entry.version)
+
+    def make(self, name: str) -> T:
+        """A new object of the entry called `name`.
+
+        Raises:
+            UsageError: there is no such entry, or its factory raises.
+        """
+        entry = self.get(name)
+        with naming(f"{self.kind} '{name}' cannot be made"):
+            return entry.factory()
 
     def get(self, name: str) -> Entry[T]:
         """The entry called `name`; an unknown one raises `UsageError` with the nearest name."""

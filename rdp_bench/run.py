@@ -22,6 +22,8 @@ from rdp_bench.store import write_atomic
 
 log = logging.getLogger(__name__)
 
+_PLACE = ("source", "attack", "eps", "defense", "target")
+
 OFF_BY = 0.5
 """Points of clean accuracy by which a known model may be off before a run warns."""
 
@@ -50,8 +52,24 @@ class Run:
             self.record["cost"] = self._known_cost()
         # Reading finds damaged batches and deletes them, so this comes before asking what is to do.
         self.refresh(self.plan.grid.cells())
+        self._say_what_goes()
         self.save()
         return self.plan.to_do(jobs)
+
+    def _say_what_goes(self) -> None:
+        """Of the run that this one takes the place of: a narrower one must not seem to be all there ever was."""
+        try:
+            before = json.loads(self._path.read_text())
+            there = {tuple(cell[name] for name in _PLACE) for cell in before["cells"]}
+            if before["dataset"]["name"] == self.record["dataset"]["name"]:
+                there -= {tuple(getattr(cell, name) for name in _PLACE) for cell in self.record["cells"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # none, or none that could be read
+        if there:
+            log.warning(
+                "%d cells of the %s before this one leave %s; its command brings them back from the cache: %s",
+                len(there), self.plan.grid.name, self.out, before.get("command", ""),
+            )  # fmt: skip
 
     def execute(
         self, jobs: Sequence[Job], work: Callable[[Job], Any], executor: Executor | None = None, save_every: float = 5.0

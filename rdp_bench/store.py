@@ -68,6 +68,24 @@ def write_atomic(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Among the processes that say so of the same `folder`, where the system can lock one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a network's file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 @dataclass(frozen=True)
 class Artefact:
     """The arrays of one record, one row an image, in shards of consecutive images."""
@@ -102,12 +120,12 @@ class Artefact:
 
     @property
     def complete(self) -> bool:
-        """Whether every image is there (its content is checked when it is read)."""
-        return not self.missing(self.n or 1)
+        """Whether every image is there (its content is checked when it is read), and the record."""
+        return not self.missing(self.n or 1) and self._described
 
     def write(self, low: int, high: int, arrays: "Mapping[str, NDArray[Any]]") -> None:
         """Store rows `low..high` of every array (first axis: images); atomic."""
-        self._describe()
+        self.describe()
         write_atomic(self.folder / f"{low:06d}-{high:06d}.safetensors", _pack(arrays))
 
     def take_over(self, other: "Artefact") -> int:
@@ -115,7 +133,7 @@ class Artefact:
         missing = self.missing(self.n or 1)
         wanted = [path for low, high, path in other.shards() if any(a < high and low < b for a, b in missing)]
         if wanted:
-            self._describe()
+            self.describe()
         for path in wanted:
             link = self.folder / path.name
             try:
@@ -154,10 +172,18 @@ class Artefact:
             raise DamagedError(f"{self.folder}: {int((~have).sum())} of {high - low} images are not there; run again")
         return out
 
-    def _describe(self) -> None:
-        if not self.folder.joinpath("record.json").exists():
+    def describe(self) -> None:
+        """Write the record beside the shards, unless it is there and whole."""
+        if not self._described:
             text = json.dumps(self.record, indent=1, sort_keys=True)
             write_atomic(self.folder / "record.json", text.encode())
+
+    @property
+    def _described(self) -> bool:
+        try:
+            return bool(key_of(json.loads((self.folder / "record.json").read_text())) == self.key)
+        except (OSError, ValueError, TypeError):
+            return False
 
     def heal(self) -> list[Path]:
         """Delete the shards that fail their check, so that a run makes them again; returns them."""
@@ -195,16 +221,18 @@ class Store:
         folder = self.folder(kind, key)
         try:
             record = json.loads((folder / "record.json").read_text())
-        except (OSError, ValueError) as error:
+            found = key_of(record)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise DamagedError(f"{folder}: no readable record ({error}); run the grid again") from error
-        if key_of(record) != key:
+        if found != key:
             raise DamagedError(f"{folder}: its record does not hash to its key; delete the folder and run again")
         return Artefact(folder, key, record, int(record["n"]))
 
     def everything(self) -> Iterator[tuple[str, str]]:
-        """(kind, key) of every stored artefact."""
-        for folder in sorted(self.root.glob("*/??/*/record.json")):
-            yield folder.parent.parent.parent.name, folder.parent.name
+        """(kind, key) of every stored artefact, whether its record is there or not."""
+        for folder in sorted(self.root.glob("*/??/*")):
+            if folder.is_dir() and len(folder.name) == 64:  # in hexadecimal, what SHA-256 gives
+                yield folder.parent.parent.name, folder.name
 
     def nearest(self, kind: str, record: Record) -> list[str]:
         """Why `record` missed: its differences from the stored record that is most like it."""

@@ -21,7 +21,7 @@ from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.keys import Record
 from rdp_bench.outcomes import WAYS, distances, wrong
 from rdp_bench.specs import show
-from rdp_bench.store import Store, write_atomic
+from rdp_bench.store import Store, alone, write_atomic
 from rdp_bench.verdict import UNDEFENDED as UNDEFENDED
 
 if TYPE_CHECKING:
@@ -189,20 +189,27 @@ def write_results(out: Path, rows: Sequence[Row]) -> Path:
         UsageError: the file that is there has other columns; it is left as it is.
     """
     path = out / "results.csv"
-    grids = {line["grid"] for line in rows}
-    kept: list[Row] = []
-    if path.exists():
+    with alone(out):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows([*_others(path, {line["grid"] for line in rows}), *rows])
+        write_atomic(path, text.getvalue().encode())
+    return path
+
+
+def _others(path: Path, grids: set[str]) -> list[Row]:
+    """The lines of all grids but these."""
+    if not path.exists():
+        return []
+    try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise UsageError(f"{path} has other columns than results.csv; move it away, or name another --out")
-            kept = [line for line in reader if line["grid"] not in grids]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows([*kept, *rows])
-    write_atomic(path, text.getvalue().encode())
-    return path
+            if tuple(reader.fieldnames or ()) == COLUMNS:
+                return [line for line in reader if line["grid"] not in grids]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read ({error}); move it away, or name another --out") from error
+    raise UsageError(f"{path} has other columns than results.csv; move it away, or name another --out")
 
 
 # --- what reports read -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rdp_bench import tfcheckpoint
-from rdp_bench.errors import BadModelError
+from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.store import write_atomic
 
 if TYPE_CHECKING:
@@ -35,7 +35,13 @@ _folders: list[Path] = []
 
 
 def look_in(models_dir: Path | None) -> None:
-    """Let `find` look for named files in this folder first (`--models-dir`)."""
+    """Let `find` look for named files in this folder first (`--models-dir`).
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if models_dir and not models_dir.is_dir():
+        raise UsageError(f"--models-dir {models_dir}: no such folder")
     _folders[:] = [models_dir] if models_dir else []
 
 

@@ -93,6 +93,7 @@ class Worker:
         facts = {name: job.record[name] for name in SET_FACTS}
         seed = hash_many([canonical(facts)])
         artefact = plan.artefact(job.record)
+        artefact.describe()
 
         def make(low: int, high: int) -> dict[str, NDArray[np.generic]]:
             u8 = self.clean(low, high)
@@ -138,10 +139,13 @@ class Worker:
                 problems.append(str(error))  # one bad target must not cost the others their numbers
         if job.restoration:
             open_[RESTORED] = plan.artefact(job.restoration)
+        samples = plan.artefact(plan.sample_record(job.key))
+        for artefact in (*open_.values(), samples):
+            artefact.describe()
         missing = {label: artefact.missing(self.size) for label, artefact in open_.items()}
         ranges = sorted({r for label_ranges in missing.values() for r in label_ranges})
         # Images to be kept that no missing batch brings by the way.
-        unkept = plan.artefact(plan.sample_record(job.key)).missing(self.size)
+        unkept = samples.missing(self.size)
         ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
         seed = hash_many([canonical({k: job.record[k] for k in ("defense", "seed", "stream")})])
         for low, high in ranges:
@@ -282,6 +286,8 @@ def add_delta(clean: NDArray[np.uint8], delta: NDArray[np.generic]) -> NDArray[n
 
 def checked_pure(pure: Tensor, x: Tensor, what: str) -> Tensor:
     """A defense's output as float32 in [0, 1], or an error that names it."""
+    if not isinstance(pure, Tensor):
+        raise RdpBenchError(f"defense '{what}' returned {type(pure).__name__}, not a tensor")
     if pure.ndim != 4 or pure.shape[:2] != x.shape[:2] or pure.shape[2] != pure.shape[3]:
         raise RdpBenchError(f"defense '{what}' returned shape {list(pure.shape)} for {list(x.shape)}")
     if not torch.isfinite(pure).all():

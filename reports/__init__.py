@@ -1,5 +1,7 @@
 """Reports: OUT/runs and the store -> OUT/report (a page, tables in four formats, figures in three)."""
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,46 +25,73 @@ def render(out: Path, store: "Store", only: Sequence[str] | None = None) -> Path
         UsageError: there is no run, a grid of `only` has none, or a record cannot be read.
     """
     from rdp_bench.reports import html, reading
-    from rdp_bench.store import write_atomic
     from rdp_bench.table import load
 
     runs = reading.in_order(load(out, store))
     for name in only or ():
         if name not in (grids := [run.grid for run in runs]):
             raise unknown("run of grid", name, grids)
-    folder = out / "report"
     shown = [run for run in runs if not only or run.grid in only]
-    sections = [_section(folder, run, store, len(shown) > FEW) for run in shown]
-    page = folder / "index.html"
-    write_atomic(page, html.page(sections, reading.absent(runs)).encode())
+    pen = _Pen(out / "report")
+    sections = [_section(pen, run, store, len(shown) > FEW) for run in shown]
+    page = pen.write("index.html", html.page(sections, reading.absent(runs)).encode())
+    pen.tidy(keep=bool(only))
     return page
 
 
-def _section(folder: Path, run: "Run", store: "Store", crowded: bool) -> "Section":
+class _Pen:
+    """Writes a report's files, and knows what the report before it wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._list = folder / ".written.json"
+        self._names: set[str] = set()
+
+    def write(self, name: str, content: bytes) -> Path:
+        from rdp_bench.store import write_atomic
+
+        self._names.add(name)
+        write_atomic(self.folder / name, content)
+        return self.folder / name
+
+    def tidy(self, *, keep: bool) -> None:
+        """Delete what an earlier report wrote and this one did not; `keep` it where this one is of some runs only."""
+        try:
+            before = [str(name) for name in json.loads(self._list.read_text())]
+        except (OSError, ValueError, TypeError):
+            before = []
+        left = {name for name in before if re.fullmatch(r"(tables|figures)/[\w.-]+", name)} - self._names
+        if keep:
+            self._names |= left
+        else:
+            for name in left:
+                (self.folder / name).unlink(missing_ok=True)
+        self.write(self._list.name, json.dumps(sorted(self._names)).encode())
+
+
+def _section(pen: _Pen, run: "Run", store: "Store", crowded: bool) -> "Section":
     """Write a run's tables and figures; what the page needs of it."""
     from rdp_bench.reports import beyond, claims, draws, strip
     from rdp_bench.reports.answers import answers
     from rdp_bench.reports.exhibit import exhibits, slug
     from rdp_bench.reports.html import Section
     from rdp_bench.reports.plates import plates
-    from rdp_bench.store import write_atomic
 
     found = answers(run)
     if found:
-        write_atomic(folder / "tables" / f"{slug(run.grid, 'claims')}.csv", claims.sheet(run, found).encode())
+        pen.write(f"tables/{slug(run.grid, 'claims')}.csv", claims.sheet(run, found).encode())
     tables = [*exhibits(run), *draws.tables(run), *beyond.tables(run)]
     for table in tables:
-        _write_table(folder / "tables", table)
+        _write_table(pen, table)
     drawn = plates(run, store, tables)
     for plate in drawn:
         for ending, content in plate.files.items():
-            write_atomic(folder / "figures" / f"{slug(run.grid, plate.name)}.{ending}", content)
+            pen.write(f"figures/{slug(run.grid, plate.name)}.{ending}", content)
     return Section(run, slug(run.grid), found, tables, drawn, strip.examples(run, store, crowded))
 
 
-def _write_table(folder: Path, table: "Exhibit") -> None:
+def _write_table(pen: _Pen, table: "Exhibit") -> None:
     from rdp_bench.reports import latex, markdown, sheet
-    from rdp_bench.store import write_atomic
 
     for ending, text in {
         ".csv": sheet.shape(table),
@@ -70,4 +99,4 @@ def _write_table(folder: Path, table: "Exhibit") -> None:
         ".tex": latex.table(table),
         ".md": markdown.table(table),
     }.items():
-        write_atomic(folder / f"{table.slug}{ending}", text.encode())
+        pen.write(f"tables/{table.slug}{ending}", text.encode())

@@ -95,7 +95,13 @@ def missing(run: Run) -> list[dict[str, Any]]:
     names = dict.fromkeys(name for claim in asked for name in (claim.subject, *claim.against) if "*" not in name)
     if left_out := [name for name in names if name not in run.axis("defenses")]:
         reason = f"of the paper's defenses not in this run: {', '.join(map(pretty, left_out))}"
-        gaps.append({"count": len(left_out), "reason": reason, "which": "rdp-bench doctor says what they need."})
+        gaps.append(
+            {
+                "count": len(left_out),
+                "reason": reason,
+                "which": "not asked for, or not here: rdp-bench doctor says what each needs.",
+            }
+        )
     return gaps
 
 

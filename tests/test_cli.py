@@ -77,7 +77,7 @@ def test_cuda_asked_for_and_absent() -> None:
         ("axes = [", "not valid TOML"),
         ("[axs]", "unknown key of grid bad 'axs'. Did you mean 'axes'?"),
         ('[axes]\nattack = ["fgsm"]', "unknown axis of grid bad 'attack'. Did you mean 'attacks'?"),
-        ("[axes]\neps = 16", "axis 'eps' cannot be 16"),
+        ("[axes]\neps = 16", "'eps' is a list of numbers, like [8, 16], found 16"),
         ('[axes]\ntargets = []\ndataset = "photos20"', "the axis 'targets' is empty"),
         ('[axes]\ntargets = ["effnet-lite2"]\ndefenses = ["none"]', "no data set"),
         ('[axes]\nclean = false\ntargets = ["effnet-lite2"]\ndefenses = ["none"]', "leave nothing to run"),

@@ -290,10 +290,14 @@ def test_grid(example: Example) -> None:
 
 def test_the_worst_attack(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of four images one falls to the first attack, another to the second: an attacker with both has two."""
-    head = "target,eps,defense,attack,index,correct"
-    lines = ["t,0,none,clean,0,0"]
-    lines += [f"t,16,none,{attack},{i},{int(i != falls)}" for attack, falls in (("a", 1), ("b", 2)) for i in range(4)]
+    head = "grid,dataset,target,eps,defense,attack,index,correct"
+    lines = ["g,d,t,0,none,clean,0,0", *(f"g,other,t,16,none,a,{i},1" for i in range(4))]
+    lines += [
+        f"g,d,t,16,none,{attack},{i},{int(i != falls)}" for attack, falls in (("a", 1), ("b", 2)) for i in range(4)
+    ]
     (tmp_path / "predictions.csv").write_text("\n".join([head, *lines]))
     monkeypatch.setattr(sys, "argv", ["worst.py", str(tmp_path / "predictions.csv")])
     runpy.run_path(str(DOCS / "examples" / "worst.py"))
-    assert capsys.readouterr().out.split()[-4:] == ["t", "16", "none", "50.0"]
+    first, second = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert first[-5:] == ["d", "t", "16", "none", "50.0"]
+    assert second[-1] == "0.0"  # images of another data set stay apart

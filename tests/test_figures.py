@@ -292,7 +292,7 @@ def test_grids_and_reports_know_the_same_figures() -> None:
     [
         ('figures = ["galery"]', "unknown figure of grid tiny 'galery'.*gallery"),
         ("samples = 0", "samples is 0; at least one image"),
-        ("limit = true", "axis 'limit' cannot be True"),
+        ("limit = true", "'limit' is a whole number, found True"),
     ],
 )
 def test_a_grid_that_asks_for_what_cannot_be_is_refused(tiny: Path, line: str, said: str) -> None:

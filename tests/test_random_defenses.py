@@ -251,7 +251,7 @@ def test_no_draws_is_no_evaluation(grid: Path, value: str) -> None:
     assert found.exit_code == 2
     assert f"draws is {value}; a random defense is judged on at least one" in found.output
     grid.write_text(GRID + "draws = true\n")
-    with pytest.raises(UsageError, match="axis 'draws' cannot be True"):
+    with pytest.raises(UsageError, match="'draws' is a whole number, found True"):
         load(str(grid), "embedded", {})
 
 

@@ -385,6 +385,7 @@ def test_page_and_its_files(tmp_path: Path) -> None:
     assert page == tmp_path / "report" / "index.html"
     assert names == {
         "index.html",
+        ".written.json",
         "tables/table1_claims.csv",
         *(
             f"tables/table1_{kind}{end}"

@@ -9,7 +9,7 @@ import pandas as pd
 
 frame = pd.read_csv(sys.argv[1])
 attacked = frame[frame["attack"] != "clean"]
-setting = ["target", "eps", "defense"]
+setting = ["grid", "dataset", "target", "eps", "defense"]
 survived = attacked.groupby([*setting, "index"])["correct"].min()
 errors = 100 * (1 - survived.groupby(setting).mean())
 print(errors.round(1).to_string())
