@@ -90,7 +90,7 @@ def _contest(run: Run, claim: Claim, *, sign: int = 1, each: bool = False, stead
         for group in [[rival] for rival in rivals] if each else [rivals]:
             fought = [duels[i, rival.name] for rival in group if (i, rival.name) in duels]
             holes = list(dict.fromkeys(gaps[i, rival.name] for rival in group if (i, rival.name) in gaps))
-            findings.append(_decide(claim, scope, fought, holes, left_out, sign))
+            findings.append(_decide(run, claim, scope, fought, holes, left_out, sign))
     return findings + [Finding(OPEN, {}, "", note=f"no {pretty(name)} in this run") for name in left_out if each]
 
 
@@ -131,7 +131,7 @@ def _by_deviation(run: Run, rival: str, mine: list[Place], theirs: list[Place]) 
 
 
 def _decide(
-    claim: Claim, scope: Scope, duels: list[_Duel], holes: list[str], left_out: list[str], sign: int
+    run: Run, claim: Claim, scope: Scope, duels: list[_Duel], holes: list[str], left_out: list[str], sign: int
 ) -> Finding:
     """Holds if every rival is told to be worse, fails if one is told to be better, else a tie."""
     subject = _called(scope.cells[0].defense)
@@ -156,7 +156,7 @@ def _decide(
         if left_out:
             notes.append(f"without {_names(map(pretty, left_out))}")
     shown = [100 - value if claim.metric == "accuracy" else value for value in (decisive.mine, decisive.theirs)]
-    test = f"{_SWAPS} swaps" if claim.metric == "deviation" else _test(scope.cells)
+    test = f"{_SWAPS} swaps" if claim.metric == "deviation" else _test(run, scope.cells)
     return Finding(
         verdict, scope.where, scope.setting, subject, shown[0], decisive.rival, shown[1], test, decisive.p,
         "; ".join(notes),
@@ -190,7 +190,7 @@ def _keeps(run: Run, claim: Claim) -> list[Finding]:
         findings.append(
             Finding(
                 verdict, scope.where, scope.setting, pretty(claim.subject), 100 - duel.mine, rival, 100 - duel.theirs,
-                _test(theirs), duel.p, note,
+                _test(run, theirs), duel.p, note,
             )
         )  # fmt: skip
     return findings or [Finding(OPEN, {}, "", note=f"this run has no such cells behind {pretty(claim.subject)}")]
@@ -247,8 +247,8 @@ def _lacking(run: Run, places: list[Place]) -> str:
     return f"{name}: {done} of {len(places)} cells are done" if len(places) > 1 else f"{name} is not done"
 
 
-def _test(cells: list[Place]) -> str:
-    return "McNemar" if len(cells) == 1 else "sign-flip"
+def _test(run: Run, cells: list[Place]) -> str:
+    return "McNemar" if len(cells) == run.draws == 1 else "sign-flip"
 
 
 def _called(defense: str) -> str:

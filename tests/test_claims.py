@@ -135,6 +135,14 @@ def test_clean_accuracy_is_kept_only_if_the_whole_interval_says_so(
     assert (found.value, found.other) == (100 - 100 * lost / n, 100)
 
 
+def test_several_draws_are_no_mcnemar_test(tmp_path: Path) -> None:
+    run = made(tmp_path, lambda p: range(8) if p.defense == "rdp" else (), attacks=["fgsm"])
+    assert ask(run, "clean")[0].test == "McNemar"
+    run.record["axes"]["draws"] = 10  # each image counts how many of ten draws were wrong
+    (found,) = ask(run, "clean")
+    assert (found.test, found.p) == ("sign-flip", pytest.approx(2 / 2**8))
+
+
 def test_crafting_through_a_defense_is_held_against_plain_crafting(tmp_path: Path) -> None:
     more: dict[str, Any] = {
         "grid": "table3",
