@@ -6,6 +6,7 @@ give the same interval and the same p-value everywhere.
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,8 @@ LEVEL = 0.95
 """Coverage of every interval; a test at 1 - LEVEL calls a difference."""
 
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-_SEED = 20170717  # any constant; reports must not change from one rendering to the next
-_RESAMPLES = 2000
+_FINEST = 10_000
+"""Most parts of one that a share may be counted in: attacks times draws of a defense."""
 
 
 def wilson(successes: int, n: int) -> Interval:
@@ -45,10 +46,12 @@ def mean_interval(values: "NDArray[np.floating]", least: float = 0.0) -> Interva
     """Percentile bootstrap of the mean of one value in [least, 1] an image, `[n]`; images are resampled.
 
     For an average over attacks, give each image's own average: its attacks are no independent draws.
-    For a paired difference, give each image's difference and `least=-1`.
+    For a paired difference, give each image's difference and `least=-1`. Values are shares, multiples of
+    one over a whole number, so the sum of n of them has a distribution that is computed, not drawn:
+    the interval of -x is that of x, turned round, and has no digits of chance.
 
     Raises:
-        ValueError: there are no values.
+        ValueError: there are no values, or they are no shares.
     """
     import numpy as np
 
@@ -60,10 +63,19 @@ def mean_interval(values: "NDArray[np.floating]", least: float = 0.0) -> Interva
         # Equal values leave nothing to resample, which is no certainty: as wide as Wilson's at 0 of n.
         value, slack = float(levels[0]), wilson(0, n)[1]
         return max(least, value - slack), min(1.0, value + slack)
-    # Only how often each level is drawn matters, and that is multinomial: the cost does not grow with n.
-    draws = np.random.default_rng(_SEED).multinomial(n, counts / n, _RESAMPLES)
-    low, high = np.quantile(draws @ levels / n, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    whole = math.lcm(*(Fraction(float(level)).limit_denominator(_FINEST).denominator for level in levels))
+    steps = np.rint((levels - levels[0]) * whole).astype(int)
+    if whole > _FINEST or np.abs(steps / whole - (levels - levels[0])).max() > 1e-9:
+        raise ValueError(f"expected shares, multiples of one over at most {_FINEST}, got {levels[:3].tolist()} ...")
+    one = np.bincount(steps, counts / n)
+    reach = n * len(one) - n
+    size = 1 << reach.bit_length()
+    chance = np.fft.irfft(np.fft.rfft(one, size) ** n, size)[: reach + 1]  # of the sums of n draws
+    outside = (1 - LEVEL) / 2 - 1e-9  # the transform rounds
+    low = int(np.searchsorted(np.cumsum(chance), outside))
+    high = reach - int(np.searchsorted(np.cumsum(chance[::-1]), outside))
+    first = float(levels[0])
+    return first + low / whole / n, first + high / whole / n
 
 
 def mcnemar(b: int, c: int) -> float:
