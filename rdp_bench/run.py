@@ -61,7 +61,8 @@ class Run:
         try:
             before = json.loads(self._path.read_text())
             there = {tuple(cell[name] for name in _PLACE) for cell in before["cells"]}
-            if before["dataset"]["name"] == self.record["dataset"]["name"]:
+            old, new = before["dataset"], self.record["dataset"]
+            if old["name"] == new["name"] and old["n"] <= new["n"]:
                 there -= {tuple(getattr(cell, name) for name in _PLACE) for cell in self.record["cells"]}
         except (OSError, ValueError, KeyError, TypeError):
             return  # none, or none that could be read

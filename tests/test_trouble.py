@@ -145,6 +145,11 @@ def test_a_narrower_run_says_what_it_replaces(out: Path, caplog: pytest.LogCaptu
     caplog.clear()
     run(out)
     assert "leave" not in caplog.text  # a wider one loses nothing
+    run(out, "--limit", 5)
+    assert "4 cells of the tiny before this one leave" in caplog.text  # the same cells, on fewer images
+    caplog.clear()
+    run(out)
+    assert "leave" not in caplog.text
 
 
 def test_no_undefended_row_is_warned_of(out: Path, caplog: pytest.LogCaptureFixture) -> None:
