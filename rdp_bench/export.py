@@ -12,10 +12,10 @@ import numpy as np
 
 from rdp_bench.data.fingerprints import batch, digest, fingerprints
 from rdp_bench.data.open import open_dataset
-from rdp_bench.errors import DamagedError, UsageError, unknown
+from rdp_bench.errors import DamagedError, UsageError
 from rdp_bench.protocols import Dataset
 from rdp_bench.store import Store, write_atomic
-from rdp_bench.table import Run, load
+from rdp_bench.table import Run, chosen, load
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +43,7 @@ def export(
         UsageError: no such run in `out`, the data set is not the run's, or it must be named.
         DamagedError: a stored file.
     """
-    runs = load(out, store)
-    for name in only:
-        if name not in (grids := [run.grid for run in runs]):
-            raise unknown("run of grid", name, grids)
-    runs = [run for run in runs if not only or run.grid in only]
+    runs = chosen(load(out, store), only)
     names = {run.grid: _dataset(run, dataset, store) for run in runs}
     rows = [row for run in runs for row in _predictions(run, store, names[run.grid])]
     _write_predictions(to, rows, parquet)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rdp_bench import stats
-from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.errors import RdpBenchError, UsageError, unknown
 from rdp_bench.keys import Record
 from rdp_bench.outcomes import WAYS, distances, wrong
 from rdp_bench.specs import show
@@ -259,6 +259,19 @@ class Run:
         singular = {"sources": "source", "targets": "target", "attacks": "attack", "defenses": "defense"}[name]
         seen = [cell[singular] for cell in self.record["cells"]]
         return [label for label in dict.fromkeys([*self.record["axes"].get(name, []), *seen]) if label in seen]
+
+
+def chosen(runs: list[Run], only: Sequence[str]) -> list[Run]:
+    """The runs of the grids in `only`; all where it names none.
+
+    Raises:
+        UsageError: a grid of `only` has no run.
+    """
+    grids = [run.grid for run in runs]
+    for name in only:
+        if name not in grids:
+            raise unknown("run of grid", name, grids)
+    return [run for run in runs if not only or run.grid in only]
 
 
 def load(out: Path, store: Store) -> list[Run]:

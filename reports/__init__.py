@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rdp_bench.errors import unknown
-
 if TYPE_CHECKING:
     from rdp_bench.reports.exhibit import Exhibit
     from rdp_bench.reports.html import Section
@@ -25,13 +23,10 @@ def render(out: Path, store: "Store", only: Sequence[str] | None = None) -> Path
         UsageError: there is no run, a grid of `only` has none, or a record cannot be read.
     """
     from rdp_bench.reports import html, reading
-    from rdp_bench.table import load
+    from rdp_bench.table import chosen, load
 
     runs = reading.in_order(load(out, store))
-    for name in only or ():
-        if name not in (grids := [run.grid for run in runs]):
-            raise unknown("run of grid", name, grids)
-    shown = [run for run in runs if not only or run.grid in only]
+    shown = chosen(runs, only or ())
     pen = _Pen(out / "report")
     sections = [_section(pen, run, store, len(shown) > FEW) for run in shown]
     page = pen.write("index.html", html.page(sections, reading.absent(runs)).encode())

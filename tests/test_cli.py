@@ -7,16 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
-from rdp_bench.cli import main
-
-ROOT = Path(__file__).parent.parent
-PLUGIN = ROOT / "tests" / "plugin" / "tiny.py"
-
-
-def cli(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
+from tests.commands import PLUGIN, ROOT, cli
 
 
 @pytest.fixture(autouse=True)

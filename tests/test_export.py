@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
-from rdp_bench.cli import main
+from tests.commands import PLUGIN, cli
 
-PLUGIN = Path(__file__).parent / "plugin" / "tiny.py"
 GRID = """
 title = "Tiny"
 [axes]
@@ -23,10 +21,6 @@ dataset = "tiny/noise"
 sources = ["tiny/one"]
 targets = ["tiny/two"]
 """
-
-
-def cli(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from rdp_bench import models
 from rdp_bench.attacks._iterate import draw_diversity, take_pixels
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.errors import BadModelError
+from rdp_bench.folding import Clip6, fold_batch_norm, replace_relu6
 from rdp_bench.models import Card
-from rdp_bench.network import Clip6, PixelClassifier, fill, fold_batch_norm, replace_relu6, resize
+from rdp_bench.network import PixelClassifier, fill, resize
 from rdp_bench.weights import read_tensors
 
 CARD = Card(

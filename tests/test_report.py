@@ -376,6 +376,12 @@ def test_without_clean_pictures_the_page_says_so(tmp_path: Path) -> None:
 # --- the page ---
 
 
+def test_a_grid_without_a_run_is_named(tmp_path: Path) -> None:
+    _, store = small(tmp_path)
+    with pytest.raises(UsageError, match=r"unknown run of grid 'table2'\. Did you mean 'table1'"):
+        render(tmp_path, store, ["table2"])
+
+
 def test_page_and_its_files(tmp_path: Path) -> None:
     _, store = small(tmp_path, warnings=["a word of caution"], note="Made up.")
     page = render(tmp_path, store)

@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from rdp_bench.cli import main
 from rdp_bench.store import Artefact, Store
+from tests.commands import PLUGIN, ROOT, cli
 
-ROOT = Path(__file__).parent.parent
-PLUGIN = ROOT / "tests" / "plugin" / "tiny.py"
 GRID = """
 title = "Tiny"
 [axes]
@@ -39,10 +37,6 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(GRID)
     return path
-
-
-def cli(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
 def run(grid: Path, *args: object) -> Result:

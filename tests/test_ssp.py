@@ -15,8 +15,9 @@ from torch.nn.functional import interpolate
 from rdp_bench import plugins, registry
 from rdp_bench.attacks.ssp import SelfSupervised, distort
 from rdp_bench.errors import UsageError
+from rdp_bench.folding import fold_batch_norm
 from rdp_bench.models import Card
-from rdp_bench.network import PixelClassifier, fold_batch_norm
+from rdp_bench.network import PixelClassifier
 
 EPS = 16 / 255
 

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from rdp_bench import cli as module
-from rdp_bench.cli import main
 from rdp_bench.data.imagefolder import imagefolder
 from rdp_bench.errors import BadImageError
 from rdp_bench.registry import registries
 from rdp_bench.reports import render
+from tests.commands import PLUGIN, cli
 from tests.test_report import small
 
-PLUGIN = Path(__file__).parent / "plugin" / "tiny.py"
 GRID = """
 [axes]
 attacks = ["fgsm"]
@@ -79,10 +78,6 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "broken.py"
     path.write_text(BROKEN)
     return path
-
-
-def cli(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
 def run(out: Path, *args: object) -> Result:
@@ -229,9 +224,6 @@ def test_whatever_is_raised_is_one_line(error: Exception, says: str, monkeypatch
         raise error
 
     monkeypatch.setattr(module, "default_root", fail)
-    monkeypatch.setattr(
-        module.cli_run.environment if hasattr(module.cli_run, "environment") else module, "log", module.log
-    )
     found = cli("doctor")
     assert (found.exit_code, found.stderr) == (1, says)
 
