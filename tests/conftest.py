@@ -21,7 +21,8 @@ _skipped: list[str] = []
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
-    if report.skipped and not hasattr(report, "wasxfail") and not MAY_SKIP & {mark.name for mark in item.iter_markers()}:
+    excused = MAY_SKIP & {mark.name for mark in item.iter_markers()}
+    if report.skipped and not excused and not hasattr(report, "wasxfail"):
         _skipped.append(f"{item.nodeid}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else ''}")
     return report
 
