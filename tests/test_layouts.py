@@ -137,7 +137,7 @@ def test_subset_selects_in_the_sets_order(tmp_path: Path, monkeypatch: pytest.Mo
         assert list(found.labels) == [six[id_].label - 1 for id_ in found.ids]
         assert list(found.targets) == [six[id_].target - 1 for id_ in found.ids]
         assert found.note == "nips2017: 3 of the set's 6 images (subset every-second)"
-    with pytest.raises(UsageError, match="unknown subset of nips2017 'every-secnd'. Did you mean 'every-second'"):
+    with pytest.raises(UsageError, match=r"unknown subset of nips2017 'every-secnd'\. Did you mean 'every-second'"):
         opened(f"{tmp_path}(subset=every-secnd)")
     official(tmp_path, ids[:4])
     with pytest.raises(BadImageError, match=f"has 3 images, 1 of them are not listed here, the first is {ids[4]}"):
@@ -160,7 +160,8 @@ def test_copies_are_named_and_cards_refused(monkeypatch: pytest.MonkeyPatch, tmp
     assert told.startswith(f"nips2017: 1 of 2 images have other pixels than either published copy, the first is {card}")
     with pytest.raises(BadImageError, match=rf"{card}: this is the card 'This photo is no longer available' of copy B"):
         remarks(found, [a, b])
-    assert remarks(opened(folder), [b, b]) == [found.note]  # resized to 8 pixels: nothing to compare
+    (told,) = remarks(opened(folder), [b, b])
+    assert told == "nips2017: at 8 pixels its images cannot be compared with the published copies"
 
 
 @pytest.mark.shared
@@ -204,7 +205,7 @@ def test_label_base_is_asked_for_where_it_cannot_be_known(tmp_path: Path) -> Non
         opened(table)
     with pytest.raises(UsageError, match="label_base is 0 or 1, found 2"):
         opened(f"{table}(label_base=2)")
-    with pytest.raises(UsageError, match="'lable_base'. Did you mean 'label_base'"):
+    with pytest.raises(UsageError, match=r"'lable_base'\. Did you mean 'label_base'"):
         opened(f"{table}(lable_base=1)")
 
 
@@ -330,7 +331,7 @@ def test_plain_class_folders_say_the_fix(tmp_path: Path) -> None:
 # --- hostile input ---
 
 
-@pytest.mark.parametrize("name", ["../../secret", "/etc/secret", "images/../../secret", "..", "a\0b", "..\\x"])
+@pytest.mark.parametrize("name", ["../../secret", "/etc/secret", "images/../../secret", "../x", "a\0b", "..\\x"])
 def test_no_row_reads_outside_the_folder(tmp_path: Path, name: str) -> None:
     secret = save(tmp_path / "secret.png")
     save(tmp_path / "a" / "b" / "images" / "one.png")
