@@ -123,11 +123,21 @@ def test_the_report_says_that_they_were_crafted_elsewhere(tmp_path: Path) -> Non
     assert run("--attack", "files:adv").exit_code == 0
     found = cli("report")
     assert found.exit_code == 0, found.output
-    page = Path("rdp-bench-out/report/table1.html").read_text()
+    page = Path("rdp-bench-out/report/index.html").read_text()
     assert "files:adv: these adversarial images were crafted elsewhere and read from files" in page
+    assert "1 attack crafted elsewhere against 1 target" in page
+    assert "crafted on elsewhere" not in page
     record = json.loads(Path("rdp-bench-out/runs/table1.json").read_text())
     assert record["attacks"]["files:adv"]["source"] == "crafted elsewhere"
     assert record["sources"]["elsewhere"]["members"] == []
+
+
+def test_a_figures_caption_says_so_too(tmp_path: Path) -> None:
+    folder(tmp_path / "adv")
+    found = run("--grid", "figure3", "--attack", "files:adv")
+    assert found.exit_code == 0, found.output
+    assert cli("report").exit_code == 0
+    assert "under attacks crafted elsewhere, " in Path("rdp-bench-out/report/index.html").read_text()
 
 
 def change(index: int, by: int) -> Callable[[Path], None]:
