@@ -110,7 +110,7 @@ def _from_path(path: Path, options: _Options) -> Images:
     if table.suffix.lower() not in (".csv", ".tsv"):
         raise BadImageError(f"{path}: a dataset is a folder or a .csv file, or a .txt list of 'file label'")
     columns = columns_of(table)
-    if table.name in TABLES or {"ImageId", "TrueLabel"} <= {*columns}:
+    if {"ImageId", "TrueLabel"} <= {*columns} or (table.name in TABLES and "label" not in columns):
         return _without(options, nips2017(table, size=options.size, subset=options.subset), "label_base")
     if {"ImageId", "PredictionString"} <= {*columns}:
         return _without(options, kaggle(table, size=options.size), "subset", "label_base")
@@ -150,7 +150,7 @@ def _registered(text: str, path: Path, size: int | None) -> Dataset:
         if size is not None and "size" not in dict(spec.params):
             text = str(replace(spec, params=(*spec.params, ("size", size))))
     elif not any(re.fullmatch(dialect.pattern, text) for dialect in dataset.dialects):
-        how = f"; {_HOW[text]}" if text in _HOW else ""
+        how = f"; {_HOW[name]}" if name in _HOW else ""
         raise unknown("dataset", text, dataset.entries, f"Nor is there a folder or .csv file of that name{how}")
     return dataset.resolve(text).value
 

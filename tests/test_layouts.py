@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from rdp_bench import registry
 from rdp_bench.data import _images, nips2017
 from rdp_bench.data._images import decode
 from rdp_bench.data._labelled import Images
@@ -287,6 +291,49 @@ def test_a_folder_whose_name_ends_in_parentheses(tmp_path: Path) -> None:
     save(tmp_path / "mine(size=4)" / "tench" / "a.png")
     assert opened(tmp_path / "mine(size=4)").size == 8
     assert opened(f"{tmp_path}/mine(size=4)(size=5)").size == 5
+
+
+def test_images_csv_of_path_and_label_is_a_plain_list(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    write(tmp_path / "images.csv", "path,label", "a.png,5")
+    assert labels(tmp_path) == {"a.png": 5}
+
+
+def test_the_named_subset_without_the_set_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="fetch it: rdp-bench data get nips2017"):
+        opened(f"nips2017(subset={EVERY_SECOND})")
+
+
+@dataclass
+class Targeted:
+    """A plugin's data set with targets."""
+
+    targets: Sequence[int]
+    name: str = "targeted"
+    size: int = 8
+    ids: Sequence[str] = ("a", "b", "c")
+    labels: Sequence[int] = (1, 2, 3)
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        return np.full((3, 8, 8), index, np.uint8)
+
+
+def test_targets_of_a_plugin_are_checked_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    def targets(*given: int, limit: int | None = None) -> list[int]:
+        monkeypatch.setattr(registry.dataset, "entries", dict(registry.dataset.entries))
+        registry.dataset.entries.pop("test/targeted", None)
+        registry.dataset("test/targeted", source="this file")(lambda: Targeted(given))
+        found: list[int] = list(getattr(open_dataset("test/targeted", limit=limit), "targets"))  # noqa: B009
+        return found
+
+    assert targets(7, 8, 9) == [7, 8, 9]
+    assert targets(7, 8, 9, limit=2) == [7, 8]
+    assert targets() == []
+    with pytest.raises(BadImageError, match="dataset 'targeted': 3 ids but 2 targets"):
+        targets(7, 8)
+    with pytest.raises(BadImageError, match=r"image 'b' has target 1000, outside 0\.\.999"):
+        targets(7, 1000, 9)
 
 
 # --- class folders ---
