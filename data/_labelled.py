@@ -72,9 +72,11 @@ class Images:
         missing = [path for path in self.paths if not path.is_file()]
         if missing:
             odd = " (not a regular file)" if os.path.lexists(missing[0]) else ""
+            part = f"; rdp-bench data get nips2017 --from {self.origin.parent} --to NEW keeps the others"
             raise BadImageError(
                 f"{self.origin}: {len(missing)} of {len(self.paths)} image files are missing, "
                 f"the first is {missing[0]}{odd}. Add them, or drop their rows"
+                + (part if self.name == "nips2017" else "")
             )
 
 

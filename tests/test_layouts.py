@@ -121,6 +121,13 @@ def test_a_part_of_the_set_is_named(tmp_path: Path) -> None:
     assert found.note == "nips2017: 3 of the set's 1000 images"
 
 
+def test_a_table_of_more_images_than_there_are_says_the_fix(tmp_path: Path) -> None:
+    official(tmp_path, [*manifest()][:3])
+    (tmp_path / "images" / f"{[*manifest()][1]}.png").unlink()
+    with pytest.raises(BadImageError, match=r"1 of 3 image files are missing.*data get nips2017 --from .* keeps the"):
+        opened(tmp_path)
+
+
 def test_the_named_subset_is_every_second_row() -> None:
     ids = [*manifest()]
     wanted = subsets()[EVERY_SECOND]
