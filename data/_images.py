@@ -13,6 +13,8 @@ What is done, in this order, and nothing else:
 
 from __future__ import annotations
 
+import os
+import stat
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,29 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff",
 # Named, because Pillow would start Ghostscript for an EPS file that is called photo.png.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _ORIENTATION = 0x0112
+
+LARGEST = 1 << 30
+"""Bytes; no image file that fits Pillow's MAX_IMAGE_PIXELS is larger."""
+
+
+def read_file(path: Path, limit: int = LARGEST) -> bytes:
+    """The bytes of a regular file; never waits for a FIFO's writer.
+
+    Raises:
+        BadImageError: it is missing or unreadable, a FIFO, socket, device or folder, or larger than `limit` bytes.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        with open(os.open(path, flags), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise BadImageError(f"{path}: not a regular file (a FIFO, socket, device or folder)")
+            if found.st_size > limit:
+                raise BadImageError(f"{path}: {found.st_size:,} bytes, more than the {limit:,} that are read")
+            return file.read(limit)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadImageError(f"{path}: cannot be read ({reason})") from error
 
 
 def prepare(path: Path, size: int) -> NDArray[np.uint8]:
@@ -54,11 +79,7 @@ def decode(path: Path) -> Image:
         BadImageError: no readable file, no image of a known format, a truncated or damaged one, one
             with 32-bit pixels, or one above Pillow's MAX_IMAGE_PIXELS (a decompression bomb).
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return decode_bytes(content, path)
+    return decode_bytes(read_file(path), path)
 
 
 def decode_bytes(content: bytes, path: Path | str) -> Image:

@@ -1,6 +1,7 @@
 """ImageFolder: one subfolder a class, as ImageNet's validation set is usually unpacked."""
 
 import os
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,30 +10,37 @@ from rdp_bench.data._labelled import CLASSES, SIZE, Images
 from rdp_bench.errors import BadImageError
 
 
-def imagefolder(folder: Path, *, size: int = SIZE) -> Images:
+def imagefolder(folder: Path, *, size: int = SIZE, label_base: int | None = None) -> Images:
     """The images under `folder/<class>/`, at any depth; `ids` are their paths from `folder`.
 
-    A class folder is called by its synset (`n01440764`) or its ImageNet id (`0`..`999`, as timm counts).
-    Any other name is an error: sorted order, which torchvision falls back on, would be a wrong label
-    wherever the folders are not exactly ImageNet's 1000. Hidden files and folders are left out.
+    A class folder is called by its synset (`n01440764`), by one of the class's names in WordNet (`tench`,
+    `great white shark`; case, `_` and `-` do not matter) or by its ImageNet class number (`0`..`999`, as timm
+    counts; `1`..`1000` with `label_base=1`). Any other name is an error: sorted order, which torchvision falls back
+    on, would be a wrong label wherever the folders are not exactly ImageNet's 1000. Hidden files and folders are
+    skipped, and so is what is no regular file.
 
     The order takes the first image of every class, then every second, ...: so a limit keeps as many
     classes as it can. Within a class, images are sorted by path.
 
     Raises:
-        BadImageError: no class folders, no images in them, or a folder whose name is not a class.
+        BadImageError: no class folders, no images in them, two folders of one class, or a folder whose name is not a
+            class.
     """
     classes = sorted(entry.name for entry in _visible(folder) if entry.is_dir())
     if not classes:
         loose = any(Path(entry.name).suffix.lower() in SUFFIXES for entry in _visible(folder))
         raise BadImageError(
-            f"{folder}: {'images without labels' if loose else 'no images'}: expected one subfolder a class, "
-            "or images/ and dev_dataset.csv; or name a CSV of path,label"
+            f"{folder}: {'images without labels' if loose else 'no images'}: expected one subfolder per class, or a "
+            "list of labels (dev_dataset.csv or images.csv beside images/, labels.csv, LOC_val_solution.csv, val.txt); "
+            "or name a CSV of path,label"
         )
-    synsets = imagenet_synsets() if any(name.startswith("n") for name in classes) else {}
+    names = _class_names()
     placed: list[tuple[int, int, str, str]] = []
+    by_label: dict[int, str] = {}
     for name in classes:
-        label = _label(folder, name, synsets)
+        label = _label(folder, name, names, label_base or 0)
+        if (other := by_label.setdefault(label, name)) != name:
+            raise BadImageError(f"{folder}: folders '{other}' and '{name}' are the same class {label}; join them")
         placed += [(rank, label, name, id_) for rank, id_ in enumerate(_images_in(folder, name))]
     if not placed:
         raise BadImageError(f"{folder}: no images in its {len(classes)} class folders ({', '.join(sorted(SUFFIXES))})")
@@ -53,26 +61,61 @@ def imagenet_synsets() -> dict[str, int]:
     Raises:
         BadImageError: timm is not installed, or its list is not 1000 names.
     """
-    spec = find_spec("timm")
-    if spec is None or spec.origin is None:
-        raise BadImageError("the list of ImageNet's synsets lies in timm, which is not there: pip install timm")
-    path = Path(spec.origin).parent / "data" / "_info" / "imagenet_synsets.txt"
-    try:
-        names = path.read_text().split()
-    except OSError as error:
-        raise BadImageError(f"{path}: timm's list of synsets cannot be read ({error.strerror})") from error
+    path = _of_timm("imagenet_synsets.txt")
+    names = _read(path).split()
     if len(set(names)) != CLASSES:
         raise BadImageError(f"{path}: expected {CLASSES} synsets, found {len(set(names))}; install timm again")
     return {name: label for label, name in enumerate(names)}
 
 
-def _label(folder: Path, name: str, synsets: dict[str, int]) -> int:
-    if name in synsets:
-        return synsets[name]
-    if name.isascii() and name.isdigit() and int(name) < CLASSES:
-        return int(name)
+def _class_names() -> dict[str, set[int]]:
+    """Synsets and, in lower case with spaces, every name that WordNet has for one -> the classes called so."""
+    synsets = imagenet_synsets()
+    found: dict[str, set[int]] = {synset: {label} for synset, label in synsets.items()}
+    for line in _read(_of_timm("imagenet_synset_to_lemma.txt")).splitlines():
+        synset, _, lemmas = line.partition("\t")
+        if synset in synsets:
+            for name in (lemmas, *lemmas.split(",")):
+                found.setdefault(_plain(name), set()).add(synsets[synset])
+    return found
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").replace(",", " ").replace("'", "").split())
+
+
+def _of_timm(name: str) -> Path:
+    spec = find_spec("timm")
+    if spec is None or spec.origin is None:
+        raise BadImageError("the list of ImageNet's synsets lies in timm, which is not there: pip install timm")
+    return Path(spec.origin).parent / "data" / "_info" / name
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise BadImageError(f"{path}: timm's list of synsets cannot be read ({error.strerror})") from error
+
+
+def _label(folder: Path, name: str, names: dict[str, set[int]], base: int) -> int:
+    if name.isascii() and name.isdigit():
+        if base <= int(name) < CLASSES + base:
+            return int(name) - base
+    elif len(found := names.get(_plain(name), set())) == 1:
+        return next(iter(found))
+    elif found:
+        synsets = [synset for synset, label in imagenet_synsets().items() if label in found]
+        raise BadImageError(
+            f"{folder}: class folder '{name}' is the name of {len(found)} classes; call it by its synset: "
+            f"{' or '.join(synsets)}"
+        )
+    near = get_close_matches(_plain(name), names, n=1)
+    guess = f"Did you mean '{near[0]}'? " if near else ""
+    more = " (1..1000: add (label_base=1) to the folder's name)" if name == str(CLASSES) and not base else ""
     raise BadImageError(
-        f"{folder}: class folder '{name}' is neither one of ImageNet's 1000 synsets (n01440764) nor its id 0..999. "
+        f"{folder}: class folder '{name}' is neither one of ImageNet's 1000 synsets (n01440764), a name of one "
+        f"(tench), nor its number {base}..{CLASSES - 1 + base}{more}. {guess}"
         "Give the folder that holds the class folders, rename them, or write a CSV of path,label"
     )
 
@@ -94,4 +137,5 @@ def _images_in(folder: Path, name: str) -> list[str]:
     for parent, inner, files in os.walk(folder / name, onerror=fail):
         inner[:] = [each for each in inner if not each.startswith(".")]
         found += [Path(parent, file) for file in files if not file.startswith(".")]
-    return sorted(path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in SUFFIXES)
+    images = (path for path in found if path.suffix.lower() in SUFFIXES)
+    return sorted(path.relative_to(folder).as_posix() for path in images if path.is_file() or path.is_symlink())

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 # Imported to be registered: the entry must be there however this module was reached.
 from rdp_bench.data import photos20 as _photos20  # noqa: F401
-from rdp_bench.data._labelled import CLASSES, SIZE, Images
-from rdp_bench.data.csvlist import csvlist
+from rdp_bench.data._labelled import CLASSES, SIZE, Images, columns_of
+from rdp_bench.data.csvlist import TRANSFER_ATTACK, csvlist
+from rdp_bench.data.ilsvrc import DEVKIT, KAGGLE, LISTS, kaggle, text_list
 from rdp_bench.data.imagefolder import imagefolder
-from rdp_bench.data.nips2017 import TABLE, nips2017
+from rdp_bench.data.nips2017 import TABLES, nips2017
 from rdp_bench.errors import BadImageError, UsageError, unknown
 from rdp_bench.protocols import Dataset
 from rdp_bench.registry import dataset
-from rdp_bench.specs import parse_spec
+from rdp_bench.specs import parse_spec, with_params
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,13 +32,32 @@ _HOW = {
 }
 """How to come by the sets that built-in grids name and that do not install with the package."""
 
+_LISTS = (*TABLES, TRANSFER_ATTACK, KAGGLE, *LISTS, DEVKIT)
+"""Names of lists of labels that are looked for in a folder."""
+
+_WITH_OPTIONS = re.compile(r"(?P<path>.+?)\s*\((?P<options>[^()]*)\)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What may stand in parentheses behind a folder or list."""
+
+    size: int = SIZE
+    label_base: int | None = None
+    subset: str = ""
+
+    def __post_init__(self) -> None:
+        if self.label_base not in (None, 0, 1):
+            raise ValueError(f"label_base is 0 or 1, found {self.label_base}")
+
 
 def open_dataset(spec: str, *, size: int | None = None, limit: int | None = None) -> Dataset:
     """The dataset that `spec` names, at most its first `limit` images, prepared at `size` (299).
 
-    `spec` is a registered name (`photos20`, `photos20(size=224)`), else a path: a folder with
-    dev_dataset.csv is NIPS-2017's layout, any other folder an ImageFolder, and a `.csv` file either
-    dev_dataset.csv itself or a list of path,label. Write `./photos20` for a folder of that name.
+    `spec` is a registered name (`photos20`, `photos20(size=224)`), else a path to a folder or to a list of labels
+    (`.csv`, `.tsv` or `.txt`). A folder is read by the list in it (docs/extend/dataset.md names them), a folder without
+    one as one subfolder per class. Options follow a path in parentheses: `nips2017(subset=every-second)`,
+    `mine.csv(label_base=1)`. Write `./photos20` for a folder of that name.
     A registered dataset keeps its own size unless `size` is given; `size=` inside `spec` goes first.
 
     Labels, ids and files are checked here; images are decoded when they are asked for.
@@ -48,11 +68,8 @@ def open_dataset(spec: str, *, size: int | None = None, limit: int | None = None
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, found {limit}")
-    path = Path(spec).expanduser()
-    if spec not in dataset.entries and path.exists():
-        found: Dataset = _from_path(path, SIZE if size is None else size)
-    else:
-        found = _registered(spec, path, size)
+    path, options = _path_and_options(spec, SIZE if size is None else size)
+    found: Dataset = _from_path(path, options) if options else _registered(spec, path, size)
     _check(found)
     if limit is not None and limit < len(found.ids):
         found = found.first(limit) if isinstance(found, Images) else _First.of(found, limit)
@@ -61,15 +78,64 @@ def open_dataset(spec: str, *, size: int | None = None, limit: int | None = None
     return found
 
 
-def _from_path(path: Path, size: int) -> Images:
-    if path.is_dir():
-        table = path / TABLE
-        return nips2017(table, size=size) if table.exists() else imagefolder(path, size=size)
-    if path.name == TABLE:
-        return nips2017(path, size=size)
-    if path.suffix.lower() == ".csv":
-        return csvlist(path, size=size)
-    raise BadImageError(f"{path}: a dataset is a folder or a .csv file")
+def _path_and_options(spec: str, size: int) -> tuple[Path, _Options | None]:
+    """The path that `spec` names, and its options; None where no such file or folder exists."""
+    path = Path(spec).expanduser()
+    if spec in dataset.entries:
+        return path, None
+    if _exists(path):
+        return path, _Options(size)
+    match = _WITH_OPTIONS.fullmatch(spec)
+    if match is None or match["path"] in dataset.entries or not _exists(inner := Path(match["path"]).expanduser()):
+        return path, None
+    given = parse_spec(f"options({match['options']})")
+    return inner, with_params(_Options(size), replace(given, name=match["path"]), "dataset")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or a NUL in it
+        return False
+
+
+def _from_path(path: Path, options: _Options) -> Images:
+    table = _list_in(path) if path.is_dir() else path
+    if table is None:
+        found = imagefolder(path, size=options.size, label_base=options.label_base)
+        return _without(options, found, "subset")
+    if table.name in (*LISTS, DEVKIT) or table.suffix.lower() == ".txt":
+        found = text_list(table, size=options.size, label_base=options.label_base)
+        return _without(options, found, "subset")
+    if table.suffix.lower() not in (".csv", ".tsv"):
+        raise BadImageError(f"{path}: a dataset is a folder or a .csv file, or a .txt list of 'file label'")
+    columns = columns_of(table)
+    if {"ImageId", "TrueLabel"} <= {*columns} or (table.name in TABLES and "label" not in columns):
+        return _without(options, nips2017(table, size=options.size, subset=options.subset), "label_base")
+    if {"ImageId", "PredictionString"} <= {*columns}:
+        return _without(options, kaggle(table, size=options.size), "subset", "label_base")
+    return _without(options, csvlist(table, columns, size=options.size, label_base=options.label_base), "subset")
+
+
+def _without(options: _Options, found: Images, *names: str) -> Images:
+    """`found`, once none of the options that do not apply to its format was given."""
+    for name in names:
+        if getattr(options, name) not in (None, ""):
+            why = "its format decides that" if name == "label_base" else "only NIPS-2017 DEV has named subsets"
+            raise UsageError(f"dataset '{found.origin}': {name} does not apply here; {why}")
+    return found
+
+
+def _list_in(folder: Path) -> Path | None:
+    names = [name for name in _LISTS if os.path.lexists(folder / name)]
+    if DEVKIT in names and len(names) > 1:
+        names.remove(DEVKIT)
+    if len(names) > 1:
+        raise BadImageError(
+            f"{folder}: holds several lists of labels ({', '.join(names)}); name the one to use: --dataset "
+            f"{folder / names[0]}"
+        )
+    return folder / names[0] if names else None
 
 
 def _registered(text: str, path: Path, size: int | None) -> Dataset:
@@ -84,7 +150,7 @@ def _registered(text: str, path: Path, size: int | None) -> Dataset:
         if size is not None and "size" not in dict(spec.params):
             text = str(replace(spec, params=(*spec.params, ("size", size))))
     elif not any(re.fullmatch(dialect.pattern, text) for dialect in dataset.dialects):
-        how = f"; {_HOW[text]}" if text in _HOW else ""
+        how = f"; {_HOW[name]}" if name in _HOW else ""
         raise unknown("dataset", text, dataset.entries, f"Nor is there a folder or .csv file of that name{how}")
     return dataset.resolve(text).value
 
@@ -96,6 +162,12 @@ def _check(found: Dataset) -> None:
         raise BadImageError(f"{where}: no images")
     if len(found.ids) != len(found.labels):
         raise BadImageError(f"{where}: {len(found.ids)} ids but {len(found.labels)} labels")
+    if (targets := getattr(found, "targets", ())) is not None and len(targets):
+        if len(targets) != len(found.ids):
+            raise BadImageError(f"{where}: {len(found.ids)} ids but {len(targets)} targets")
+        for id_, target in zip(found.ids, targets, strict=True):
+            if not 0 <= target < CLASSES:
+                raise BadImageError(f"{where}: image '{id_}' has target {target}, outside 0..{CLASSES - 1}")
     seen: set[str] = set()
     for id_, label in zip(found.ids, found.labels, strict=True):
         if id_ in seen:
@@ -114,10 +186,18 @@ class _First:
     ids: Sequence[str]
     labels: Sequence[int]
     whole: Dataset
+    targets: Sequence[int] = ()
 
     @classmethod
     def of(cls, whole: Dataset, limit: int) -> _First:
-        return cls(whole.name, whole.size, whole.ids[:limit], whole.labels[:limit], whole)
+        return cls(
+            whole.name,
+            whole.size,
+            whole.ids[:limit],
+            whole.labels[:limit],
+            whole,
+            getattr(whole, "targets", ())[:limit],
+        )
 
     def image(self, index: int) -> NDArray[np.uint8]:
         return self.whole.image(range(len(self.ids))[index])

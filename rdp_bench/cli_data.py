@@ -27,33 +27,40 @@ def get(name: str, source: str | None, to: Path) -> None:
     https://www.kaggle.com/datasets/google-brain/nips-2017-adversarial-learning-development-set
     https://github.com/ZhengyuZhao/Targeted-Tansfer
 
-    Neither is ours, and either may go: any folder or zip with the PNGs and dev_dataset.csv (Kaggle calls it images.csv)
-    does as well. The images are their photographers', under CC BY.
+    Either may disappear: any folder or zip with the PNGs and dev_dataset.csv (Kaggle calls it images.csv) will do. The
+    images belong to their photographers and are licensed CC BY.
 
-    The pixels of 500 images are known and compared; the others are counted as unverified. A download goes on where it
-    stopped, and a second call brings what is missing.
+    Pixels and labels of all 1000 images are verified. Two copies of the set circulate. Copy A is the undamaged one.
+    Copy B (re-encoded) is accepted and named, but its two images that show "This photo is no longer available" are
+    refused. "rdp-bench run --dataset TO" accepts the result, also where images are missing; TO/differences.csv lists
+    what differs from copy A. A download resumes where it stopped, and a second call adds what is missing.
     """  # noqa: D301 - click wants the control character
-    from rdp_bench.obtain import WHOLE, obtain
+    from rdp_bench.data.nips2017 import COPY_B, manifest
+    from rdp_bench.obtain import DIFFERENCES, obtain
 
     bar = _Bar()
     try:
         found = obtain(to, source, bar)
     finally:
         bar.close()
-    have = len(found.verified) + len(found.unverified)
-    rest = f", {len(found.unverified)} unverified (no hash of theirs is known)" if found.unverified else ""
-    click.echo(f"{name} in {to}: {have} of {WHOLE} images, {len(found.verified)} verified by their pixels{rest}")
+    click.echo(f"{name} in {to}: {found.images} of {len(manifest())} images, pixels and labels verified")
+    if found.copy_b:
+        click.echo(f"{len(found.copy_b)} images are of {COPY_B}")
     for image, why in list(found.refused.items())[:5]:
         click.echo(f"refused: {image}: {why}", err=True)
     if found.missing:
         click.echo(f"missing: {', '.join(found.missing[:5])}{', ...' if len(found.missing) > 5 else ''}", err=True)
     if found.missing or found.refused:
         click.echo(
-            f"{len(found.refused)} refused, {len(found.missing)} missing: bring them with --from another source",
+            f"{len(found.refused)} refused, {len(found.missing)} missing: add them with --from another source",
             err=True,
         )
+    if found.images and found.differences:
+        click.echo(f"what differs from copy A: {to / DIFFERENCES}")
+    if found.images:
+        click.echo(f"next: rdp-bench run --grid table1 --profile paper --dataset {to}")
+    if found.refused or not found.images or (found.missing and not source):
         sys.exit(1)
-    click.echo(f"next: rdp-bench run --grid table1 --profile paper --dataset {to}")
 
 
 class _Bar:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rdp_bench import cli_cache
+from rdp_bench.data.adversarial import ELSEWHERE, SCHEME
 from rdp_bench.errors import UsageError
 from rdp_bench.store import Store
 
@@ -147,6 +148,8 @@ def changes(options: dict[str, Any]) -> dict[str, Any]:
     given: dict[str, Any] = {axis: options[flag] for axis, flag in FLAGS.items() if options[flag]}
     if "targets" in given:
         given["baselines"] = ()
+    if not options["source"] and options["attack"] and all(label.startswith(SCHEME) for label in options["attack"]):
+        given["sources"] = (ELSEWHERE,)
     return given | {name: options[name] for name in ("dataset", "draws") if options[name] is not None}
 
 
@@ -253,7 +256,8 @@ def _print_table(running: "Run") -> None:
         guards = [guard for guard in axes.defenses if target in axes.behind(guard)]
         for eps in axes.eps if axes.attacks else ():
             for source in axes.sources:
-                click.echo(f"\nerror % of {target}, crafted on {source}, eps {eps:g}")
+                crafted = source if source == ELSEWHERE else f"on {source}"
+                click.echo(f"\nerror % of {target}, crafted {crafted}, eps {eps:g}")
                 click.echo(f"{'':{width}} {' '.join(f'{column[:10]:>10}' for column in columns)}")
                 for guard in guards:
                     cells = [Cell(name, source, attack, eps, target, guard) for attack in axes.attacks]

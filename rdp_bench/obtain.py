@@ -1,23 +1,28 @@
-"""NIPS-2017 DEV brought into a folder, from the web, a zip or another folder, every image compared with what is known.
+"""NIPS-2017 DEV brought into a folder from the web, a zip or another folder; pixels and labels of every image verified.
 
-Nothing that a source says becomes a path: an image is written as `images/<ImageId>.png`, and an ImageId is sixteen
-hexadecimal digits. An image whose pixels are not the known ones is not kept. A second call brings what is missing.
+Nothing that a source says becomes a path: an image is written as `images/<ImageId>.png`, and the ImageId is one of the
+manifest's. An image whose pixels neither circulating copy has is not kept, nor are copy B's two damaged ones. The table
+that is written lists the images that exist, so a run accepts the folder at any time; a second call adds what is missing
+and replaces images of copy B where the source has copy A's.
 """
 
+import csv
 import hashlib
+import io
+import os
 import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
-from importlib.resources import files
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from rdp_bench.data._images import decode_bytes
-from rdp_bench.data._labelled import SIZE, rows_of
-from rdp_bench.data.nips2017 import IMAGE_ID, TABLE
+from rdp_bench.data import nips2017
+from rdp_bench.data._images import SUFFIXES, decode_bytes, read_file
+from rdp_bench.data._labelled import SIZE, Row, rows_of
+from rdp_bench.data.nips2017 import CARDS, COPY_B, DAMAGED, TABLE, TABLES, check_row, copy_of
 from rdp_bench.download import download
 from rdp_bench.errors import BadImageError, FetchError, StorageError, UsageError
 from rdp_bench.keys import hash_pixels
@@ -35,17 +40,16 @@ Not from the addresses on Flickr that dev_dataset.csv lists and cleverhans' scri
 there, and one that is cropped and resized anew has other pixels.
 """
 
-WHOLE = 1000
-"""Images of the DEV set."""
+DIFFERENCES = "differences.csv"
+"""Lists what differs from the whole set of copy A; absent where nothing does."""
 
-_TABLES = (TABLE, "images.csv")  # as cleverhans calls it, and as Kaggle does
 _LARGEST = 1 << 24  # bytes of one file; the images have about 150 kB
 
 Tell = Callable[[str, int, int | None], None]
 """Called with what is counted, how many there are, and how many there will be if anybody knows."""
 
-Rows = dict[str, tuple[int, int | None]]
-"""ImageId -> true label and target, counted from 0."""
+Rows = dict[str, Row]
+"""ImageId -> its row of a table."""
 
 Entry = tuple[str, Callable[[], bytes]]
 """Where a file of a source lies, and how it is read."""
@@ -58,21 +62,21 @@ Entries = Mapping[str, list[Entry]]
 class Obtained:
     """What is in the folder now, by ImageId; `refused` says why an image was not taken."""
 
-    verified: list[str] = field(default_factory=list)
-    unverified: list[str] = field(default_factory=list)
+    copy_a: list[str] = field(default_factory=list)
+    copy_b: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 
-    def count(self, image: str) -> None:
-        (self.verified if image in manifest() else self.unverified).append(image)
+    @property
+    def images(self) -> int:
+        """How many images the folder holds."""
+        return len(self.copy_a) + len(self.copy_b)
 
-
-@cache
-def manifest() -> dict[str, str]:
-    """ImageId -> `hash_pixels` of the image, for those that are known."""
-    lines = files("rdp_bench.data").joinpath("nips2017.sha256").read_text("ascii").splitlines()
-    pairs = (line.split() for line in lines if not line.startswith("#"))
-    return {image: digest for digest, image in pairs}
+    @property
+    def differences(self) -> dict[str, str]:
+        """ImageId -> how the folder differs from copy A of the whole set."""
+        found = dict.fromkeys(self.copy_b, COPY_B) | self.refused
+        return {image: found.get(image, "missing") for image in nips2017.manifest() if image not in {*self.copy_a}}
 
 
 def obtain(to: Path, source: str | None = None, tell: Tell = lambda *_: None) -> Obtained:
@@ -85,11 +89,8 @@ def obtain(to: Path, source: str | None = None, tell: Tell = lambda *_: None) ->
         FetchError: a download that did not come or is no zip. StorageError: `to` cannot be written to.
     """
     held = _held(to)
-    if len(held) == WHOLE and all(_is_here(to, image) for image in held):
-        outcome = Obtained()
-        for image in held:
-            outcome.count(image)
-        return outcome
+    if len(held) == len(nips2017.manifest()) and all(_copy_here(to, image) == "A" for image in held):
+        return Obtained(copy_a=[*held])
     problems = []
     for place in (source,) if source else SOURCES:
         try:
@@ -104,77 +105,111 @@ def obtain(to: Path, source: str | None = None, tell: Tell = lambda *_: None) ->
 
 def _take(entries: Entries, place: str, to: Path, tell: Tell) -> Obtained:
     table, read = _table(entries, place)
-    content = read()
-    held, offered = _held(to), _rows(content, table)
-    if not (held.items() <= offered.items() or offered.items() <= held.items()):
-        raise UsageError(f"{to} holds other images or labels than {place}; choose another --to")
-    if len(offered) > len(held):
-        write_atomic(to / TABLE, content)
-    rows, outcome = max(held, offered, key=len), Obtained()
+    rows = _rows(read(), table) | _held(to)
+    rows = {image: rows[image] for image in nips2017.manifest() if image in rows}
+    found = Obtained()
     for number, image in enumerate(rows, 1):
         tell("images", number, len(rows))
-        if not _is_here(to, image):
-            found = entries.get(f"{image}.png", [])
-            if not found:
-                outcome.missing.append(image)
-                continue
+        here, why = _copy_here(to, image), ""
+        if here != "A":
             try:
-                png = _checked(image, found)
+                png, copy = _checked(image, entries)
+                if png and (copy == "A" or not here):
+                    write_atomic(to / "images" / f"{image}.png", png)
+                    here = copy
             except BadImageError as error:
-                outcome.refused[image] = str(error)
-                continue
-            write_atomic(to / "images" / f"{image}.png", png)
-        outcome.count(image)
-    return outcome
+                why = str(error)
+        if here == "B" and image in CARDS:
+            here, why = "", f"images/{image}.png: {DAMAGED}"
+        if here:
+            (found.copy_a if here == "A" else found.copy_b).append(image)
+        elif why:
+            found.refused[image] = why
+        else:
+            found.missing.append(image)
+    have = {*found.copy_a, *found.copy_b}
+    if have:
+        write_atomic(to / TABLE, _as_csv([row.cells for image, row in rows.items() if image in have]))
+        _list_differences(to, found)
+    return found
+
+
+def _list_differences(to: Path, found: Obtained) -> None:
+    if lines := [{"ImageId": image, "difference": what} for image, what in found.differences.items()]:
+        write_atomic(to / DIFFERENCES, _as_csv(lines))
+    else:
+        (to / DIFFERENCES).unlink(missing_ok=True)
+
+
+def _as_csv(rows: list[dict[str, str]]) -> bytes:
+    columns = [*dict.fromkeys(column for row in rows for column in row if column)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def _held(to: Path) -> Rows:
     path = to / TABLE
-    return _rows(path.read_bytes(), path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return _rows(read_file(path), path)
+    except BadImageError as error:
+        raise UsageError(f"{error}; choose another --to") from error
 
 
 def _rows(content: bytes, where: Path | str) -> Rows:
     rows: Rows = {}
     for row in rows_of(content, where, "ImageId", "TrueLabel"):
         image = row.text("ImageId").removesuffix(".png")
-        if not IMAGE_ID.fullmatch(image):
-            raise BadImageError(f"{row.where}: ImageId '{image}' is none of NIPS-2017's (16 hexadecimal digits)")
-        target = row.label("TargetClass", first=1) if "TargetClass" in row.cells else None
-        rows[image] = row.label("TrueLabel", first=1), target
+        if image not in nips2017.manifest():
+            raise BadImageError(f"{row.where}: ImageId '{image}' is none of NIPS-2017 DEV's")
+        check_row(row, image)
+        rows[image] = row
     return rows
 
 
-def _is_here(to: Path, image: str) -> bool:
-    """Whether the image is in the folder; a damaged file counts as none, and will be replaced.
+def _copy_here(to: Path, image: str) -> str:
+    """The copy ("A", "B") that the folder's file of this image is from; "" for a missing or damaged file.
 
     Raises:
         UsageError: a good image, but another one.
     """
     path = to / "images" / f"{image}.png"
     if not path.is_file():
-        return False
+        return ""
     try:
-        digest = _digest(path.read_bytes(), path)
-    except (BadImageError, OSError):
-        return False
-    if digest != manifest().get(image, digest):
+        digest = _digest(read_file(path), path)
+    except BadImageError:
+        return ""
+    if not (copy := copy_of(image, digest)):
         raise UsageError(
             f"{path} is not the image of that name in NIPS-2017 DEV; move it away, or choose another --to for the set"
         )
-    return True
+    return copy
 
 
-def _checked(image: str, found: list[Entry]) -> bytes:
-    """The PNG of an image, after a look at its pixels; of several files the one in a folder `images`."""
+def _checked(image: str, entries: Entries) -> tuple[bytes, str]:
+    """The PNG of an image and its copy; of several files the one in a folder `images`. Empty where there is none."""
+    found = entries.get(f"{image}.png", [])
+    if not found:
+        other = [name for suffix in sorted(SUFFIXES) if (name := f"{image}{suffix}") in entries]
+        if other:
+            raise BadImageError(f"{other[0]}: the set's images are PNG files; another format has other pixels")
+        return b"", ""
     best = [entry for entry in found if PurePosixPath(entry[0]).parent.name == "images"] or found
     if len(best) > 1:
         raise BadImageError(f"{len(best)} files have this name ({', '.join(where for where, _ in best[:3])}); keep one")
     where, read = best[0]
     content = read()
-    digest = _digest(content, where)
-    if digest != manifest().get(image, digest):
+    copy = copy_of(image, _digest(content, where))
+    if not copy:
         raise BadImageError(f"{where}: other pixels than this image of the DEV set has")
-    return content
+    if copy == "B" and image in CARDS:
+        raise BadImageError(f"{where}: {DAMAGED}")
+    return content, copy
 
 
 def _digest(content: bytes, where: Path | str) -> str:
@@ -190,10 +225,10 @@ def _digest(content: bytes, where: Path | str) -> str:
 
 
 def _table(entries: Entries, place: str) -> Entry:
-    for name in _TABLES:
+    for name in TABLES:
         if name in entries:
             return min(entries[name], key=lambda entry: len(PurePosixPath(entry[0]).parts))
-    raise BadImageError(f"{place}: holds no {' or '.join(_TABLES)}, the set's table of labels")
+    raise BadImageError(f"{place}: holds no {' or '.join(TABLES)}, the set's table of labels")
 
 
 @contextmanager
@@ -250,27 +285,23 @@ def _entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
             content = file.read(_LARGEST + 1)
     except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # encrypted is a RuntimeError
         raise BadImageError(f"{info.filename}: damaged in the archive ({error})") from error
-    return _limited(content, info.filename)
+    if len(content) > _LARGEST:
+        raise BadImageError(f"{info.filename}: more than {_LARGEST >> 20} MiB, which no file of the set has")
+    return content
 
 
 def _folder(path: Path) -> Entries:
     entries: dict[str, list[Entry]] = defaultdict(list)
-    for each in sorted(path.rglob("*")):
-        if each.suffix == ".png" or each.name in _TABLES:
-            entries[each.name].append((each.as_posix(), partial(_file, each)))
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in sorted(names):
+            file = Path(parent, name)
+            if file.suffix.lower() in SUFFIXES or name in TABLES:
+                entries[name].append((file.as_posix(), partial(read_file, file, _LARGEST)))
     return entries
-
-
-def _file(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise BadImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return _limited(content, str(path))
-
-
-def _limited(content: bytes, where: str) -> bytes:
-    if len(content) > _LARGEST:
-        raise BadImageError(f"{where}: more than {_LARGEST >> 20} MiB, which no file of the set has")
-    return content

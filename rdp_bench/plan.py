@@ -8,6 +8,8 @@ from typing import Any
 
 from rdp_bench import crosscheck, perceptual, registry, weights
 from rdp_bench.crosscheck import Rate
+from rdp_bench.data import nips2017
+from rdp_bench.data.adversarial import ELSEWHERE, AdversarialFiles
 from rdp_bench.data.fingerprints import digest, fingerprints
 from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import UsageError, naming
@@ -55,6 +57,8 @@ class Plan:
     targets: dict[str, AnyMember] = field(default_factory=dict)
     checks: dict[str, AnyMember] = field(default_factory=dict)
     """Models that only the cross-check needs."""
+    remarks: list[str] = field(default_factory=list)
+    """What a reader of the results must know of the images."""
     eval_records: dict[str, Record] = field(default_factory=dict)
     job_of: dict[str, str] = field(default_factory=dict)
     """Eval key -> key of the job that makes it."""
@@ -265,12 +269,13 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     for label in axes.sources if axes.attacks else ():
         adaptive = is_white_box(label)
         labels += [white_box(label, *pair) for pair in _pairs(grid)] if adaptive else [label]
+    _crafted_here_or_elsewhere(labels, attacks)
     beside = axes.baselines if UNDEFENDED in axes.defenses else ()
     baselines = {label: find_or_absent(label, models_dir) for label in beside}
     targets = {label: find(label, models_dir) for label in axes.targets} | baselines
     sources = {
-        label: SourceRef(label, (baselines[label],))
-        if label in baselines
+        label: SourceRef(label, (baselines[label],) if label in baselines else ())
+        if label in baselines or label == ELSEWHERE
         else find_source(label, axes.ensembles, models_dir)
         for label in labels
     }
@@ -279,7 +284,37 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
     prints = fingerprints(dataset, store.root)
-    return Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks)
+    remarks = nips2017.remarks(dataset, prints)
+    for label, made in attacks.items():
+        if isinstance(made.value, AdversarialFiles):
+            attacks[label] = replace(made, value=made.value.of(dataset, store.root))
+            remarks.append(made.value.remark)
+    plan = Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks, remarks)
+    _check_files(plan)
+    return plan
+
+
+def _crafted_here_or_elsewhere(sources: Sequence[str], attacks: Mapping[str, Resolved[Attack]]) -> None:
+    """Raises `UsageError` if files of adversarial images meet a source, or an attack meets none."""
+    for source, (label, made) in product(sources, attacks.items()):
+        if isinstance(made.value, AdversarialFiles) and source != ELSEWHERE:
+            raise UsageError(
+                f"attack '{label}' reads images crafted elsewhere, and {source} has no part in them; use --source "
+                f"{ELSEWHERE}, and another run for attacks on {source}"
+            )
+        if not isinstance(made.value, AdversarialFiles) and source == ELSEWHERE:
+            raise UsageError(
+                f"source '{ELSEWHERE}' goes with files of adversarial images (files:FOLDER), not '{label}'"
+            )
+
+
+def _check_files(plan: Plan) -> None:
+    """Compare adversarial images crafted elsewhere with the clean ones, unless the store holds the set already."""
+    for label, made in plan.attacks.items():
+        if isinstance(made.value, AdversarialFiles) and ELSEWHERE in plan.sources:
+            for eps in plan.grid.axes.eps:
+                if not plan.artefact(plan.set_record(ELSEWHERE, label, eps)).complete:
+                    made.value.check(plan.dataset, plan.prints, eps)
 
 
 def _pairs(grid: Grid) -> list[tuple[str, str]]:

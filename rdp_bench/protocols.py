@@ -160,7 +160,12 @@ class Purifier:
 
 
 class Dataset(Protocol):
-    """Labelled images of one square size, in a fixed order."""
+    """Labelled images of one square size, in a fixed order.
+
+    `labels` count from 0. Two attributes are optional: `targets`, one class per image for a targeted attack, counted
+    from 0 (NIPS-2017's TargetClass), and `note`, one line that every report of these images must show.
+    `getattr(dataset, "targets", ())` is empty where a data set has none.
+    """
 
     name: str
     size: int

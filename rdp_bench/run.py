@@ -48,6 +48,8 @@ class Run:
         lending.take_over(self.plan)
         jobs = self.plan.jobs()
         self.record = header(self.plan, self.command)
+        for remark in self.plan.remarks:
+            self.warn(remark)
         if self.plan.grid.axes.cost:
             self.record["cost"] = self._known_cost()
         # Reading finds damaged batches and deletes them, so this comes before asking what is to do.

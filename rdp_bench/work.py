@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rdp_bench import restoration
+from rdp_bench.data.adversarial import AdversarialFiles
 from rdp_bench.data.fingerprints import batch as read_batch
 from rdp_bench.draws import Draws
 from rdp_bench.errors import DamagedError, RdpBenchError
@@ -99,7 +100,10 @@ class Worker:
             u8 = self.clean(low, high)
             x = to_float(u8, plan.device)
             draws = Draws([f"{seed}/{print_}" for print_ in plan.prints[low:high]], plan.device)
-            adv = attack(source, x, self._labels(low, high), job.eps / 255, draws)
+            if isinstance(attack, AdversarialFiles):
+                adv = to_float(attack.crafted(low, high), plan.device)
+            else:
+                adv = attack(source, x, self._labels(low, high), job.eps / 255, draws)
             return {"delta": to_delta(adv, x, u8, job.eps, str(job))}
 
         size = self.size

@@ -66,7 +66,8 @@ class Kept:
     @property
     def crafted(self) -> str:
         """How the attacks were made, for a caption."""
-        return f"crafted on {pretty(self.source)}, ε = {show(self.eps)}"
+        on = "" if self.source == "elsewhere" else "on "
+        return f"crafted {on}{pretty(self.source)}, ε = {show(self.eps)}"
 
     def place(self, attack: str, defense: str = UNDEFENDED) -> Place:
         """Where a number of these stands in the run."""

@@ -32,7 +32,8 @@ def reading(run: Run) -> list[str]:
     defenses = [name for name in run.axis("defenses") if name != UNDEFENDED]
     count = {status: sum(row["status"] == status for row in run.rows) for status in ("done", "pending", "failed")}
     total = len(run.rows)
-    crafted = f"{_count(len(attacks), 'attack')} crafted on {_count(len(sources), 'source')} against "
+    on = "elsewhere" if sources == ["elsewhere"] else f"on {_count(len(sources), 'source')}"
+    crafted = f"{_count(len(attacks), 'attack')} crafted {on} against "
     first = (
         f"{crafted if attacks else ''}{_count(len(run.axis('targets')), 'target')} behind "
         f"{_count(len(defenses), 'defense')}, on {_count(run.record['dataset']['n'], 'image')}."

@@ -420,7 +420,7 @@ def test_numbered_folders_are_ids_not_ranks(tmp_path: Path) -> None:
     assert list(found.labels) == [7, 9, 10, 999]
 
 
-@pytest.mark.parametrize("name", ["tench", "1000", "-1", "n00004475", "n0144076", "²", "train"])
+@pytest.mark.parametrize("name", ["tenhc", "1000", "-1", "n00004475", "n0144076", "²", "train"])
 def test_unknown_class_folder_is_refused(tmp_path: Path, name: str) -> None:
     save(tmp_path / "n01440764" / "a.png")
     save(tmp_path / name / "a.png")
@@ -487,7 +487,7 @@ def test_csv_paths_are_beside_it_or_absolute(tmp_path: Path, monkeypatch: pytest
     (["path,label", "0.png,1", "1.png,1", "0.png,1"], r"line 4: path '0\.png' is there already, on line 2"),
     (["path,label", "0.png,1", "x/../0.png,2"], r"line 3: path 'x/\.\./0\.png' is there already as '0\.png'"),
     (["0.png,1"], r"needs one column 'path' in its first line, found: 0\.png, 1"),
-    (["path;label", "0.png;1"], r"needs one column 'path' in its first line, found: path;label"),
+    (["path:label", "0.png:1"], r"needs one column 'path' in its first line, found: path:label"),
     (["path,label,label", "0.png,1,2"], r"needs one column 'label'"),
     (["path,label", "0.png,1", "9.png,1"], r"1 of 2 image files are missing, the first is .*9\.png"),
 ])  # fmt: skip

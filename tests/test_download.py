@@ -1,10 +1,14 @@
 """Downloads from servers that misbehave, and NIPS-2017 DEV out of folders, zips and addresses: right or not kept."""
 
 import contextlib
+import csv
 import http.server
 import io
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -20,12 +24,13 @@ from PIL import Image
 from rdp_bench import download as download_module
 from rdp_bench import obtain as obtain_module
 from rdp_bench.cli import main
-from rdp_bench.data.nips2017 import nips2017
+from rdp_bench.data import nips2017 as devset
+from rdp_bench.data.nips2017 import CARDS, COPY_B, Known, manifest, nips2017
 from rdp_bench.data.open import open_dataset
 from rdp_bench.download import download
 from rdp_bench.errors import BadImageError, FetchError, RdpBenchError, StorageError, UsageError
 from rdp_bench.keys import hash_pixels
-from rdp_bench.obtain import manifest, obtain
+from rdp_bench.obtain import obtain
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "nips17"
 HTML = b"<!doctype html><title>Sign in</title>" + b" " * 999
@@ -349,12 +354,17 @@ CONTENT = {"dev_dataset.csv": TABLE.encode()} | {f"images/{id_}.png": png(i) for
 
 @pytest.fixture(autouse=True)
 def small_set(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """A set of four images, of which the first two are known."""
+    """A set of four images; in its copy B every pixel differs by one level, and the last image is a card."""
     if "shared" in request.keywords:
         return
-    known = {id_: hash_pixels(pixels(i).transpose(2, 0, 1)) for i, id_ in enumerate(IDS[:2])}
-    monkeypatch.setattr(obtain_module, "manifest", lambda: known)
-    monkeypatch.setattr(obtain_module, "WHOLE", 4)
+
+    def hashed(image: Any) -> str:
+        return hash_pixels(image.transpose(2, 0, 1))
+
+    known = {id_: Known(i + 1, i + 5, hashed(pixels(i))[:32], hashed(pixels(i) ^ 1)[:16]) for i, id_ in enumerate(IDS)}
+    monkeypatch.setattr(devset, "manifest", lambda: known)
+    for module in (devset, obtain_module):
+        monkeypatch.setattr(module, "CARDS", IDS[3:])
 
 
 def zipped(content: dict[str, bytes]) -> bytes:
@@ -402,9 +412,7 @@ def test_it_comes_from_anywhere(source: str, tmp_path: Path) -> None:
     to = tmp_path / "to"
     found = get(to, "--from", source)
     assert found.exit_code == 0, found.output
-    assert found.stdout.splitlines()[0] == (
-        f"nips2017 in {to}: 4 of 4 images, 2 verified by their pixels, 2 unverified (no hash of theirs is known)"
-    )
+    assert found.stdout.splitlines()[0] == f"nips2017 in {to}: 4 of 4 images, pixels and labels verified"
     assert f"--dataset {to}" in found.stdout
     assert (to / "dev_dataset.csv").read_text() == TABLE
     assert whole(to)
@@ -414,9 +422,10 @@ def test_a_second_call_brings_what_is_missing(tmp_path: Path, server: Server) ->
     to = tmp_path / "to"
     some = {name: part for name, part in CONTENT.items() if IDS[1] not in name and IDS[3] not in name}
     found = get(to, "--from", folder(tmp_path / "some", some))
-    assert found.exit_code == 1
-    assert "2 of 4 images, 1 verified by their pixels, 1 unverified" in found.stdout
+    assert found.exit_code == 0
+    assert "2 of 4 images, pixels and labels verified" in found.stdout
     assert f"missing: {IDS[1]}, {IDS[3]}" in found.stderr
+    assert list(open_dataset(str(to)).ids) == [IDS[0], IDS[2]]
     before = {path: path.stat().st_mtime_ns for path in (to / "images").iterdir()}
     server.answers = [serve(zipped(CONTENT))]
     assert get(to, "--from", server.url).exit_code == 0
@@ -438,14 +447,103 @@ def test_half_a_table_grows_and_never_shrinks(tmp_path: Path) -> None:
     assert whole(to)
 
 
-def test_other_labels_are_not_mixed_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("old", "new"), [("a3,x,4", "a3,x,7"), ("a3,x,4,8", "a3,x,4,9")])
+def test_other_labels_are_refused(tmp_path: Path, old: str, new: str) -> None:
     to = tmp_path / "to"
-    first = {"dev_dataset.csv": TABLE.replace("a3,x,4", "a3,x,7").encode()}
-    assert get(to, "--from", folder(tmp_path / "a", first)).exit_code == 1
+    changed = CONTENT | {"dev_dataset.csv": TABLE.replace(old, new).encode()}
+    found = get(to, "--from", folder(tmp_path / "a", changed))
+    assert found.exit_code == 2
+    assert re.search(r"line 5: T.* of 00000000000000a3, but NIPS-2017 DEV has [48]", found.stderr)
+    assert not to.exists()
+    folder(to, {"dev_dataset.csv": changed["dev_dataset.csv"]})
     found = get(to, "--from", folder(tmp_path / "b", CONTENT))
     assert found.exit_code == 2
-    assert "holds other images or labels than" in found.stderr
+    assert "choose another --to" in found.stderr
     assert left(to) == ["dev_dataset.csv"]
+
+
+def test_shifted_labels_do_not_pass(tmp_path: Path) -> None:
+    rows = [f"{id_},x,{i + 2},{i + 5}" for i, id_ in enumerate(IDS)]
+    shifted = CONTENT | {"dev_dataset.csv": "\n".join([TABLE.splitlines()[0], *rows]).encode()}
+    given = folder(tmp_path / "given", shifted)
+    assert "TrueLabel 2 of 00000000000000a0, but NIPS-2017 DEV has 1" in get(tmp_path / "to", "--from", given).stderr
+    with pytest.raises(BadImageError, match=r"line 2: TrueLabel 2 of 00000000000000a0, but NIPS-2017 DEV has 1"):
+        open_dataset(str(given))
+
+
+def copy_b(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels(seed) ^ 1).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_copy_b_is_named_and_its_cards_are_refused(tmp_path: Path) -> None:
+    to = tmp_path / "to"
+    given = CONTENT | {f"images/{id_}.png": copy_b(i) for i, id_ in enumerate(IDS) if i != 1}
+    found = get(to, "--from", folder(tmp_path / "b", given))
+    assert found.exit_code == 1
+    assert f"2 images are of {COPY_B}" in found.stdout
+    assert re.search(rf"refused: {IDS[3]}: .*'This photo is no longer available' of copy B", found.stderr)
+    assert list(open_dataset(str(to)).ids) == list(IDS[:3])
+    differences = (to / "differences.csv").read_text().splitlines()
+    assert differences[0] == "ImageId,difference"
+    assert [line[:16] for line in differences[1:]] == [IDS[0], IDS[2], IDS[3]]
+    assert "This photo is no longer available" in differences[3]
+    assert get(to, "--from", folder(tmp_path / "a", CONTENT)).exit_code == 0
+    assert whole(to)  # all of copy A now, and no differences
+    assert get(to, "--from", tmp_path / "b").exit_code == 0
+    assert whole(to)  # copy A is never replaced by copy B
+
+
+def test_a_card_in_the_folder_is_not_listed(tmp_path: Path) -> None:
+    given = CONTENT | {f"images/{IDS[3]}.png": copy_b(3)}
+    to = folder(tmp_path / "to", given)
+    found = get(to, "--from", folder(tmp_path / "b", given))
+    assert found.exit_code == 1
+    assert re.search(rf"refused: {IDS[3]}: .*no longer available", found.stderr)
+    assert IDS[3] not in (to / "dev_dataset.csv").read_text()
+
+
+def test_a_folder_without_any_image_of_the_set_is_not_written(tmp_path: Path) -> None:
+    found = get(tmp_path / "to", "--from", folder(tmp_path / "given", {"dev_dataset.csv": TABLE.encode()}))
+    assert found.exit_code == 1
+    assert "0 of 4 images" in found.stdout
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("name", ["dev_dataset.csv", f"images/{IDS[1]}.png"])
+def test_a_fifo_in_the_source_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    given = folder(tmp_path / "given", CONTENT)
+    (given / name).unlink()
+    os.mkfifo(given / name)
+    command = [sys.executable, "-m", "rdp_bench", "data", "get", "nips2017", "--from", given, "--to", tmp_path / "to"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)  # hung for ever
+    assert done.returncode in (1, 2)
+    if name == "dev_dataset.csv":
+        assert "not a regular file (a FIFO" in done.stderr
+
+
+def test_a_fifo_among_the_images_is_refused(tmp_path: Path) -> None:
+    given = folder(tmp_path / "given", CONTENT)
+    (given / "images" / f"{IDS[1]}.png").unlink()
+    os.mkfifo(given / "images" / f"{IDS[1]}.png")
+    found = obtain(tmp_path / "to", str(given))
+    assert found.images == 3
+    assert re.search(r"not a regular file \(a FIFO", found.refused[IDS[1]])
+
+
+def test_only_a_jpeg_says_why_it_is_not_taken(tmp_path: Path) -> None:
+    content = {name: part for name, part in CONTENT.items() if IDS[0] not in name} | {f"images/{IDS[0]}.jpg": png(0)}
+    found = obtain(tmp_path / "to", str(folder(tmp_path / "given", content)))
+    assert "the set's images are PNG files" in found.refused[IDS[0]]
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    real = folder(tmp_path / "real", CONTENT)
+    given = folder(tmp_path / "given", {"dev_dataset.csv": TABLE.encode()})
+    (given / "images").symlink_to(real / "images")
+    (real / "images" / "up").symlink_to(given)
+    assert obtain(tmp_path / "to", str(given)).copy_a == list(IDS)
 
 
 def test_wrong_pixels_are_not_kept(tmp_path: Path) -> None:
@@ -457,11 +555,11 @@ def test_wrong_pixels_are_not_kept(tmp_path: Path) -> None:
     found = get(to, "--from", folder(tmp_path / "bad", bad))
     assert found.exit_code == 1
     assert "0 of 4 images" in found.stdout
+    assert not to.exists()
     for id_, why in zip(
         IDS, ("other pixels than this image", "damaged or truncated", "not an image", "224 x 224"), strict=True
     ):
         assert re.search(rf"refused: {id_}: .*{why}", found.stderr)
-    assert left(to) == ["dev_dataset.csv"]
     assert get(to, "--from", folder(tmp_path / "good", CONTENT)).exit_code == 0
     assert whole(to)
 
@@ -626,9 +724,32 @@ def test_a_run_without_the_set_says_how_to_get_it(tmp_path: Path, monkeypatch: p
 
 def test_the_manifest_ships() -> None:
     found = manifest()
-    assert len(found) == 500
-    assert all(re.fullmatch("[0-9a-f]{16}", id_) and re.fullmatch("[0-9a-f]{64}", key) for id_, key in found.items())
-    assert len(set(found.values())) == 500
+    assert len(found) == 1000
+    for id_, known in found.items():
+        assert re.fullmatch("[0-9a-f]{16}", id_)
+        assert re.fullmatch("[0-9a-f]{32}", known.copy_a)
+        assert re.fullmatch("[0-9a-f]{16}", known.copy_b)
+        assert 1 <= known.label <= 1000
+        assert 1 <= known.target <= 1000
+        assert known.target != known.label
+    for copy in ("copy_a", "copy_b"):
+        assert len({getattr(known, copy) for known in found.values()}) == 1000
+    assert {*CARDS} < {*found}
+
+
+@pytest.mark.shared
+def test_the_manifest_agrees_with_the_shared_copy_a() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared/nips17 beside this checkout")
+    hashes = dict(reversed(line.split()) for line in (SHARED / "pixels.sha256").read_text().splitlines())
+    assert hashes.keys() == manifest().keys()
+    assert all(hashes[id_].startswith(known.copy_a) for id_, known in manifest().items())
+    with (SHARED / "dev_dataset.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["ImageId"] for row in rows] == devset.subsets()[devset.EVERY_SECOND]
+    for row in rows:
+        known = manifest()[row["ImageId"]]
+        assert (int(row["TrueLabel"]), int(row["TargetClass"])) == (known.label, known.target)
 
 
 @pytest.mark.shared
@@ -644,8 +765,9 @@ def test_the_real_half_is_verified(tmp_path: Path) -> None:
         zipped({"dev_dataset.csv": "".join(lines).encode()} | {p.name: p.read_bytes() for p in real.paths})
     )
     found = obtain(tmp_path / "to", str(path))
-    assert found.verified == list(real.ids)
-    assert (found.unverified, found.missing, found.refused) == ([], [], {})
+    assert found.copy_a == list(real.ids)
+    assert (found.copy_b, found.missing, found.refused) == ([], [], {})
+    assert list(open_dataset(str(tmp_path / "to")).ids) == list(real.ids)
 
 
 def test_errors_are_ours() -> None:

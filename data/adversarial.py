@@ -1,0 +1,212 @@
+"""Adversarial images that were crafted elsewhere: the attack `files:FOLDER` reads them by the clean images' ids.
+
+The source of such a set is called `elsewhere`: no network of this run crafted it. The set is keyed by the pixels of the
+clean images and of the files, and stored like any other, after a comparison with the clean images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rdp_bench.data._images import SUFFIXES, decode, read_file
+from rdp_bench.data._labelled import Images
+from rdp_bench.data.fingerprints import batch, fingerprints
+from rdp_bench.errors import BadImageError, UsageError
+from rdp_bench.keys import hash_many
+from rdp_bench.registry import Resolved, attack
+from rdp_bench.specs import show
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from rdp_bench.draws import Draws
+    from rdp_bench.protocols import Dataset, Source
+
+ELSEWHERE = "elsewhere"
+"""The source of images that no network of this run crafted."""
+
+SCHEME = "files:"
+ARRAY = ".npy"
+
+_BATCH = 20
+_LOSSY = (".jpg", ".jpeg", ".webp")
+
+
+class AdversarialImages(Images):
+    """Image files of exactly the clean images' size: none is resized or cropped."""
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as uint8 `[3, size, size]`, RGB.
+
+        Raises:
+            BadImageError: the file is missing, damaged, or of another size.
+        """
+        import numpy as np
+
+        path = self.paths[index]
+        if path.suffix.lower() == ARRAY:
+            return read_array(path, self.size)
+        image = decode(path)
+        if image.size != (self.size, self.size):
+            raise BadImageError(
+                f"{path}: {image.width} x {image.height} pixels, the clean images have {self.size} x {self.size}; "
+                "adversarial images are not resized"
+            )
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class AdversarialFiles:
+    """Adversarial images in `folder`, one file per clean image: PNG (or another image format), or `.npy`.
+
+    A file is named like the clean image's id (the suffix may differ), in the same subfolder. `of` finds them.
+    """
+
+    folder: str
+    images: AdversarialImages | None = field(default=None, repr=False)
+    hashes: Sequence[str] = field(default=(), repr=False)
+
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:  # noqa: ARG002
+        """Never called: images are read by id (`crafted`), which a batch of pixels does not have."""
+        raise UsageError(f"attack '{SCHEME}{self.folder}' reads files and crafts nothing")
+
+    def resolved(self, eps: float) -> dict[str, Any]:  # noqa: ARG002 - part of the protocol
+        """One hash of the pixels of all files."""
+        return {"files": hash_many(self.hashes)}
+
+    def gradients(self, eps: float) -> int:  # noqa: ARG002 - part of the protocol
+        """None."""
+        return 0
+
+    def of(self, dataset: Dataset, cache: Path) -> AdversarialFiles:
+        """The same with the files of this data set's images found, and hashed with the help of `cache`.
+
+        Raises:
+            BadImageError: no such folder, images without a file or with several, or a file that cannot be read.
+        """
+        found = files_of(Path(self.folder).expanduser(), dataset)
+        return replace(self, images=found, hashes=fingerprints(found, cache))
+
+    def crafted(self, low: int, high: int) -> NDArray[np.uint8]:
+        """Adversarial images `low..high` as uint8 `[high - low, 3, size, size]`."""
+        assert self.images is not None
+        return batch(self.images, low, high, self.hashes)
+
+    def check(self, dataset: Dataset, prints: Sequence[str], eps: float) -> None:
+        """Compare every image with the clean one; `eps` in /255, `prints` are the clean images' pixel hashes.
+
+        Raises:
+            BadImageError: images farther than `eps` from the clean ones in L-infinity, or none that differs.
+        """
+        import numpy as np
+
+        assert self.images is not None
+        far: list[int] = []
+        for low in range(0, len(prints), _BATCH):
+            high = min(low + _BATCH, len(prints))
+            clean = batch(dataset, low, high, prints).astype(np.int16)
+            far += np.abs(self.crafted(low, high) - clean).max(axis=(1, 2, 3)).tolist()
+        worst = max(range(len(far)), key=far.__getitem__)
+        if far[worst] > eps:
+            count = sum(each > eps for each in far)
+            path = self.images.paths[worst]
+            lossy = "; JPEG and WebP change pixels: save PNG" if path.suffix.lower() in _LOSSY else ""
+            raise BadImageError(
+                f"attack '{SCHEME}{self.folder}': {count} of {len(far)} images are farther than eps {show(eps)}/255 "
+                f"from the clean images; the farthest, {path.name}, by {far[worst]}/255{lossy}"
+            )
+        if eps and not far[worst]:
+            raise BadImageError(f"attack '{SCHEME}{self.folder}': every image equals the clean one; wrong folder?")
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the results must know."""
+        return f"{SCHEME}{self.folder}: these adversarial images were crafted elsewhere and read from files"
+
+
+def files_of(folder: Path, dataset: Dataset) -> AdversarialImages:
+    """The adversarial images in `folder` of all images of `dataset`, in its order.
+
+    Raises:
+        BadImageError: no such folder, or images without a file or with several.
+    """
+    if not folder.is_dir():
+        raise BadImageError(f"attack '{SCHEME}{folder}': no such folder")
+    by_name: dict[str, list[Path]] = {}
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.suffix.lower() in SUFFIXES | {ARRAY}:
+                by_name.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    found: list[Path] = []
+    missing: list[str] = []
+    for id_ in dataset.ids:
+        # An id is only looked up, never made a path: a plugin may call its images as it likes.
+        stem, suffix = os.path.splitext(id_)  # noqa: PTH122 - an id, no path
+        files = by_name.get(stem if suffix.lower() in SUFFIXES else id_, [])
+        if len(files) > 1:
+            raise BadImageError(
+                f"attack '{SCHEME}{folder}': image '{id_}' has several files "
+                f"({', '.join(each.name for each in files)}); keep one"
+            )
+        if files:
+            found += files
+        else:
+            missing.append(id_)
+    if missing:
+        more = ", ..." if len(missing) > 3 else ""
+        raise BadImageError(
+            f"attack '{SCHEME}{folder}': {len(missing)} of {len(dataset.ids)} images of {dataset.name} have no file: "
+            f"{', '.join(missing[:3])}{more}. Files are named like the images, {missing[0]!r} as .png or .npy"
+        )
+    return AdversarialImages(
+        name=f"{SCHEME}{folder}",
+        size=dataset.size,
+        ids=tuple(dataset.ids),
+        labels=tuple(dataset.labels),
+        paths=tuple(found),
+        origin=folder,
+    )
+
+
+def read_array(path: Path, size: int) -> NDArray[np.uint8]:
+    """The image in a `.npy` file as uint8 `[3, size, size]`; the file may hold `[size, size, 3]`.
+
+    Raises:
+        BadImageError: another format, type or shape, or more or less data than its header says; nothing of the size
+            that a header claims is allocated.
+    """
+    import numpy as np
+    from numpy.lib import format as npy
+
+    content = read_file(path, 3 * size * size + 4096)
+    file = BytesIO(content)
+    try:
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
+        shape, fortran, dtype = read(file)
+    except (ValueError, KeyError, EOFError) as error:
+        raise BadImageError(f"{path}: no .npy file that can be read ({error})") from error
+    if dtype != np.uint8 or shape not in ((3, size, size), (size, size, 3)):
+        raise BadImageError(
+            f"{path}: expected uint8 [3, {size}, {size}] or [{size}, {size}, 3], found {dtype} {list(shape)}; save "
+            "floats in [0, 1] as (255 * x).round().astype('uint8')"
+        )
+    if len(content) - file.tell() != 3 * size * size:
+        raise BadImageError(f"{path}: {len(content) - file.tell()} bytes of pixels, its header says {3 * size * size}")
+    array = np.frombuffer(content, np.uint8, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
+    return np.ascontiguousarray(array if shape == (3, size, size) else array.transpose(2, 0, 1))
+
+
+def _adapt(text: str) -> Resolved[AdversarialFiles]:
+    made = AdversarialFiles(text.removeprefix(SCHEME))
+    return Resolved(text, made, "Adversarial images crafted elsewhere, read from files.", "crafted elsewhere", "1")
+
+
+attack.dialect("files", r"files:.+", "files:FOLDER", _adapt)  # type: ignore[arg-type]
