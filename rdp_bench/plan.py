@@ -16,7 +16,7 @@ from rdp_bench.grid import CLEAN, UNDEFENDED, Grid
 from rdp_bench.keys import Record, hash_many, key_of
 from rdp_bench.models import AnyMember, SourceRef, find, find_or_absent, find_source
 from rdp_bench.protocols import Attack, Dataset, Defense
-from rdp_bench.registry import Resolved
+from rdp_bench.registry import Resolved, identity, refuse_shared_keys
 from rdp_bench.specs import Cell, show
 from rdp_bench.store import Artefact, Store
 from rdp_bench.through import is_white_box, white_box
@@ -94,21 +94,40 @@ class Plan:
 
     def set_record(self, source: str, attack: str, eps: float) -> Record:
         """Everything an adversarial set depends on."""
-        made = self.attacks[attack]
-        kind = type(made.value)
-        with naming(f"attack '{attack}' cannot say its parameters"):
-            params = made.value.resolved(eps)
         return {
             **self._images(),
             "kind": "adv",
             "source": self.model_record(self.sources[source]),
-            "attack": {
-                "type": f"{kind.__module__}.{kind.__qualname__}",
-                "version": made.version,
-                **params,
-            },
+            "attack": self.attack_record(attack, eps),
             "eps": eps,
         }
+
+    def attack_record(self, attack: str, eps: float) -> Record:
+        """Identity of an attack at `eps` (in /255)."""
+        with naming(f"attack '{attack}' cannot say its parameters"):
+            return identity(self.attacks[attack], eps)
+
+    def defense_record(self, defense: str) -> Record:
+        """Identity of a defense."""
+        made = self.defenses[defense]
+        with naming(f"defense '{defense}' cannot say its parameters"):
+            return {**identity(made), "passes": made.value.passes}
+
+    def refuse_shared_keys(self) -> None:
+        """Compare everything that the plan keys.
+
+        Raises:
+            UsageError: two different entries have one key.
+        """
+        for eps in self.grid.axes.eps or (0.0,):
+            refuse_shared_keys(
+                "attack", [(made, self.attack_record(label, eps)) for label, made in self.attacks.items()]
+            )
+        defenses = [(made, self.defense_record(label)) for label, made in self.defenses.items()]
+        behind = [source.through.defense for source in self.sources.values() if source.through]
+        refuse_shared_keys(
+            "defense", [*defenses, *((made, {**identity(made), "passes": made.value.passes}) for made in behind)]
+        )
 
     def of(self, dataset: Dataset, prints: list[str]) -> "Plan":
         """The same plan for other images."""
@@ -117,22 +136,13 @@ class Plan:
 
     def pure_record(self, made_set: Record | None, defense: str) -> Record:
         """Everything a purified set depends on; `made_set` is the adversarial set's record, None for clean images."""
-        made = self.defenses[defense]
-        kind = type(made.value)
-        with naming(f"defense '{defense}' cannot say its parameters"):
-            params = made.value.resolved()
         return {
             **self._images(),
             "kind": "pure",
             "set": key_of(made_set) if made_set else None,
             # What a random defense's draws follow from, besides itself, the seed and the image: not how many images.
             "stream": key_of({name: made_set[name] for name in SET_FACTS}) if made_set else None,
-            "defense": {
-                "type": f"{kind.__module__}.{kind.__qualname__}",
-                "version": made.version,
-                "passes": made.value.passes,
-                **params,
-            },
+            "defense": self.defense_record(defense),
         }
 
     def eval_record(self, pure: Record, target: AnyMember, draws: int = 1) -> Record:
@@ -279,7 +289,9 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
     prints = fingerprints(dataset, store.root)
-    return Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks)
+    plan = Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks)
+    plan.refuse_shared_keys()
+    return plan
 
 
 def _pairs(grid: Grid) -> list[tuple[str, str]]:
