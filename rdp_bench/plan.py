@@ -254,6 +254,16 @@ class Plan:
             return self.artefact(job.record).complete
         return all(self.artefact(record).complete for record in [*job.records, self.sample_record(job.key)])
 
+    def discard(self, jobs: Sequence[Job], made: set[str]) -> None:
+        """Delete what the store holds of `jobs`, but not the artefacts whose keys are in `made`; add their keys to it."""
+        for job in jobs:
+            records = [job.record] if isinstance(job, CraftJob) else [*job.records, self.sample_record(job.key)]
+            for record in records:
+                key = key_of(record)
+                if key not in made and self.store.folder(record["kind"], key).is_dir():
+                    self.store.delete(record["kind"], key)
+                made.add(key)
+
     def to_do(self, jobs: Sequence[Job]) -> list[Job]:
         """Jobs that lack something; sets too that are judged already, for they are what `export` gives away."""
         return [job for job in jobs if not self.done(job)]

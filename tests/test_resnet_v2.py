@@ -417,6 +417,7 @@ def test_the_names_of_files_are_no_part_of_a_key(tmp_path: Path) -> None:
     record = models.find("resnet-v2-101", tmp_path).record()
     assert set(record) == {"card", "numerics", "weights"}
     assert set(record["card"]) == {
-        "arch", "crop", "fixed_size", "in_order", "input_size", "interpolation", "kwargs", "label_offset", "mean", "std",
+        "arch", "crop", "fixed_size", "in_order", "input_size", "interpolation", "kwargs", "label_offset", "mean",
+        "std",
     }  # fmt: skip
     assert resnet_v2.UNITS[record["card"]["arch"]] == (3, 4, 23, 3)
