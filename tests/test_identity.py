@@ -226,7 +226,7 @@ def test_labels_that_differ_in_what_resolved_leaves_out_are_refused(
 
 def test_labels_that_mean_one_thing_are_not_refused(tmp_path: Path) -> None:
     attacks = ("MI", "mi-fgsm", "mi-fgsm(alpha=0.8)", "I|MI(1.0)", "mi-fgsm(steps=auto)")
-    defenses = ("bit-red", "bit-red(bits=BITS)", "tiny/nan", "mine/scale", "mine/scale(shown=2, factor=0.0)")
+    defenses = ("bit-red", "bit-red(bits=5)", "tiny/nan", "mine/scale", "mine/scale(shown=2, factor=0.0)")
     sources = ("tiny/one", "bpda(tiny/nan, tiny/one)")
     made = plan(tmp_path, write(tmp_path, HIDING), attacks=attacks, defenses=defenses, sources=sources)
     found = keys(made)
