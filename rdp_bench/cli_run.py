@@ -55,7 +55,9 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 @cli_cache.option
 @plugin_option
 @click.option("--dry-run", is_flag=True, help="Print the plan, what is cached and how long the rest would take.")
-@click.option("--fresh", is_flag=True, help="Compute the selected cells again; what the cache holds of them is deleted.")
+@click.option(
+    "--fresh", is_flag=True, help="Compute the selected cells again; what the cache holds of them is deleted."
+)
 @click.option("--progress/--no-progress", default=None, help="Force the progress bar on or off.")
 def run(**options: Any) -> None:
     """Run a grid: craft adversarial sets, judge every defense, write OUT/results.csv.

@@ -255,7 +255,7 @@ class Plan:
         return all(self.artefact(record).complete for record in [*job.records, self.sample_record(job.key)])
 
     def discard(self, jobs: Sequence[Job], made: set[str]) -> None:
-        """Delete what the store holds of `jobs`, but not the artefacts whose keys are in `made`; add their keys to it."""
+        """Delete what the store holds of `jobs`, except the keys in `made`; add all their keys to it."""
         for job in jobs:
             records = [job.record] if isinstance(job, CraftJob) else [*job.records, self.sample_record(job.key)]
             for record in records:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rdp_bench import plugins
+from rdp_bench import local_code, plugins
 from rdp_bench.defenses import _learned
 from rdp_bench.grid import Axes, Grid
 from rdp_bench.plan import Plan, make_plan
@@ -16,9 +16,10 @@ from tests.commands import PLUGIN
 
 plugins.load()  # what is built in stays
 
+
 @contextmanager
 def new_process() -> Iterator[None]:
-    """Around what a process of its own would do: entries, plugins, modules and paths that it adds are then forgotten."""
+    """Around what a process of its own would do; the entries, modules and paths that it adds are then forgotten."""
     kept = [(each, dict(each.entries), list(each.dialects)) for each in registries.values()]
     modules, path = dict(sys.modules), list(sys.path)
     states = [getattr(plugins, name, None) for name in ("_loaded", "_folders", "_executed")]
@@ -32,7 +33,7 @@ def new_process() -> Iterator[None]:
             registry.dialects[:] = dialects
         for name in set(sys.modules) - set(modules):
             file = getattr(sys.modules[name], "__file__", None) or ""
-            if "site-packages" not in file and "rdp_bench" not in name.partition("_plugin_")[0] or "_plugin_" in name:
+            if not name.startswith("rdp_bench.") and local_code.is_local(file):
                 del sys.modules[name]
         sys.path[:] = path
         for state, copy in zip(states, copies, strict=True):
@@ -62,4 +63,3 @@ def keys(made: Plan) -> dict[str, tuple[str | None, str]]:
             name = f"{cell.source} {cell.attack} {cell.defense} {cell.target}"
             found[name] = (made.keys(cell).adv, made.keys(cell).eval)
     return found
-

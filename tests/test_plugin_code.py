@@ -62,7 +62,8 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {"a/c.py": factor(0)},
     ),
     "a file imported when it is called": (
-        {"mine.py": BODY + "def factor():\n    from helper import factor\n    return factor()\n", "helper.py": factor(1)},
+        {"mine.py": BODY + "def factor():\n    from helper import factor\n    return factor()\n",
+         "helper.py": factor(1)},
         {"helper.py": factor(0)},
     ),
     "a module named at import": (
@@ -112,7 +113,10 @@ def test_an_edit_changes_the_version(tmp_path: Path, case: str) -> None:
 
 
 def test_a_file_that_nothing_uses_changes_nothing(tmp_path: Path) -> None:
-    write(tmp_path, {"mine.py": "from helper import factor" + BODY, "helper.py": factor(1), "other.py": "x = 1", "n.txt": ""})
+    write(
+        tmp_path,
+        {"mine.py": "from helper import factor" + BODY, "helper.py": factor(1), "other.py": "x = 1", "n.txt": ""},
+    )
     before = stamp(tmp_path / "mine.py")
     write(tmp_path, {"other.py": "x = 2", "n.txt": "1"})
     assert stamp(tmp_path / "mine.py") == before
@@ -336,10 +340,10 @@ def made():
     """A factory."""
     return Scale(power=3.0)
 '''
-PRINT = '''
+PRINT = """
 from rdp_bench.registry import defense as registry
 print(registry.get("script/scale").version, registry.get("script/made").version)
-'''
+"""
 EDITS = {
     "a method": ("+ self.offset", "- self.offset", 2),
     "a global number": ("FACTOR = 1.0", "FACTOR = 0.0", 2),

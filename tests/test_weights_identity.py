@@ -192,14 +192,18 @@ def test_lpips_is_that_of_the_planned_weights(tmp_path: Path, monkeypatch: pytes
     torch.manual_seed(0)
     net = torchvision.models.alexnet(weights=None)
     torch.save(net.state_dict(), alexnet)
-    torch.save({f"lin{i}.model.1.weight": torch.ones(1, n, 1, 1) for i, n in enumerate((64, 192, 384, 256, 256))}, channels)
+    torch.save(
+        {f"lin{i}.model.1.weight": torch.ones(1, n, 1, 1) for i, n in enumerate((64, 192, 384, 256, 256))}, channels
+    )
     assert real is not None
     monkeypatch.setattr(perceptual, "files", lambda: (alexnet, channels))
     planned = perceptual.record()
     assert planned
     x, y = toy.images(1, 32), toy.images(1, 32, seed=1)
     first = restoration.measure(x, y, lpips=planned["weights"])["lpips"]
-    torch.save({f"lin{i}.model.1.weight": torch.ones(1, n, 1, 1) * 2 for i, n in enumerate((64, 192, 384, 256, 256))}, channels)
+    torch.save(
+        {f"lin{i}.model.1.weight": torch.ones(1, n, 1, 1) * 2 for i, n in enumerate((64, 192, 384, 256, 256))}, channels
+    )
     now = perceptual.record()
     assert now
     assert now != planned
@@ -218,23 +222,33 @@ def test_a_file_that_is_swapped_while_it_is_read_is_noticed(tmp_path: Path) -> N
     file = tmp_path / "w"
     file.write_bytes(b"planned")
     expected = weights.hash_file(file)
+
+    def swapped() -> None:
+        with weights.unchanged(file, expected):
+            state = file.stat()
+            file.write_bytes(b"another")
+            file.read_bytes()
+            file.write_bytes(b"planned")
+            os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+
     with weights.unchanged(file, expected):
         assert file.read_bytes() == b"planned"
-    with pytest.raises(BadModelError, match=CHANGED), weights.unchanged(file, expected):
-        state = file.stat()
-        file.write_bytes(b"another")
-        file.read_bytes()
-        file.write_bytes(b"planned")
-        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(BadModelError, match=CHANGED):
+        swapped()
 
 
 def test_a_file_that_breaks_while_it_is_read_is_called_changed(tmp_path: Path) -> None:
     file = tmp_path / "w"
     file.write_bytes(b"planned")
     expected = weights.hash_file(file)
-    with pytest.raises(BadModelError, match=CHANGED), weights.unchanged(file, expected):
-        file.unlink()
-        raise BadModelError("damaged")
+
+    def broken() -> None:
+        with weights.unchanged(file, expected):
+            file.unlink()
+            raise BadModelError("damaged")
+
+    with pytest.raises(BadModelError, match=CHANGED):
+        broken()
     file.write_bytes(b"planned")
     with pytest.raises(BadModelError, match="does not fit"), weights.unchanged(file, expected):
         raise BadModelError("does not fit")
