@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,12 +78,18 @@ def file_state(path: Path) -> tuple[int, ...]:
 def known_hash(path: Path) -> str:
     """`hash_file`, remembered while `file_state` of the file stays the same."""
     place, state = str(path.absolute()), file_state(path)
-    if place not in _hashes or _hashes[place][0] != state:
-        _hashes[place] = state, hash_file(path)
-    return _hashes[place][1]
+    if place in _hashes and _hashes[place][0] == state:
+        return _hashes[place][1]
+    found = hash_file(path)
+    if time.time_ns() - max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) > _SETTLED:
+        _hashes[place] = state, found
+    return found
 
 
 _hashes: dict[str, tuple[tuple[int, ...], str]] = {}
+_SETTLED = 2 * 10**9
+"""Nanoseconds since the last write before a hash is remembered: times of files are coarse, and a second write within
+the same tick would change no time."""
 
 
 def neutral(value: Any, **options: Any) -> Any:
@@ -127,6 +134,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # a number of NumPy or torch
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         return int(value)
     return value

@@ -1,5 +1,6 @@
 """From a grid to keyed jobs: who needs which adversarial set, and what is already there. No torch."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -16,10 +17,12 @@ from rdp_bench.grid import CLEAN, UNDEFENDED, Grid
 from rdp_bench.keys import Record, hash_many, key_of
 from rdp_bench.models import AnyMember, SourceRef, find, find_or_absent, find_source
 from rdp_bench.protocols import Attack, Dataset, Defense
-from rdp_bench.registry import Resolved, identity, refuse_shared_keys
+from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
 from rdp_bench.specs import Cell, show
 from rdp_bench.store import Artefact, Store
 from rdp_bench.through import is_white_box, white_box
+
+log = logging.getLogger(__name__)
 
 RESTORATION = {"metrics": ["mse", "ssim"], "window": 11, "sigma": 1.5, "channels": "rgb"}
 """What is measured of purified images; `restoration.py` does it."""
@@ -109,9 +112,8 @@ class Plan:
 
     def defense_record(self, defense: str) -> Record:
         """Identity of a defense."""
-        made = self.defenses[defense]
         with naming(f"defense '{defense}' cannot say its parameters"):
-            return {**identity(made), "passes": made.value.passes}
+            return {**identity(self.defenses[defense]), "passes": self.defenses[defense].value.passes}
 
     def refuse_shared_keys(self) -> None:
         """Compare everything that the plan keys.
@@ -119,15 +121,19 @@ class Plan:
         Raises:
             UsageError: two different entries have one key.
         """
+        made: dict[str, tuple[object, Record]] = {}
         for eps in self.grid.axes.eps or (0.0,):
-            refuse_shared_keys(
-                "attack", [(made, self.attack_record(label, eps)) for label, made in self.attacks.items()]
-            )
-        defenses = [(made, self.defense_record(label)) for label, made in self.defenses.items()]
+            attacks = [(each, self.attack_record(label, eps)) for label, each in self.attacks.items()]
+            refuse_shared_keys("attack", attacks)
+            made |= {f"attack '{each.label}'": (each.value, record) for each, record in attacks}
         behind = [source.through.defense for source in self.sources.values() if source.through]
-        refuse_shared_keys(
-            "defense", [*defenses, *((made, {**identity(made), "passes": made.value.passes}) for made in behind)]
-        )
+        defenses = [(each, self.defense_record(label)) for label, each in self.defenses.items()]
+        defenses += [(each, {**identity(each), "passes": each.value.passes}) for each in behind]
+        refuse_shared_keys("defense", defenses)
+        made |= {f"defense '{each.label}'": (each.value, record) for each, record in defenses}
+        for what, (value, record) in made.items():
+            if names := left_out(value, record["params"]):
+                log.warning("%s: resolved() leaves out %s; all its values share their results", what, ", ".join(names))
 
     def of(self, dataset: Dataset, prints: list[str]) -> "Plan":
         """The same plan for other images."""

@@ -1,6 +1,7 @@
 """Named entries. A decorator registers a factory; the docstring's first line is its summary."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -71,8 +72,8 @@ def identity(made: Resolved[Any], *at: Any) -> Record:
     # Not of a base: a subclass computes something else.
     own = made.value.identity() if "identity" in vars(kind) else (made.id, made.version)
     record = {"id": own[0], "version": own[1], "params": without_neutral(kind, made.value.resolved(*at))}
-    canonical(record)
-    return record
+    plain: Record = json.loads(canonical(record))  # a copy: what the entry returned may still be its own
+    return plain
 
 
 def refuse_shared_keys(kind: str, made: list[tuple[Resolved[Any], Record]]) -> None:
@@ -96,6 +97,19 @@ def refuse_shared_keys(kind: str, made: list[tuple[Resolved[Any], Record]]) -> N
                     f"{kind}s '{one.label}' and '{two.label}' would share one cache key and differ in {what}. Return "
                     "everything that the output depends on from resolved(), or leave one of them out"
                 )
+
+
+def left_out(value: object, params: Record) -> list[str]:
+    """Parameters of an entry that were set to other values than their defaults, and that its record does not hold."""
+    found = []
+    for each in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+        default = each.default
+        if not each.init or each.name in params or default is dataclasses.MISSING:
+            continue
+        now = getattr(value, each.name)
+        if not _equal(now, default) and not _equal(now, each.metadata.get("neutral", default)):
+            found.append(each.name)
+    return found
 
 
 def _hidden_difference(one: object, two: object, known: set[str]) -> str:
@@ -176,12 +190,7 @@ class Registry(Generic[T]):
                 raise RdpBenchError(
                     f"{self.kind} '{name}' is taken: by {self.entries[name].origin}, wanted by {origin}; rename one"
                 )
-            for other in self.entries.values():
-                if other.id == (id or name):
-                    raise RdpBenchError(
-                        f"{self.kind} '{name}' ({origin}): the id '{other.id}' is that of {self.kind} '{other.name}'; "
-                        "cache keys need one of its own"
-                    )
+            self._refuse_taken(id or name, f"{self.kind} '{name}' ({origin})")
             summary = (factory.__doc__ or "").strip().partition("\n")[0]
             self.entries[name] = Entry(name, factory, summary, source, version, origin, id or name)
             return factory
@@ -203,7 +212,17 @@ class Registry(Generic[T]):
         Where a label stands for an entry, `make` may return what the registry says about that entry (`Resolved`). `id`
         (by default `name`) and `version` are for cache keys of everything else that it makes.
         """
+        self._refuse_taken(id or name, f"{self.kind} scheme '{name}'")
         self.dialects.append(Dialect(name, pattern, example, make, id or name, version))
+
+    def _refuse_taken(self, wanted: str, what: str) -> None:
+        taken = [(other.id, other.name) for other in self.entries.values()]
+        taken += [(other.id, other.name) for other in self.dialects]
+        for id_, name in taken:
+            if id_ == wanted:
+                raise RdpBenchError(
+                    f"{what}: the id '{wanted}' is that of {self.kind} '{name}'; cache keys need one of its own"
+                )
 
     def resolve(self, text: str) -> Resolved[T]:
         """The object that `text` names: an entry, with parameters, or a word of a dialect.

@@ -202,7 +202,7 @@ def test_lpips_is_measured_where_its_weights_are(grid: Path, alexnet: Path, monk
     alexnet.write_bytes(b"another file")
     assert perceptual.record() is not None
     with pytest.raises(RdpBenchError, match="alexnet"):
-        perceptual.distance(toy.images(1, 32), toy.images(1, 32))
+        perceptual._load(*(perceptual.files() or ()), tuple((perceptual.record() or {})["weights"]), "cpu")
 
 
 # --- cost ------------------------------------------------------------------------------------------------

@@ -400,3 +400,45 @@ def test_without_jpeg_no_codec_is_in_the_record(tmp_path: Path, monkeypatch: pyt
     before = [plan(tmp_path, defenses=labels).defense_record(label) for label in labels]
     monkeypatch.setattr(features, "version", lambda _: "9.9.9")
     assert before == [plan(tmp_path, defenses=labels).defense_record(label) for label in labels]
+
+
+# --- what registries refuse, and say -------------------------------------------------------------------------
+
+
+def test_two_schemes_of_one_id_are_refused() -> None:
+    registry.defense.dialect("level", r"level:.+", "level:1", lambda _: None)
+    with pytest.raises(RdpBenchError, match="the id 'level' is that of defense 'level'"):
+        registry.defense.dialect("level", r"other:.+", "other:1", lambda _: None)
+    with pytest.raises(RdpBenchError, match="the id 'level' is that of defense 'level'"):
+        registry.defense("level", source="s")(lambda: None)
+
+
+def test_a_parameter_that_resolved_leaves_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Alone in a run it cannot be refused: it may change no pixel."""
+    path = write(tmp_path, HIDING)
+    plan(tmp_path, path, defenses=("mine/scale", "mine/scale(shown=2)"))
+    assert "leaves out" not in caplog.text
+    plan(tmp_path, path, defenses=("mine/scale(factor=.5)",), attacks=("mine/move(sign=-1.0)",))
+    assert "defense 'mine/scale(factor=0.5)': resolved() leaves out factor; all its values share" in caplog.text
+    assert caplog.text.count("attack 'mine/move(sign=-1)': resolved() leaves out sign") == 1
+
+
+def test_a_record_is_a_copy(tmp_path: Path) -> None:
+    """What an entry returned may still be its own, and change after its key was made."""
+    shared: dict[str, Any] = {"level": 1}
+
+    class Kind:
+        def resolved(self) -> dict[str, Any]:
+            return shared
+
+    record = registry.identity(registry.Resolved("x", Kind(), "", "", "1", "x"))
+    shared["level"] = 2
+    assert record["params"] == {"level": 1}
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    import numpy as np
+
+    from rdp_bench.keys import canonical
+
+    assert canonical({"a": np.float32(0.5), "b": np.int64(3), "c": np.bool_(1)}) == '{"a":0.5,"b":3,"c":true}'

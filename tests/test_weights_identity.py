@@ -15,8 +15,10 @@ from rdp_bench.errors import BadModelError
 from rdp_bench.executor import Here
 from rdp_bench.plan import Plan
 from rdp_bench.registry import defense
+from rdp_bench.run import Run
 from rdp_bench.work import Worker
 from tests import toy
+from tests.commands import PLUGIN, cli
 from tests.plans import new_process, plan
 
 CHANGED = "changed since planning; run again"
@@ -212,6 +214,35 @@ def test_lpips_is_that_of_the_planned_weights(tmp_path: Path, monkeypatch: pytes
     perceptual._load.cache_clear()
     with pytest.raises(BadModelError, match=CHANGED):
         restoration.measure(x, y, lpips=planned["weights"])
+
+
+def test_a_run_says_which_cells_lack_their_weights(
+    tmp_path: Path, network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As faults go: the file is overwritten when the first line of the run appears."""
+    file, out = tmp_path / "smooth.safetensors", tmp_path / "out"
+    smooth(file, 1.0)
+    args = ("run", "--grid", tmp_path / "tiny.toml", "--plugin", PLUGIN, "--plugin", network, "--out", out)
+    args += ("--cache", tmp_path / "cache")
+    defenses = ["none", f"mine/smooth(weights={file})"]
+    (tmp_path / "tiny.toml").write_text(
+        f'[axes]\nattacks = ["fgsm"]\ndefenses = {defenses}\neps = [8]\ndataset = "tiny/noise"\n'
+        'sources = ["tiny/one"]\ntargets = ["tiny/two"]\n'
+    )
+    real = Run.start
+
+    def start(self: Run, *rest: Any) -> Any:
+        found = real(self, *rest)
+        smooth(file, 0.0)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "start", start)
+        found = cli(*args)
+    assert found.exit_code == 1
+    assert "2 of 4 cells done, 2 failed" in found.output
+    assert f"{file}: its weights {CHANGED}" in found.output
+    assert cli(*args).exit_code == 0
 
 
 # --- the check itself ----------------------------------------------------------------------------------------
