@@ -15,7 +15,6 @@ import ast
 import dataclasses
 import dis
 import functools
-import inspect
 import json
 import logging
 import sys
@@ -29,7 +28,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from rdp_bench.errors import UsageError
-from rdp_bench.keys import hash_file, hash_many
+from rdp_bench.keys import file_state, hash_file, hash_many
 
 log = logging.getLogger(__name__)
 
@@ -146,8 +145,8 @@ def refuse_stale(modules: Modules) -> None:
     for name, path in modules.items():
         module = sys.modules.get(name)
         spec = getattr(module, "__spec__", None)
-        if module is None or spec is None or not isinstance(spec.loader, SourceFileLoader):
-            continue  # not loaded yet, or by a loader that rewrites code
+        if module is None or spec is None or type(spec.loader) is not SourceFileLoader:
+            continue  # not loaded yet, or by a loader that rewrites code or that `plugins` knows
         codes = set(_codes(compile(path.read_bytes(), str(path), "exec", dont_inherit=True)))
         for value in _functions(module):
             if value.__code__ not in codes:
@@ -184,7 +183,6 @@ def stamp_of(maker: Any) -> str:
     Raises:
         UsageError: its module was edited after it was imported.
     """
-    maker = inspect.unwrap(maker) if callable(maker) else maker
     name = str(getattr(maker, "__module__", ""))
     if name.partition(".")[0] == "rdp_bench":
         return ""
@@ -193,10 +191,23 @@ def stamp_of(maker: Any) -> str:
     if name not in _MAIN and file and Path(file).is_file():
         if not is_local(file):
             return _distribution(name)
-        modules = closure({name: Path(file)})
-        refuse_stale(modules)
-        return digest_files(modules)[:16]
+        return _digest_of_module(name, Path(file))[:16]
     return digest_of(maker)[:16]
+
+
+def _digest_of_module(name: str, file: Path) -> str:
+    """Of a loaded module and what it imports; computed again when one of the files changed."""
+    states, digest = _digests.get(name, ({}, ""))
+    if not states or any(not path.is_file() or file_state(path) != state for path, state in states.items()):
+        modules = closure({name: file})
+        states = {path: file_state(path) for path in modules.values()}
+        refuse_stale(modules)
+        digest = digest_files(modules)
+        _digests[name] = states, digest
+    return digest
+
+
+_digests: dict[str, tuple[dict[Path, tuple[int, ...]], str]] = {}
 
 
 def _distribution(name: str) -> str:
@@ -315,9 +326,7 @@ class _Walk:
         file = module_file(module)
         if file is None:
             return ["module", module.__name__]
-        modules = closure({module.__name__: file})
-        refuse_stale(modules)
-        return ["module", digest_files(modules)]
+        return ["module", _digest_of_module(module.__name__, file)]
 
     def foreign(self, value: Any) -> Any:
         """Something of a library, by name; or of a local module, by its files."""

@@ -6,6 +6,7 @@ local module that it imports, of the data files and environment variables that i
 
 import importlib
 import importlib.util
+import logging
 import os
 import pkgutil
 import sys
@@ -23,8 +24,10 @@ from typing import Any
 
 from rdp_bench import local_code
 from rdp_bench.errors import UsageError
-from rdp_bench.keys import hash_file, hash_many
+from rdp_bench.keys import hash_file, hash_many, known_hash
 from rdp_bench.registry import registries
+
+log = logging.getLogger(__name__)
 
 SHELVES = ("attacks", "defenses", "data")
 
@@ -75,7 +78,7 @@ def _known(name: str, what: str) -> bool:
         UsageError: it is, and one of its files has changed since.
     """
     for path, content in _loaded.get(name, {}).items():
-        if not path.is_file() or hash_file(path) != content:
+        if not path.is_file() or known_hash(path) != content:
             raise UsageError(f"{what}: {path} changed after this process loaded it; start a new process")
     return name in _loaded
 
@@ -106,6 +109,9 @@ def _stamping(what: str, name: str) -> Iterator[_Reads]:
         for path in paths & set(_executed):
             if _executed[path] != hashes.get(path):
                 raise UsageError(f"{path} changed after this process imported it; start a new process")
+        if reads.environment and set(os.environ) <= set(reads.environment):
+            log.warning("%s copies the whole environment; what it uses of it is in no cache key", what)
+            reads.environment.clear()
         stamp = _stamp(reads, modules, hashes)
     except (Exception, SystemExit) as error:  # a plugin may raise anything; the user gets one line
         _loaded.pop(name, None)

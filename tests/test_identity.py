@@ -292,6 +292,36 @@ class Still(GradientSign):
     assert made.attack_record("mine/still", 8.0)["id"] == "mine/still"
 
 
+IDENTITIES = '''
+@attack("mine/method", source="made up")
+class Method:
+    """Says that it is another's."""
+    def identity(self):
+        return "gradient-sign", "1"
+    def __call__(self, source, x, y, eps, draws):
+        return x
+    def resolved(self, eps):
+        return {}
+    def gradients(self, eps):
+        return 1
+
+@defense("mine/field", source="made up")
+@dataclass(frozen=True)
+class Field(Purifier):
+    """Has a parameter of that name."""
+    identity: float = 1.0
+    def purify(self, x, draws):
+        return x * self.identity
+'''
+
+
+def test_no_plugin_says_that_it_is_an_engine(tmp_path: Path) -> None:
+    made = plan(tmp_path, write(tmp_path, IDENTITIES), attacks=("mine/method",), defenses=("mine/field",))
+    assert made.attack_record("mine/method", 8.0)["id"] == "mine/method"
+    assert made.attack_record("mine/method", 8.0)["version"].startswith("1+")
+    assert made.defense_record("mine/field")["params"] == {"identity": 1}
+
+
 SCHEME = '''
 @dataclass(frozen=True)
 class Level(Purifier):
@@ -335,7 +365,7 @@ def with_field(kind: type, **options: Any) -> type:
     """`kind` with a field more, as a later version of this package would have it."""
     from rdp_bench.keys import neutral
 
-    own = {"identity": kind.__dict__["identity"]} if "identity" in kind.__dict__ else {}
+    own = {name: value for name, value in vars(kind).items() if name in ("identity", "__module__")}
     return make_dataclass(
         kind.__name__, [("added", float, neutral(0.0, **options))], bases=(kind,), frozen=True, namespace=own
     )

@@ -86,7 +86,7 @@ def test_keys_are_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def with_field(kind: type) -> type:
     """`kind` with a field more, as a later version of this package may have it."""
-    own = {name: value for name, value in vars(kind).items() if name == "identity"}
+    own = {name: value for name, value in vars(kind).items() if name in ("identity", "__module__")}
     added = [("added", float, keys.neutral(0.0))]
     return make_dataclass(kind.__name__, added, bases=(kind,), frozen=True, namespace=own)
 

@@ -44,7 +44,7 @@ def stamp(*files: Path, name: str = "mine/scale") -> str:
         return defense.resolve(name).version
 
 
-def factor(value: float) -> str:
+def factor(value: float | str) -> str:
     return f"def factor():\n    return {value}\n"
 
 
@@ -144,6 +144,18 @@ def test_an_environment_variable_that_is_read_at_import(
     monkeypatch.setenv("FACTOR", "0")
     assert stamp(tmp_path / "mine.py") != before
     assert type(os.environ).__getitem__.__qualname__ == "_Environ.__getitem__"  # put back
+
+
+def test_a_copy_of_the_whole_environment_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of all its variables most differ from shell to shell."""
+    write(tmp_path, {"mine.py": "import os\nN = float(os.environ.copy()['FACTOR'])\n" + BODY + factor("N")})
+    monkeypatch.setenv("FACTOR", "1")
+    before = stamp(tmp_path / "mine.py")
+    assert "copies the whole environment" in caplog.text
+    monkeypatch.setenv("UNUSED", "2")
+    assert stamp(tmp_path / "mine.py") == before
 
 
 def test_what_libraries_read_while_they_are_imported_changes_nothing(
@@ -318,6 +330,7 @@ def test_an_installed_package_is_known_by_its_version(
 
 SCRIPT = '''
 from dataclasses import dataclass
+from functools import wraps
 from rdp_bench import Purifier, defense
 
 FACTOR = 1.0
@@ -335,7 +348,15 @@ class Scale(Purifier):
     def purify(self, x, draws):
         return scaled(x) ** self.power + self.offset
 
+def checked(make):
+    @wraps(make)
+    def again():
+        found = make()
+        return found
+    return again
+
 @defense("script/made", source="made up")
+@checked
 def made():
     """A factory."""
     return Scale(power=3.0)
@@ -351,6 +372,7 @@ EDITS = {
     "a default": ("power: float = 2.0", "power: float = 4.0", 2),
     "a class attribute": ("offset = 0.0", "offset = 1.0", 2),
     "a factory": ("power=3.0", "power=5.0", 1),
+    "a decorator of the factory": ("found = make()", "found = Scale(power=9.0)", 1),
     "what nothing uses": ("UNUSED = 1", "UNUSED = 2", 0),
     "a comment": ("UNUSED = 1", "UNUSED = 1  # indeed", 0),
     "its place": ("UNUSED = 1", "UNUSED = 1\n\n\n", 0),
