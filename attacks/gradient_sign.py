@@ -27,6 +27,23 @@ if TYPE_CHECKING:
 
 Label = Literal["true", "own"]
 
+ENGINE_VERSION = 1
+"""Of the iteration in `_iterate.py`; bump it when every attack's output changes."""
+
+PART_VERSIONS: dict[str, tuple[Any, int]] = {
+    "momentum": (0.0, 1),
+    "nesterov": (False, 1),
+    "copies": (1, 1),
+    "diversity": (0.0, 1),
+    "kernel": (1, 1),
+    "label": ("true", 1),
+    "targeted": (False, 1),
+    "random_start": (False, 1),
+    "aux_weight": (0.0, 1),
+}
+"""Of each part: the value of its field that switches it off, and its version. Bump the version of the part whose output
+changes: the attacks that use it, and no others, then get new keys, whether a preset or a composition names them."""
+
 
 @dataclass(frozen=True)
 class GradientSign:
@@ -100,6 +117,13 @@ class GradientSign:
     def gradients(self, eps: float) -> int:
         """Gradient evaluations an image and source member."""
         return self.count(eps) * self.copies
+
+    def identity(self) -> tuple[str, str]:
+        """Id and version for cache keys: the engine's, and the version of each used part that has had another."""
+        used = {name: number for name, (off, number) in PART_VERSIONS.items() if getattr(self, name) != off}
+        return "gradient-sign", " ".join(
+            [str(ENGINE_VERSION), *(f"{name}={number}" for name, number in used.items() if number > 1)]
+        )
 
     def resolved(self, eps: float) -> dict[str, Any]:
         """Every field, with the steps and step size that `eps` (in /255) gives."""

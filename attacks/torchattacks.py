@@ -68,7 +68,7 @@ class TorchAttack:
         defaults = {k: v for k, v in known.items() if isinstance(v, bool | int | float | str | None)}
         if "eps" in known:
             defaults["eps"] = eps
-        return {"torchattacks": version("torchattacks"), "class": self.name, **defaults, **dict(self.params)}
+        return {"torchattacks": version("torchattacks"), "class": self.name, "params": defaults | dict(self.params)}
 
     def gradients(self, eps: float) -> int:  # noqa: ARG002 - part of the protocol
         """An estimate: the library's `steps`, or 1."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rdp_bench import weights as files
 from rdp_bench.errors import BadModelError
-from rdp_bench.keys import hash_file, hash_many
+from rdp_bench.keys import hash_many, known_hash
 from rdp_bench.protocols import Backward, Purifier
 
 if TYPE_CHECKING:
@@ -57,10 +58,14 @@ class Learned(Purifier):
         return (files.find(self.kind, self.weights),)
 
     @cached_property
+    def hashes(self) -> tuple[str, ...]:
+        """The hash of each weight file when it was first asked for (while planning); `load` gives exactly these."""
+        return tuple(known_hash(path) for path in self.paths)
+
+    @property
     def digest(self) -> str:
         """One hash for the content of the weight files."""
-        hashes = [_hash(path) for path in self.paths]
-        return hashes[0] if len(hashes) == 1 else hash_many(hashes)
+        return self.hashes[0] if len(self.hashes) == 1 else hash_many(self.hashes)
 
     @cached_property
     def said(self) -> dict[str, Any]:
@@ -100,7 +105,7 @@ class Learned(Purifier):
         """The network with its weights.
 
         Raises:
-            BadModelError: weights that are missing, refused, or do not fit.
+            BadModelError: weights that are missing, refused, do not fit, or changed since `hashes` were taken.
         """
         arguments, state = self.read()
         try:
@@ -111,10 +116,20 @@ class Learned(Purifier):
         return net
 
     def net(self, device: torch.device | str) -> nn.Module:
-        """The network on `device`, ready for inference; loaded once a process for each content of the file."""
-        key = (type(self).__qualname__, self.digest, str(device))
+        """The network on `device`, ready for inference; loaded once a process for each content of the files.
+
+        Raises:
+            BadModelError: as `load`.
+        """
+        key = (type(self), self.digest, str(self.said.get("net")), str(device))
         if key not in _ready:
-            _ready[key] = ready(self.load()).to(device)
+            with ExitStack() as files_unchanged:
+                for path, expected in zip(self.paths, self.hashes, strict=True):
+                    files_unchanged.enter_context(files.unchanged(path, expected))
+                net = self.load()
+                if files.about(self.paths[0]) != self.said:  # the header may have been read at another time
+                    raise BadModelError(f"{self.paths[0]}: {files.CHANGED}")
+            _ready[key] = ready(net).to(device)
         return _ready[key]
 
     def through(self, x: Tensor, *more: Any) -> Tensor:
@@ -184,9 +199,4 @@ def ready(net: nn.Module) -> nn.Module:
     return net.requires_grad_(False).float().to(memory_format=torch.channels_last)
 
 
-_ready: dict[tuple[str, str, str], nn.Module] = {}
-
-
-@cache
-def _hash(path: Path) -> str:
-    return hash_file(path)
+_ready: dict[tuple[type, str, str, str], nn.Module] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import defense
@@ -25,6 +25,10 @@ class Jpeg(Purifier):
         """Refuse a quality that JPEG does not have."""
         check_quality(self.quality)
 
+    def resolved(self) -> dict[str, Any]:
+        """Every parameter, and the codec: versions of libjpeg round differently."""
+        return {**super().resolved(), "codec": codec()}
+
     def purify(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """What the codec makes of `x` `[n, 3, h, w]`, chroma at half resolution (4:2:0)."""
         return jpeg_round_trip(x, self.quality)
@@ -34,6 +38,15 @@ def check_quality(quality: int) -> None:
     """Raise `ValueError` unless `quality` is one of libjpeg's."""
     if not 1 <= quality <= 100:
         raise ValueError(f"quality is 1 to 100, found {quality}")
+
+
+def codec() -> str:
+    """The library that encodes and decodes JPEG here, and its version."""
+    from PIL import features
+
+    if turbo := features.version("libjpeg_turbo"):
+        return f"libjpeg-turbo {turbo}"
+    return f"libjpeg {features.version('jpg')}"
 
 
 def jpeg_round_trip(x: Tensor, quality: int) -> Tensor:

@@ -23,7 +23,7 @@ def of_file(text: str) -> Resolved[Defense]:
         )
     entry = defense.get(kind)
     value = with_params(entry.factory(), replace(spec, params=(*spec.params, ("weights", spec.name))), "defense")
-    return Resolved(text, value, entry.summary, entry.source, entry.version)
+    return Resolved(text, value, entry.summary, entry.source, entry.version, entry.id)
 
 
 defense.dialect("weight file of ours", r"purifier:.+", "purifier:FILE", of_file)

@@ -83,4 +83,6 @@ def of_file(text: str) -> Spandrel:
     return with_params(Spandrel(spec.name), spec, "defense")
 
 
-defense.dialect("super-resolver or denoiser that spandrel knows", r"spandrel:.+", "spandrel:FILE", of_file)
+defense.dialect(
+    "super-resolver or denoiser that spandrel knows", r"spandrel:.+", "spandrel:FILE", of_file, id="spandrel"
+)

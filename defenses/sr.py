@@ -58,6 +58,10 @@ class SuperResolution(Learned):
         """The first half."""
         return Wavelet(self.sigma, self.jpeg)
 
+    def resolved(self) -> dict[str, Any]:
+        """Every parameter, the weights by their hash, and the codec where one is used."""
+        return {**super().resolved(), "codec": self.denoiser().resolved()["codec"]}
+
     def authors(self, state: State) -> tuple[dict[str, Any], State]:
         """EDSR-PyTorch's file: its two fixed layers hold the means that are constants here."""
         ours: State = OrderedDict()

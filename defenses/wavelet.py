@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rdp_bench.defenses.jpeg import check_quality, jpeg_round_trip
+from rdp_bench.defenses.jpeg import check_quality, codec, jpeg_round_trip
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import defense
 
@@ -33,6 +33,10 @@ class Wavelet(Purifier):
             raise ValueError(f"sigma is at least 0, found {self.sigma}")
         if self.jpeg:
             check_quality(self.jpeg)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every parameter, and the codec where one is used."""
+        return {**super().resolved(), "codec": codec() if self.jpeg else None}
 
     def purify(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """The denoised images, of the shape of `x` `[n, 3, h, w]`."""

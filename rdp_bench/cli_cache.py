@@ -44,9 +44,8 @@ def cache_ls(cache: Path | None) -> None:
 
 
 def _about(part: dict[str, Any]) -> str:
-    name = str(part.get("type", "")).rpartition(".")[2]
-    details = [f"{k}={v}" for k, v in part.items() if k not in ("type", "version")]
-    return f"{name} {' '.join(details)}"[:90]
+    details = [f"{k}={v}" for k, v in part.get("params", {}).items()]
+    return " ".join([str(part.get("id", "")), *details])[:90]
 
 
 @cache_.command("verify")

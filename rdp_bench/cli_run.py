@@ -56,6 +56,9 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 @cli_cache.option
 @plugin_option
 @click.option("--dry-run", is_flag=True, help="Print the plan, what is cached and how long the rest would take.")
+@click.option(
+    "--fresh", is_flag=True, help="Compute the selected cells again; what the cache holds of them is deleted."
+)
 @click.option("--progress/--no-progress", default=None, help="Force the progress bar on or off.")
 def run(**options: Any) -> None:
     """Run a grid: craft adversarial sets, judge every defense, write OUT/results.csv.
@@ -67,6 +70,7 @@ def run(**options: Any) -> None:
     from rdp_bench.run import summary
 
     _checked(options)
+    options["made"] = set() if options["fresh"] else None
     names = grid.listed(options["grid_name"])
     if names != [options["grid_name"]]:
         from rdp_bench import cli_series
@@ -74,7 +78,7 @@ def run(**options: Any) -> None:
         sys.exit(cli_series.run_all(names, options))
     plan = plan_of(load_grid(options["grid_name"], options, changes(options)), options)
     if options["dry_run"]:
-        _dry_run(plan)
+        _dry_run(plan, options)
         return
     running = perform(plan, options)
     _print_table(running)
@@ -92,7 +96,7 @@ def perform(plan: "Plan", options: dict[str, Any], heading: str = "") -> "Run":
     _writable(options["out"], "--out")
     _writable(plan.store.root, "--cache")
     running = Run(plan, options["out"], _command())
-    jobs = running.start()
+    jobs = running.start(options["made"])
     click.echo(f"{heading}{plan.grid.title}", err=True)
     click.echo(
         f"{plan.n} images of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: {summary(running)}",
@@ -181,14 +185,15 @@ def plan_of(grid: "Grid", options: dict[str, Any]) -> "Plan":
     )
 
 
-def _dry_run(plan: "Plan") -> None:
+def _dry_run(plan: "Plan", options: dict[str, Any]) -> None:
     from rdp_bench import lending
     from rdp_bench.executor import CraftJob
     from rdp_bench.progress import duration, measure
 
-    lending.take_over(plan)
+    if not options["fresh"]:
+        lending.take_over(plan)
     jobs = plan.jobs()
-    to_do = plan.to_do(jobs)
+    to_do = jobs if options["fresh"] else plan.to_do(jobs)
     keys = {job.key for job in to_do}
     costs = measure(plan, to_do) if to_do else None
     for job in jobs:

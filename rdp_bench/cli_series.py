@@ -88,7 +88,8 @@ def _dry_run(grids: list["Grid"], options: dict[str, Any], width: int) -> int:
     for grid in grids:
         try:
             plan = plan_of(grid, options)
-            jobs = [job for job in plan.to_do(plan.jobs()) if not _makes(job) <= seen]
+            to_do = plan.jobs() if options["fresh"] else plan.to_do(plan.jobs())
+            jobs = [job for job in to_do if not _makes(job) <= seen]
         except RdpBenchError as error:
             worst = max(worst, 2 if isinstance(error, UsageError) else 1)
             click.echo(f"{grid.name:{width}}  cannot be run: {error}")

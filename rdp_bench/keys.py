@@ -1,8 +1,23 @@
-"""Record -> canonical JSON -> sha256. Two things share a key only if every fact about them is equal."""
+"""Record -> canonical JSON -> sha256. Two things share a key only if every fact about them is equal.
 
+Rules of key format 2:
+
+* The record of an entry is `{"id", "version", "params"}` (`registry.identity`). Parameters are nested, so no parameter
+  name can overwrite another fact. Module paths and class names are in no record.
+* `id` is permanent. A renamed entry states its old name as `id`.
+* `version` belongs to the code that computes: the entry, or, where an entry is only a setting of an engine (the presets
+  of `attacks/presets.py`), the engine and its parts. Bump it when the output changes.
+* A field that is added to an existing dataclass must not change the keys of what does not use it. Declare it with
+  `neutral(VALUE)`, where VALUE makes the output what it was without the field. A record leaves the field out where it
+  holds VALUE. The rule compares with VALUE and not with the default, so a default that is changed later
+  (`neutral(VALUE, default=OTHER)`) changes the keys, as it must. VALUE itself is never edited.
+"""
+
+import dataclasses
 import hashlib
 import json
 import math
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +26,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Bump when the meaning of a record changes; every cached artefact is then recomputed."""
+
+_NEUTRAL = "neutral"
 
 Record = dict[str, Any]
 
@@ -47,9 +64,53 @@ def hash_many(parts: Iterable[str]) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes."""
+    """sha256 of a file's bytes, read now."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced: size, times and inode."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def known_hash(path: Path) -> str:
+    """`hash_file`, remembered while `file_state` of the file stays the same."""
+    place, state = str(path.absolute()), file_state(path)
+    if place in _hashes and _hashes[place][0] == state:
+        return _hashes[place][1]
+    found = hash_file(path)
+    if time.time_ns() - max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) > _SETTLED:
+        _hashes[place] = state, found
+    return found
+
+
+_hashes: dict[str, tuple[tuple[int, ...], str]] = {}
+_SETTLED = 2 * 10**9
+"""Nanoseconds since the last write before a hash is remembered: times of files are coarse, and a second write within
+the same tick would change no time."""
+
+
+def neutral(value: Any, **options: Any) -> Any:
+    """A dataclass field, added to a class that has keys already, that records leave out where it holds `value`.
+
+    Args:
+        value: the value with which the output is the same as before the field existed; also the default.
+        options: as for `dataclasses.field`; `default` where the default is to be another value.
+    """
+    return dataclasses.field(**{"default": value, **options}, metadata={_NEUTRAL: value})
+
+
+def without_neutral(kind: type, params: Record) -> Record:
+    """`params` without the fields of dataclass `kind` that hold their `neutral` value."""
+    known = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    idle = {f.name: f.metadata[_NEUTRAL] for f in known if _NEUTRAL in f.metadata}
+    return {
+        name: value
+        for name, value in params.items()
+        if name not in idle or canonical({name: value}) != canonical({name: idle[name]})  # in Python, 0 == False
+    }
 
 
 def explain(wanted: Record, found: Record, path: str = "") -> list[str]:
@@ -73,6 +134,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # a number of NumPy or torch
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         return int(value)
     return value

@@ -1,16 +1,17 @@
 """The model zoo: cards, where weights are found, and what a run must know before torch is loaded."""
 
 import importlib.util
+import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.errors import BadModelError, UsageError, unknown
-from rdp_bench.keys import Record, hash_file
+from rdp_bench.errors import BadModelError, UsageError, naming, unknown
+from rdp_bench.keys import Record, canonical, explain, known_hash, without_neutral
 from rdp_bench.registry import model
 from rdp_bench.through import Defended, Through, parse
 
@@ -73,12 +74,15 @@ def _card(name: str, values: dict[str, Any]) -> Card:
 
 
 _ABOUT = ("name", "summary", "install", "files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen")
-"""Fields that no output depends on."""
+"""Fields that no output depends on. Of the others, one that is added later is declared `keys.neutral(VALUE)`."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One model, found: its card and the file its weights come from (None: timm's hub or a plugin)."""
+    """One model, found: its card and the file its weights come from (None: timm's hub).
+
+    The hash of its weights is taken when it is first asked for (while planning). `load` gives those weights or fails.
+    """
 
     card: Card
     file: Path | None
@@ -89,44 +93,78 @@ class Member:
 
     def record(self) -> Record:
         """Identity for cache keys: weights by hash, and everything between pixels and logits."""
-        card = asdict(self.card)
-        for about in _ABOUT:
-            del card[about]
-        return {**card, "weights": self.weights_hash(), "numerics": NUMERICS}
+        card = {name: value for name, value in asdict(self.card).items() if name not in _ABOUT}
+        return {
+            "card": without_neutral(type(self.card), card),
+            "weights": self.weights_hash(),
+            "numerics": NUMERICS,
+        }
 
     def weights_hash(self) -> str:
+        """sha256 of the weight file, or of the tensors where they come from timm's hub."""
+        return self._weights_hash
+
+    @cached_property
+    def _weights_hash(self) -> str:
         if self.file is not None:
-            return _file_hash(self.file)
+            return known_hash(self.file)
         from rdp_bench import network
 
-        return network.load(self, "cpu").weights_hash
+        return network.hub(self, "cpu").weights_hash
 
     def load(self, device: str) -> "Classifier":
-        """The classifier on `device`; loaded once a process."""
+        """The classifier on `device`; loaded once a process and content of its file.
+
+        Raises:
+            BadModelError: the weights changed since their hash was taken, cannot be read, or do not fit.
+        """
         from rdp_bench import network
 
         return network.load(self, device)
 
 
-@cache
-def _file_hash(path: Path) -> str:
-    return hash_file(path)
-
-
 @dataclass(frozen=True)
 class PluginMember:
-    """A classifier that a plugin registered; it says its own record."""
+    """A classifier that a plugin registered; it says its own record. Made anew for every plan."""
 
     name: str
+    _made: dict[str, "Classifier"] = field(default_factory=dict, repr=False, compare=False)
+    _records: list[Record] = field(default_factory=list, repr=False, compare=False)
 
     def record(self) -> Record:
-        return {"plugin": self.name, "version": model.get(self.name).version, **self.load("cpu").record()}
+        """Identity for cache keys: the entry's, and what the classifier says when it is first made.
 
-    @cache  # noqa: B019 - members are few and live as long as the process
+        Raises:
+            BadModelError: it has said something else before.
+        """
+        entry = model.get(self.name)
+        return {"id": entry.id, "version": entry.version, "params": self._said(self._load("cpu"))}
+
     def load(self, device: str) -> "Classifier":
-        made = model.make(self.name)
-        move = getattr(made, "to", None)
-        return move(device) if move else made
+        """The classifier on `device`.
+
+        Raises:
+            BadModelError: its record is no longer what it was while planning.
+        """
+        made = self._load(device)
+        self._said(made)
+        return made
+
+    def _load(self, device: str) -> "Classifier":
+        if device not in self._made:
+            made = model.make(self.name)
+            move = getattr(made, "to", None)
+            self._made[device] = move(device) if move else made
+        return self._made[device]
+
+    def _said(self, made: "Classifier") -> Record:
+        with naming(f"model '{self.name}' cannot say its record"):
+            said = json.loads(canonical(made.record()))  # a copy: the classifier may go on changing its own
+        if self._records and said != self._records[0]:
+            what = "; ".join(explain(said, self._records[0])[:2])
+            raise BadModelError(f"model {self.name}: its record changed since planning ({what}); run again")
+        self._records[:] = [said]
+        return self._records[0]
 
     @property
     def card(self) -> Card:
@@ -256,9 +294,9 @@ def _installed(card: Card, models_dir: Path | None) -> Path | None:
             path = Path(spec.origin).parent / inside if spec and spec.origin else None
         if path is None or not path.is_file():
             raise BadModelError(f"model {card.name}: its weights are not installed. Try: {card.install}")
-        if card.sha256 and _file_hash(path) != card.sha256:
+        if card.sha256 and known_hash(path) != card.sha256:
             raise BadModelError(
-                f"model {card.name}: {path.name} has sha256 {_file_hash(path)[:12]}..., the card says "
+                f"model {card.name}: {path.name} has sha256 {known_hash(path)[:12]}..., the card says "
                 f"{card.sha256[:12]}.... Reinstall: {card.install} --force-reinstall"
             )
         return path

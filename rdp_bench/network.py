@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from rdp_bench import resnet_denoise, resnet_v2, weights
 from rdp_bench.errors import BadModelError, UsageError, unknown
 from rdp_bench.folding import fold_batch_norm, norm_pairs, replace_relu6
+from rdp_bench.keys import canonical
 from rdp_bench.models import NUMERICS, Card, Member
 from rdp_bench.weights import State
 
@@ -149,12 +150,25 @@ _loaded: dict[tuple[str, str, str], PixelClassifier] = {}
 
 
 def load(member: Member, device: str) -> PixelClassifier:
-    """The classifier of `member` on `device`, prepared; kept for the length of the process.
+    """The classifier of `member` on `device`, prepared; kept for the length of the process under its weights' hash.
 
     Raises:
-        BadModelError: weights that cannot be read or do not fit the architecture.
+        BadModelError: weights that are not those that `member.weights_hash` says, cannot be read, or do not fit.
     """
-    name = (member.card.name, str(member.file), device)
+    if member.file is None:
+        found = hub(member, device)
+        if found.weights_hash != member.weights_hash():
+            raise BadModelError(f"model {member.name}: {weights.CHANGED}")
+        return found
+    name = (canonical(member.record()), member.name, device)
+    if name not in _loaded:
+        _loaded[name] = _load(member).to(device)
+    return _loaded[name]
+
+
+def hub(member: Member, device: str) -> PixelClassifier:
+    """The classifier of a `member` without a file, with the weights that timm's hub gives."""
+    name = (member.card.arch, member.name, device)
     if name not in _loaded:
         _loaded[name] = _load(member).to(device)
     return _loaded[name]
@@ -194,8 +208,9 @@ def _load(member: Member) -> PixelClassifier:
             "--models-dir"
         ) from error
     if member.file is not None:
-        fill(net, read(member.file), card, member.file)
         weights_hash = member.weights_hash()
+        with weights.unchanged(member.file, weights_hash):
+            fill(net, read(member.file), card, member.file)
     else:
         weights_hash = _state_hash(net)
     net.requires_grad_(False).eval()

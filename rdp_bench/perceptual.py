@@ -5,6 +5,7 @@ and the paper's learned weights of its channels, which come with torchmetrics.
 """
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench import weights
 from rdp_bench.errors import BadModelError
-from rdp_bench.keys import Record, hash_file
+from rdp_bench.keys import Record, known_hash
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,14 +51,19 @@ def files() -> tuple[Path, Path] | None:
 def record() -> Record | None:
     """What a distance depends on, for keys; None where it cannot be had."""
     found = files()
-    return {"net": "alex", "weights": [hash_file(path) for path in found]} if found else None
+    return {"net": "alex", "weights": [known_hash(path) for path in found]} if found else None
 
 
-def distance(first: "Tensor", second: "Tensor") -> "Tensor":
+def distance(first: "Tensor", second: "Tensor", hashes: Sequence[str] | None = None) -> "Tensor":
     """LPIPS `[n]` of images `[n, 3, s, s]` in [0, 1]; 0 for equal ones, NaN for those too small for AlexNet.
 
+    Args:
+        first: images.
+        second: the images that they are compared with.
+        hashes: what `record` said of the weights while planning; None: what they are now.
+
     Raises:
-        BadModelError: the weights are not here, or not AlexNet's.
+        BadModelError: the weights are not here, not AlexNet's, or have other hashes.
     """
     import torch
 
@@ -66,7 +72,7 @@ def distance(first: "Tensor", second: "Tensor") -> "Tensor":
         raise BadModelError(f"LPIPS: AlexNet's weights or torchmetrics are not here. {HOW}")
     if first.shape[-1] < LEAST:
         return first.new_full((len(first),), torch.nan)
-    stages, channels = _load(*found, str(first.device))
+    stages, channels = _load(*found, tuple(hashes or map(known_hash, found)), str(first.device))
     shift, scale = (torch.tensor(values, device=first.device).view(3, 1, 1) for values in (_SHIFT, _SCALE))
     maps = [(2 * images - 1 - shift) / scale for images in (first, second)]
     total = first.new_zeros(len(first))
@@ -78,15 +84,18 @@ def distance(first: "Tensor", second: "Tensor") -> "Tensor":
 
 
 @cache
-def _load(alexnet: Path, channels: Path, device: str) -> tuple[list["nn.Module"], list["Tensor"]]:
+def _load(
+    alexnet: Path, channels: Path, hashes: tuple[str, str], device: str
+) -> tuple[list["nn.Module"], list["Tensor"]]:
     import torchvision
 
     net: Any = torchvision.models.alexnet(weights=None)
-    weights.fill(net, weights.read_tensors(alexnet), "AlexNet", alexnet)
+    with weights.unchanged(alexnet, hashes[0]), weights.unchanged(channels, hashes[1]):
+        weights.fill(net, weights.read_tensors(alexnet), "AlexNet", alexnet)
+        state = {name: tensor.clone() for name, tensor in weights.read_tensors(channels).items()}
     net.requires_grad_(False).eval().to(device)
     stages = [net.features[low:high] for low, high in zip((0, *_ENDS), _ENDS, strict=False)]
     for module in net.features.modules():
         if hasattr(module, "inplace"):
             module.inplace = False
-    state = weights.read_tensors(channels)
     return stages, [state[f"lin{i}.model.1.weight"].to(device) for i in range(len(stages))]

@@ -1,5 +1,6 @@
 """From a grid to keyed jobs: who needs which adversarial set, and what is already there. No torch."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -18,10 +19,12 @@ from rdp_bench.grid import CLEAN, UNDEFENDED, Grid
 from rdp_bench.keys import Record, hash_many, key_of
 from rdp_bench.models import AnyMember, SourceRef, find, find_or_absent, find_source
 from rdp_bench.protocols import Attack, Dataset, Defense
-from rdp_bench.registry import Resolved
+from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
 from rdp_bench.specs import Cell, show
 from rdp_bench.store import Artefact, Store
 from rdp_bench.through import is_white_box, white_box
+
+log = logging.getLogger(__name__)
 
 RESTORATION = {"metrics": ["mse", "ssim"], "window": 11, "sigma": 1.5, "channels": "rgb"}
 """What is measured of purified images; `restoration.py` does it."""
@@ -98,21 +101,43 @@ class Plan:
 
     def set_record(self, source: str, attack: str, eps: float) -> Record:
         """Everything an adversarial set depends on."""
-        made = self.attacks[attack]
-        kind = type(made.value)
-        with naming(f"attack '{attack}' cannot say its parameters"):
-            params = made.value.resolved(eps)
         return {
             **self._images(),
             "kind": "adv",
             "source": self.model_record(self.sources[source]),
-            "attack": {
-                "type": f"{kind.__module__}.{kind.__qualname__}",
-                "version": made.version,
-                **params,
-            },
+            "attack": self.attack_record(attack, eps),
             "eps": eps,
         }
+
+    def attack_record(self, attack: str, eps: float) -> Record:
+        """Identity of an attack at `eps` (in /255)."""
+        with naming(f"attack '{attack}' cannot say its parameters"):
+            return identity(self.attacks[attack], eps)
+
+    def defense_record(self, defense: str) -> Record:
+        """Identity of a defense."""
+        with naming(f"defense '{defense}' cannot say its parameters"):
+            return {**identity(self.defenses[defense]), "passes": self.defenses[defense].value.passes}
+
+    def refuse_shared_keys(self) -> None:
+        """Compare everything that the plan keys.
+
+        Raises:
+            UsageError: two different entries have one key.
+        """
+        made: dict[str, tuple[object, Record]] = {}
+        for eps in self.grid.axes.eps or (0.0,):
+            attacks = [(each, self.attack_record(label, eps)) for label, each in self.attacks.items()]
+            refuse_shared_keys("attack", attacks)
+            made |= {f"attack '{each.label}'": (each.value, record) for each, record in attacks}
+        behind = [source.through.defense for source in self.sources.values() if source.through]
+        defenses = [(each, self.defense_record(label)) for label, each in self.defenses.items()]
+        defenses += [(each, {**identity(each), "passes": each.value.passes}) for each in behind]
+        refuse_shared_keys("defense", defenses)
+        made |= {f"defense '{each.label}'": (each.value, record) for each, record in defenses}
+        for what, (value, record) in made.items():
+            if names := left_out(value, record["params"]):
+                log.warning("%s: resolved() leaves out %s; all its values share their results", what, ", ".join(names))
 
     def of(self, dataset: Dataset, prints: list[str]) -> "Plan":
         """The same plan for other images."""
@@ -121,22 +146,13 @@ class Plan:
 
     def pure_record(self, made_set: Record | None, defense: str) -> Record:
         """Everything a purified set depends on; `made_set` is the adversarial set's record, None for clean images."""
-        made = self.defenses[defense]
-        kind = type(made.value)
-        with naming(f"defense '{defense}' cannot say its parameters"):
-            params = made.value.resolved()
         return {
             **self._images(),
             "kind": "pure",
             "set": key_of(made_set) if made_set else None,
             # What a random defense's draws follow from, besides itself, the seed and the image: not how many images.
             "stream": key_of({name: made_set[name] for name in SET_FACTS}) if made_set else None,
-            "defense": {
-                "type": f"{kind.__module__}.{kind.__qualname__}",
-                "version": made.version,
-                "passes": made.value.passes,
-                **params,
-            },
+            "defense": self.defense_record(defense),
         }
 
     def eval_record(self, pure: Record, target: AnyMember, draws: int = 1) -> Record:
@@ -248,6 +264,16 @@ class Plan:
             return self.artefact(job.record).complete
         return all(self.artefact(record).complete for record in [*job.records, self.sample_record(job.key)])
 
+    def discard(self, jobs: Sequence[Job], made: set[str]) -> None:
+        """Delete what the store holds of `jobs`, except the keys in `made`; add all their keys to it."""
+        for job in jobs:
+            records = [job.record] if isinstance(job, CraftJob) else [*job.records, self.sample_record(job.key)]
+            for record in records:
+                key = key_of(record)
+                if key not in made and self.store.folder(record["kind"], key).is_dir():
+                    self.store.delete(record["kind"], key)
+                made.add(key)
+
     def to_do(self, jobs: Sequence[Job]) -> list[Job]:
         """Jobs that lack something; sets too that are judged already, for they are what `export` gives away."""
         return [job for job in jobs if not self.done(job)]
@@ -290,6 +316,7 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
             attacks[label] = replace(made, value=made.value.of(dataset, store.root))
             remarks.append(made.value.remark)
     plan = Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks, remarks)
+    plan.refuse_shared_keys()
     _check_files(plan)
     return plan
 

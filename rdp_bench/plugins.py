@@ -1,26 +1,50 @@
-"""Fills the registries: the built-in shelves, installed entry points, and files named by the user."""
+"""Fills the registries: the built-in shelves, installed entry points, and files named by the user.
+
+What a plugin registers gets a stamp, which joins the version of its entries: a hash of the plugin's file, of every
+local module that it imports, of the data files and environment variables that it reads while it is imported.
+"""
 
 import importlib
 import importlib.util
+import logging
+import os
 import pkgutil
 import sys
-from importlib.metadata import entry_points
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from hashlib import sha256
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.metadata import Distribution, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FrameType, ModuleType
+from typing import Any
 
+from rdp_bench import local_code
 from rdp_bench.errors import UsageError
-from rdp_bench.keys import hash_file
+from rdp_bench.keys import hash_file, hash_many, known_hash
 from rdp_bench.registry import registries
 
+log = logging.getLogger(__name__)
+
 SHELVES = ("attacks", "defenses", "data")
-_loaded: set[str] = set()
+
+_loaded: dict[str, dict[Path, str]] = {}
+"""Plugin file or entry point -> the local files that its stamp was made from, and their hashes."""
+_folders: set[Path] = set()
+"""Of plugin files: modules in them are read by `_Loader` at any time."""
 
 
 def load(files: tuple[Path, ...] = (), shelves: tuple[str, ...] = SHELVES) -> None:
     """Import every entry of the built-in `shelves`, every `rdp_bench` entry point, and each plugin file once.
 
+    The folder of a plugin file is put on `sys.path`, as Python does for a script, and stays there.
+
     Raises:
-        UsageError: a plugin cannot be imported; the message names it and the reason.
+        UsageError: a plugin cannot be imported, or was edited since this process imported it; the message names it and
+            the reason.
     """
     for shelf in shelves:
         package = importlib.import_module(f"rdp_bench.{shelf}")
@@ -28,49 +52,252 @@ def load(files: tuple[Path, ...] = (), shelves: tuple[str, ...] = SHELVES) -> No
             if not module.name.startswith("_"):
                 importlib.import_module(f"rdp_bench.{shelf}.{module.name}")
     for point in entry_points(group="rdp_bench"):
-        if point.value not in _loaded:
-            version = point.dist.version if point.dist else ""
-            with _Stamp(f"{point.name}-{version}"):
-                _guarded(point.load, f"entry point {point.name} = {point.value}")
-            _loaded.add(point.value)
+        what = f"entry point {point.name} = {point.value}"
+        if not _known(point.value, what):
+            with _stamping(what, point.value) as reads:
+                point.load()
+                reads.modules |= _of_package(point.module)
+                reads.files |= _of_distribution(point.module, point.dist)
+                reads.prefix = f"{point.name}-{point.dist.version if point.dist else ''}"
     for file in files:
         path = file.resolve()
+        what = f"plugin file {file}"
         if not path.is_file():
-            raise UsageError(f"plugin file {file} is not there")
-        if str(path) in _loaded:
-            continue
-        # The file's hash joins the version of its entries: an edited plugin never meets an old cache.
-        with _Stamp(hash_file(path)[:16]):
-            _guarded(lambda path=path: _import_file(path), f"plugin file {file}")
-        _loaded.add(str(path))
+            raise UsageError(f"{what} does not exist")
+        if not _known(str(path), what):
+            with _stamping(what, str(path)) as reads:
+                reads.modules["plugin"] = path
+                _import_file(path)
+                _refuse_shadowed(path)
 
 
-class _Stamp:
-    def __init__(self, stamp: str) -> None:
-        self.stamp = stamp
+def _known(name: str, what: str) -> bool:
+    """Whether a plugin is loaded already.
 
-    def __enter__(self) -> None:
-        for registry in registries.values():
-            registry.stamp = self.stamp
+    Raises:
+        UsageError: it is, and one of its files has changed since.
+    """
+    for path, content in _loaded.get(name, {}).items():
+        if not path.is_file() or known_hash(path) != content:
+            raise UsageError(f"{what}: {path} changed after this process loaded it; start a new process")
+    return name in _loaded
 
-    def __exit__(self, *_: object) -> None:
-        for registry in registries.values():
-            registry.stamp = ""
+
+@dataclass
+class _Reads:
+    """What an import brings in and reads."""
+
+    modules: local_code.Modules = field(default_factory=dict)
+    files: set[Path] = field(default_factory=set)
+    environment: dict[str, str | None] = field(default_factory=dict)
+    prefix: str = ""
 
 
-def _guarded(work: object, what: str) -> None:
+@contextmanager
+def _stamping(what: str, name: str) -> Iterator[_Reads]:
+    """Around the import of a plugin: what it registers gets its stamp; where it fails, nothing is left of it."""
+    reads, before = _Reads(), set(sys.modules)
+    kept = [(registry, dict(registry.entries), list(registry.dialects)) for registry in registries.values()]
+    _watched.append(reads)
     try:
-        work()  # type: ignore[operator]
+        with _watching():
+            yield reads
+        modules = local_code.closure(reads.modules | local_code.new_local_modules(before))
+        local_code.refuse_stale(modules)
+        paths = {path.resolve() for path in (*modules.values(), *reads.files)}
+        hashes = _loaded[name] = {path: hash_file(path) for path in paths if path.is_file()}
+        for path in paths & set(_executed):
+            if _executed[path] != hashes.get(path):
+                raise UsageError(f"{path} changed after this process imported it; start a new process")
+        if reads.environment and set(os.environ) <= set(reads.environment):
+            log.warning("%s copies the whole environment; what it uses of it is in no cache key", what)
+            reads.environment.clear()
+        stamp = _stamp(reads, modules, hashes)
     except (Exception, SystemExit) as error:  # a plugin may raise anything; the user gets one line
+        _loaded.pop(name, None)
+        for registry, entries, dialects in kept:
+            registry.entries.clear()
+            registry.entries.update(entries)
+            registry.dialects[:] = dialects
+        for module in local_code.new_local_modules(before):
+            sys.modules.pop(module, None)
         raise UsageError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
+    finally:
+        _watched.remove(reads)
+    for registry, entries, dialects in kept:
+        for each, entry in registry.entries.items():
+            if each not in entries:
+                registry.entries[each] = replace(entry, stamp=stamp)
+        registry.dialects[:] = [each if each in dialects else replace(each, stamp=stamp) for each in registry.dialects]
+
+
+def _stamp(reads: _Reads, modules: local_code.Modules, hashes: dict[Path, str]) -> str:
+    """One short text for everything of a plugin that lies outside installed packages; no path is in it."""
+    named = {path.resolve(): name for name, path in modules.items()}
+    facts = [f"module {'plugin' if _is_plugin(name) else name} {hashes[path]}" for path, name in named.items()]
+    facts += {f"file {content}" for path, content in hashes.items() if path not in named}
+    facts += [f"environment {name} {value!r}" for name, value in reads.environment.items()]
+    return "-".join(filter(None, (reads.prefix, hash_many(sorted(facts))[:16] if facts else "")))
+
+
+def _is_plugin(module: str) -> bool:
+    return module == "plugin" or module.startswith("rdp_bench_plugin_")
 
 
 def _import_file(path: Path) -> ModuleType:
     name = f"rdp_bench_plugin_{path.stem}_{hash_file(path)[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    _folders.add(path.parent)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path)))
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
     spec.loader.exec_module(module)
     return module
+
+
+def _refuse_shadowed(path: Path) -> None:
+    """A module beside a plugin must not be replaced by one of the same name that was imported before."""
+    for name in local_code.imported(path):
+        other = local_code.module_file(sys.modules.get(name))
+        for file in (path.parent / f"{name}.py", path.parent / name / "__init__.py"):
+            if other and file.is_file() and other.resolve() != file:
+                raise ImportError(f"{file} is not what it imports: {other} was imported as {name} before; rename one")
+
+
+def _of_package(module: str) -> local_code.Modules:
+    """The local module of an entry point, imported before or now."""
+    file = local_code.module_file(sys.modules.get(module))
+    return {module: file} if file else {}
+
+
+def _of_distribution(module: str, distribution: Distribution | None) -> set[Path]:
+    """Every file of the package that holds the module of an entry point, where that is local (an editable install)."""
+    top = local_code.module_file(sys.modules.get(module.partition(".")[0]))
+    if distribution is None or top is None or top.name != "__init__.py":
+        return set()
+    return {
+        path
+        for path in top.parent.rglob("*")
+        if path.is_file() and path.suffix != ".pyc" and not any(part.startswith(".") for part in path.parts)
+    }
+
+
+# --- what an import reads --------------------------------------------------------------------------------
+
+_watched: list[_Reads] = []
+_executed: dict[Path, str] = {}
+"""Local files that `_Loader` ran -> the hash of what was run."""
+
+
+class _Loader(SourceFileLoader):
+    """Runs the very bytes that it hashes: a `.pyc` may be older than an edit within the same second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compiled from the source, always.
+
+        Raises:
+            ImportError: a plugin's module that is imported only while it works, and was not seen or has changed since.
+        """
+        path = Path(self.get_filename(fullname)).resolve()
+        data = self.get_data(str(path))
+        content = sha256(data).hexdigest()
+        if not _watched and _first_local(sys._getframe(1)) in (known := _known_files()):
+            if path not in known:
+                raise ImportError(f"{path} is imported while a plugin works, and no key knows it; import it at its top")
+            if known[path] != content:
+                raise ImportError(f"{path} changed after the plugin was loaded; run again")
+        _executed[path] = content
+        return self.source_to_code(data, str(path))
+
+
+def _known_files() -> dict[Path, str]:
+    return {path: content for files in _loaded.values() for path, content in files.items()}
+
+
+class _Finder(MetaPathFinder):
+    """Gives local modules to `_Loader`: all of them while a plugin is loaded, later those beside plugins."""
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or not spec.origin or type(spec.loader) is not SourceFileLoader:
+            return None
+        file = Path(spec.origin).resolve()
+        if not local_code.is_local(file) or not (_watched or _folders & set(file.parents)):
+            return None
+        spec.loader = _Loader(name, spec.origin)
+        return spec
+
+
+@contextmanager
+def _watching() -> Iterator[None]:
+    """Notes what local code opens for reading and which environment variables it asks for."""
+    global _hooked
+    if not _hooked:  # an audit hook cannot be taken away again
+        sys.addaudithook(_on_event)
+        sys.meta_path.insert(0, _Finder())
+        _hooked = True
+    kind: Any = type(os.environ)
+    plain = kind.__getitem__
+
+    def asked(self: Any, key: str) -> str:
+        try:
+            value: str | None = plain(self, key)
+        except KeyError:
+            value = None
+        if _watched and isinstance(key, str) and _by_local_code(sys._getframe(1)):
+            _watched[-1].environment[key] = value
+        found: str = plain(self, key)
+        return found
+
+    kind.__getitem__ = asked
+    try:
+        yield
+    finally:
+        kind.__getitem__ = plain
+
+
+_hooked = False
+
+
+def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
+    if event != "open" or not _watched:
+        return
+    file, mode, flags = arguments
+    if not isinstance(file, str | bytes) or (isinstance(mode, str) and not mode.startswith("r")):
+        return
+    if mode is None and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        return
+    path = Path(os.fsdecode(file))
+    data = path.suffix not in (".py", ".pyc") and path.is_file() and local_code.is_local(path)
+    if data and _by_local_code(sys._getframe(1)):
+        _watched[-1].files.add(path.resolve())
+
+
+def _by_local_code(frame: FrameType | None) -> bool:
+    """Whether local code asks, itself or through functions of a library, and not a library that is being imported."""
+    return _first_local(frame) is not None
+
+
+def _first_local(frame: FrameType | None) -> Path | None:
+    """The file of the innermost local code, up to a library that is being imported, or to this module."""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith("<"):
+            path, local = _place(file)
+            if local:
+                return path
+            if frame.f_code.co_name == "<module>" or (path == _THIS and frame.f_code.co_name == "load"):
+                return None
+        frame = frame.f_back
+    return None
+
+
+@cache
+def _place(file: str) -> tuple[Path, bool]:
+    return Path(file).resolve(), local_code.is_local(file)
+
+
+_THIS = Path(__file__).resolve()

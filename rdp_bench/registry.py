@@ -1,11 +1,15 @@
 """Named entries. A decorator registers a factory; the docstring's first line is its summary."""
 
+import dataclasses
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from rdp_bench.errors import RdpBenchError, UsageError, naming, unknown
+from rdp_bench.keys import Record, canonical, without_neutral
 from rdp_bench.protocols import Attack, Classifier, Dataset, Defense
 from rdp_bench.specs import Spec, parse_spec, with_params
 
@@ -23,8 +27,20 @@ class Entry(Generic[T]):
     factory: Callable[..., T]
     summary: str
     source: str
-    version: str
+    number: int
     origin: str
+    id: str
+    """Permanent, part of cache keys: the first name of the entry."""
+    stamp: str | None = None
+    """Of the code that registered it (`plugins.load`); None: found out when asked for."""
+
+    @property
+    def version(self) -> str:
+        """The number in its decorator and, of code outside this package, a hash of that code."""
+        from rdp_bench import local_code
+
+        stamp = local_code.stamp_of(self.factory) if self.stamp is None else self.stamp
+        return f"{self.number}+{stamp}" if stamp else str(self.number)
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,86 @@ class Resolved(Generic[T]):
     summary: str
     source: str
     version: str
+    id: str = ""
+
+
+def identity(made: Resolved[Any], *at: Any) -> Record:
+    """What identifies an attack or defense in cache keys: `{"id", "version", "params"}`; another record may nest it.
+
+    An object that is a setting of an engine of this package has a method `identity` in its own class, which says the
+    engine's id and version. Labels that set an engine equally are then one thing, whatever they are called.
+
+    Args:
+        made: the resolved label.
+        at: arguments of its method `resolved`: eps in /255 for an attack, none for a defense.
+
+    Raises:
+        Exception: whatever `resolved` raises, or a value that JSON has no exact form for.
+    """
+    kind = type(made.value)
+    # Of no base, for a subclass computes something else; and of no plugin, for its version holds the hash of its code.
+    engine = "identity" in vars(kind) and kind.__module__.startswith("rdp_bench.")
+    own = made.value.identity() if engine else (made.id, made.version)
+    record = {"id": own[0], "version": own[1], "params": without_neutral(kind, made.value.resolved(*at))}
+    plain: Record = json.loads(canonical(record))  # a copy: what the entry returned may still be its own
+    return plain
+
+
+def refuse_shared_keys(kind: str, made: list[tuple[Resolved[Any], Record]]) -> None:
+    """Compare labels that have one identity record: they must be one thing.
+
+    Two objects are taken for one where they have the same class and differ in no field that `resolved` leaves out.
+    (Fields that it names may differ: it says what they come to, as `steps=auto` and `steps=10` at some eps.)
+
+    Raises:
+        UsageError: two labels have one record and are not one thing; the message names both.
+    """
+    groups: dict[str, list[tuple[Resolved[Any], Record]]] = {}
+    for one, record in made:
+        groups.setdefault(canonical(record), []).append((one, record))
+    for group in groups.values():
+        for (one, record), (two, _) in combinations(group, 2):
+            if one.label == two.label:
+                continue  # a factory may make a class anew in every call
+            if what := _hidden_difference(one.value, two.value, set(record["params"])):
+                raise UsageError(
+                    f"{kind}s '{one.label}' and '{two.label}' would share one cache key and differ in {what}. Return "
+                    "everything that the output depends on from resolved(), or leave one of them out"
+                )
+
+
+def left_out(value: object, params: Record) -> list[str]:
+    """Parameters of an entry that were set to other values than their defaults, and that its record does not hold."""
+    found = []
+    for each in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+        default = each.default
+        if not each.init or each.name in params or default is dataclasses.MISSING:
+            continue
+        now = getattr(value, each.name)
+        if not _equal(now, default) and not _equal(now, each.metadata.get("neutral", default)):
+            found.append(each.name)
+    return found
+
+
+def _hidden_difference(one: object, two: object, known: set[str]) -> str:
+    """How two objects differ in what `resolved` does not say (`known` are the names that it says), or nothing."""
+    if type(one) is not type(two):
+        return f"their class ({type(one).__qualname__}, {type(two).__qualname__})"
+    if dataclasses.is_dataclass(one):
+        names = {f.name for f in dataclasses.fields(one)}
+    else:
+        names = {name for each in (one, two) for name in getattr(each, "__dict__", {}) if not name.startswith("_")}
+    differing = [
+        name for name in sorted(names - known) if not _equal(getattr(one, name, None), getattr(two, name, None))
+    ]
+    return ", ".join(differing)
+
+
+def _equal(one: object, two: object) -> bool:
+    try:
+        return one is two or bool(one == two)
+    except Exception:  # arrays and whatever else compares in its own way
+        return False
 
 
 @dataclass(frozen=True)
@@ -46,6 +142,17 @@ class Dialect(Generic[T]):
     pattern: str
     example: str
     make: Callable[[str], T | Resolved[T]]
+    id: str
+    number: int = 1
+    stamp: str | None = None
+
+    @property
+    def version(self) -> str:
+        """As an entry's: of what `make` makes."""
+        from rdp_bench import local_code
+
+        stamp = local_code.stamp_of(self.make) if self.stamp is None else self.stamp
+        return f"{self.number}+{stamp}" if stamp else str(self.number)
 
 
 @dataclass
@@ -55,12 +162,25 @@ class Registry(Generic[T]):
     kind: str
     entries: dict[str, Entry[T]] = field(default_factory=dict)
     dialects: list[Dialect[T]] = field(default_factory=list)
-    stamp: str = ""  # joined to the version of what is added: the hash of a plugin file
 
-    def __call__(self, name: str, *, source: str, version: int = 1) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    def __call__(
+        self,
+        name: str,
+        *,
+        source: str,
+        version: int = 1,
+        id: str = "",  # noqa: A002 - the word that keys use
+    ) -> Callable[[Callable[P, T]], Callable[P, T]]:
         """Register a class or function under `name`; `source` cites the paper or code it follows.
 
-        Bump `version` whenever the entry's output changes: it is part of every cache key.
+        Args:
+            name: what labels say.
+            source: the paper or code.
+            version: bump it whenever the entry's output changes. Part of every cache key.
+            id: what cache keys say, by default `name`. An entry that is renamed states its old name here.
+
+        Raises:
+            RdpBenchError: a bad name, or a name or id that another entry has.
         """
 
         def enter(factory: Callable[P, T]) -> Callable[P, T]:
@@ -71,19 +191,39 @@ class Registry(Generic[T]):
                 raise RdpBenchError(
                     f"{self.kind} '{name}' is taken: by {self.entries[name].origin}, wanted by {origin}; rename one"
                 )
+            self._refuse_taken(id or name, f"{self.kind} '{name}' ({origin})")
             summary = (factory.__doc__ or "").strip().partition("\n")[0]
-            stamp = f"{version}+{self.stamp}" if self.stamp else str(version)
-            self.entries[name] = Entry(name, factory, summary, source, stamp, origin)
+            self.entries[name] = Entry(name, factory, summary, source, version, origin, id or name)
             return factory
 
         return enter
 
-    def dialect(self, name: str, pattern: str, example: str, make: Callable[[str], T | Resolved[T]]) -> None:
+    def dialect(
+        self,
+        name: str,
+        pattern: str,
+        example: str,
+        make: Callable[[str], T | Resolved[T]],
+        *,
+        id: str = "",  # noqa: A002 - as in __call__
+        version: int = 1,
+    ) -> None:
         """Let `make` read every label that `pattern` matches whole and no entry has.
 
-        Where a word stands for an entry, `make` may say what its registry says about that.
+        Where a label stands for an entry, `make` may return what the registry says about that entry (`Resolved`). `id`
+        (by default `name`) and `version` are for cache keys of everything else that it makes.
         """
-        self.dialects.append(Dialect(name, pattern, example, make))
+        self._refuse_taken(id or name, f"{self.kind} scheme '{name}'")
+        self.dialects.append(Dialect(name, pattern, example, make, id or name, version))
+
+    def _refuse_taken(self, wanted: str, what: str) -> None:
+        taken = [(other.id, other.name) for other in self.entries.values()]
+        taken += [(other.id, other.name) for other in self.dialects]
+        for id_, name in taken:
+            if id_ == wanted:
+                raise RdpBenchError(
+                    f"{what}: the id '{wanted}' is that of {self.kind} '{name}'; cache keys need one of its own"
+                )
 
     def resolve(self, text: str) -> Resolved[T]:
         """The object that `text` names: an entry, with parameters, or a word of a dialect.
@@ -101,10 +241,10 @@ class Registry(Generic[T]):
                         raise UsageError(f"{self.kind} '{text}': {error}") from error
                     if isinstance(made, Resolved):
                         return made
-                    return Resolved(text, made, dialect.name, dialect.name, "1")
+                    return Resolved(text, made, dialect.name, dialect.name, dialect.version, dialect.id)
         entry = self.get(spec.name)
         value = with_params(self.make(entry.name), spec, self.kind)
-        return Resolved(str(spec), value, entry.summary, entry.source, entry.version)
+        return Resolved(str(spec), value, entry.summary, entry.source, entry.version, entry.id)
 
     def make(self, name: str) -> T:
         """A new object of the entry called `name`.

@@ -42,11 +42,19 @@ class Run:
     failures: dict[str, str] = field(default_factory=dict)
     _begin: float = field(default_factory=time.perf_counter)
 
-    def start(self) -> list[Job]:
-        """Write what is known so far, cached results included; returns the jobs still to do."""
+    def start(self, made: set[str] | None = None) -> list[Job]:
+        """Write what is known so far, cached results included; returns the jobs still to do.
+
+        Args:
+            made: None to use what the cache holds. A set: to compute everything again (`run --fresh`), except the
+                artefacts whose keys are in it; theirs are added.
+        """
         lending.remember(self.plan)
-        lending.take_over(self.plan)
         jobs = self.plan.jobs()
+        if made is None:
+            lending.take_over(self.plan)
+        else:
+            self.plan.discard([*jobs, *self.plan.clean_check()], made)
         self.record = header(self.plan, self.command)
         for remark in self.plan.remarks:
             self.warn(remark)

@@ -41,16 +41,7 @@ class Through:
 
     def record(self) -> Record:
         """Identity for cache keys."""
-        kind = type(self.defense.value)
-        return {
-            "mode": self.mode,
-            "samples": self.samples,
-            "defense": {
-                "type": f"{kind.__module__}.{kind.__qualname__}",
-                "version": self.defense.version,
-                **self.defense.value.resolved(),
-            },
-        }
+        return {"mode": self.mode, "samples": self.samples, "defense": registry.identity(self.defense)}
 
     def images(self, x: "Tensor", draws: "Draws") -> "Tensor":
         """The purified images of `x` `[n, 3, h, w]`, with the gradient that `mode` says."""

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from rdp_bench import tfcheckpoint
 from rdp_bench.errors import BadModelError, UsageError
+from rdp_bench.keys import file_state, hash_file
 from rdp_bench.store import write_atomic
 
 if TYPE_CHECKING:
@@ -74,6 +75,36 @@ def find(defense: str, file: str | None) -> Path:
         f"defense {defense}: weights {file} are not there; looked for {looked}. Name a file in --models-dir or a path, "
         "or train one: rdp-bench train --help"
     )
+
+
+CHANGED = "its weights changed since planning; run again"
+
+
+@contextmanager
+def unchanged(path: Path, expected: str) -> Iterator[None]:
+    """Around code that reads weights from `path` and copies them: they are the content with sha256 `expected`.
+
+    The hash is taken after reading, and size, times and inode of the file are the same before reading and after
+    hashing: so what was read is what was hashed.
+
+    Raises:
+        BadModelError: the file has another content, or changed while it was read.
+    """
+    try:
+        before = file_state(path)
+        yield
+        same = hash_file(path) == expected and file_state(path) == before
+    except Exception as error:
+        # A file that is being rewritten may be damaged, gone, or of other shapes.
+        try:
+            same = hash_file(path) == expected
+        except OSError:
+            same = False
+        if same:
+            raise
+        raise BadModelError(f"{path}: {CHANGED}") from error
+    if not same:
+        raise BadModelError(f"{path}: {CHANGED}")
 
 
 def about(path: Path) -> dict[str, Any]:

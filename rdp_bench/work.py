@@ -189,7 +189,8 @@ class Worker:
                 if RESTORED in wanted:
                     assert job.restoration
                     clean = to_float(self.clean(low, high), self.plan.device)
-                    near = restoration.measure(pure, clean, lpips="lpips" in job.restoration["measure"])
+                    lpips = job.restoration["measure"].get("lpips", {}).get("weights")
+                    near = restoration.measure(pure, clean, lpips=lpips)
                     out[RESTORED] = {name: values.cpu().numpy() for name, values in near.items()}
             for label, model in models.items():
                 begin = time.perf_counter()

@@ -186,7 +186,7 @@ def test_lpips_is_that_of_torchmetrics(alexnet: Path) -> None:
 
 def test_lpips_is_measured_where_its_weights_are(grid: Path, alexnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid.write_text(GRID + ASKED)
-    monkeypatch.setattr(perceptual, "distance", lambda pure, clean: (pure - clean).abs().amax((1, 2, 3)))
+    monkeypatch.setattr(perceptual, "distance", lambda pure, clean, _: (pure - clean).abs().amax((1, 2, 3)))
     assert run(grid).exit_code == 0
     with_it = stored(grid)
     (row,) = [
@@ -202,7 +202,7 @@ def test_lpips_is_measured_where_its_weights_are(grid: Path, alexnet: Path, monk
     alexnet.write_bytes(b"another file")
     assert perceptual.record() is not None
     with pytest.raises(RdpBenchError, match="alexnet"):
-        perceptual._load(*(perceptual.files() or ()), "cpu")
+        perceptual._load(*(perceptual.files() or ()), tuple((perceptual.record() or {})["weights"]), "cpu")
 
 
 # --- cost ------------------------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ def clean_registries() -> Iterator[None]:
     for kind, entries in kept.items():
         registries[kind].entries = {name: entry for name, entry in registries[kind].entries.items() if name in entries}
         registries[kind].entries.update(entries)
-    plugins._loaded.intersection_update(loaded)
+    for name in set(plugins._loaded) - loaded:
+        del plugins._loaded[name]
 
 
 @pytest.mark.parametrize("line", COMMANDS)

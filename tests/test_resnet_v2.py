@@ -415,8 +415,9 @@ def test_checkpoints_that_are_none(tmp_path: Path) -> None:
 def test_the_names_of_files_are_no_part_of_a_key(tmp_path: Path) -> None:
     (tmp_path / "resnet-v2-101.pth").write_bytes(b"any")
     record = models.find("resnet-v2-101", tmp_path).record()
-    assert set(record) == {
+    assert set(record) == {"card", "numerics", "weights"}
+    assert set(record["card"]) == {
         "arch", "crop", "fixed_size", "in_order", "input_size", "interpolation", "kwargs", "label_offset", "mean",
-        "numerics", "std", "weights",
+        "std",
     }  # fmt: skip
-    assert resnet_v2.UNITS[record["arch"]] == (3, 4, 23, 3)
+    assert resnet_v2.UNITS[record["card"]["arch"]] == (3, 4, 23, 3)

@@ -138,10 +138,10 @@ def test_adapter_says_what_it_runs() -> None:
     attack = make("torchattacks:PGD(steps=3)")
     resolved = attack.resolved(16)
     assert resolved["class"] == "PGD"
-    assert resolved["steps"] == 3
-    assert resolved["eps"] == 16
-    assert resolved["alpha"] == pytest.approx(2 / 255)
-    assert resolved["random_start"] is True
+    assert resolved["params"]["steps"] == 3
+    assert resolved["params"]["eps"] == 16
+    assert resolved["params"]["alpha"] == pytest.approx(2 / 255)
+    assert resolved["params"]["random_start"] is True
     assert resolved["torchattacks"]
     assert attack.gradients(16) == 3
     assert make("torchattacks:FGSM").gradients(16) == 1

@@ -1,0 +1,388 @@
+"""Hashes of code outside this package, so that an edited plugin, script or notebook never meets old results.
+
+Two ways to the same end:
+
+* Code in files (plugins, editable packages, modules that a script imports): the files. `closure` follows import
+  statements, wherever they are in a file, from local module to local module.
+* Code of `__main__` (a script, a notebook) and of no file at all: the objects. `digest_of` follows a function or
+  class to the code objects, defaults, closures and globals that it uses. Code objects are what runs; source text may
+  have been edited since.
+
+Local is what lies neither in the standard library, nor in site-packages, nor in this package.
+"""
+
+import ast
+import dataclasses
+import dis
+import functools
+import json
+import logging
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from importlib.machinery import PathFinder, SourceFileLoader
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from rdp_bench.errors import UsageError
+from rdp_bench.keys import file_state, hash_file, hash_many
+
+log = logging.getLogger(__name__)
+
+_OWN = Path(__file__).resolve().parent
+_LIBRARIES = tuple(
+    {str(Path(path).resolve()) for name, path in sysconfig.get_paths().items() if name in ("stdlib", "platstdlib")}
+    | {str(_OWN), *(str((_OWN / shelf).resolve()) for shelf in ("attacks", "defenses", "data", "reports"))}
+    | {"/proc", "/sys", "/dev", "/etc"}
+)
+
+_MAIN = ("__main__", "__mp_main__")
+
+Modules = dict[str, Path]
+"""Files of local modules by module name."""
+
+
+def is_local(file: str | Path) -> bool:
+    """Whether a file is the user's: of no library, and not of this package."""
+    path = Path(file).resolve()
+    if {"site-packages", "dist-packages"} & set(path.parts):
+        return False
+    return not any(path.is_relative_to(folder) for folder in _LIBRARIES)
+
+
+def module_file(module: ModuleType | None) -> Path | None:
+    """The local file that a loaded module came from, if any."""
+    file = getattr(module, "__file__", None)
+    return Path(file) if file and Path(file).is_file() and is_local(file) else None
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def closure(modules: Modules) -> Modules:
+    """`modules` and every local module that their import statements lead to, also those inside functions.
+
+    Raises:
+        UsageError: a file that is no Python, or a module that this process loaded before its file was edited.
+    """
+    found: Modules = {}
+    todo = dict(modules)
+    while todo:
+        name, path = todo.popitem()
+        if name in found:
+            continue
+        found[name] = path
+        if path.suffix == ".py":
+            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            for other in _imports(path, package):
+                for each, file in _files_of(other):
+                    todo.setdefault(each, file)
+    return found
+
+
+def digest_files(modules: Modules) -> str:
+    """One hash for the content of modules; where they lie does not matter."""
+    return hash_many(f"{name} {hash_file(path)}" for name, path in sorted(modules.items()))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names that a file imports, anywhere in it."""
+    return {name.partition(".")[0] for name in _imports(path, "")}
+
+
+def _imports(path: Path, package: str) -> Iterator[str]:
+    """Full names of what a file imports; those of `from a import b` may be no modules."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{path}: not valid Python: {error}") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) + 1 - node.level]) if node.level else ""
+            base = ".".join(filter(None, (base, node.module)))
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _files_of(name: str) -> Iterator[tuple[str, Path]]:
+    """Local files of module `name` and of the packages around it. Nothing is imported."""
+    top, *rest = name.split(".")
+    if not top or top in sys.stdlib_module_names or top == "rdp_bench":
+        return
+    spec = getattr(sys.modules.get(top), "__spec__", None) or PathFinder.find_spec(top)
+    if spec is None and (loaded := module_file(sys.modules.get(top))):
+        yield top, loaded
+        return
+    if spec is None:
+        return
+    at, folders = top, list(spec.submodule_search_locations or ())
+    if spec.origin and Path(spec.origin).is_file():
+        if not is_local(spec.origin):
+            return
+        yield top, Path(spec.origin)
+    for part in rest:
+        at = f"{at}.{part}"
+        places = [p for folder in folders for p in (Path(folder, part, "__init__.py"), Path(folder, f"{part}.py"))]
+        file = module_file(sys.modules.get(at)) or next((p for p in places if p.is_file() and is_local(p)), None)
+        if file:
+            yield at, file
+        folders = [str(Path(folder, part)) for folder in folders if Path(folder, part).is_dir()]
+        if not folders:
+            return
+
+
+def refuse_stale(modules: Modules) -> None:
+    """Compare loaded modules with their files.
+
+    Raises:
+        UsageError: a module's functions are not those of its file: it was edited after it was imported.
+    """
+    for name, path in modules.items():
+        module = sys.modules.get(name)
+        spec = getattr(module, "__spec__", None)
+        if module is None or spec is None or type(spec.loader) is not SourceFileLoader:
+            continue  # not loaded yet, or by a loader that rewrites code or that `plugins` knows
+        codes = set(_codes(compile(path.read_bytes(), str(path), "exec", dont_inherit=True)))
+        for value in _functions(module):
+            if value.__code__ not in codes:
+                raise UsageError(
+                    f"{path} was edited after this process imported it ({value.__qualname__} differs); start a new one"
+                )
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from _codes(const)
+
+
+def _functions(module: ModuleType) -> Iterator[FunctionType]:
+    """Functions and methods that a module's file defines, as far as they can be reached by name."""
+    for value in list(vars(module).values()):
+        for member in list(vars(value).values()) if isinstance(value, type) else [value]:
+            function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
+            function = function.fget if isinstance(function, property) else function
+            if not isinstance(function, FunctionType) or function.__module__ != module.__name__:
+                continue  # imported, or nothing with code
+            if function.__code__.co_filename == module.__file__:
+                yield function
+
+
+# --- objects ---------------------------------------------------------------------------------------------
+
+
+def stamp_of(maker: Any) -> str:
+    """What joins the version of an entry that no plugin file or entry point brought; empty for this package's own.
+
+    Raises:
+        UsageError: its module was edited after it was imported.
+    """
+    name = str(getattr(maker, "__module__", ""))
+    if name.partition(".")[0] == "rdp_bench":
+        return ""
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    if name not in _MAIN and file and Path(file).is_file():
+        if not is_local(file):
+            return _distribution(name)
+        return _digest_of_module(name, Path(file))[:16]
+    return digest_of(maker)[:16]
+
+
+def _digest_of_module(name: str, file: Path) -> str:
+    """Of a loaded module and what it imports; computed again when one of the files changed."""
+    states, digest = _digests.get(name, ({}, ""))
+    if not states or any(not path.is_file() or file_state(path) != state for path, state in states.items()):
+        modules = closure({name: file})
+        states = {path: file_state(path) for path in modules.values()}
+        refuse_stale(modules)
+        digest = digest_files(modules)
+        _digests[name] = states, digest
+    return digest
+
+
+_digests: dict[str, tuple[dict[Path, tuple[int, ...]], str]] = {}
+
+
+def _distribution(name: str) -> str:
+    top = name.partition(".")[0]
+    try:
+        return f"{top}-{version(top)}"
+    except PackageNotFoundError:
+        return f"{top}-{hash_file(Path(str(sys.modules[name].__file__)))[:8]}"
+
+
+def digest_of(value: Any) -> str:
+    """A hash of what a function, class or plain value is: code, defaults, closures, and the globals that it names.
+
+    What cannot be seen in it (an object of a library that tells nothing) is warned of and stands for its class alone.
+    """
+    return sha256(json.dumps(_Walk().form(value), sort_keys=True).encode()).hexdigest()
+
+
+class _Walk:
+    """One walk through objects; each is described once."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, Any] = {}
+
+    def form(self, value: Any) -> Any:
+        """`value` as JSON."""
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, float | complex | bytes):
+            return [type(value).__name__, repr(value)]
+        if isinstance(value, list | tuple):
+            return [type(value).__name__, *map(self.form, value)]
+        if isinstance(value, set | frozenset):
+            return ["set", *map(self.form, sorted(value, key=repr))]
+        if isinstance(value, dict):
+            return ["dict", *([self.form(key), self.form(item)] for key, item in value.items())]
+        if id(value) in self.seen:
+            return ["seen", self.seen[id(value)][0]]
+        self.seen[id(value)] = (len(self.seen), value)  # keeps it alive, so that its id stays its own
+        if isinstance(value, CodeType):
+            return self.code(value)
+        if isinstance(value, FunctionType):
+            return self.function(value)
+        if isinstance(value, MethodType):
+            return ["method", self.form(value.__func__), self.form(value.__self__)]
+        if isinstance(value, staticmethod | classmethod):
+            return [type(value).__name__, self.form(value.__func__)]
+        if isinstance(value, property):
+            return ["property", self.form(value.fget)]
+        if isinstance(value, functools.cached_property):
+            return ["property", self.form(value.func)]
+        if isinstance(value, functools.partial):
+            return ["partial", self.form(value.func), self.form(value.args), self.form(value.keywords)]
+        if isinstance(value, ModuleType):
+            return self.module(value)
+        if isinstance(value, type):
+            return self.kind(value)
+        if callable(getattr(value, "__wrapped__", None)):
+            return ["wrapped", self.form(value.__wrapped__)]
+        return self.thing(value)
+
+    def code(self, code: CodeType) -> Any:
+        names = [list(getattr(code, name)) for name in ("co_names", "co_varnames", "co_freevars", "co_cellvars")]
+        counts = [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags]
+        return ["code", code.co_code.hex(), *names, counts, [self.form(const) for const in code.co_consts]]
+
+    def function(self, function: FunctionType) -> Any:
+        if not _mine(function.__module__):
+            return self.foreign(function)
+        named = sorted(
+            {
+                str(each.argval)
+                for code in _codes(function.__code__)
+                for each in dis.get_instructions(code)
+                if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+            }
+            & set(function.__globals__)
+        )
+        imported = sorted({str(i.argval) for c in _codes(function.__code__) for i in dis.get_instructions(c)
+                           if i.opname == "IMPORT_NAME"})  # fmt: skip
+        return [
+            "function",
+            self.form(function.__code__),
+            self.form(function.__defaults__),
+            self.form(function.__kwdefaults__),
+            [self.cell(cell) for cell in function.__closure__ or ()],
+            [[name, self.form(function.__globals__[name])] for name in named],
+            [digest_files(found) for name in imported if (found := closure(dict(_files_of(name))))],
+        ]
+
+    def cell(self, cell: Any) -> Any:
+        try:
+            return self.form(cell.cell_contents)
+        except ValueError:  # empty
+            return "empty"
+
+    def kind(self, kind: type) -> Any:
+        if not _mine(kind.__module__):
+            return self.foreign(kind)
+        members = []
+        for name, value in sorted(vars(kind).items()):
+            made_by_dataclass = isinstance(value, FunctionType) and value.__code__.co_filename == "<string>"
+            if name not in _OF_EVERY_CLASS and not made_by_dataclass:
+                members.append([name, self.form(value)])
+        if dataclasses.is_dataclass(kind):
+            members += [
+                [each.name, self.default(each.default), self.default(each.default_factory)]
+                for each in dataclasses.fields(kind)
+            ]
+        return ["class", kind.__qualname__, [self.form(base) for base in kind.__bases__], members]
+
+    def default(self, value: Any) -> Any:
+        return "missing" if value is dataclasses.MISSING else self.form(value)
+
+    def module(self, module: ModuleType) -> Any:
+        file = module_file(module)
+        if file is None:
+            return ["module", module.__name__]
+        return ["module", _digest_of_module(module.__name__, file)]
+
+    def foreign(self, value: Any) -> Any:
+        """Something of a library, by name; or of a local module, by its files."""
+        name = str(getattr(value, "__module__", ""))
+        module = sys.modules.get(name)
+        if module is not None and module_file(module):
+            return [self.module(module), getattr(value, "__qualname__", "")]
+        return ["library", name, getattr(value, "__qualname__", type(value).__qualname__)]
+
+    def thing(self, value: Any) -> Any:
+        """An object: an array or a network by its numbers, one of the user's classes by its attributes."""
+        kind = type(value)
+        if isinstance(value, Path):
+            return ["path", str(value)]
+        if callable(state := getattr(value, "state_dict", None)):
+            return ["state", self.form(kind), str(value), self.form(dict(state()))]
+        if hasattr(value, "detach") and hasattr(value, "cpu"):
+            value = value.detach().cpu()
+            value = value.float().numpy() if str(value.dtype) == "torch.bfloat16" else value.numpy()
+        if hasattr(value, "tobytes") and hasattr(value, "dtype"):
+            if value.dtype == object:  # its bytes are addresses
+                return ["array", self.form(value.tolist())]
+            return ["array", str(value.dtype), list(getattr(value, "shape", ())), sha256(value.tobytes()).hexdigest()]
+        if _mine(kind.__module__) or dataclasses.is_dataclass(value):
+            return ["object", self.form(kind), self.form(getattr(value, "__dict__", {}))]
+        if callable(value) and hasattr(value, "__qualname__"):  # builtins, methods of libraries
+            return self.foreign(value)
+        log.warning(
+            "an entry uses a %s that cache keys cannot see into; use --fresh where it changed", kind.__qualname__
+        )
+        return ["unseen", kind.__module__, kind.__qualname__]
+
+
+_OF_EVERY_CLASS = {
+    "__module__", "__dict__", "__weakref__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__",
+    "__static_attributes__", "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__hash__",
+    "__abstractmethods__", "_abc_impl", "__annotate_func__", "__annotations_cache__",
+}  # fmt: skip
+
+
+def _mine(module: str | None) -> bool:
+    """Whether objects of a module are described by their code: `__main__`, and modules without a file."""
+    if module in _MAIN:
+        return True
+    found = sys.modules.get(str(module))
+    return found is None or (
+        getattr(found, "__file__", None) is None and str(module).partition(".")[0] not in sys.stdlib_module_names
+        and getattr(found, "__spec__", None) is None
+    )  # fmt: skip
+
+
+def new_local_modules(before: Iterable[str]) -> Modules:
+    """Local modules that were imported since `before`, a copy of the names in `sys.modules`."""
+    known = set(before)
+    return {
+        name: file
+        for name, module in list(sys.modules.items())
+        if name not in known and (file := module_file(module)) is not None
+    }
