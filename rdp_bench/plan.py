@@ -278,7 +278,7 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     dataset = open_dataset(axes.dataset, limit=min((n for n in (limit, axes.limit) if n), default=None))
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
-    prints = fingerprints(dataset, store.root)
+    prints = fingerprints(dataset, store.root, write=not store.read_only)
     return Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks)
 
 
