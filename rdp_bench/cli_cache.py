@@ -81,17 +81,18 @@ def cache_verify(cache: Path | None) -> None:
 
 
 def _faults(store: Store, kind: str, key: str) -> Iterator[str]:
-    """What is wrong with an artefact, in lines; its damaged shards are deleted, a bad record is the next run's to mend.
+    """What is wrong with an artefact, in lines. Its damaged shards are deleted.
 
-    The shards hold the key themselves, so they are checked without the record.
+    The shards hold the key themselves, so they are checked without the record. Where some are whole, a damaged record
+    is left for the next run to write again.
     """
-    artefact = Artefact(store, kind, key, {}, sys.maxsize)
+    artefact, damaged = Artefact(store, kind, key, {}, sys.maxsize), ""
     try:
         artefact = store.open(kind, key)
     except UnreadableError as error:
         yield f"cannot be read: {error}"
     except DamagedError as error:
-        yield f"damaged, the next run of its grid writes it again: {error}"
+        damaged = str(error)
     try:
         for path, why in [*artefact.failing()]:
             if isinstance(why, UnreadableError):
@@ -99,6 +100,11 @@ def _faults(store: Store, kind: str, key: str) -> Iterator[str]:
                 continue
             store.reject(path, why)
             yield f"damaged, {'could not be deleted' if path in store.rejected else 'deleted'}: {why}"
+        if damaged and artefact.shards():
+            yield f"damaged, the next run of its grid writes it again: {damaged}"
+        elif damaged:
+            store.delete(kind, key)
+            yield f"damaged, deleted: {damaged}"
     except OSError as error:
         yield f"cannot be read: {store.folder(kind, key)}: {error.strerror or error}"
 

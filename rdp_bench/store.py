@@ -383,6 +383,8 @@ class Store:
             DamagedError: it is not there, or its record is not the one its key was made from.
             UnreadableError: the system could not read the record.
         """
+        if not isinstance(key, str) or len(key) != 64 or not _HEX.fullmatch(key):
+            raise DamagedError(f"{str(key)[:80]!r} is not the key of an artefact; run the grid again")
         folder = self.folder(kind, key)
         path = folder / "record.json"
         try:
@@ -631,7 +633,9 @@ def _misshapen(kind: str, arrays: Any, rows: int) -> str:
         return f"its arrays are {', '.join(map(str, arrays or ())) or 'none'}, not {', '.join(specs)}"
     sizes: dict[str, int] = {}
     for name, about in arrays.items():
-        spec, dtype, shape = specs[name], about.get("dtype"), about.get("shape")
+        if not isinstance(about, dict) or {*about} != {"dtype", "shape", "sha256"}:
+            return f"'{name}' is not described by dtype, shape and sha256"
+        spec, dtype, shape = specs[name], about["dtype"], about["shape"]
         if dtype not in spec.dtypes:
             return f"'{name}' is {str(dtype)[:20]}, not {' or '.join(spec.dtypes)}"
         if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):

@@ -185,7 +185,7 @@ def percent(errors: "Rates", metric: str) -> tuple[str, str, str]:
 
 
 def write_results(out: Path, rows: Sequence[Row]) -> Path:
-    """Write OUT/results.csv whole; lines of grids that `rows` says nothing about stay.
+    """Write OUT/results.csv whole; lines of other grids stay if OUT/runs has their record.
 
     Raises:
         UsageError: the file that is there has other columns; it is left as it is.
@@ -195,20 +195,21 @@ def write_results(out: Path, rows: Sequence[Row]) -> Path:
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows([*_others(path, {line["grid"] for line in rows}), *rows])
+        others = {record.stem for record in (out / "runs").glob("*.json")} - {line["grid"] for line in rows}
+        writer.writerows([*_others(path, others), *rows])
         write_atomic(path, text.getvalue().encode())
     return path
 
 
 def _others(path: Path, grids: set[str]) -> list[Row]:
-    """The lines of all grids but these."""
+    """The lines of these grids."""
     if not path.exists():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) == COLUMNS:
-                return [line for line in reader if line["grid"] not in grids]
+                return [line for line in reader if line["grid"] in grids]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read ({error}); move it away, or name another --out") from error
     raise UsageError(f"{path} has other columns than results.csv; move it away, or name another --out")
