@@ -239,6 +239,12 @@ class Run:
         return str(self.record["grid"])
 
     @property
+    def made_between(self) -> tuple[str, str] | None:
+        """When the first and the last stored batch behind the numbers was made; None where no batch says."""
+        times = sorted(str(made["time"]) for made in self.made if "time" in made)
+        return (times[0], times[-1]) if times else None
+
+    @property
     def draws(self) -> int:
         """How many draws of a random defense the run judges."""
         return int(self.record["axes"].get("draws", 1))
