@@ -186,9 +186,7 @@ def _dry_run(plan: "Plan") -> None:
     from rdp_bench.progress import duration, measure
 
     jobs = plan.jobs()
-    for job in jobs:
-        for record in lending.records(plan, job):
-            plan.artefact(record).heal()
+    lending.drop_damaged(plan, jobs)
     lending.take_over(plan)
     to_do = plan.to_do(jobs)
     keys = {job.key for job in to_do}

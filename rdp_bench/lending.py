@@ -14,7 +14,7 @@ the list anew: what does not belong is not found.
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +54,13 @@ def remember(plan: Plan) -> None:
         if path.read_bytes() == content:
             return
     write_atomic(path, content)
+
+
+def drop_damaged(plan: Plan, jobs: Iterable[Job]) -> None:
+    """Delete the stored batches of `jobs` that fail their check; a read-only store ignores them from now on."""
+    for job in jobs:
+        for record in records(plan, job):
+            plan.artefact(record).heal()
 
 
 def take_over(plan: Plan) -> int:

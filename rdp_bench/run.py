@@ -61,14 +61,12 @@ class Run:
         A cache that cannot be written to is a warning: it may hold all that the run needs.
         """
         plan = self.plan
-        records = [one for job in jobs for one in lending.records(plan, job)]
-        for record in records:
-            plan.artefact(record).heal()
+        lending.drop_damaged(plan, jobs)
         try:
             plan.store.mark()
             lending.remember(plan)
             lending.take_over(plan)
-            for record in records:
+            for record in (one for job in jobs for one in lending.records(plan, job)):
                 if (artefact := plan.artefact(record)).shards():
                     artefact.describe()
         except StorageError as error:

@@ -422,6 +422,18 @@ def test_a_dry_run_writes_nothing_at_all(tmp_path: Path, cached: bool, flags: tu
     assert {n: s for n, s in snapshot(tmp_path).items() if "__pycache__" not in n} == before
 
 
+def test_a_dry_run_of_several_grids_writes_nothing_either(toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "all.toml").write_text('title = "All"\ngrids = ["tiny.toml"]')
+    flip(toy.shards("adv")[1], -80)
+    before = snapshot(tmp_path)
+    for flags, sets in (((), "1 sets"), (("--limit", 4), "1 sets"), (("--limit", 3), "0 sets")):
+        found = toy.command("run", "--grid", tmp_path / "all.toml", "--dry-run", *flags)
+        assert found.exit_code == 0, found.output
+        # The flip is in the second of two batches of three images.
+        assert sets in found.output
+        assert snapshot(tmp_path) == before
+
+
 def test_a_dry_run_counts_what_a_run_would_take_over(toy: Toy) -> None:
     assert "everything is cached" in toy.run("--limit", 4, "--dry-run").output
 
