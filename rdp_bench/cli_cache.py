@@ -68,15 +68,15 @@ def cache_verify(cache: Path | None) -> None:
     """Check every stored byte; damaged batches are deleted and made again by the next run."""
     store = Store(cache)
     _proven(store)
-    broken = count = 0
-    for kind, key in store.everything():
-        count += 1
-        for line in _faults(store, kind, key):
-            click.echo(line)
-            broken += 1
+    everything = list(store.everything())
+    found = [line for kind, key in everything for line in _faults(store, kind, key)]
     _sweep(store)
-    click.echo(f"{count} artefacts checked, {broken} damaged")
-    if broken:
+    for line in found:
+        click.echo(line)
+    damaged = sum(line.startswith("damaged") for line in found)
+    unread = f", {len(found) - damaged} could not be read" if len(found) > damaged else ""
+    click.echo(f"{len(everything)} artefacts checked, {damaged} damaged{unread}")
+    if found:
         sys.exit(1)
 
 
@@ -106,7 +106,7 @@ def _faults(store: Store, kind: str, key: str) -> Iterator[str]:
             store.delete(kind, key)
             yield f"damaged, deleted: {damaged}"
     except OSError as error:
-        yield f"cannot be read: {store.folder(kind, key)}: {error.strerror or error}"
+        yield f"{store.folder(kind, key)}: {error.strerror or error}"
 
 
 def _proven(store: Store) -> None:
@@ -116,7 +116,7 @@ def _proven(store: Store) -> None:
     if not store.marked:
         raise UsageError(
             f"--cache {store.root} is not proven to be a cache of rdp-bench ({MARKER} is not in it, or is damaged); "
-            "nothing was deleted. A run with this cache writes that file; a cache of version 0.1 can be deleted by hand"
+            "nothing was deleted. A run with this cache writes that file; delete a cache of an older version by hand"
         )
 
 

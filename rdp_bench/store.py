@@ -81,6 +81,7 @@ _HEX = re.compile(r"[0-9a-f]+")
 _TEMPORARY = re.compile(
     r"\.(?:record\.json|rdp-bench-cache\.json|[0-9a-f]{16,64}\.json|\d{6,}-\d{6,}\.safetensors)\.[0-9a-f]{8}\.tmp"
 )
+_CACHE = "cache of rdp-bench"
 _COMPRESSION_LEVEL = 1
 _LONGEST_HEADER = 1 << 20
 
@@ -358,6 +359,10 @@ class Store:
 
     `made_by` is kept in each shard that is written from now on. A `read_only` store writes nothing and deletes nothing;
     what it would have taken over from other runs counts as there.
+
+    Raises:
+        UsageError: the folder is a cache of a newer format.
+        UnreadableError: the system could not read its marker.
     """
 
     def __init__(self, root: Path | None = None, *, read_only: bool = False) -> None:
@@ -368,6 +373,12 @@ class Store:
         """Shards that failed their check and could not be deleted."""
         self.lent: dict[str, list[tuple[int, int]]] = {}
         """By key, rows that a read-only store would have taken over."""
+        found = self._format()
+        if found is not None and found > FORMAT:
+            raise UsageError(
+                f"{self.root} is a cache of format {found}, this version knows {FORMAT}; update rdp-bench, "
+                "or name another --cache"
+            )
 
     def artefact(self, kind: str, record: Record, n: int) -> Artefact:
         """The artefact of `record` (which may not exist yet)."""
@@ -440,29 +451,24 @@ class Store:
 
         Raises:
             StorageError: it cannot be written to.
-            UsageError: it is a cache of another format.
         """
         if not self.marked:
-            write_atomic(self.root / MARKER, json.dumps({"format": FORMAT, "what": "cache of rdp-bench"}).encode())
+            content = {"what": _CACHE, "format": FORMAT, "sha256": _marker_hash(FORMAT)}
+            write_atomic(self.root / MARKER, json.dumps(content).encode())
 
     @property
     def marked(self) -> bool:
-        """Whether the folder is proven to be a cache that this version may write to and delete from.
+        """Whether the folder is proven to be a cache of this format."""
+        return self._format() == FORMAT
 
-        Raises:
-            UsageError: it is a cache of another format.
-        """
+    def _format(self) -> int | None:
+        """The format that the marker names; None where there is no marker, or a damaged one."""
         try:
             content = json.loads(_read(self.root / MARKER))
-            found = content["format"] if content["what"] == "cache of rdp-bench" else None
+            found = content["format"]
+            return found if content["sha256"] == _marker_hash(found) and type(found) is int else None
         except (DamagedError, ValueError, KeyError, TypeError, RecursionError):
-            return False
-        if isinstance(found, int) and found > FORMAT:
-            raise UsageError(
-                f"{self.root} is a cache of format {found}, this version knows {FORMAT}; update rdp-bench, "
-                "or name another --cache"
-            )
-        return found == FORMAT
+            return None
 
     def delete(self, kind: str, key: str) -> int:
         """Remove the files of one artefact, and its folder if it is then empty; returns the bytes they held."""
@@ -552,6 +558,10 @@ class _Packed:
                 self._compare(name, digest.result().hexdigest())
                 out[name] = np.frombuffer(content, dtype).reshape(about["shape"])
         return out
+
+
+def _marker_hash(number: object) -> str:
+    return sha256(f"{_CACHE}, format {number}".encode()).hexdigest()
 
 
 def _compressed(arrays: "Mapping[str, NDArray[Any]]") -> _Packed:

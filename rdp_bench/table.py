@@ -349,7 +349,8 @@ def lost(run: Run) -> str:
     """How many results the run record calls done and could not be read, and why the first of them could not."""
     place, reason = next(iter(run.unread.items()))
     return (
-        f"{len(run.unread)} results that the record of {run.grid} calls done could not be read; run the grid again. "
+        f"{len(run.unread)} of the results that the record of {run.grid} calls done could not be read; run the grid "
+        "again. "
         f"The first: {place.defense}, {place.attack}, {place.target}: {reason}"
     )
 
@@ -370,6 +371,7 @@ class Provenance:
                 continue
             self._seen.add(key)
             with contextlib.suppress(RdpBenchError):  # a set may be gone that its predictions outlive
+                # Batches written without a worker, as tests do, know their time alone.
                 self.found += [made for made in self._store.open(kind, key).made() if made.keys() > {"time"}]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from rdp_bench import environment
+from rdp_bench import store as store_module
 from rdp_bench.errors import DamagedError, UnreadableError
 from rdp_bench.reports import figures
 from rdp_bench.store import Artefact, Store
@@ -281,6 +282,29 @@ def test_prune_all_empties_a_cache(toy: Toy) -> None:
     assert [path.name for path in toy.cache.rglob("*") if path.is_file()] == ["rdp-bench-cache.json"]
 
 
+def test_a_cache_of_a_newer_format_is_left_alone(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "FORMAT", store_module.FORMAT + 1)
+        Store(toy.cache).mark()
+    before = snapshot(toy.cache)
+    for found in (toy.run(), toy.command("report"), toy.verify(), cli("cache", "prune", "--all", "--cache", toy.cache)):
+        assert found.exit_code == 2
+        assert "is a cache of format 3, this version knows 2; update rdp-bench" in found.output
+    assert snapshot(toy.cache) == before
+
+
+def test_every_flipped_bit_of_the_marker_is_noticed_or_harmless(tmp_path: Path) -> None:
+    Store(tmp_path).mark()
+    path = tmp_path / "rdp-bench-cache.json"
+    good = path.read_bytes()
+    for bit in range(8 * len(good)):
+        flip(path, bit)
+        store = Store(tmp_path)
+        store.mark()
+        assert store.marked
+        path.write_bytes(good)
+
+
 @pytest.mark.parametrize("command", [("cache", "prune", "--all"), ("cache", "ls"), ("report",), ("run", "--grid", "x")])
 def test_an_empty_name_is_not_the_current_folder(command: tuple[str, ...]) -> None:
     found = cli(*command, "--cache", "")
@@ -444,9 +468,9 @@ def test_a_report_counts_what_it_could_not_read(toy: Toy, kind: str, damage: Any
     damage(toy.shards(kind)[0])
     found = toy.command("report")
     assert found.exit_code == 1
-    assert "1 results that the record of tiny calls done could not be read; run the grid again" in found.stderr
+    assert "1 of the results that the record of tiny calls done could not be read; run the grid again" in found.stderr
     page = (toy.out / "report" / "index.html").read_text()
-    assert "1 results that the record of tiny calls done could not be read" in page
+    assert "1 of the results that the record of tiny calls done could not be read" in page
     assert toy.run().exit_code == 0
     again = toy.command("report")
     assert again.exit_code == 0
