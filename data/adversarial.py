@@ -85,14 +85,15 @@ class AdversarialFiles:
         """None."""
         return 0
 
-    def of(self, dataset: Dataset, cache: Path) -> AdversarialFiles:
-        """The same with the files of this data set's images found, and hashed with the help of `cache`.
+    def of(self, dataset: Dataset, cache: Path, *, write: bool = True) -> AdversarialFiles:
+        """The same with the files of this data set's images found, and hashed with the help of `cache`, which keeps the
+        hashes if `write`.
 
         Raises:
             BadImageError: no such folder, images without a file or with several, or a file that cannot be read.
         """
         found = files_of(Path(self.folder).expanduser(), dataset)
-        return replace(self, images=found, hashes=fingerprints(found, cache))
+        return replace(self, images=found, hashes=fingerprints(found, cache, write=write))
 
     def crafted(self, low: int, high: int) -> NDArray[np.uint8]:
         """Adversarial images `low..high` as uint8 `[high - low, 3, size, size]`."""

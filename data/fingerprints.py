@@ -43,10 +43,11 @@ INDEX_VERSION = 1
 """Bump when `_images.prepare` gives other pixels, or the index another form."""
 
 
-def fingerprints(dataset: Dataset, cache: Path | None = None) -> list[str]:
+def fingerprints(dataset: Dataset, cache: Path | None = None, *, write: bool = True) -> list[str]:
     """`hash_pixels` of every image as `dataset.image` gives it, in order.
 
-    With a `cache` folder, images whose files are unchanged since the last time are not decoded.
+    With a `cache` folder, images whose files are unchanged since the last time are not decoded; unless `write` is
+    false, the hashes of the others are added to it.
 
     Raises:
         BadImageError: an image cannot be read; the message names its file.
@@ -76,7 +77,8 @@ def fingerprints(dataset: Dataset, cache: Path | None = None) -> list[str]:
         hashes = _each(dataset, todo, lambda i: hash_pixels(_image(dataset, i)))
         fresh = {paths[i]: (states[paths[i]], found) for i, found in zip(todo, hashes, strict=True)}
         known |= fresh
-        _write(file, settings, old | fresh)
+        if write:
+            _write(file, settings, old | fresh)
     return [known[path][1] for path in paths]
 
 

@@ -160,7 +160,12 @@ def report(out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, 
         raise UsageError(f"{out} holds no run; start with: rdp-bench run --grid table1 --out {out}")
     from rdp_bench import reports
 
-    click.echo(reports.render(out, Store(cache), list(only) or None))
+    lost: list[str] = []
+    click.echo(reports.render(out, Store(cache), list(only) or None, lost.append))
+    for line in lost:
+        click.echo(line, err=True)
+    if lost:
+        sys.exit(1)
 
 
 @main.command()

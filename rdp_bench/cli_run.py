@@ -94,7 +94,6 @@ def perform(plan: "Plan", options: dict[str, Any], heading: str = "") -> "Run":
     from rdp_bench.run import Run, summary
 
     _writable(options["out"], "--out")
-    _writable(plan.store.root, "--cache")
     running = Run(plan, options["out"], _command())
     jobs = running.start(options["made"])
     click.echo(f"{heading}{plan.grid.title}", err=True)
@@ -102,7 +101,10 @@ def perform(plan: "Plan", options: dict[str, Any], heading: str = "") -> "Run":
         f"{plan.n} images of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: {summary(running)}",
         err=True,
     )
-    if jobs or running.lacks_cost or not _accuracies_known(plan):
+    lacks_results = jobs or not _accuracies_known(plan)
+    if lacks_results:
+        _writable(plan.store.root, "--cache")
+    if lacks_results or running.lacks_cost:
         _work(running, jobs, options)
     else:
         running.check_accuracy(None)
@@ -177,7 +179,7 @@ def plan_of(grid: "Grid", options: dict[str, Any]) -> "Plan":
 
     return make_plan(
         grid,
-        Store(options["cache"]),
+        Store(options["cache"], read_only=options["dry_run"]),
         seed=options["seed"],
         device=environment.choose_device(options["device"]),
         limit=options["limit"],
@@ -190,10 +192,13 @@ def _dry_run(plan: "Plan", options: dict[str, Any]) -> None:
     from rdp_bench.executor import CraftJob
     from rdp_bench.progress import duration, measure
 
-    if not options["fresh"]:
-        lending.take_over(plan)
     jobs = plan.jobs()
-    to_do = jobs if options["fresh"] else plan.to_do(jobs)
+    if options["fresh"]:
+        to_do = jobs
+    else:
+        lending.drop_damaged(plan, jobs)
+        lending.take_over(plan)
+        to_do = plan.to_do(jobs)
     keys = {job.key for job in to_do}
     costs = measure(plan, to_do) if to_do else None
     for job in jobs:

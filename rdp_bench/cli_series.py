@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rdp_bench import lending
 from rdp_bench.cli_run import FLAGS, changes, load_grid, next_step, perform, plan_of
 from rdp_bench.errors import RdpBenchError, StorageError, UsageError, unknown
 from rdp_bench.executor import CraftJob, Job
@@ -88,8 +89,12 @@ def _dry_run(grids: list["Grid"], options: dict[str, Any], width: int) -> int:
     for grid in grids:
         try:
             plan = plan_of(grid, options)
-            to_do = plan.jobs() if options["fresh"] else plan.to_do(plan.jobs())
-            jobs = [job for job in to_do if not _makes(job) <= seen]
+            jobs = plan.jobs()
+            if not options["fresh"]:
+                lending.drop_damaged(plan, jobs)
+                lending.take_over(plan)
+                jobs = plan.to_do(jobs)
+            jobs = [job for job in jobs if not _makes(job) <= seen]
         except RdpBenchError as error:
             worst = max(worst, 2 if isinstance(error, UsageError) else 1)
             click.echo(f"{grid.name:{width}}  cannot be run: {error}")

@@ -3,10 +3,12 @@
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rdp_bench.errors import UsageError
+from rdp_bench.keys import Record
 
 PACKAGES = ("rdp-bench", "torch", "timm", "torchvision", "torchattacks", "spandrel", "numpy", "pillow", "safetensors")
 
@@ -34,13 +36,40 @@ def processor() -> str:
 
 
 def describe(device: str) -> dict[str, str | int]:
-    """Versions, platform and device of a run."""
+    """Versions, platform and device of this process; with torch loaded, the CPU instructions that it uses too."""
     torch = sys.modules.get("torch")
     name = processor()
     if device.startswith("cuda") and torch is not None:
         name = torch.cuda.get_device_name(device)
     threads = torch.get_num_threads() if torch is not None else os.cpu_count() or 1
-    return {**versions(), "platform": platform.platform(), "device": device, "device_name": name, "threads": threads}
+    found = {**versions(), "platform": platform.platform(), "device": device, "device_name": name, "threads": threads}
+    if torch is not None:
+        found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+    return found
+
+
+def merged(environments: Iterable[Record]) -> dict[str, str]:
+    """Each fact of several environments as one text; different values, sorted, joined by " and ". Times are left out.
+
+    >>> merged([{"torch": "2.6.0", "threads": 2}, {"torch": "2.7.0", "threads": 2, "time": "now"}])
+    {'torch': '2.6.0 and 2.7.0', 'threads': '2'}
+    """
+    values: dict[str, set[str]] = {}
+    for environment in environments:
+        for name, value in environment.items():
+            if name != "time":
+                values.setdefault(name, set()).add(str(value))
+    return {name: " and ".join(sorted(found)) for name, found in values.items()}
+
+
+def differing(environments: Iterable[Record]) -> dict[str, str]:
+    """Of `merged`, the facts in which the environments differ, absent ones included."""
+    found = list(environments)
+    return {
+        name: text
+        for name, text in merged(found).items()
+        if len({str(environment.get(name)) for environment in found}) > 1
+    }
 
 
 def choose_device(asked: str) -> str:

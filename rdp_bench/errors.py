@@ -17,6 +17,10 @@ class DamagedError(RdpBenchError):
     """A stored file is not what was written."""
 
 
+class UnreadableError(RdpBenchError):
+    """The system could not read a stored file (an I/O error, no permission): it may be whole, so it is not deleted."""
+
+
 class StorageError(RdpBenchError):
     """The cache or the output folder cannot be written: nothing more could be kept, so a run stops."""
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from rdp_bench.data.fingerprints import batch, digest, fingerprints
 from rdp_bench.data.open import open_dataset
-from rdp_bench.errors import DamagedError, UsageError
+from rdp_bench.errors import DamagedError, UnreadableError, UsageError
 from rdp_bench.protocols import Dataset
 from rdp_bench.store import Store, write_atomic
 from rdp_bench.table import Run, chosen, load
@@ -117,7 +117,7 @@ def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[i
     for key, cell in sets.items():
         try:
             delta = store.open("adv", key).read()["delta"]
-        except DamagedError as error:
+        except (DamagedError, UnreadableError) as error:
             log.warning("set %s is left out: %s", key[:12], error)
             continue
         folder = to / key[:16]

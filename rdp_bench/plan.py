@@ -309,11 +309,11 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     dataset = open_dataset(axes.dataset, limit=min((n for n in (limit, axes.limit) if n), default=None))
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
-    prints = fingerprints(dataset, store.root)
+    prints = fingerprints(dataset, store.root, write=not store.read_only)
     remarks = nips2017.remarks(dataset, prints)
     for label, made in attacks.items():
         if isinstance(made.value, AdversarialFiles):
-            attacks[label] = replace(made, value=made.value.of(dataset, store.root))
+            attacks[label] = replace(made, value=made.value.of(dataset, store.root, write=not store.read_only))
             remarks.append(made.value.remark)
     plan = Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks, remarks)
     plan.refuse_shared_keys()

@@ -3,13 +3,11 @@
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from rdp_bench.environment import describe
 from rdp_bench.keys import Record
 from rdp_bench.models import Member
 from rdp_bench.plan import Plan, dataset_digest
 from rdp_bench.specs import show
-
-FORMAT = 1
+from rdp_bench.table import FORMAT
 
 
 def header(plan: Plan, command: str) -> Record:
@@ -61,7 +59,7 @@ def header(plan: Plan, command: str) -> Record:
         "started": now(),
         "finished": None,
         "seconds": 0.0,
-        "environment": describe(plan.device),
+        "environment": {},  # of what made the results; known once they are read
         "axes": {
             "sources": list(axes.sources),
             "targets": list(axes.targets),

@@ -1,6 +1,5 @@
 """A run: do the jobs of a plan that the store lacks, and keep OUT readable at every moment."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -10,15 +9,14 @@ from typing import Any
 
 from rdp_bench import cost, crosscheck, lending, table
 from rdp_bench.crosscheck import Check, check_rate
-from rdp_bench.environment import describe
-from rdp_bench.errors import DamagedError, RdpBenchError, StorageError
+from rdp_bench.environment import merged
+from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, UnreadableError, UsageError
 from rdp_bench.executor import Executor, Here, Job, JudgeJob
 from rdp_bench.keys import Record, key_of
 from rdp_bench.outcomes import distances
 from rdp_bench.plan import Plan
 from rdp_bench.record import header, now
 from rdp_bench.specs import Cell
-from rdp_bench.store import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +40,9 @@ class Run:
     failures: dict[str, str] = field(default_factory=dict)
     _begin: float = field(default_factory=time.perf_counter)
 
+    def __post_init__(self) -> None:
+        self._made = table.Provenance(self.plan.store)
+
     def start(self, made: set[str] | None = None) -> list[Job]:
         """Write what is known so far, cached results included; returns the jobs still to do.
 
@@ -49,32 +50,49 @@ class Run:
             made: None to use what the cache holds. A set: to compute everything again (`run --fresh`), except the
                 artefacts whose keys are in it; theirs are added.
         """
-        lending.remember(self.plan)
         jobs = self.plan.jobs()
-        if made is None:
-            lending.take_over(self.plan)
-        else:
-            self.plan.discard([*jobs, *self.plan.clean_check()], made)
+        everything = [*jobs, *self.plan.clean_check()]
+        if made is not None:
+            self.plan.discard(everything, made)
+        self._check_store(everything, reuse=made is None)
         self.record = header(self.plan, self.command)
         for remark in self.plan.remarks:
             self.warn(remark)
         if self.plan.grid.axes.cost:
             self.record["cost"] = self._known_cost()
-        # Reading finds damaged batches and deletes them, so this comes before asking what is to do.
         self.refresh(self.plan.grid.cells())
         self._say_what_goes()
         self.save()
         return self.plan.to_do(jobs)
 
+    def _check_store(self, jobs: Sequence[Job], *, reuse: bool) -> None:
+        """Delete what is damaged of the stored artefacts of `jobs`, restore lost records and, with `reuse`, copy what runs of
+        fewer or more images made.
+
+        A cache that cannot be written to is a warning: it may hold all that the run needs.
+        """
+        plan = self.plan
+        lending.drop_damaged(plan, jobs)
+        try:
+            plan.store.mark()
+            lending.remember(plan)
+            if reuse:
+                lending.take_over(plan)
+            for record in (one for job in jobs for one in lending.records(plan, job)):
+                if (artefact := plan.artefact(record)).shards():
+                    artefact.describe()
+        except StorageError as error:
+            log.warning("%s; going on with what is stored", error)
+
     def _say_what_goes(self) -> None:
         """Of the run that this one takes the place of: a narrower one must not seem to be all there ever was."""
         try:
-            before = json.loads(self._path.read_text())
+            before = table.read_record(self._path)
             there = {tuple(cell[name] for name in _PLACE) for cell in before["cells"]}
             old, new = before["dataset"], self.record["dataset"]
             if old["name"] == new["name"] and old["n"] <= new["n"]:
                 there -= {tuple(getattr(cell, name) for name in _PLACE) for cell in self.record["cells"]}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (UsageError, ValueError, KeyError, TypeError):
             return  # none, or none that could be read
         if there:
             log.warning(
@@ -142,9 +160,9 @@ class Run:
     def _known_cost(self) -> Record | None:
         """What the last run into OUT measured, if it is what would be measured now."""
         try:
-            found: Record = json.loads(self._path.read_text("utf-8"))["cost"]
+            found: Record = table.read_record(self._path)["cost"]
             return found if found["key"] == key_of(cost.asked(self.plan)) else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (UsageError, KeyError, TypeError):
             return None
 
     def cross_check(self) -> list[Check]:
@@ -174,7 +192,7 @@ class Run:
     def _stored(self, record: Record) -> Any:
         try:
             return self.plan.artefact(record).read()
-        except DamagedError:
+        except (DamagedError, UnreadableError):
             return None
 
     def warn(self, message: str) -> None:
@@ -210,8 +228,11 @@ class Run:
                     arrays = artefact.read()
                     predicted, label = arrays["predicted"], arrays["label"]
                     entry |= {"status": "done", "seconds": float(arrays["seconds"].sum())}
+                    self._made.add(entry)
+                except UnreadableError as error:
+                    entry |= {"status": "failed", "reason": str(error)}
                 except DamagedError:
-                    artefact.heal()
+                    pass  # it is missing from now on
             elif reason := self.failures.get(self.plan.job_of[keys.eval]):
                 entry |= {"status": "failed", "reason": reason}
             line = self.rows[cell] = table.row(self.record, entry, predicted, label)
@@ -228,8 +249,7 @@ class Run:
             return []
         try:
             near = artefact.read()
-        except DamagedError:
-            artefact.heal()
+        except (DamagedError, UnreadableError):
             return []
         return table.restoration_rows(line, key, distances(near))
 
@@ -239,9 +259,8 @@ class Run:
         done = all(cell["status"] != "pending" for cell in cells)
         self.record["seconds"] = round(time.perf_counter() - self._begin, 1)
         self.record["finished"] = now() if done else None
-        self.record["environment"] = describe(self.plan.device)
-        content = json.dumps({**self.record, "cells": cells}, indent=1)
-        write_atomic(self._path, content.encode())
+        self.record["environment"] = merged(self._made.found)
+        table.write_record(self._path, {**self.record, "cells": cells})
         rows = [line for cell, first in self.rows.items() for line in (first, *self.more[cell])]
         table.write_results(self.out, rows)
 

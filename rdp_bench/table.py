@@ -12,11 +12,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rdp_bench import stats
+from rdp_bench.environment import differing, merged
 from rdp_bench.errors import RdpBenchError, UsageError, unknown
 from rdp_bench.keys import Record
 from rdp_bench.outcomes import WAYS, distances, wrong
@@ -38,7 +40,7 @@ COLUMNS = (
     "paper", "status", "reason", "adv_key", "eval_key", "seconds",
 )  # fmt: skip
 
-FORMAT = 1
+FORMAT = 2
 """Of OUT/runs/*.json."""
 
 Row = dict[str, Any]
@@ -183,7 +185,7 @@ def percent(errors: "Rates", metric: str) -> tuple[str, str, str]:
 
 
 def write_results(out: Path, rows: Sequence[Row]) -> Path:
-    """Write OUT/results.csv whole; lines of grids that `rows` says nothing about stay.
+    """Write OUT/results.csv whole; lines of other grids stay if OUT/runs has their record.
 
     Raises:
         UsageError: the file that is there has other columns; it is left as it is.
@@ -193,20 +195,21 @@ def write_results(out: Path, rows: Sequence[Row]) -> Path:
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows([*_others(path, {line["grid"] for line in rows}), *rows])
+        others = {record.stem for record in (out / "runs").glob("*.json")} - {line["grid"] for line in rows}
+        writer.writerows([*_others(path, others), *rows])
         write_atomic(path, text.getvalue().encode())
     return path
 
 
 def _others(path: Path, grids: set[str]) -> list[Row]:
-    """The lines of all grids but these."""
+    """The lines of these grids."""
     if not path.exists():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) == COLUMNS:
-                return [line for line in reader if line["grid"] not in grids]
+                return [line for line in reader if line["grid"] in grids]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read ({error}); move it away, or name another --out") from error
     raise UsageError(f"{path} has other columns than results.csv; move it away, or name another --out")
@@ -226,10 +229,20 @@ class Run:
     ways: "dict[tuple[Place, str], Flags]" = field(default_factory=dict)  # of several draws: WAYS, and "first"
     restored: "dict[Place, dict[str, Rates]]" = field(default_factory=dict)
     """`outcomes.distances` of the purified images of a place whose target is "-"."""
+    unread: dict[Place, str] = field(default_factory=dict)
+    """Why what the record calls done could not be read, by place; image quality has the target "-"."""
+    made: list[Record] = field(default_factory=list)
+    """What made each stored batch that the numbers come from: versions, device, threads, time."""
 
     @property
     def grid(self) -> str:
         return str(self.record["grid"])
+
+    @property
+    def made_between(self) -> tuple[str, str] | None:
+        """When the first and the last stored batch behind the numbers was made; None where no batch says."""
+        times = sorted(str(made["time"]) for made in self.made if "time" in made)
+        return (times[0], times[-1]) if times else None
 
     @property
     def draws(self) -> int:
@@ -275,10 +288,10 @@ def chosen(runs: list[Run], only: Sequence[str]) -> list[Run]:
 
 
 def load(out: Path, store: Store) -> list[Run]:
-    """Every run recorded under `out`, by grid name. A cell whose predictions are damaged is a failed one.
+    """Every run recorded under `out`, by grid name. A cell whose predictions cannot be read is a failed one.
 
     Raises:
-        UsageError: there is no run, or a record cannot be read.
+        UsageError: there is no run, or a record cannot be read or was edited.
     """
     paths = sorted((out / "runs").glob("*.json"))
     if not paths:
@@ -287,16 +300,21 @@ def load(out: Path, store: Store) -> list[Run]:
 
 
 def _load(path: Path, store: Store) -> Run:
-    record = _record(path)
+    record = read_record(path)
     run = Run(record, [], {}, {})
+    provenance = Provenance(store)
     for cell in record["cells"]:
         arrays: dict[str, Any] = {}
-        if cell["status"] == "done":
+        asked_done = cell["status"] == "done"
+        if asked_done:
             try:
                 arrays = dict(store.open("eval", cell["eval_key"] or "").read())
+                provenance.add(cell)
             except RdpBenchError as error:
                 cell = {**cell, "status": "failed", "reason": str(error)}
         line = row(record, cell, arrays.get("predicted"), arrays.get("label"))
+        if asked_done and line["status"] != "done":
+            run.unread[Place.of(cell)] = line["reason"]
         run.rows.append(line)
         place = Place.of(cell)
         if line["status"] == "done":
@@ -307,17 +325,81 @@ def _load(path: Path, store: Store) -> Run:
                 run.ways.update({(place, way): wrong(predicted, label, way) for way in WAYS})
                 run.ways[place, "first"] = wrong(predicted[:, 0], label)
         image = place._replace(target="-")
-        if (key := cell.get("restoration_key")) and image not in run.restored:
-            with contextlib.suppress(RdpBenchError):  # not there: not measured
+        if (key := cell.get("restoration_key")) and image not in run.restored and image not in run.unread:
+            try:
                 run.restored[image] = distances(store.open("restoration", key).read())
+            except RdpBenchError as error:
+                if asked_done:  # else it was not measured either
+                    run.unread[image] = str(error)
+    run.made.extend(provenance.found)
+    if run.made:
+        record["environment"] = merged(run.made)
+    if run.unread:
+        record["warnings"] = [*record["warnings"], lost(run)]
+    if apart := differing(run.made):
+        told = "; ".join(f"{name} {text}" for name, text in apart.items())
+        record["warnings"] = [
+            *record["warnings"],
+            f"These numbers were not all made under the same conditions: {told}.",
+        ]
     return run
 
 
-def _record(path: Path) -> Record:
+def lost(run: Run) -> str:
+    """How many results the run record calls done and could not be read, and why the first of them could not."""
+    place, reason = next(iter(run.unread.items()))
+    return (
+        f"{len(run.unread)} of the results that the record of {run.grid} calls done could not be read; run the grid "
+        "again. "
+        f"The first: {place.defense}, {place.attack}, {place.target}: {reason}"
+    )
+
+
+class Provenance:
+    """Collects what made the artefacts behind cells, each artefact once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen: set[str] = set()
+        self.found: list[Record] = []
+
+    def add(self, cell: Record) -> None:
+        """The predictions of a cell, its adversarial set and its image quality."""
+        for kind, name in (("eval", "eval_key"), ("adv", "adv_key"), ("restoration", "restoration_key")):
+            key = cell.get(name)
+            if not key or key in self._seen:
+                continue
+            self._seen.add(key)
+            with contextlib.suppress(RdpBenchError):  # a set may be gone that its predictions outlive
+                # Batches written without a worker, as tests do, know their time alone.
+                self.found += [made for made in self._store.open(kind, key).made() if made.keys() > {"time"}]
+
+
+# --- OUT/runs/<grid>.json --------------------------------------------------------------------------------
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a run record with its checksum, so that `read_record` notices an edit."""
+    plain = json.loads(json.dumps(record))
+    write_atomic(path, json.dumps({**plain, "sha256": _checksum(plain)}, indent=1).encode())
+
+
+def _checksum(record: Record) -> str:
+    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def read_record(path: Path) -> Record:
+    """A run record as it was written.
+
+    Raises:
+        UsageError: it is not one, is of another format, or was edited.
+    """
     try:
-        record: Record = json.loads(path.read_text("utf-8"))
+        record: Record = json.loads(path.read_bytes())
         if record["format"] != FORMAT:
             raise UsageError(f"{path}: format {record['format']}, this version reads {FORMAT}; run the grid again")
+        if record.pop("sha256", None) != _checksum(record):
+            raise UsageError(f"{path} was changed after the run wrote it (its checksum differs); run the grid again")
         for cell in record["cells"]:
             Place.of(cell), cell["status"], cell["eval_key"]
         for name in ("axes", "environment", "models", "sources", "attacks", "defenses"):
@@ -327,6 +409,6 @@ def _record(path: Path) -> Record:
         for name in ("name", "size", "images"):
             record["dataset"][name]
         int(record["dataset"]["n"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} is not a run record ({error!r}); run the grid again, or move it away") from error
     return record

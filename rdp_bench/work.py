@@ -17,6 +17,7 @@ from rdp_bench import restoration
 from rdp_bench.data.adversarial import AdversarialFiles
 from rdp_bench.data.fingerprints import batch as read_batch
 from rdp_bench.draws import Draws
+from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.executor import CraftJob, Job, JudgeJob
 from rdp_bench.keys import canonical, hash_many
@@ -66,6 +67,7 @@ class Worker:
     def __post_init__(self) -> None:
         self.size = self.batch or BATCH[self.plan.device.partition(":")[0]]
         prepare(self.plan.device)
+        self.plan.store.made_by = describe(self.plan.device)
 
     def __call__(self, job: Job) -> None:
         """Do what is still missing of `job`."""

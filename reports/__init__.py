@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +16,18 @@ FEW = 3
 """Runs on a page that leave room for all examples of each."""
 
 
-def render(out: Path, store: "Store", only: Sequence[str] | None = None) -> Path:
+def render(
+    out: Path, store: "Store", only: Sequence[str] | None = None, complain: Callable[[str], None] | None = None
+) -> Path:
     """Write OUT/report from the runs of OUT (those of the grids in `only`, if given); the page's path.
+
+    `complain` is called once for each run of which something that it calls done could not be read.
 
     Raises:
         UsageError: there is no run, a grid of `only` has none, or a record cannot be read.
     """
     from rdp_bench.reports import html, reading
-    from rdp_bench.table import chosen, load
+    from rdp_bench.table import chosen, load, lost
 
     runs = reading.in_order(load(out, store))
     shown = chosen(runs, only or ())
@@ -31,6 +35,9 @@ def render(out: Path, store: "Store", only: Sequence[str] | None = None) -> Path
     sections = [_section(pen, run, store, len(shown) > FEW) for run in shown]
     page = pen.write("index.html", html.page(sections, reading.absent(runs)).encode())
     pen.tidy(keep=bool(only))
+    for run in shown:
+        if run.unread and complain:
+            complain(lost(run))
     return page
 
 

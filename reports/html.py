@@ -83,6 +83,7 @@ def _view(section: Section) -> dict[str, Any]:
         "done": sum(row["status"] == "done" for row in run.rows),
         "cells": run.rows,
         "accounts": accounts(run),
+        "made": " to ".join(dict.fromkeys(run.made_between or ("unknown",))),
     }
     return view | {"contents": _contents(view)}
 

@@ -1,6 +1,5 @@
 """A run that nobody ran: a record as the engine writes it, and artefacts in a real store."""
 
-import json
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rdp_bench.store import Store
-from rdp_bench.table import Place
+from rdp_bench.table import FORMAT, Place, write_record
 
 Wrong = Callable[[Place], Iterable[int]]
 
@@ -46,7 +45,7 @@ def make_run(
         _cell(store, p, wrong, n, size, samples, grid + "'" * (p in apart), *state.get(p, ("done", ""))) for p in places
     ]
     whole = {
-        "format": 1,
+        "format": FORMAT,
         "grid": grid,
         "title": "Table 1: transfer attacks",
         "profile": "embedded",
@@ -74,8 +73,7 @@ def make_run(
         **record,
     }
     path = out / "runs" / f"{len(list(out.glob('runs/*'))):02d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(whole))
+    write_record(path, whole)
     return whole
 
 
@@ -89,7 +87,16 @@ def _cell(
         label = np.arange(n, dtype=np.int32)
         mask = np.isin(label, list(wrong(place)))
         predicted = np.where(mask, label + 1000, label).astype(np.int32)
-        evaluated.write(0, n, {"predicted": predicted, "label": label, "margin": np.ones(n, np.float32)})
+        evaluated.write(
+            0,
+            n,
+            {
+                "predicted": predicted,
+                "label": label,
+                "margin": np.ones(n, np.float32),
+                "seconds": np.zeros(n, np.float32),
+            },
+        )
         sample.write(0, samples, {"purified": _picture(place, samples, size)})
     return {
         **place._asdict(),

@@ -3,7 +3,6 @@
 import csv
 import io
 import itertools
-import json
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +15,7 @@ from rdp_bench.reports import claims, gain
 from rdp_bench.reports.answers import _RULES, _by_deviation, answers
 from rdp_bench.reports.claims import FAILS, HOLDS, OPEN, TIE, Finding
 from rdp_bench.store import Store
-from rdp_bench.table import Place, Run, load
+from rdp_bench.table import Place, Run, load, write_record
 from tests.report_fixture import make_run
 
 BPDA = "bpda(nrp, a)"
@@ -31,7 +30,7 @@ def made(
     record = make_run(out, store, wrong, samples=1, **more)
     if drop:
         record["cells"] = [cell for cell in record["cells"] if not drop(Place.of(cell))]
-        (out / "runs" / "00.json").write_text(json.dumps(record))
+        write_record(out / "runs" / "00.json", record)
     return load(out, store)[0]
 
 
@@ -156,7 +155,7 @@ def test_crafting_through_a_defense_is_held_against_plain_crafting(tmp_path: Pat
 
     store = Store(tmp_path / "store")
     record = {**run.record, "sources": THROUGH}
-    (tmp_path / "runs" / "00.json").write_text(json.dumps(record))
+    write_record(tmp_path / "runs" / "00.json", record)
     (found,) = ask(load(tmp_path, store)[0], "grey-box")
     assert (found.verdict, found.value, found.other) == (FAILS, 40, 80)  # 8 images, 40 points, 7 allowed
     assert found.p == pytest.approx(2 / 2**8)
