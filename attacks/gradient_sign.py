@@ -13,7 +13,7 @@ eps and alpha and turns their padding value 0 and their scaling towards 0 into m
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -136,11 +136,12 @@ def compose(text: str) -> GradientSign:
         UsageError: an unknown part, an unknown argument, or the same part twice.
     """
     from rdp_bench.errors import unknown
-    from rdp_bench.specs import Spec, parse_spec, with_params
+    from rdp_bench.specs import Spec, parse_spec, split, values
 
-    changes: dict[str, Any] = {}
+    presets: dict[str, Any] = {}
+    words: dict[str, str] = {}
     seen: set[str] = set()
-    for piece in text.split("|"):
+    for piece in split(text, "|"):
         spec = parse_spec(piece)
         if spec.name not in PARTS:
             raise unknown("part of an attack", spec.name, PARTS)
@@ -156,7 +157,8 @@ def compose(text: str) -> GradientSign:
                 raise unknown(f"argument of {spec.name}", name, names)
         if len(dict(given)) < len(given):
             raise UsageError(f"attack '{text}': an argument of {spec.name} stands there twice")
-        changes |= preset | dict(given)
-    everything = {field.name for field in fields(GradientSign)}
-    spec = Spec(text, tuple(sorted((k, v) for k, v in changes.items() if k in everything)))
-    return with_params(GradientSign(), spec, "attack")
+        for name, word in given:
+            if words.setdefault(name, word) != word:
+                raise UsageError(f"attack '{text}': {name} is given twice, as {words[name]} and as {word}")
+        presets |= preset
+    return GradientSign(**presets | values(GradientSign(), Spec(text, tuple(words.items())), "attack"))

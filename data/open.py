@@ -19,7 +19,7 @@ from rdp_bench.data.nips2017 import TABLE, nips2017
 from rdp_bench.errors import BadImageError, UsageError, unknown
 from rdp_bench.protocols import Dataset
 from rdp_bench.registry import dataset
-from rdp_bench.specs import parse_spec
+from rdp_bench.specs import cut, outline, parse_spec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +73,7 @@ def _from_path(path: Path, size: int) -> Images:
 
 
 def _registered(text: str, path: Path, size: int | None) -> Dataset:
-    name = text.partition("(")[0].strip()
+    name = cut(text)[0]
     if name not in dataset.entries and (path.suffix.lower() == ".csv" or text.startswith((".", "~", "/", os.sep))):
         beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
         near = get_close_matches(path.name, beside, n=1)
@@ -82,8 +82,8 @@ def _registered(text: str, path: Path, size: int | None) -> Dataset:
     if name in dataset.entries:
         spec = parse_spec(text)
         if size is not None and "size" not in dict(spec.params):
-            text = str(replace(spec, params=(*spec.params, ("size", size))))
-    elif not any(re.fullmatch(dialect.pattern, text) for dialect in dataset.dialects):
+            text = str(replace(spec, params=(*spec.params, ("size", str(size)))))
+    elif not any(re.fullmatch(dialect.pattern, outline(text)) for dialect in dataset.dialects):
         how = f"; {_HOW[text]}" if text in _HOW else ""
         raise unknown("dataset", text, dataset.entries, f"Nor is there a folder or .csv file of that name{how}")
     return dataset.resolve(text).value

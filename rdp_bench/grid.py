@@ -11,7 +11,7 @@ from typing import Any
 
 from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown
 from rdp_bench.registry import defense as defenses
-from rdp_bench.specs import Cell, show
+from rdp_bench.specs import Cell, plain, show
 
 log = logging.getLogger(__name__)
 
@@ -151,17 +151,13 @@ def selected(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | 
     for axis, labels in wanted.items():
         if axis in ("sources", "attacks", "eps") and not grid.axes.attacks:
             continue
-        names = {_plain(label) for label in labels}
+        names = {plain(label) for label in labels}
         for name in (axis, "baselines") if axis == "targets" else (axis,):
-            kept[name] = tuple(label for label in getattr(grid.axes, name) if _plain(label) in names)
+            kept[name] = tuple(label for label in getattr(grid.axes, name) if plain(label) in names)
         if not (kept[axis] or kept.get("baselines")):
             return None
     chosen = replace(grid, axes=replace(grid.axes, **kept))
     return chosen if any(True for _ in chosen.cells()) else None
-
-
-def _plain(label: str | float) -> str:
-    return show(label).replace(" ", "")
 
 
 def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any]) -> Grid:

@@ -32,7 +32,7 @@ TINY = ["--plugin", PLUGIN, "--dataset", "tiny/noise", "--source", "tiny/one", "
         (["--attack", "dim(steps=0)"], "steps is above 0, or auto"),
         (["--attack", "fgsm", "--attack", "fgsm"], "fgsm stands twice in the axis 'attacks'"),
         (["--defense", "jpge"], "unknown defense 'jpge'. Did you mean 'jpeg'?"),
-        (["--defense", "jpeg(quality=high)"], "expected a value like 75, found 'high'"),
+        (["--defense", "jpeg(quality=high)"], "expected a whole number, like 75; found 'high'"),
         (["--source", "effnet-lite9"], "unknown model 'effnet-lite9'. Did you mean 'effnet-lite"),
         (["--source", "tiny/one+tiny/one"], "names a model twice"),
         (["--target", "mobilenetv2_100"], "needs a weight file mobilenetv2_100.safetensors"),
