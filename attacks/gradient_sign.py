@@ -65,14 +65,17 @@ class GradientSign:
     def __post_init__(self) -> None:
         rules = {
             "numbers are finite": all(isfinite(v) for v in vars(self).values() if isinstance(v, float)),
-            "steps is above 0, or auto": self.steps is None or self.steps > 0,
+            "steps is above 0 and at most 100000, or auto": self.steps is None or 0 < self.steps <= 100_000,
             "alpha is above 0": self.alpha is None or self.alpha > 0,
+            "alpha is at most 255": self.alpha is None or self.alpha <= 255,
             "step_ratio is above 0": self.step_ratio > 0,
             "momentum is not negative": self.momentum >= 0,
             "copies is at least 1": self.copies >= 1,
+            "copies is 1 to 100": self.copies <= 100,  # the contrast of copy 100 is below any float32
             "diversity is a probability": 0 <= self.diversity <= 1,
-            "diversity_size is above 1": self.diversity_size > 1,
+            "diversity_size is above 1 and at most 10": 1 < self.diversity_size <= 10,
             "kernel is odd and at least 1": self.kernel >= 1 and self.kernel % 2 == 1,
+            "kernel is at most 4001; images need no longer one": self.kernel <= 4001,
             f"label is one of {get_args(Label)}": self.label in get_args(Label),
             "a targeted attack uses label=true": not (self.targeted and self.label == "own"),
             "nesterov needs momentum above 0": not self.nesterov or self.momentum > 0,

@@ -39,7 +39,7 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 @click.option("--source", **_AXIS, help="Source model, or a+b for an ensemble; repeatable.")
 @click.option("--target", **_AXIS, help="Target model; repeatable.")
 @click.option("--attack", **_AXIS, help='Attack, like "ti-dim", "dim(steps=10)" or "MI|DI(p=.5)"; repeatable.')
-@click.option("--defense", **_AXIS, help='Defense, like "jpeg(quality=95)"; repeatable.')
+@click.option("--defense", **_AXIS, help='Defense, like "jpeg(quality=95)" or a chain, "jpeg >> rdp"; repeatable.')
 @click.option("--eps", multiple=True, type=float, help="L-infinity budget in /255; repeatable.")
 @click.option("--draws", type=int, help="Draws judged of a random defense.  [default: the grid's, or 1]")
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")

@@ -246,8 +246,8 @@ def _checked(grid: str, axes: Axes) -> Axes:
         raise UsageError(f"grid {grid}: no attacks and clean = false leave nothing to run")
     if not axes.dataset:
         raise UsageError(f"grid {grid}: no data set; give it in the file or with --dataset")
-    if axes.draws < 1:
-        raise UsageError(f"grid {grid}: draws is {axes.draws}; a random defense is judged on at least one")
+    if not 1 <= axes.draws <= 10_000:
+        raise UsageError(f"grid {grid}: draws is {axes.draws}; a random defense is judged on at least one, at most 10000")
     for key in ("limit", "samples"):
         if (count := getattr(axes, key)) is not None and count < 1:
             raise UsageError(f"grid {grid}: {key} is {count}; at least one image is needed")

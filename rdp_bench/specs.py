@@ -43,7 +43,7 @@ class FileName(str):
 
     folder: Path
 
-    def __new__(cls, text: str, folder: Path = Path()) -> "FileName":
+    def __new__(cls, text: str, folder: Path = Path()) -> typing.Self:
         made = super().__new__(cls, text)
         made.folder = folder
         return made

@@ -7,7 +7,6 @@ import contextlib
 import csv
 import io
 import json
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from rdp_bench import stats
 from rdp_bench.errors import RdpBenchError, UsageError, unknown
 from rdp_bench.keys import Record
 from rdp_bench.outcomes import WAYS, distances, wrong
-from rdp_bench.specs import show
+from rdp_bench.specs import cut, plain, show, split
 from rdp_bench.store import Store, alone, write_atomic
 from rdp_bench.verdict import UNDEFENDED as UNDEFENDED
 
@@ -82,7 +81,7 @@ def printed(run: Record, place: Place, metric: str) -> float | None:
     """
     if place.source in run.get("sources", {}):
         source = run["sources"][place.source]
-        place = place._replace(source=place.source.replace(" ", ""))
+        place = place._replace(source=plain(place.source))
         if not source.get("through") and sorted(source.get("members", [])) == sorted(paper()["ensemble"]):
             place = place._replace(source="ensemble")
         elif place.source == "ensemble":
@@ -103,10 +102,16 @@ def pretty(name: str) -> str:
 
     >>> pretty("mi-fgsm"), pretty("fd(inner=25,outer=30)"), pretty("effnet-lite2")
     ('MI-FGSM', 'FD(inner=25, outer=30)', 'effnet-lite2')
+    >>> pretty("jpeg>>rdp")
+    'JPEG >> RDP'
     """
     names: dict[str, str] = paper()["names"]
-    stem, bracket, rest = name.partition("(")
-    return names.get(stem, stem) + bracket + re.sub(r",\s*", ", ", rest)
+    written = []
+    for part in split(name, ">>"):
+        stem, inside = cut(part)
+        arguments = "" if inside is None else f"({', '.join(split(inside, ','))})"
+        written.append(names.get(stem, stem) + arguments)
+    return " >> ".join(written)
 
 
 # --- results.csv -----------------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ def find(defense: str, file: str | None) -> Path:
             f"and name the file: {defense}(weights=FILE)"
         )
     named = Path(file)
-    places = [folder / named for folder in _folders] + [getattr(file, "folder", Path()) / named]
+    start: Path = getattr(file, "folder", Path())  # of a grid file's label: where that file is
+    places = [folder / named for folder in _folders] + [start / named]
     if named.name == str(file) and not named.suffix:
         places.append(Path(str(shipped.joinpath(f"{named}.safetensors"))))
     for place in places:
