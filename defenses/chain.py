@@ -115,7 +115,9 @@ def chain(text: str) -> Resolved[Defense]:
     """
     labels = split(text, MARK)
     if len(labels) < 2 or not all(labels):
-        raise UsageError(f"defense '{text}': expected defenses between each {MARK}, like jpeg {MARK} rdp")
+        raise UsageError(
+            f"defense '{text}': expected defenses between each {MARK}, like jpeg {MARK} rdp, and closed parentheses"
+        )
     parts = [defense.resolve(label) for label in labels]
     purifiers: list[Purifier] = []
     for part in parts:

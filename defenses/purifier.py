@@ -8,7 +8,7 @@ from rdp_bench import weights as files
 from rdp_bench.errors import BadModelError
 from rdp_bench.protocols import Defense
 from rdp_bench.registry import Resolved, defense
-from rdp_bench.specs import Quoted, WeightFile, parse_spec, read, with_params
+from rdp_bench.specs import Quoted, file_name, parse_spec, with_params
 
 
 def of_file(text: str) -> Resolved[Defense]:
@@ -16,7 +16,7 @@ def of_file(text: str) -> Resolved[Defense]:
     spec = parse_spec(text)
     name = spec.name.removeprefix("purifier:")
     spec = replace(spec, params=(*spec.params, ("weights", Quoted(name))))
-    path = files.find("purifier", read(Quoted(name), WeightFile, "purifier"))
+    path = files.find("purifier", file_name(name))
     kind = files.about(path).get("defense")
     if not isinstance(kind, str):
         raise BadModelError(

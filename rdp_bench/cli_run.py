@@ -11,6 +11,7 @@ import click
 from rdp_bench import cli_cache
 from rdp_bench.errors import UsageError
 from rdp_bench.store import Store
+from rdp_bench.terminal import printable
 
 if TYPE_CHECKING:
     from rdp_bench.grid import Grid
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rdp_bench.run import Run
 
 log = logging.getLogger("rdp_bench")
+
+MANY_CELLS, MOST_CELLS = 10_000, 1_000_000
 
 DEFAULT_OUT = "rdp-bench-out"
 
@@ -160,7 +163,20 @@ def load_grid(name: str, options: dict[str, Any], given: dict[str, Any]) -> "Gri
     if files:
         plugins.load(files)
         chosen, _ = grid.load(name, options["profile"], given)
+    _say_size(chosen)
     return chosen
+
+
+def _say_size(grid: "Grid") -> None:
+    """A product of long axes takes minutes to plan before anything else is said."""
+    a, count = grid.axes, grid.count
+    if count < MANY_CELLS:
+        return
+    names = ("sources", "attacks", "eps", "defenses", "targets")
+    axes = " x ".join(f"{len(getattr(a, name))} {name}" for name in names)
+    if count > MOST_CELLS:
+        raise UsageError(f"grid {grid.name}: {count:,} cells ({axes}); at most {MOST_CELLS:,} fit in one run, split it")
+    click.echo(f"grid {grid.name}: {count:,} cells ({axes})", err=True)
 
 
 def plan_of(grid: "Grid", options: dict[str, Any]) -> "Plan":
@@ -241,23 +257,25 @@ def _print_table(running: "Run") -> None:
 
     axes, rows = running.plan.grid.axes, running.rows
     clean = axes.clean
-    columns = [*axes.attacks]
+    columns = [printable(attack, lines=False) for attack in axes.attacks]
+    wide = [max(10, len(column)) for column in columns]  # never cut: two names may begin alike
     width = max(len(label) for label in axes.defenses)
     name = axes.dataset
 
-    def number(cell: Cell) -> str:
+    def number(cell: Cell, width: int = 10) -> str:
         value = rows[cell]["value"] if cell in rows else ""
-        return f"{float(value):10.1f}" if value not in ("", None) else f"{rows[cell]['status']:>10}"
+        return f"{float(value):{width}.1f}" if value not in ("", None) else f"{rows[cell]['status']:>{width}}"
 
     for target in axes.targets + axes.baselines:
         guards = [guard for guard in axes.defenses if target in axes.behind(guard)]
         for eps in axes.eps if axes.attacks else ():
             for source in axes.sources:
                 click.echo(f"\nerror % of {target}, crafted on {source}, eps {eps:g}")
-                click.echo(f"{'':{width}} {' '.join(f'{column[:10]:>10}' for column in columns)}")
+                heads = [f"{column:>{size}}" for column, size in zip(columns, wide, strict=True)]
+                click.echo(f"{'':{width}} {' '.join(heads)}")
                 for guard in guards:
                     cells = [Cell(name, source, attack, eps, target, guard) for attack in axes.attacks]
-                    click.echo(f"{guard:{width}} {' '.join(number(cell) for cell in cells)}")
+                    click.echo(f"{guard:{width}} {' '.join(map(number, cells, wide))}")
         if clean:
             click.echo(f"\naccuracy % of {target} on clean images")
             for guard in guards:

@@ -273,6 +273,11 @@ def files_from(folder: Path | None) -> Iterator[None]:
         _start.reset(token)
 
 
+def file_name(text: str) -> FileName:
+    """A file that a label names: relative to the grid file that the label is from, else to the current folder."""
+    return FileName(text, _start.get() or Path())
+
+
 def with_params(default: T, spec: Spec, kind: str) -> T:
     """`default` (a frozen dataclass) with the fields that `spec` names replaced.
 
@@ -367,7 +372,7 @@ def _as(word: str, option: Any) -> Any:
     if get_origin(option) is Annotated:
         kind, *extras = get_args(option)
         if kind is str and FileName in extras:
-            return FileName(word, _start.get() or Path())
+            return file_name(word)
         return _as(word, kind)
     if option is str:
         return str(word)

@@ -15,12 +15,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rdp_bench import stats
+from rdp_bench import csvtext, stats
 from rdp_bench.errors import RdpBenchError, UsageError, unknown
 from rdp_bench.keys import Record
 from rdp_bench.outcomes import WAYS, distances, wrong
 from rdp_bench.specs import cut, plain, show, split
 from rdp_bench.store import Store, alone, write_atomic
+from rdp_bench.terminal import utf8
 from rdp_bench.verdict import UNDEFENDED as UNDEFENDED
 
 if TYPE_CHECKING:
@@ -195,11 +196,8 @@ def write_results(out: Path, rows: Sequence[Row]) -> Path:
     """
     path = out / "results.csv"
     with alone(out):
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows([*_others(path, {line["grid"] for line in rows}), *rows])
-        write_atomic(path, text.getvalue().encode())
+        everything = [*_others(path, {line["grid"] for line in rows}), *rows]
+        write_atomic(path, utf8(csvtext.records(COLUMNS, everything)))
     return path
 
 
@@ -208,10 +206,9 @@ def _others(path: Path, grids: set[str]) -> list[Row]:
     if not path.exists():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) == COLUMNS:
-                return [line for line in reader if line["grid"] not in grids]
+        columns, lines = csvtext.read(path.read_bytes().decode("utf-8"))
+        if columns == COLUMNS:
+            return [line for line in lines if line["grid"] not in grids]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read ({error}); move it away, or name another --out") from error
     raise UsageError(f"{path} has other columns than results.csv; move it away, or name another --out")
@@ -320,7 +317,7 @@ def _load(path: Path, store: Store) -> Run:
 
 def _record(path: Path) -> Record:
     try:
-        record: Record = json.loads(path.read_text("utf-8"))
+        record: Record = _readable(json.loads(path.read_text("utf-8")))
         if record["format"] != FORMAT:
             raise UsageError(f"{path}: format {record['format']}, this version reads {FORMAT}; run the grid again")
         for cell in record["cells"]:
@@ -335,3 +332,12 @@ def _record(path: Path) -> Record:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not a run record ({error!r}); run the grid again, or move it away") from error
     return record
+
+
+def _readable(value: Any) -> Any:
+    """A record without what no file can hold: the bytes of a path that were not UTF-8, see `terminal.utf8`."""
+    if isinstance(value, str):
+        return utf8(value).decode()
+    if isinstance(value, dict):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    return [_readable(item) for item in value] if isinstance(value, list) else value

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import toy
 import torch
+import toy
 from torch import Tensor
 
 from rdp_bench import cost, plugins, registry, through
@@ -180,7 +180,7 @@ def test_its_identity_holds_that_of_every_part() -> None:
         (">> rdp", "expected defenses between each >>"),
         ("jpeg >> rpd", "unknown defense 'rpd'. Did you mean 'rdp'?"),
         ("jpeg > rdp", "cannot read 'jpeg > rdp'"),
-        ("jpeg(quality=75 >> rdp", "cannot read"),
+        ("jpeg(quality=75 >> rdp", "closed parentheses"),
     ],
 )
 def test_bad_chains_are_refused(label: str, says: str) -> None:

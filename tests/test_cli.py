@@ -29,7 +29,7 @@ TINY = ["--plugin", PLUGIN, "--dataset", "tiny/noise", "--source", "tiny/one", "
         (["--profile", "papre"], "unknown profile of grid table1 'papre'. Did you mean 'paper'?"),
         (["--attack", "mi-fgms"], "Did you mean 'mi-fgsm'?"),
         (["--attack", "MI|TJ(7)"], "unknown part of an attack 'TJ'"),
-        (["--attack", "dim(steps=0)"], "steps is above 0, or auto"),
+        (["--attack", "dim(steps=0)"], "steps is above 0 and at most 100000, or auto"),
         (["--attack", "fgsm", "--attack", "fgsm"], "fgsm stands twice in the axis 'attacks'"),
         (["--defense", "jpge"], "unknown defense 'jpge'. Did you mean 'jpeg'?"),
         (["--defense", "jpeg(quality=high)"], "expected a whole number, like 75; found 'high'"),

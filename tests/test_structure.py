@@ -15,6 +15,8 @@ MAY = {
     "errors": set(),
     "specs": {"errors"},
     "keys": set(),
+    "terminal": set(),
+    "csvtext": set(),
     "protocols": {"draws", "errors"},
     "draws": set(),
     "registry": {"errors", "protocols", "specs"},
@@ -41,16 +43,16 @@ MAY = {
         "data.*", "draws", "errors", "executor", "keys", "models", "plan", "protocols", "restoration", "specs", "store",
     },
     "restoration": {"perceptual"},
-    "perceptual": {"errors", "keys", "weights"},
+    "perceptual": {"errors", "keys", "store", "weights"},
     "lending": {"data.*", "executor", "plan", "store"},
     "cost": {"draws", "environment", "keys", "plan", "protocols", "work"},
     "environment": {"errors"},
-    "progress": {"draws", "executor", "models", "plan", "protocols", "specs", "work"},
+    "progress": {"draws", "executor", "models", "plan", "protocols", "specs", "terminal", "work"},
     "stats": {"errors"},
     "outcomes": set(),
     "verdict": {"stats"},
-    "table": {"errors", "keys", "outcomes", "specs", "stats", "store", "verdict"},
-    "export": {"data.*", "errors", "protocols", "store", "table"},
+    "table": {"csvtext", "errors", "keys", "outcomes", "specs", "stats", "store", "terminal", "verdict"},
+    "export": {"csvtext", "data.*", "errors", "protocols", "store", "table", "terminal"},
     "record": {"environment", "keys", "models", "plan", "specs"},
     "run": {
         "cost", "crosscheck", "environment", "errors", "executor", "keys", "lending", "outcomes", "plan", "record",
@@ -83,11 +85,12 @@ MAY_TRAIN = {
     "loop": {
         "environment", "errors", "keys", "weights", "train.options", "train.photos", "train.recipe", "train.scalars",
     },
-    "scalars": {"store"},
+    "scalars": {"csvtext", "store"},
     "curves": {"train.scalars"},
 }  # fmt: skip
 MAY_SHELF = {
-    "errors", "specs", "keys", "protocols", "registry", "draws", "store", "stats", "table", "verdict", "weights",
+    "csvtext", "errors", "specs", "keys", "protocols", "registry", "draws", "store", "stats", "table", "verdict",
+    "weights",
 }  # fmt: skip
 
 
