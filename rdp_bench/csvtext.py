@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _RISKY = re.compile(r"'*[=+\-@\t\r]", re.DOTALL)
+_MARK = re.compile('[",\r\n]')
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -31,10 +32,13 @@ def unsafe(cell: str) -> str:
 
 def rows(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     """The text of a table."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([safe(cell) for cell in line] for line in (head, *lines))
-    return text.getvalue()
+    return "".join(_line([safe(cell) for cell in line]) for line in (head, *lines))
+
+
+def _line(cells: Sequence[str]) -> str:
+    # Not csv.writer: it leaves a carriage return without quotes, where its own reader ends the line.
+    quoted = ['"' + cell.replace('"', '""') + '"' if _MARK.search(cell) else cell for cell in cells]
+    return ",".join(quoted if quoted != [""] else ['""']) + "\n"
 
 
 def records(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:

@@ -128,6 +128,7 @@ def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[i
                 write_atomic(folder / f"{low + offset:05d}.png", file.getvalue())
                 count += 1
         lines.append({"folder": key[:16], **{name: cell[name] for name in ("source", "attack", "eps")}, "key": key})
-    record = {"dataset": run.record["dataset"], "ids": list(dataset.ids), "sets": lines}
+    about = {name: value for name, value in run.record["dataset"].items() if name != "label"}
+    record = {"dataset": about, "ids": list(dataset.ids), "sets": lines}
     write_atomic(to / f"{run.grid}.json", json.dumps(record, indent=1).encode())
     return count, len(sets) - len(lines)

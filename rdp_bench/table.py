@@ -317,7 +317,10 @@ def _load(path: Path, store: Store) -> Run:
 
 def _record(path: Path) -> Record:
     try:
-        record: Record = _readable(json.loads(path.read_text("utf-8")))
+        raw = json.loads(path.read_text("utf-8"))
+        record: Record = _readable(raw)
+        if "label" in record["dataset"]:
+            record["dataset"]["label"] = raw["dataset"]["label"]  # `export` opens it
         if record["format"] != FORMAT:
             raise UsageError(f"{path}: format {record['format']}, this version reads {FORMAT}; run the grid again")
         for cell in record["cells"]:

@@ -28,10 +28,14 @@ def defense(label: str) -> Any:
 
 def refusal(label: str, kind: str = "defense") -> str:
     """The error of a label, which is one line."""
-    with pytest.raises(RdpBenchError) as found:
+
+    def resolve() -> None:
         value = registry.registries[kind].resolve(label).value
         if isinstance(value, Purifier):
             value.resolved()  # looks for weight files
+
+    with pytest.raises(RdpBenchError) as found:
+        resolve()
     assert "\n" not in str(found.value)
     return str(found.value)
 
