@@ -254,7 +254,10 @@ def plain(label: Param) -> str:
     (True, '16')
     """
     text = show(label)
-    spaces = {i for i, letter, _ in _scan(text) if letter.isspace()}
+    try:
+        spaces = {i for i, letter, _ in _scan(text) if letter.isspace()}
+    except UsageError:  # no label of ours; equal to itself alone
+        return text
     return "".join(letter for i, letter in enumerate(text) if i not in spaces)
 
 

@@ -106,13 +106,17 @@ def pretty(name: str) -> str:
     >>> pretty("jpeg>>rdp")
     'JPEG >> RDP'
     """
+    try:
+        return " >> ".join(map(_pretty, split(name, ">>")))
+    except UsageError:  # a name of a plugin or a file that is no label
+        return name
+
+
+def _pretty(part: str) -> str:
     names: dict[str, str] = paper()["names"]
-    written = []
-    for part in split(name, ">>"):
-        stem, inside = cut(part)
-        arguments = "" if inside is None else f"({', '.join(split(inside, ','))})"
-        written.append(names.get(stem, stem) + arguments)
-    return " >> ".join(written)
+    stem, inside = cut(part)
+    arguments = "" if inside is None else f"({', '.join(split(inside, ','))})"
+    return names.get(stem, stem) + arguments
 
 
 # --- results.csv -----------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 """What each branch of RDP keeps of an attacked image: the paper's Figure 7."""
 
-from rdp_bench.errors import RdpBenchError
+from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.reports import figures
 from rdp_bench.reports.figures import PAGE, STYLE, Plate, tidy
 from rdp_bench.reports.pictures import CLEAN, COLUMNS, Kept, at_size, psnr
 from rdp_bench.reports.tiles import Row, Tile, rows_of_tiles
-from rdp_bench.specs import parse_spec, split
+from rdp_bench.specs import parse_spec
 from rdp_bench.table import UNDEFENDED, pretty
 
 _NAMED = {
@@ -68,7 +68,8 @@ def branches(kept: Kept) -> Plate | None:
 
 
 def _name(guard: str) -> str:
-    if len(split(guard, ">>")) > 1:
+    try:
+        spec = parse_spec(guard)
+    except UsageError:  # a chain
         return pretty(guard)
-    spec = parse_spec(guard)
     return _NAMED.get((spec.name, dict(spec.params).get("latent")), pretty(guard))

@@ -14,6 +14,7 @@ from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.models import find_source
 from rdp_bench.protocols import Purifier
 from rdp_bench.specs import FileName, Spec, WeightFile, cut, parse_spec, plain, split, with_params
+from rdp_bench.table import pretty
 
 plugins.load()
 
@@ -263,3 +264,9 @@ def test_annotations_of_every_kind() -> None:
 )
 def test_absurd_values_are_refused(kind: str, label: str, says: str) -> None:
     assert says in refusal(label, kind)
+
+
+@pytest.mark.parametrize("name", ['ε<>|"', "a) b(", ")", "it's", "", "'"])
+def test_a_name_that_is_no_label_is_shown_as_it_is(name: str) -> None:
+    assert pretty(name) == name
+    assert plain(name) == plain(plain(name))
