@@ -22,6 +22,8 @@ STRIP = 75  # columns: of many widths tried, the fastest on a CPU
 
 def iterate(attack: GradientSign, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
     """Run `attack`; `eps` in [0, 1]. The result is within `eps` of `x` and in [0, 1]."""
+    if attack.kernel > 2 * max(x.shape[2:]) + 1:
+        raise UsageError(f"kernel {attack.kernel} is longer than twice the images, {x.shape[3]} x {x.shape[2]} pixels")
     in_255 = eps * 255
     alpha, mu = attack.step(in_255) / 255, attack.momentum
     low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)

@@ -13,7 +13,7 @@ eps and alpha and turns their padding value 0 and their scaling towards 0 into m
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -82,14 +82,17 @@ class GradientSign:
     def __post_init__(self) -> None:
         rules = {
             "numbers are finite": all(isfinite(v) for v in vars(self).values() if isinstance(v, float)),
-            "steps is above 0, or auto": self.steps is None or self.steps > 0,
+            "steps is above 0 and at most 100000, or auto": self.steps is None or 0 < self.steps <= 100_000,
             "alpha is above 0": self.alpha is None or self.alpha > 0,
+            "alpha is at most 255": self.alpha is None or self.alpha <= 255,
             "step_ratio is above 0": self.step_ratio > 0,
             "momentum is not negative": self.momentum >= 0,
             "copies is at least 1": self.copies >= 1,
+            "copies is 1 to 100": self.copies <= 100,  # the contrast of copy 100 is below any float32
             "diversity is a probability": 0 <= self.diversity <= 1,
-            "diversity_size is above 1": self.diversity_size > 1,
+            "diversity_size is above 1 and at most 10": 1 < self.diversity_size <= 10,
             "kernel is odd and at least 1": self.kernel >= 1 and self.kernel % 2 == 1,
+            "kernel is at most 4001; images need no longer one": self.kernel <= 4001,
             f"label is one of {get_args(Label)}": self.label in get_args(Label),
             "a targeted attack uses label=true": not (self.targeted and self.label == "own"),
             "nesterov needs momentum above 0": not self.nesterov or self.momentum > 0,
@@ -160,11 +163,12 @@ def compose(text: str) -> GradientSign:
         UsageError: an unknown part, an unknown argument, or the same part twice.
     """
     from rdp_bench.errors import unknown
-    from rdp_bench.specs import Spec, parse_spec, with_params
+    from rdp_bench.specs import Spec, parse_spec, split, values
 
-    changes: dict[str, Any] = {}
+    presets: dict[str, Any] = {}
+    words: dict[str, str] = {}
     seen: set[str] = set()
-    for piece in text.split("|"):
+    for piece in split(text, "|"):
         spec = parse_spec(piece)
         if spec.name not in PARTS:
             raise unknown("part of an attack", spec.name, PARTS)
@@ -180,7 +184,8 @@ def compose(text: str) -> GradientSign:
                 raise unknown(f"argument of {spec.name}", name, names)
         if len(dict(given)) < len(given):
             raise UsageError(f"attack '{text}': an argument of {spec.name} stands there twice")
-        changes |= preset | dict(given)
-    everything = {field.name for field in fields(GradientSign)}
-    spec = Spec(text, tuple(sorted((k, v) for k, v in changes.items() if k in everything)))
-    return with_params(GradientSign(), spec, "attack")
+        for name, word in given:
+            if words.setdefault(name, word) != word:
+                raise UsageError(f"attack '{text}': {name} is given twice, as {words[name]} and as {word}")
+        presets |= preset
+    return GradientSign(**presets | values(GradientSign(), Spec(text, tuple(words.items())), "attack"))

@@ -33,8 +33,8 @@ class SelfSupervised:
 
     def __post_init__(self) -> None:
         """Refuse what never moves."""
-        if self.steps < 1 or self.step <= 0 or self.level < 0:
-            raise ValueError("steps is at least 1, step above 0, level at least 0")
+        if not 1 <= self.steps <= 100_000 or not 0 < self.step <= 1 or not 0 <= self.level <= 100:
+            raise ValueError("steps is 1 to 100000, step above 0 and at most 1, level 0 to 100")
 
     def resolved(self, eps: float) -> dict[str, Any]:  # noqa: ARG002 - the step does not scale
         """Every parameter, as JSON."""

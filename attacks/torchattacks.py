@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.errors import UsageError, unknown
 from rdp_bench.registry import attack
-from rdp_bench.specs import Param, parse_spec
+from rdp_bench.specs import Param, parse_spec, read, show
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rdp_bench.draws import Draws
     from rdp_bench.protocols import Source
+
+OURS = frozenset({"eps", "n_classes"})
+"""Parameters that the cell and the source decide."""
+
+COUNTS = frozenset({"steps", "n_restarts", "n_queries", "eot_iter", "popsize", "pixels"})
+MOST = 100_000
 
 INSTALL = "pip install 'rdp-bench[torchattacks]'"
 
@@ -49,6 +54,8 @@ class TorchAttack:
         params: dict[str, Any] = dict(self.params)
         if "eps" in _parameters(kind):
             params["eps"] = eps
+        if "n_classes" in _parameters(kind):  # the library's default is CIFAR-10's
+            params["n_classes"] = source.members[0].classes
         method = kind(Network().eval(), **params)
         seeds = draws.fork("torchattacks").integers(0, 2**53).tolist()
         outs = []
@@ -68,6 +75,8 @@ class TorchAttack:
         defaults = {k: v for k, v in known.items() if isinstance(v, bool | int | float | str | None)}
         if "eps" in known:
             defaults["eps"] = eps
+        if "n_classes" in known:
+            defaults["n_classes"] = "the source's"
         return {"torchattacks": version("torchattacks"), "class": self.name, "params": defaults | dict(self.params)}
 
     def gradients(self, eps: float) -> int:  # noqa: ARG002 - part of the protocol
@@ -104,22 +113,26 @@ def _parameters(kind: Any) -> dict[str, Any]:
 
 def adapt(text: str) -> TorchAttack:
     """`torchattacks:NAME(key=value)` -> the adapter; unknown names and parameters are refused."""
-    spec = parse_spec(re.sub(r"^torchattacks:", "", text))
-    known = _parameters(_class(spec.name))
+    spec = parse_spec(text)
+    name = spec.name.removeprefix("torchattacks:")
+    known = _parameters(_class(name))
     if spec.positional:
         raise UsageError(f"attack '{text}': parameters are written name=value")
-    for key, value in spec.params:
-        if key not in known or key == "eps":
-            raise unknown(f"parameter of torchattacks:{spec.name}", key, set(known) - {"eps"})
-        if known[key] is not None and value is not None and _sort(known[key]) != _sort(value):
-            raise UsageError(
-                f"attack '{text}', parameter '{key}': expected a value like {known[key]!r}, found {value!r}"
-            )
-    return TorchAttack(spec.name, spec.params)
+    params: list[tuple[str, Param]] = []
+    for key, word in spec.params:
+        if key not in known or key in OURS:
+            raise unknown(f"parameter of torchattacks:{name}", key, set(known) - OURS)
+        params.append((key, read(word, _type(known[key]), f"attack '{text}', parameter '{key}'", known[key])))
+    for key, value in params:
+        if key in COUNTS and isinstance(value, int | float) and value > MOST:
+            raise UsageError(f"attack '{text}': {key} is at most {MOST}, found {show(value)}")
+    return TorchAttack(name, tuple(params))
 
 
-def _sort(value: object) -> type:
-    return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
+def _type(default: object) -> Any:
+    """What a parameter may be: the library annotates nothing, so its default says it."""
+    number = isinstance(default, int | float) and not isinstance(default, bool)
+    return Any if default is None else int | float if number else type(default)
 
 
 attack.dialect("torchattacks", r"torchattacks:.+", "torchattacks:PGD(steps=20)", adapt)

@@ -86,8 +86,9 @@ class AdversarialFiles:
         return 0
 
     def of(self, dataset: Dataset, cache: Path, *, write: bool = True) -> AdversarialFiles:
-        """The same with the files of this data set's images found, and hashed with the help of `cache`, which keeps the
-        hashes if `write`.
+        """The same with the files of this data set's images found and hashed.
+
+        Hashes of unchanged files are read from `cache`; new ones are added to it if `write`.
 
         Raises:
             BadImageError: no such folder, images without a file or with several, or a file that cannot be read.

@@ -20,7 +20,7 @@ from rdp_bench.data.nips2017 import TABLES, nips2017
 from rdp_bench.errors import BadImageError, UsageError, unknown
 from rdp_bench.protocols import Dataset
 from rdp_bench.registry import dataset
-from rdp_bench.specs import parse_spec, with_params
+from rdp_bench.specs import cut, outline, parse_spec, with_params
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +139,7 @@ def _list_in(folder: Path) -> Path | None:
 
 
 def _registered(text: str, path: Path, size: int | None) -> Dataset:
-    name = text.partition("(")[0].strip()
+    name = cut(text)[0]
     if name not in dataset.entries and (path.suffix.lower() == ".csv" or text.startswith((".", "~", "/", os.sep))):
         beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
         near = get_close_matches(path.name, beside, n=1)
@@ -148,8 +148,8 @@ def _registered(text: str, path: Path, size: int | None) -> Dataset:
     if name in dataset.entries:
         spec = parse_spec(text)
         if size is not None and "size" not in dict(spec.params):
-            text = str(replace(spec, params=(*spec.params, ("size", size))))
-    elif not any(re.fullmatch(dialect.pattern, text) for dialect in dataset.dialects):
+            text = str(replace(spec, params=(*spec.params, ("size", str(size)))))
+    elif not any(re.fullmatch(dialect.pattern, outline(text)) for dialect in dataset.dialects):
         how = f"; {_HOW[name]}" if name in _HOW else ""
         raise unknown("dataset", text, dataset.entries, f"Nor is there a folder or .csv file of that name{how}")
     return dataset.resolve(text).value

@@ -15,6 +15,7 @@ from rdp_bench import weights as files
 from rdp_bench.errors import BadModelError
 from rdp_bench.keys import hash_many, known_hash
 from rdp_bench.protocols import Backward, Purifier
+from rdp_bench.specs import WeightFile
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,7 @@ def build(kind: str, **net: Any) -> nn.Module:
 class Learned(Purifier):
     """Base of a defense that is one network: a subclass names its `kind` and reads its authors' files."""
 
-    weights: str | None = None  # a file, here or in --models-dir; auto: the one that ships
+    weights: WeightFile | None = None  # a file, here or in --models-dir; auto: the one that ships
 
     differentiable: ClassVar[bool] = True
     backward: ClassVar[Backward] = "exact"

@@ -43,6 +43,8 @@ class ComDefend(Learned):
 
     def __post_init__(self) -> None:
         """Refuse sizes that leave no whole patch, unknown orders, negative noise."""
+        if max(self.size, self.patch) > 10_000:
+            raise ValueError(f"size and patch are at most 10000 pixels, found {self.size} and {self.patch}")
         if min(self.size, self.patch) < 0 or (self.patch and self.size % self.patch):
             raise ValueError(f"size is a multiple of patch, both at least 0, found {self.size} and {self.patch}")
         if self.order not in (None, "rgb", "bgr"):

@@ -31,10 +31,10 @@ class PixelDeflection(Purifier):
 
     def __post_init__(self) -> None:
         """Refuse negative numbers and a window without neighbours."""
-        if self.deflections < 0:
-            raise ValueError(f"deflections is at least 0, found {self.deflections}")
-        if self.window < 1:
-            raise ValueError(f"window is at least 1, found {self.window}")
+        if not 0 <= self.deflections <= 10_000_000:
+            raise ValueError(f"deflections is 0 to 10000000, found {self.deflections}")
+        if not 1 <= self.window <= 10_000:
+            raise ValueError(f"window is 1 to 10000, found {self.window}")
         if self.sigma < 0:
             raise ValueError(f"sigma is at least 0, found {self.sigma}")
 

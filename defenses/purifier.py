@@ -8,21 +8,23 @@ from rdp_bench import weights as files
 from rdp_bench.errors import BadModelError
 from rdp_bench.protocols import Defense
 from rdp_bench.registry import Resolved, defense
-from rdp_bench.specs import parse_spec, with_params
+from rdp_bench.specs import Quoted, file_name, parse_spec, with_params
 
 
 def of_file(text: str) -> Resolved[Defense]:
     """`purifier:FILE(key=value)`: the entry that the file names, with these weights and parameters."""
-    spec = parse_spec(text.removeprefix("purifier:"))
-    path = files.find("purifier", spec.name)
+    spec = parse_spec(text)
+    name = spec.name.removeprefix("purifier:")
+    spec = replace(spec, params=(*spec.params, ("weights", Quoted(name))))
+    path = files.find("purifier", file_name(name))
     kind = files.about(path).get("defense")
     if not isinstance(kind, str):
         raise BadModelError(
             f"{path}: does not say which defense it is; files that 'rdp-bench train' wrote do. Of another's, name the "
-            f"defense yourself, as in nrp(weights={spec.name})"
+            f"defense yourself, as in nrp(weights={name})"
         )
     entry = defense.get(kind)
-    value = with_params(entry.factory(), replace(spec, params=(*spec.params, ("weights", spec.name))), "defense")
+    value = with_params(entry.factory(), spec, "defense")
     return Resolved(text, value, entry.summary, entry.source, entry.version, entry.id)
 
 

@@ -33,8 +33,8 @@ class Randomization(Purifier):
 
     def __post_init__(self) -> None:
         """Refuse no look at all."""
-        if self.patterns < 1:
-            raise ValueError(f"patterns is at least 1, found {self.patterns}")
+        if not 1 <= self.patterns <= 10_000:
+            raise ValueError(f"patterns is 1 to 10000, found {self.patterns}")
 
     @property
     def passes(self) -> int:

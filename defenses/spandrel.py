@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rdp_bench import weights as files
@@ -10,7 +10,7 @@ from rdp_bench.defenses._learned import Learned, enlarge
 from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.protocols import Backward
 from rdp_bench.registry import defense
-from rdp_bench.specs import parse_spec, with_params
+from rdp_bench.specs import Quoted, parse_spec, with_params
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,8 +79,9 @@ class Spandrel(Learned):
 
 def of_file(text: str) -> Spandrel:
     """`spandrel:FILE`."""
-    spec = parse_spec(text.removeprefix("spandrel:"))
-    return with_params(Spandrel(spec.name), spec, "defense")
+    spec = parse_spec(text)
+    name = Quoted(spec.name.removeprefix("spandrel:"))
+    return with_params(Spandrel(), replace(spec, params=(*spec.params, ("weights", name))), "defense")
 
 
 defense.dialect(

@@ -37,8 +37,8 @@ class TotalVariationMinimisation(Purifier):
             raise ValueError(f"keep is a probability above 0, found {self.keep}")
         if self.weight <= 0:
             raise ValueError(f"weight is above 0, found {self.weight}")
-        if self.steps < 1:
-            raise ValueError(f"steps is at least 1, found {self.steps}")
+        if not 1 <= self.steps <= 100_000:
+            raise ValueError(f"steps is 1 to 100000, found {self.steps}")
 
     def purify(self, x: Tensor, draws: Draws) -> Tensor:
         """The painted images, of the shape of `x` `[n, 3, h, w]`."""

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from rdp_bench import __version__, cli_cache, cli_data, cli_run, cli_train
-from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.errors import FetchError, RdpBenchError, UsageError
 from rdp_bench.store import Store, default_root
+from rdp_bench.terminal import OneLine, printable, terminal
 
 log = logging.getLogger("rdp_bench")
 
@@ -18,23 +19,24 @@ log = logging.getLogger("rdp_bench")
 class _Group(click.Group):
     """Turns our errors into one line and an exit status."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with terminal():
+            return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except RdpBenchError as error:
-            click.echo(f"error: {error}", err=True)
+            several = isinstance(error, FetchError)  # a line for each place that was tried
+            click.echo(f"error: {printable(str(error), lines=several)}", err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
         except KeyboardInterrupt:
             click.echo("stopped; what was finished is kept, the same command goes on from there", err=True)
             ctx.exit(130)
-        except BrokenPipeError:
-            # `rdp-bench list | head`: the reader has what it wanted.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(0)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except Exception as error:  # a file's trouble, an entry's, or a mistake of ours
-            click.echo(f"error: {_line(error)}", err=True)
+            click.echo(f"error: {printable(_line(error), lines=False)}", err=True)
             log.info("where that was", exc_info=True)
             ctx.exit(1)
 
@@ -54,7 +56,9 @@ def main(verbose: bool) -> None:
 
     Start with: rdp-bench run --grid table1, then: rdp-bench report
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     log.setLevel(logging.INFO if verbose else logging.WARNING)
 
 

@@ -12,6 +12,7 @@ from rdp_bench import cli_cache
 from rdp_bench.data.adversarial import ELSEWHERE, SCHEME
 from rdp_bench.errors import UsageError
 from rdp_bench.store import Store
+from rdp_bench.terminal import printable
 
 if TYPE_CHECKING:
     from rdp_bench.grid import Grid
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from rdp_bench.run import Run
 
 log = logging.getLogger("rdp_bench")
+
+MANY_CELLS, MOST_CELLS = 10_000, 1_000_000
 
 DEFAULT_OUT = "rdp-bench-out"
 
@@ -40,7 +43,7 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 @click.option("--source", **_AXIS, help="Source model, or a+b for an ensemble; repeatable.")
 @click.option("--target", **_AXIS, help="Target model; repeatable.")
 @click.option("--attack", **_AXIS, help='Attack, like "ti-dim", "dim(steps=10)" or "MI|DI(p=.5)"; repeatable.')
-@click.option("--defense", **_AXIS, help='Defense, like "jpeg(quality=95)"; repeatable.')
+@click.option("--defense", **_AXIS, help='Defense, like "jpeg(quality=95)" or a chain, "jpeg >> rdp"; repeatable.')
 @click.option("--eps", multiple=True, type=float, help="L-infinity budget in /255; repeatable.")
 @click.option("--draws", type=int, help="Draws judged of a random defense.  [default: the grid's, or 1]")
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
@@ -169,7 +172,20 @@ def load_grid(name: str, options: dict[str, Any], given: dict[str, Any]) -> "Gri
     if files:
         plugins.load(files)
         chosen, _ = grid.load(name, options["profile"], given)
+    _say_size(chosen)
     return chosen
+
+
+def _say_size(grid: "Grid") -> None:
+    """A product of long axes takes minutes to plan before anything else is said."""
+    a, count = grid.axes, grid.count
+    if count < MANY_CELLS:
+        return
+    names = ("sources", "attacks", "eps", "defenses", "targets")
+    axes = " x ".join(f"{len(getattr(a, name))} {name}" for name in names)
+    if count > MOST_CELLS:
+        raise UsageError(f"grid {grid.name}: {count:,} cells ({axes}); at most {MOST_CELLS:,} fit in one run, split it")
+    click.echo(f"grid {grid.name}: {count:,} cells ({axes})", err=True)
 
 
 def plan_of(grid: "Grid", options: dict[str, Any]) -> "Plan":
@@ -254,13 +270,14 @@ def _print_table(running: "Run") -> None:
 
     axes, rows = running.plan.grid.axes, running.rows
     clean = axes.clean
-    columns = [*axes.attacks]
+    columns = [printable(attack, lines=False) for attack in axes.attacks]
+    wide = [max(10, len(column)) for column in columns]  # never cut: two names may begin alike
     width = max(len(label) for label in axes.defenses)
     name = axes.dataset
 
-    def number(cell: Cell) -> str:
+    def number(cell: Cell, width: int = 10) -> str:
         value = rows[cell]["value"] if cell in rows else ""
-        return f"{float(value):10.1f}" if value not in ("", None) else f"{rows[cell]['status']:>10}"
+        return f"{float(value):{width}.1f}" if value not in ("", None) else f"{rows[cell]['status']:>{width}}"
 
     for target in axes.targets + axes.baselines:
         guards = [guard for guard in axes.defenses if target in axes.behind(guard)]
@@ -268,10 +285,11 @@ def _print_table(running: "Run") -> None:
             for source in axes.sources:
                 crafted = source if source == ELSEWHERE else f"on {source}"
                 click.echo(f"\nerror % of {target}, crafted {crafted}, eps {eps:g}")
-                click.echo(f"{'':{width}} {' '.join(f'{column[:10]:>10}' for column in columns)}")
+                heads = [f"{column:>{size}}" for column, size in zip(columns, wide, strict=True)]
+                click.echo(f"{'':{width}} {' '.join(heads)}")
                 for guard in guards:
                     cells = [Cell(name, source, attack, eps, target, guard) for attack in axes.attacks]
-                    click.echo(f"{guard:{width}} {' '.join(number(cell) for cell in cells)}")
+                    click.echo(f"{guard:{width}} {' '.join(map(number, cells, wide))}")
         if clean:
             click.echo(f"\naccuracy % of {target} on clean images")
             for guard in guards:

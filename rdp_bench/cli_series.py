@@ -14,7 +14,7 @@ from rdp_bench.executor import CraftJob, Job
 from rdp_bench.keys import key_of
 from rdp_bench.progress import duration, measure
 from rdp_bench.run import summary
-from rdp_bench.specs import show
+from rdp_bench.specs import plain, show
 
 if TYPE_CHECKING:
     from rdp_bench.grid import Grid
@@ -71,9 +71,9 @@ def _chosen(names: list[str], options: dict[str, Any]) -> list["Grid"]:
     for axis, labels in wanted.items():
         known = {show(label) for grid in grids for label in getattr(grid.axes, axis)}
         known |= {label for grid in grids for label in grid.axes.baselines if axis == "targets"}
-        plain = {label.replace(" ", "") for label in known}
+        known_plain = {plain(label) for label in known}
         for label in labels:
-            if show(label).replace(" ", "") not in plain:
+            if plain(label) not in known_plain:
                 raise unknown(FLAGS[axis], show(label), known, "With a list of grids, flags select what its grids have")
     kept = [selected(grid, wanted) for grid in grids]
     if left_out := [grid.name for grid, one in zip(grids, kept, strict=True) if one is None]:

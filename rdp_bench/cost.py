@@ -85,6 +85,9 @@ def _of(defense: Defense, model: Classifier, x: Tensor, bare: float, device: str
 
 def parameters(defense: Defense) -> int | None:
     """Numbers that training found; 0 for a defense of ours that has no network, None where nobody tells."""
+    if parts := getattr(defense, "parts", None):  # a chain
+        counts = [parameters(part) for part in parts]
+        return None if None in counts else sum(count or 0 for count in counts)
     if load := getattr(defense, "load", None):
         return int(sum(weight.numel() for weight in load().parameters()))
     return 0 if type(defense).__module__.startswith("rdp_bench.defenses.") else None

@@ -37,6 +37,12 @@ class BadImageError(UsageError):
     """An image or a dataset that cannot be read as asked."""
 
 
+MANY = 60
+"""Names that an error still lists one by one."""
+
+NEAREST = 5
+
+
 @contextmanager
 def naming(what: str) -> Iterator[None]:
     """Around a call of an entry's code: whatever it raises becomes a `UsageError` that begins with `what`."""
@@ -57,7 +63,11 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Usage
     unknown run 'table1'. Runs lie in out/runs
     """
     names = sorted(known)
-    near = get_close_matches(name, names, n=1)
+    near = get_close_matches(name, names, n=NEAREST)
     guess = f" Did you mean '{near[0]}'?" if near else ""
-    rest = ". ".join(filter(None, (f"Known: {', '.join(names)}" if names else "", hint)))
+    listed = f"Known: {', '.join(names)}" if names else ""
+    if len(names) > MANY:
+        near = near or get_close_matches(name, names, n=NEAREST, cutoff=0.3)
+        listed = f"{len(names)} are known, the nearest: {', '.join(near)}" if near else f"{len(names)} are known"
+    rest = ". ".join(filter(None, (listed, hint)))
     return UsageError(f"unknown {kind} '{name}'.{guess}{' ' + rest if rest else ''}")

@@ -1,6 +1,5 @@
 """What a run made, for others to use: predictions of every image, adversarial images as PNG."""
 
-import csv
 import io
 import json
 import logging
@@ -10,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from rdp_bench import csvtext
 from rdp_bench.data.fingerprints import batch, digest, fingerprints
 from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import DamagedError, UnreadableError, UsageError
 from rdp_bench.protocols import Dataset
 from rdp_bench.store import Store, write_atomic
 from rdp_bench.table import Run, chosen, load
+from rdp_bench.terminal import utf8
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +55,16 @@ def export(
 
 def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
     about = run.record["dataset"]
+    label = named or str(about.get("label") or about["name"])  # a name alone lacks its parameters: photos20(size=64)
     try:
-        found = open_dataset(named or about["name"], limit=int(about["n"]))
+        found = open_dataset(label, limit=int(about["n"]))
     except UsageError as error:
         raise UsageError(
             f"the run's data set {about['name']} is needed again: name it with --dataset ({error})"
         ) from error
     if digest(found, fingerprints(found, store.root)) != about["images"]:
         raise UsageError(
-            f"{named or about['name']} does not hold the images and labels of the run {run.grid}; "
+            f"{label} does not hold the images and labels of the run {run.grid}; "
             "where runs have different images, export them one by one: --only GRID --dataset ... --to ..."
         )
     return found
@@ -96,16 +98,13 @@ def _write_predictions(to: Path, rows: list[dict[str, Any]], parquet: bool) -> N
 
         content = io.BytesIO()
         try:
-            DataFrame(rows, columns=COLUMNS).to_parquet(content, index=False)
+            written = [{**row, "id": utf8(row["id"]).decode()} for row in rows]
+            DataFrame(written, columns=COLUMNS).to_parquet(content, index=False)
         except ImportError as error:
             raise UsageError("--parquet needs pyarrow: pip install pyarrow, or leave it out for CSV") from error
         write_atomic(to / "predictions.parquet", content.getvalue())
         return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(to / "predictions.csv", text.getvalue().encode())
+    write_atomic(to / "predictions.csv", utf8(csvtext.records(COLUMNS, rows)))
 
 
 def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[int, int]:
@@ -129,6 +128,7 @@ def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[i
                 write_atomic(folder / f"{low + offset:05d}.png", file.getvalue())
                 count += 1
         lines.append({"folder": key[:16], **{name: cell[name] for name in ("source", "attack", "eps")}, "key": key})
-    record = {"dataset": run.record["dataset"], "ids": list(dataset.ids), "sets": lines}
+    about = {name: value for name, value in run.record["dataset"].items() if name != "label"}
+    record = {"dataset": about, "ids": list(dataset.ids), "sets": lines}
     write_atomic(to / f"{run.grid}.json", json.dumps(record, indent=1).encode())
     return count, len(sets) - len(lines)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown
+from rdp_bench.registry import dataset as datasets
 from rdp_bench.registry import defense as defenses
-from rdp_bench.specs import Cell, show
+from rdp_bench.specs import Cell, cut, files_from, plain, show
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,15 @@ class Grid:
     title: str
     profile: str
     axes: Axes
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Where relative file names in the labels of an axis start; the current folder for axes that are not listed."""
+
+    @property
+    def count(self) -> int:
+        """How many cells there are, without making them."""
+        a = self.axes
+        crafted = len(a.eps) * len(a.sources) * len(a.attacks)
+        return (a.clean + crafted) * sum(len(a.behind(guard)) for guard in a.defenses)
 
     def cells(self) -> Iterator[Cell]:
         """Every cell: first the clean ones, then grouped by adversarial set."""
@@ -95,7 +105,7 @@ def load(name: str, profile: str, changes: dict[str, Any]) -> tuple[Grid, tuple[
     plugins = table.get("plugins", [])
     if not isinstance(plugins, list) or not all(isinstance(each, str) for each in plugins):
         raise UsageError(f"grid {name}: 'plugins' is a list of paths, found {plugins!r}")
-    return _read(name, table, profile, changes), tuple(folder / each for each in plugins)
+    return _read(name, table, profile, changes, folder), tuple(folder / each for each in plugins)
 
 
 def listed(name: str, within: tuple[Path, ...] = ()) -> list[str]:
@@ -140,7 +150,7 @@ def _table(name: str) -> tuple[str, dict[str, Any], Path]:
     else:
         raise unknown("grid", name, builtin(), "A grid of your own is a path ending in .toml")
     try:
-        return name, tomllib.loads(file.read_text(encoding="utf-8")), folder
+        return name, tomllib.loads(file.read_text(encoding="utf-8-sig")), folder
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"grid {name}: not valid TOML: {error}") from error
 
@@ -151,20 +161,16 @@ def selected(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | 
     for axis, labels in wanted.items():
         if axis in ("sources", "attacks", "eps") and not grid.axes.attacks:
             continue
-        names = {_plain(label) for label in labels}
+        names = {plain(label) for label in labels}
         for name in (axis, "baselines") if axis == "targets" else (axis,):
-            kept[name] = tuple(label for label in getattr(grid.axes, name) if _plain(label) in names)
+            kept[name] = tuple(label for label in getattr(grid.axes, name) if plain(label) in names)
         if not (kept[axis] or kept.get("baselines")):
             return None
     chosen = replace(grid, axes=replace(grid.axes, **kept))
     return chosen if any(True for _ in chosen.cells()) else None
 
 
-def _plain(label: str | float) -> str:
-    return show(label).replace(" ", "")
-
-
-def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any]) -> Grid:
+def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any], folder: Path) -> Grid:
     for key in table:
         if key not in ("title", "axes", "profile", "plugins"):
             raise unknown(f"key of grid {name}", key, ("title", "axes", "profile", "plugins"))
@@ -185,9 +191,22 @@ def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any
         if key not in known:
             raise unknown(f"axis of grid {name}", key, known)
     axes = replace(Axes(), **{key: _value(name, key, value) for key, value in values.items()})
+    axes = replace(axes, dataset=_dataset(axes.dataset, folder))
     axes = replace(axes, **changes)
-    axes = replace(axes, defenses=_spread(axes.defenses))
-    return Grid(name, table.get("title", name), profile, _checked(name, axes))
+    folders = {key: folder for key in values if key not in changes}
+    with files_from(folders.get("defenses")):
+        axes = replace(axes, defenses=_spread(axes.defenses))
+    return Grid(name, table.get("title", name), profile, _checked(name, axes), folders)
+
+
+def _dataset(label: str, folder: Path) -> str:
+    """A grid file's data set, a path as it is from the current folder."""
+    if not label or label.startswith("~") or cut(label)[0] in datasets.entries or folder == Path():
+        return label
+    path = folder / label
+    is_path = label.startswith(".") or label.lower().endswith(".csv")
+    # A folder of that name in the current folder is another one.
+    return str(path) if is_path or path.exists() or Path(label).exists() else label
 
 
 def _value(grid: str, key: str, value: Any) -> Any:
@@ -250,8 +269,10 @@ def _checked(grid: str, axes: Axes) -> Axes:
         raise UsageError(f"grid {grid}: no attacks and clean = false leave nothing to run")
     if not axes.dataset:
         raise UsageError(f"grid {grid}: no data set; give it in the file or with --dataset")
-    if axes.draws < 1:
-        raise UsageError(f"grid {grid}: draws is {axes.draws}; a random defense is judged on at least one")
+    if not 1 <= axes.draws <= 10_000:
+        raise UsageError(
+            f"grid {grid}: draws is {axes.draws}; a random defense is judged on at least one, at most 10000"
+        )
     for key in ("limit", "samples"):
         if (count := getattr(axes, key)) is not None and count < 1:
             raise UsageError(f"grid {grid}: {key} is {count}; at least one image is needed")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rdp_bench.errors import BadModelError, UsageError, naming, unknown
 from rdp_bench.keys import Record, canonical, explain, known_hash, without_neutral
 from rdp_bench.registry import model
+from rdp_bench.specs import split
 from rdp_bench.through import Defended, Through, parse
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ def find_source(label: str, ensembles: dict[str, list[str]], models_dir: Path | 
     if behind := parse(label):
         through, inner = behind
         return replace(find_source(inner, ensembles, models_dir), name=label, through=through)
-    names = ensembles.get(label) or [name.strip() for name in label.split("+")]
+    names = ensembles.get(label) or split(label, "+")
     if len(set(names)) < len(names):
         raise UsageError(f"source '{label}' names a model twice")
     return SourceRef(label, tuple(find(name, models_dir) for name in names))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rdp_bench import weights
 from rdp_bench.errors import BadModelError
 from rdp_bench.keys import Record, known_hash
+from rdp_bench.store import user_cache
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,7 +43,7 @@ def files() -> tuple[Path, Path] | None:
     spec = find_spec("torchmetrics")
     if spec is None or spec.origin is None:
         return None
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or user_cache()) / "torch"
     hub = Path(os.environ.get("TORCH_HOME") or cached) / "hub" / "checkpoints" / ALEXNET
     channels = Path(spec.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth"
     return (hub, channels) if hub.is_file() and channels.is_file() else None

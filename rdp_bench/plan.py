@@ -20,7 +20,7 @@ from rdp_bench.keys import Record, hash_many, key_of
 from rdp_bench.models import AnyMember, SourceRef, find, find_or_absent, find_source
 from rdp_bench.protocols import Attack, Dataset, Defense
 from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
-from rdp_bench.specs import Cell, show
+from rdp_bench.specs import Cell, files_from, show
 from rdp_bench.store import Artefact, Store
 from rdp_bench.through import is_white_box, white_box
 
@@ -290,21 +290,23 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
         raise UsageError(f"--models-dir {models_dir}: no such folder")
     weights.look_in(models_dir)
     attacks = {label: registry.attack.resolve(label) for label in axes.attacks}
-    defenses = {label: registry.defense.resolve(label) for label in axes.defenses}
-    labels: list[str] = []
+    with files_from(grid.folders.get("defenses")):
+        defenses = {label: registry.defense.resolve(label) for label in axes.defenses}
+    named: dict[str, str] = {}  # source label -> the axis that names its files
     for label in axes.sources if axes.attacks else ():
         adaptive = is_white_box(label)
-        labels += [white_box(label, *pair) for pair in _pairs(grid)] if adaptive else [label]
-    _crafted_here_or_elsewhere(labels, attacks)
+        named |= {white_box(label, *pair): "defenses" for pair in _pairs(grid)} if adaptive else {label: "sources"}
+    _crafted_here_or_elsewhere(list(named), attacks)
     beside = axes.baselines if UNDEFENDED in axes.defenses else ()
     baselines = {label: find_or_absent(label, models_dir) for label in beside}
     targets = {label: find(label, models_dir) for label in axes.targets} | baselines
-    sources = {
-        label: SourceRef(label, (baselines[label],) if label in baselines else ())
-        if label in baselines or label == ELSEWHERE
-        else find_source(label, axes.ensembles, models_dir)
-        for label in labels
-    }
+    sources: dict[str, SourceRef] = {}
+    for label, axis in named.items():
+        if label in baselines or label == ELSEWHERE:
+            sources[label] = SourceRef(label, (baselines[label],) if label in baselines else ())
+            continue
+        with files_from(grid.folders.get(axis)):
+            sources[label] = find_source(label, axes.ensembles, models_dir)
     checks = {label: find(label, models_dir) for label in axes.checks}
     dataset = open_dataset(axes.dataset, limit=min((n for n in (limit, axes.limit) if n), default=None))
     if not dataset.labels:

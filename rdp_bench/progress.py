@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rdp_bench.executor import CraftJob, Job
 from rdp_bench.plan import Plan
 from rdp_bench.specs import show
+from rdp_bench.terminal import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,7 +155,8 @@ class Bar:
         # The estimate, and more and more how it has fared so far.
         pace = (1 - share) + share * (now - self.since) / self.done if self.done else 1.0
         left = duration(max(0.0, self.total - self.done) * pace)
-        self.bar.set_description_str(f"{duration(now - self.began)} gone, about {left} left: {what}", refresh=refresh)
+        text = f"{duration(now - self.began)} gone, about {left} left: {printable(what, lines=False)}"
+        self.bar.set_description_str(text, refresh=refresh)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

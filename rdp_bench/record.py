@@ -50,6 +50,7 @@ def header(plan: Plan, command: str) -> Record:
         "note": axes.note,
         "dataset": {
             "name": plan.dataset.name,
+            "label": plan.grid.axes.dataset,
             "n": plan.n,
             "size": plan.dataset.size,
             "images": dataset_digest(plan),

@@ -11,7 +11,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from rdp_bench.errors import RdpBenchError, UsageError, naming, unknown
 from rdp_bench.keys import Record, canonical, without_neutral
 from rdp_bench.protocols import Attack, Classifier, Dataset, Defense
-from rdp_bench.specs import Spec, parse_spec, with_params
+from rdp_bench.specs import cut, outline, parse_spec, with_params
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -231,10 +231,10 @@ class Registry(Generic[T]):
         Raises:
             UsageError: an unknown name or parameter, or a bad value.
         """
-        spec = parse_spec(text) if "|" not in text else Spec(text)
-        if spec.name not in self.entries:
+        text = text.strip()
+        if cut(text)[0] not in self.entries:
             for dialect in self.dialects:
-                if re.fullmatch(dialect.pattern, text):
+                if re.fullmatch(dialect.pattern, outline(text)):
                     try:
                         made = dialect.make(text)
                     except (ValueError, TypeError) as error:
@@ -242,6 +242,7 @@ class Registry(Generic[T]):
                     if isinstance(made, Resolved):
                         return made
                     return Resolved(text, made, dialect.name, dialect.name, dialect.version, dialect.id)
+        spec = parse_spec(text)
         entry = self.get(spec.name)
         value = with_params(self.make(entry.name), spec, self.kind)
         return Resolved(str(spec), value, entry.summary, entry.source, entry.version, entry.id)

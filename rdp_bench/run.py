@@ -66,8 +66,7 @@ class Run:
         return self.plan.to_do(jobs)
 
     def _check_store(self, jobs: Sequence[Job], *, reuse: bool) -> None:
-        """Delete what is damaged of the stored artefacts of `jobs`, restore lost records and, with `reuse`, copy what runs of
-        fewer or more images made.
+        """Delete damaged artefacts of `jobs`, restore lost records; with `reuse`, copy shards of runs on the same images.
 
         A cache that cannot be written to is a warning: it may hold all that the run needs.
         """

@@ -1,33 +1,76 @@
-"""What a user writes, parsed: `name(key=value, ...)`, and the cell a grid is made of."""
+"""Labels, parsed: `name(key=value, ...)`, what nests in them, and the cell that a grid is made of.
+
+Every label is read by `split` and `cut`, which know parentheses and quotes; nothing else takes labels apart.
+
+    jpeg(quality=95)                      a name and its parameters
+    purifier:"my file (1).pth"(clip=false)  a scheme, then a file: quoted, or as it is where it holds no ()=,
+    MI|DI(p=.7)|TI(15)     a+b     jpeg >> rdp     bpda(jpeg, a+b, 20)
+
+A value that holds a comma, an unbalanced parenthesis, or a space at its ends is written in '...' or "..."; the quote
+itself is then doubled. A backslash is a letter like any other.
+"""
 
 import dataclasses
-import re
+import math
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from rdp_bench.errors import UsageError, unknown
 
 Param = bool | int | float | str | None
 T = TypeVar("T")
 
-_CALL = re.compile(r"(?P<name>[^()|=,]+?)\s*(?:\((?P<args>[^()]*)\))?", re.DOTALL)
+_QUOTES = "'\""
+_MARKS = "()|=,>" + _QUOTES
+_BEFORE_QUOTE = "(,=:|+>"  # a quote opens at the start of a word, not inside one: it's.pth
+
+
+class Quoted(str):
+    """A word that was written in quotes: `"auto"` is a text, `auto` is no value at all."""
+
+    __slots__ = ()
+
+
+class FileName(str):
+    """A file that a label names; a relative name starts from `folder`."""
+
+    folder: Path
+
+    def __new__(cls, text: str, folder: Path = Path()) -> typing.Self:
+        made = super().__new__(cls, text)
+        made.folder = folder
+        return made
+
+
+WeightFile = Annotated[str, FileName]
+"""The annotation of a field that names a file."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A name with the parameters that differ from its defaults.
+    """A name with the parameters that differ from its defaults, as words: `with_params` gives them types.
 
-    `positional` values are only for the parts of a composed attack (`TI(15)`).
+    `positional` words are for the parts of a composed attack (`TI(15)`) and for sources (`bpda(jpeg, a+b)`).
     """
 
     name: str
-    params: tuple[tuple[str, Param], ...] = ()
-    positional: tuple[Param, ...] = ()
+    params: tuple[tuple[str, str], ...] = ()
+    positional: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        args = [show(value) for value in self.positional]
-        args += [f"{key}={show(value)}" for key, value in self.params]
-        return f"{self.name}({', '.join(args)})" if args else self.name
+        args = [_written(word, positional=True) for word in self.positional]
+        args += [f"{key}={_written(word)}" for key, word in self.params]
+        scheme, colon, rest = self.name.partition(":")
+        hard = not rest or rest != rest.strip() or any(letter in _MARKS + "+" for letter in rest)
+        name = f"{scheme}:{_quoted(rest)}" if colon and hard else self.name
+        return f"{name}({', '.join(args)})" if args else name
 
 
 @dataclass(frozen=True)
@@ -64,80 +107,286 @@ def show(value: Param) -> str:
     return str(value)
 
 
-def parse_value(text: str) -> Param:
-    """A literal: true/false, auto (None), an integer, a decimal, else the text itself.
+# --- the tokenizer ---------------------------------------------------------------------------------------
 
-    >>> parse_value(".7"), parse_value("15"), parse_value("true"), parse_value("own")
-    (0.7, 15, True, 'own')
+
+def _scan(text: str) -> Iterator[tuple[int, str, int]]:
+    """Every letter outside of quotes with its place and depth; a parenthesis has the depth of what is around it.
+
+    Raises:
+        UsageError: a quote that does not end.
     """
-    text = text.strip().strip("\"'")
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text.lower() == "auto":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    depth, quote, i, before = 0, "", 0, ""
+    while i < len(text):
+        letter = text[i]
+        if quote:
+            if letter == quote and text[i + 1 : i + 2] == quote:
+                i += 1
+            elif letter == quote:
+                quote = ""
+        elif letter in _QUOTES and (not before or before in _BEFORE_QUOTE):
+            quote = before = letter
+        else:
+            depth -= letter == ")"
+            yield i, letter, depth
+            depth += letter == "("
+            before = letter if not letter.isspace() else before
+        i += 1
+    if quote:
+        raise UsageError(f"cannot read '{text}': a {quote} opens a quoted text and none closes it")
+
+
+def split(text: str, mark: str) -> list[str]:
+    """The parts of `text` between the marks that stand outside of parentheses and quotes, without outer spaces.
+
+    >>> split("rdp(dynamic=true, sigma=.1), a+b, 20", ",")
+    ['rdp(dynamic=true, sigma=.1)', 'a+b', '20']
+    >>> split('jpeg >> purifier:"a >> b.pth"', ">>")
+    ['jpeg', 'purifier:"a >> b.pth"']
+    """
+    parts, start = [], 0
+    for i, _, depth in _scan(text):
+        if depth == 0 and i >= start and text.startswith(mark, i):
+            parts.append(text[start:i].strip())
+            start = i + len(mark)
+    return [*parts, text[start:].strip()]
+
+
+def cut(text: str) -> tuple[str, str | None]:
+    """The name in front of the parentheses that end `text`, and what is in them; None where it has none.
+
+    >>> cut("bpda(jpeg, a)"), cut("a+b"), cut("files:my(1).pth")
+    (('bpda', 'jpeg, a'), ('a+b', None), ('files:my(1).pth', None))
+    """
+    text = text.strip()
+    letters = list(_scan(text))
+    if not letters or letters[-1][:2] != (len(text) - 1, ")"):
+        return text, None
+    level = letters[-1][2]
+    opening = [i for i, letter, depth in letters if letter == "(" and depth == level]
+    if level < 0 or not opening:
+        raise UsageError(f"cannot read '{text}': a parenthesis closes that none opens; {_HINT}")
+    return text[: opening[-1]].strip(), text[opening[-1] + 1 : -1]
+
+
+def outline(text: str) -> str:
+    """`text` with nothing between its quotes: what the patterns of label schemes are compared with."""
+    kept, last = [], -1
+    for i, letter, _ in _scan(text):
+        kept += ['""'] * (i > last + 1) + [letter]
+        last = i
+    return "".join([*kept, '""'] if last + 1 < len(text) else kept)
+
+
+_HINT = "write a file name with such letters in quotes"
 
 
 def parse_spec(text: str) -> Spec:
-    """Read `name`, `name(key=value)` or `NAME(value)`.
+    """Read `name`, `name(key=value)`, `NAME(value)` or `scheme:FILE(key=value)`.
 
     >>> parse_spec("jpeg(quality=95)")
-    Spec(name='jpeg', params=(('quality', 95),), positional=())
+    Spec(name='jpeg', params=(('quality', '95'),), positional=())
+    >>> parse_spec("nrp(weights=a,b(1).pth)").params
+    (('weights', 'a,b(1).pth'),)
 
     Raises:
         UsageError: the text is not of that form.
     """
-    match = _CALL.fullmatch(text.strip())
-    if not match:
-        raise UsageError(f"cannot read '{text}': expected a name or name(key=value, ...)")
-    params: dict[str, Param] = {}
-    positional: list[Param] = []
-    for piece in filter(str.strip, (match["args"] or "").split(",")):
-        key, equals, value = piece.partition("=")
-        key = key.strip()
-        if not equals:
-            positional.append(parse_value(piece))
-        elif not key.isidentifier() or key in params:
-            raise UsageError(f"cannot read '{text}': '{key}' is not a parameter name, or stands there twice")
+    name, inside = cut(text)
+    scheme, colon, rest = name.partition(":")
+    if colon:
+        name = f"{scheme}:{_unquoted(rest.strip())}"
+    if not scheme or any(letter in _MARKS for letter in scheme):
+        raise UsageError(f"cannot read '{text}': expected a name or name(key=value, ...); {_HINT}")
+    params: dict[str, str] = {}
+    positional: list[str] = []
+    last = ""
+    for piece in split(inside, ",") if inside and inside.strip() else []:
+        at = next((i for i, letter, depth in _scan(piece) if letter == "=" and depth == 0), -1)
+        key = piece[: max(at, 0)].strip()
+        if key.isidentifier():
+            if key in params:
+                raise UsageError(f"cannot read '{text}': the parameter '{key}' is given twice")
+            params[key] = piece[at + 1 :].strip()
+            last = key
+        elif last:
+            params[last] += f",{piece}"  # weights=a,b.pth: no parameter begins here
+        elif not piece:
+            raise UsageError(f"cannot read '{text}': nothing stands between two commas")
         else:
-            params[key] = parse_value(value)
-    return Spec(match["name"].strip(), tuple(sorted(params.items())), tuple(positional))
+            positional.append(_unquoted(piece))
+    found = {key: _unquoted(word) for key, word in params.items()}
+    return Spec(name, tuple(sorted(found.items())), tuple(positional))
+
+
+def _unquoted(word: str) -> str:
+    """The text between a word's quotes, or the word; `"a"b` is no quoted word but one with quotes in it."""
+    if len(word) > 1 and word[0] in _QUOTES and word[-1] == word[0]:
+        inside = word[1:-1].replace(word[0] * 2, "")
+        if word[0] not in inside:
+            return Quoted(word[1:-1].replace(word[0] * 2, word[0]))
+    return word
+
+
+def _quoted(word: str) -> str:
+    quote = '"' if '"' not in word else "'"
+    return quote + word.replace(quote, quote * 2) + quote
+
+
+def _written(word: str, *, positional: bool = False) -> str:
+    """A word so that `parse_spec` reads the same."""
+    if isinstance(word, Quoted) or not word or word != word.strip() or word[0] in _QUOTES:
+        return _quoted(word)
+    try:
+        letters = list(_scan(word))
+    except UsageError:
+        return _quoted(word)
+    top = {letter for _, letter, depth in letters if depth == 0}
+    steps = [(letter == "(") - (letter == ")") for _, letter, _ in letters]
+    whole = sum(steps) == 0 and min((depth for _, _, depth in letters), default=0) == 0
+    return word if whole and "," not in top and not (positional and "=" in top) else _quoted(word)
+
+
+def plain(label: Param) -> str:
+    """A label without the spaces that mean nothing: labels that differ in nothing else are one.
+
+    >>> plain("fd(low=25, high=30)") == plain("fd(low=25,high=30)"), plain(16.0)
+    (True, '16')
+    """
+    text = show(label)
+    try:
+        spaces = {i for i, letter, _ in _scan(text) if letter.isspace()}
+    except UsageError:  # no label of ours; equal to itself alone
+        return text
+    return "".join(letter for i, letter in enumerate(text) if i not in spaces)
+
+
+# --- words to values -------------------------------------------------------------------------------------
+
+_start: ContextVar[Path | None] = ContextVar("start", default=None)
+
+
+@contextmanager
+def files_from(folder: Path | None) -> Iterator[None]:
+    """Relative file names in labels that are resolved inside this block start from `folder` (None: the current one)."""
+    token = _start.set(folder)
+    try:
+        yield
+    finally:
+        _start.reset(token)
+
+
+def file_name(text: str) -> FileName:
+    """A file that a label names: relative to the grid file that the label is from, else to the current folder."""
+    return FileName(text, _start.get() or Path())
 
 
 def with_params(default: T, spec: Spec, kind: str) -> T:
     """`default` (a frozen dataclass) with the fields that `spec` names replaced.
 
     Raises:
-        UsageError: an unknown field, or a value of another type than the default's.
+        UsageError: an unknown field, or a word that its annotated type cannot be read from.
     """
     if spec.positional:
-        raise UsageError(f"{kind} '{spec}': parameters are written name=value")
-    known = dataclasses.fields(default) if dataclasses.is_dataclass(default) else ()
-    fields: dict[str, Any] = {f.name: getattr(default, f.name) for f in known if f.init}
-    changes: dict[str, Param] = {}
-    for key, value in spec.params:
-        if key not in fields:
-            raise unknown(f"parameter of {kind} '{spec.name}'", key, fields)
-        changes[key] = _coerce(value, fields[key], f"{kind} '{spec.name}', parameter '{key}'")
+        raise UsageError(f"{kind} '{spec}': parameters are written name=value; {_HINT}")
+    changes = values(default, spec, kind)
     try:
         return replace(default, **changes) if changes else default  # type: ignore[type-var]
     except (ValueError, TypeError) as error:
         raise UsageError(f"{kind} '{spec}': {error}") from error
 
 
-def _coerce(value: Param, default: object, where: str) -> Param:
-    if isinstance(default, bool) or isinstance(value, bool):
-        fits = isinstance(default, bool) and isinstance(value, bool)
-    elif isinstance(default, float) and isinstance(value, int):
-        return float(value)
-    else:
-        # None stands for "derived from the others"; a number may replace it, and it a number.
-        fits = default is None or value is None or type(value) is type(default)
-    if not fits:
-        raise UsageError(f"{where}: expected a value like {default!r}, found {value!r}")
-    return value
+def values(default: object, spec: Spec, kind: str) -> dict[str, Any]:
+    """The parameters of `spec` as the types that the fields of the dataclass `default` are annotated with.
+
+    Raises:
+        UsageError: as `with_params`.
+    """
+    known = dataclasses.fields(default) if dataclasses.is_dataclass(default) else ()
+    fields = {field.name: field for field in known if field.init}
+    found: dict[str, Any] = {}
+    for key, word in spec.params:
+        if key not in fields:
+            raise unknown(f"parameter of {kind} '{spec.name}'", key, fields)
+        now = getattr(default, key)
+        found[key] = read(word, _annotation(default, fields[key], now), f"{kind} '{spec.name}', parameter '{key}'", now)
+    return found
+
+
+def _annotation(owner: object, field: "dataclasses.Field[Any]", value: object) -> Any:
+    """A field's type; where its annotation cannot be evaluated here, the type of its default."""
+    if not isinstance(field.type, str):
+        return field.type
+    home = next(kind for kind in type(owner).__mro__ if field.name in vars(kind).get("__annotations__", {}))
+    shim = types.SimpleNamespace(__annotations__={field.name: field.type})
+    try:
+        space = vars(sys.modules[home.__module__])
+        return typing.get_type_hints(shim, space, include_extras=True)[field.name]
+    except (NameError, KeyError, TypeError, AttributeError):  # a name that is imported for type checkers only
+        return Any if value is None else type(value)
+
+
+_WANTED: Mapping[Any, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
+
+
+def read(word: str, annotation: Any, where: str, default: object = None) -> Any:
+    """The value of type `annotation` that `word` spells; `auto` is None where the type allows it.
+
+    Raises:
+        UsageError: it spells none; the message begins with `where`.
+    """
+    options = _options(annotation)
+    auto = word.lower() == "auto" and not isinstance(word, Quoted)
+    if auto and types.NoneType in options:
+        return None
+    for option in options:
+        if (value := _as(word, option)) is not _NOT:
+            return value
+    wanted = [
+        " or ".join(repr(one) for one in get_args(option)) if get_origin(option) is Literal else _WANTED.get(option, "")
+        for option in options
+        if option is not types.NoneType
+    ]
+    if not all(wanted):
+        raise UsageError(f"{where}: a label cannot spell a value of type {annotation}")
+    wanted += ["auto"] * (types.NoneType in options)
+    literal = any(get_origin(option) is Literal for option in options)
+    told = not literal and isinstance(default, bool | int | float | str)
+    usual = f", like {show(default)}" if told else ""  # type: ignore[arg-type]
+    raise UsageError(f"{where}: expected {' or '.join(dict.fromkeys(wanted))}{usual}; found '{word}'")
+
+
+_NOT: Any = object()
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The simple types that `annotation` allows, the narrow ones first."""
+    if annotation is Any:
+        annotation = bool | int | float | str | None
+    found = get_args(annotation) if get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
+    order = [types.NoneType, bool, int, float]
+    return sorted(found, key=lambda one: order.index(one) if one in order else 5 + (one is str))
+
+
+def _as(word: str, option: Any) -> Any:
+    """`word` as a value of a simple type, or `_NOT`."""
+    if get_origin(option) is Literal:
+        return next((one for one in get_args(option) if word == show(one)), _NOT)
+    if get_origin(option) is Annotated:
+        kind, *extras = get_args(option)
+        if kind is str and FileName in extras:
+            return file_name(word)
+        return _as(word, kind)
+    if option is str:
+        return str(word)
+    if option is Path:
+        return (_start.get() or Path()) / word
+    if option is bool:
+        return {"true": True, "false": False}.get(word.lower(), _NOT)
+    if option in (int, float):
+        try:
+            value = option(word)
+        except ValueError:
+            return _NOT
+        return value if math.isfinite(value) else _NOT
+    return _NOT

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,22 @@ def default_root() -> Path:
     if given := os.environ.get("RDP_BENCH_CACHE"):
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "rdp-bench"
+    return (Path(base) if base else user_cache()) / "rdp-bench"
+
+
+def user_cache() -> Path:
+    """The user's cache folder; a folder here, with a warning, where the user has no home (many containers)."""
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        here = Path(".cache").absolute()
+        _say_once(f"this user has no home folder; files are cached in {here}. Set HOME, or name a folder with --cache")
+        return here
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import csv
 import io
 import json
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +16,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rdp_bench import stats
+from rdp_bench import csvtext, stats
 from rdp_bench.environment import differing, merged
 from rdp_bench.errors import RdpBenchError, UsageError, unknown
 from rdp_bench.keys import Record
 from rdp_bench.outcomes import WAYS, distances, wrong
-from rdp_bench.specs import show
+from rdp_bench.specs import cut, plain, show, split
 from rdp_bench.store import Store, alone, write_atomic
+from rdp_bench.terminal import utf8
 from rdp_bench.verdict import UNDEFENDED as UNDEFENDED
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def printed(run: Record, place: Place, metric: str) -> float | None:
     """
     if place.source in run.get("sources", {}):
         source = run["sources"][place.source]
-        place = place._replace(source=place.source.replace(" ", ""))
+        place = place._replace(source=plain(place.source))
         if not source.get("through") and sorted(source.get("members", [])) == sorted(paper()["ensemble"]):
             place = place._replace(source="ensemble")
         elif place.source == "ensemble":
@@ -105,10 +105,20 @@ def pretty(name: str) -> str:
 
     >>> pretty("mi-fgsm"), pretty("fd(inner=25,outer=30)"), pretty("effnet-lite2")
     ('MI-FGSM', 'FD(inner=25, outer=30)', 'effnet-lite2')
+    >>> pretty("jpeg>>rdp")
+    'JPEG >> RDP'
     """
+    try:
+        return " >> ".join(map(_pretty, split(name, ">>")))
+    except UsageError:  # a name of a plugin or a file that is no label
+        return name
+
+
+def _pretty(part: str) -> str:
     names: dict[str, str] = paper()["names"]
-    stem, bracket, rest = name.partition("(")
-    return names.get(stem, stem) + bracket + re.sub(r",\s*", ", ", rest)
+    stem, inside = cut(part)
+    arguments = "" if inside is None else f"({', '.join(split(inside, ','))})"
+    return names.get(stem, stem) + arguments
 
 
 # --- results.csv -----------------------------------------------------------------------------------------
@@ -192,12 +202,8 @@ def write_results(out: Path, rows: Sequence[Row]) -> Path:
     """
     path = out / "results.csv"
     with alone(out):
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
         others = {record.stem for record in (out / "runs").glob("*.json")} - {line["grid"] for line in rows}
-        writer.writerows([*_others(path, others), *rows])
-        write_atomic(path, text.getvalue().encode())
+        write_atomic(path, utf8(csvtext.records(COLUMNS, [*_others(path, others), *rows])))
     return path
 
 
@@ -206,10 +212,9 @@ def _others(path: Path, grids: set[str]) -> list[Row]:
     if not path.exists():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) == COLUMNS:
-                return [line for line in reader if line["grid"] in grids]
+        columns, lines = csvtext.read(path.read_bytes().decode("utf-8"))
+        if columns == COLUMNS:
+            return [line for line in lines if line["grid"] in grids]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read ({error}); move it away, or name another --out") from error
     raise UsageError(f"{path} has other columns than results.csv; move it away, or name another --out")
@@ -395,10 +400,14 @@ def read_record(path: Path) -> Record:
         UsageError: it is not one, is of another format, or was edited.
     """
     try:
-        record: Record = json.loads(path.read_bytes())
+        raw = json.loads(path.read_bytes())
+        checksum = raw.pop("sha256", None)
+        record: Record = _readable(raw)
+        if "label" in record["dataset"]:
+            record["dataset"]["label"] = raw["dataset"]["label"]  # `export` opens it
         if record["format"] != FORMAT:
             raise UsageError(f"{path}: format {record['format']}, this version reads {FORMAT}; run the grid again")
-        if record.pop("sha256", None) != _checksum(record):
+        if checksum != _checksum(raw):
             raise UsageError(f"{path} was changed after the run wrote it (its checksum differs); run the grid again")
         for cell in record["cells"]:
             Place.of(cell), cell["status"], cell["eval_key"]
@@ -412,3 +421,12 @@ def read_record(path: Path) -> Record:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} is not a run record ({error!r}); run the grid again, or move it away") from error
     return record
+
+
+def _readable(value: Any) -> Any:
+    """A record without what no file can hold: the bytes of a path that were not UTF-8, see `terminal.utf8`."""
+    if isinstance(value, str):
+        return utf8(value).decode()
+    if isinstance(value, dict):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    return [_readable(item) for item in value] if isinstance(value, list) else value

@@ -9,7 +9,6 @@ many draws of the defense each gradient is averaged over (EOT, Sec. 4.2). The so
 `white-box`, or `white-box(20)` with EOT, stands for every cell's own target behind the cell's own defense.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +18,7 @@ from rdp_bench.errors import UsageError
 from rdp_bench.keys import Record
 from rdp_bench.protocols import Classifier, Defense, Purifier
 from rdp_bench.registry import Resolved
+from rdp_bench.specs import cut, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 MODES = ("exact", "bpda", "adaptive")
 
-_WHITE_BOX = re.compile(r"white-box(?:\((\d+)\))?")
-_LABEL = re.compile(rf"({'|'.join(MODES)})\((.*)\)", re.DOTALL)
+_WHITE_BOX = "white-box"
+
+MOST_SAMPLES = 10_000
+"""EOT samples per gradient that a label may ask for."""
 
 
 @dataclass(frozen=True)
@@ -100,58 +102,48 @@ def parse(label: str) -> tuple[Through, str] | None:
     Raises:
         UsageError: no such form, an unknown defense, or one that has no gradient of this kind.
     """
-    found = _LABEL.fullmatch(label.strip())
-    if found is None:
+    mode, inside = cut(label)
+    if mode not in MODES or inside is None:
         return None
-    mode, inside = found.groups()
-    parts = _split(inside)
+    parts = split(inside, ",")
     if len(parts) not in (2, 3) or not all(parts):
         raise UsageError(f"source '{label}': expected {mode}(DEFENSE, SOURCE) or {mode}(DEFENSE, SOURCE, SAMPLES)")
-    samples = parts[2] if len(parts) > 2 else "1"
-    if not samples.isdecimal() or int(samples) < 1:
-        raise UsageError(f"source '{label}': the number of samples is a whole number from 1, found '{samples}'")
+    samples = _samples(label, parts[2] if len(parts) > 2 else "1")
     resolved = registry.defense.resolve(parts[0])
     defense = resolved.value
     if not isinstance(defense, Purifier):
-        raise UsageError(f"source '{label}': defense {parts[0]} tells no gradient; derive it from Purifier")
+        raise UsageError(f"source '{label}': defense {parts[0]} declares no backward pass; subclass Purifier")
     if mode == "exact" and not defense.differentiable:
         raise UsageError(f"source '{label}': {parts[0]} is not differentiable; use bpda({parts[0]}, {parts[1]})")
-    return Through(mode, resolved, int(samples)), parts[1]
+    return Through(mode, resolved, samples), parts[1]
 
 
 def is_white_box(label: str) -> bool:
     """Whether a source label stands for every cell's own defended target."""
-    return _WHITE_BOX.fullmatch(label) is not None
+    return cut(label)[0] == _WHITE_BOX
 
 
 def white_box(label: str, defense: str, target: str) -> str:
     """The source that `white-box` or `white-box(20)` stands for in the cell of this defense and target.
 
-    Only a random defense is averaged over, and no defense needs no way through it.
+    EOT applies to random defenses only; for `none` the source is the target itself.
 
     Raises:
         UsageError: an unknown defense, or no sample at all.
     """
-    found = _WHITE_BOX.fullmatch(label)
-    assert found is not None
+    inside = cut(label)[1]
+    samples = None if inside is None else _samples(label, inside)
     if defense == "none":
         return target
-    if found[1] and registry.defense.resolve(defense).value.random:
-        return f"adaptive({defense}, {target}, {int(found[1])})"
+    if samples and registry.defense.resolve(defense).value.random:
+        return f"adaptive({defense}, {target}, {samples})"
     return f"adaptive({defense}, {target})"
 
 
-def _split(text: str) -> list[str]:
-    """Parts between the commas that stand outside of parentheses.
-
-    >>> _split("rdp(dynamic=true, sigma=.1), a+b, 20")
-    ['rdp(dynamic=true, sigma=.1)', 'a+b', '20']
-    """
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts]
+def _samples(label: str, text: str) -> int:
+    count = int(text) if text.isdecimal() and len(text) < 10 else 0
+    if not 1 <= count <= MOST_SAMPLES:
+        raise UsageError(
+            f"source '{label}': the number of samples is a whole number from 1 to {MOST_SAMPLES}, found '{text}'"
+        )
+    return count

@@ -63,8 +63,9 @@ def find(defense: str, file: str | None) -> Path:
             f"defense {defense}: no weights ship with it. Train some (rdp-bench train --help) or take its authors', "
             f"and name the file: {defense}(weights=FILE)"
         )
-    named = Path(str(file))  # on the command line, 7 is a number
-    places = [folder / named for folder in _folders] + [named]
+    named = Path(file)
+    start: Path = getattr(file, "folder", Path())  # of a grid file's label: where that file is
+    places = [folder / named for folder in _folders] + [start / named]
     if named.name == str(file) and not named.suffix:
         places.append(Path(str(shipped.joinpath(f"{named}.safetensors"))))
     for place in places:

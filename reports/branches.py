@@ -1,6 +1,6 @@
 """What each branch of RDP keeps of an attacked image: the paper's Figure 7."""
 
-from rdp_bench.errors import RdpBenchError
+from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.reports import figures
 from rdp_bench.reports.figures import PAGE, STYLE, Plate, tidy
 from rdp_bench.reports.pictures import CLEAN, COLUMNS, Kept, at_size, psnr
@@ -68,6 +68,8 @@ def branches(kept: Kept) -> Plate | None:
 
 
 def _name(guard: str) -> str:
-    spec = parse_spec(guard)
-    latent = dict(spec.params).get("latent")
-    return _NAMED.get((spec.name, None if latent is None else str(latent)), pretty(guard))
+    try:
+        spec = parse_spec(guard)
+    except UsageError:  # a chain
+        return pretty(guard)
+    return _NAMED.get((spec.name, dict(spec.params).get("latent")), pretty(guard))

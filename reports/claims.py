@@ -1,15 +1,14 @@
 """What the paper concludes, as data; where in a run each conclusion is asked; and verdicts as a sheet."""
 
-import csv
-import io
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from rdp_bench import csvtext
 from rdp_bench.reports.gain import mode
 from rdp_bench.specs import show
 from rdp_bench.table import Place, Run, pretty
@@ -150,13 +149,11 @@ def _setting(where: Mapping[str, str], seen: Mapping[str, list[Any]]) -> str:
 
 def sheet(run: Run, answers: Iterable[Answer]) -> str:
     """The verdicts as CSV, a line each; an axis over which cells are counted together says "all"."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    lines: list[Sequence[object]] = []
     for claim, found in ((answer.claim, finding) for answer in answers for finding in answer.findings):
         both = found.value is not None and found.other is not None
         difference = found.value - found.other if both else None  # type: ignore[operator]
-        writer.writerow(
+        lines.append(
             [
                 claim.id, claim.where, claim.says, *(found.where.get(axis, "all") for axis in AXES), found.verdict,
                 claim.metric, found.subject, _number(found.value), found.rival, _number(found.other),
@@ -164,7 +161,7 @@ def sheet(run: Run, answers: Iterable[Answer]) -> str:
                 run.record["dataset"]["n"], found.note,
             ]
         )  # fmt: skip
-    return text.getvalue()
+    return csvtext.rows(COLUMNS, lines)
 
 
 def _number(value: float | None) -> str:

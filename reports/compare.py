@@ -1,14 +1,12 @@
 """Two runs side by side: every cell that both have, what differs between their records, what only one has."""
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rdp_bench import stats
+from rdp_bench import csvtext, stats
 from rdp_bench.errors import UsageError
 from rdp_bench.reports.html import flat, write
 from rdp_bench.specs import show
@@ -125,11 +123,7 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]
 
 def sheet(comparisons: Sequence[Comparison]) -> str:
     """Every common cell as a line of CSV, then the cells that only one run has."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(_lines(comparisons))
-    return text.getvalue()
+    return csvtext.rows(COLUMNS, _lines(comparisons))
 
 
 def _lines(comparisons: Sequence[Comparison]) -> Iterator[Sequence[str]]:

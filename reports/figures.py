@@ -5,12 +5,13 @@ paper, fonts are embedded, colours tell apart for every kind of colour vision.
 """
 
 import base64
-import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from rdp_bench import csvtext
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,11 +80,7 @@ class Plate:
 
 def tidy(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     """One observation a line, as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csvtext.records(columns, rows)
 
 
 def inline(svg: bytes) -> str:

@@ -1,9 +1,8 @@
 """Exhibits as CSV: a sheet in the table's own shape, and one line a number with its interval and tests."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 
+from rdp_bench import csvtext
 from rdp_bench.reports.exhibit import Exhibit
 
 TEST_COLUMNS = (
@@ -15,7 +14,7 @@ TEST_COLUMNS = (
 def shape(exhibit: Exhibit) -> str:
     """The table as printed: source, defense, then a column each; empty where there is no number."""
     head = ["source", "defense", *exhibit.columns]
-    return _csv(
+    return csvtext.rows(
         head,
         (
             [group.source, line.label, *(_number(entry.value) for entry in line.entries)]
@@ -43,15 +42,7 @@ def tests(exhibit: Exhibit) -> str:
                         entry.status, entry.reason,
                     )  # fmt: skip
 
-    return _csv(TEST_COLUMNS, lines())
-
-
-def _csv(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(lines)
-    return text.getvalue()
+    return csvtext.rows(TEST_COLUMNS, lines())
 
 
 def _number(value: float | None) -> str:

@@ -652,3 +652,11 @@ def test_auxiliary_heads_behind_diversity_keep_their_order() -> None:
         assert aux_i is not None
         assert torch.allclose(main[i], main_i[0], atol=1e-5)
         assert torch.allclose(aux[i], aux_i[0], atol=1e-5)
+
+
+def test_a_kernel_longer_than_twice_the_image_is_refused() -> None:
+    attack = GradientSign(kernel=19)
+    x, y = toy.images(1, 8), torch.tensor([0])
+    with pytest.raises(UsageError, match="kernel 19 is longer than twice the images, 8 x 8 pixels"):
+        attack(toy.source(toy.conv()), x, y, 8 / 255, toy.draws(1))
+    assert GradientSign(kernel=17)(toy.source(toy.conv()), x, y, 8 / 255, toy.draws(1)).shape == x.shape

@@ -15,14 +15,16 @@ MAY = {
     "errors": set(),
     "specs": {"errors"},
     "keys": set(),
+    "terminal": set(),
+    "csvtext": set(),
     "protocols": {"draws", "errors"},
     "draws": set(),
     "local_code": {"errors", "keys"},
     "registry": {"errors", "keys", "local_code", "protocols", "specs"},
     "plugins": {"errors", "keys", "local_code", "registry", "attacks.*", "defenses.*", "data.*"},
     "grid": {"errors", "registry", "specs"},
-    "models": {"errors", "keys", "protocols", "registry", "network", "through"},
-    "through": {"draws", "errors", "keys", "protocols", "registry"},
+    "models": {"errors", "keys", "protocols", "registry", "network", "specs", "through"},
+    "through": {"draws", "errors", "keys", "protocols", "registry", "specs"},
     "folding": set(),
     "network": {"errors", "folding", "keys", "models", "resnet_denoise", "resnet_v2", "weights"},
     "resnet_v2": {"weights"},
@@ -85,11 +87,12 @@ MAY_TRAIN = {
     "loop": {
         "environment", "errors", "keys", "weights", "train.options", "train.photos", "train.recipe", "train.scalars",
     },
-    "scalars": {"store"},
+    "scalars": {"csvtext", "store"},
     "curves": {"train.scalars"},
 }  # fmt: skip
 MAY_SHELF = {
-    "errors", "specs", "keys", "protocols", "registry", "draws", "store", "stats", "table", "verdict", "weights",
+    "csvtext", "errors", "specs", "keys", "protocols", "registry", "draws", "store", "stats", "table", "verdict",
+    "weights",
 }  # fmt: skip
 
 

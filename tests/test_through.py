@@ -178,7 +178,7 @@ def test_labels() -> None:
     [
         ("exact(jpeg, effnet-lite0)", "not differentiable; use bpda"),
         ("bpda(jpeg)", "expected bpda"),
-        ("bpda(jpeg, effnet-lite0, 0)", "from 1, found '0'"),
+        ("bpda(jpeg, effnet-lite0, 0)", "from 1 to 10000, found '0'"),
         ("bpda(jpeg, effnet-lite0, many)", "found 'many'"),
         ("bpda(jpge, effnet-lite0)", "Did you mean 'jpeg'"),
     ],

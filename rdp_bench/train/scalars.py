@@ -1,13 +1,12 @@
 """Numbers of a training over its steps: train.csv, and TensorBoard where it is installed."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rdp_bench import csvtext
 from rdp_bench.store import write_atomic
 
 
@@ -20,18 +19,14 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a train.csv; none where there is no file."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    _, rows = csvtext.read(path.read_text("utf-8"))
+    return [{key: value for key, value in row.items() if value} for row in rows]
 
 
 def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
     """All rows under the union of their columns; cells a row does not have are empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue().encode())
+    write_atomic(path, csvtext.records(columns, rows).encode())
 
 
 @contextmanager

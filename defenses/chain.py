@@ -1,0 +1,131 @@
+"""Defenses one after another: `jpeg >> rdp` is JPEG first, then RDP on what JPEG left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from rdp_bench.errors import UsageError
+from rdp_bench.protocols import Backward, Defense, Purifier
+from rdp_bench.registry import Resolved, defense, identity
+from rdp_bench.specs import split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.draws import Draws
+
+MARK = ">>"
+
+
+@dataclass(frozen=True)
+class Chain(Purifier):
+    """Purifiers in order; each part draws from a stream of its own, forked by its position.
+
+    Its gradient is the parts' chain rule. BPDA passes each part in that part's own way (`Purifier.backward`): exactly
+    where the part says so, by its stand-in or the identity elsewhere, for only parts that need it are approximated
+    (Athalye et al. 2018, Sec. 4.1.2).
+    """
+
+    made: tuple[Resolved[Purifier], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse several parts whose softmax outputs are averaged: the product of the passes is nobody's setting."""
+        several = [each.label for each in self.made if each.value.passes > 1]
+        if len(several) > 1:
+            raise ValueError(f"{' and '.join(several)} each average several passes; only one part of a chain may")
+
+    @property
+    def parts(self) -> tuple[Purifier, ...]:
+        """The purifiers themselves, in order."""
+        return tuple(each.value for each in self.made)
+
+    @property
+    def random(self) -> bool:
+        """Whether any part is."""
+        return any(part.random for part in self.parts)
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether all parts are."""
+        return all(part.differentiable for part in self.parts)
+
+    @property
+    def backward(self) -> Backward:  # type: ignore[override]
+        """What all parts use; "stand-in" where they differ."""
+        ways = {part.backward for part in self.parts}
+        return ways.pop() if len(ways) == 1 else "stand-in"
+
+    @property
+    def purifies(self) -> bool:  # type: ignore[override]
+        """Whether all parts do."""
+        return all(part.purifies for part in self.parts)
+
+    @property
+    def scale(self) -> float:
+        """The product of the parts' scales."""
+        return prod(part.scale for part in self.parts)
+
+    @property
+    def passes(self) -> int:
+        """Those of the one part that has several."""
+        return prod(part.passes for part in self.parts)
+
+    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+        """`x` `[n, 3, h, w]` through every part in order."""
+        return self._in_order(x, draws, [part.purify for part in self.parts])
+
+    def straight_through(self, x: Tensor, draws: Draws) -> Tensor:
+        """As `purify`, backward through each part in that part's own way; the same as `bpda`."""
+        return self._in_order(x, draws, [part.bpda for part in self.parts])
+
+    bpda = straight_through
+
+    def resolved(self) -> dict[str, Any]:
+        """The identity of every part, in order."""
+        return {"parts": [identity(each) for each in self.made]}
+
+    def _in_order(self, x: Tensor, draws: Draws, ways: list[Callable[[Tensor, Draws], Tensor]]) -> Tensor:
+        for number, way in enumerate(ways):
+            x = self._checked(number, way(x, draws.fork(f"part {number}")), x)
+        return x
+
+    def _checked(self, number: int, pure: Tensor, x: Tensor) -> Tensor:
+        """The next part must not hide what this one did wrong: the engine sees the last part's output alone."""
+        where = f"part '{self.made[number].label}' of a chain"
+        if pure.ndim != 4 or pure.shape[:2] != x.shape[:2]:
+            raise UsageError(f"{where} returned shape {list(pure.shape)} for {list(x.shape)}")
+        low, high = (float(end) for end in pure.detach().aminmax())
+        if not (low >= -1e-4 and high <= 1 + 1e-4):  # so that NaN fails
+            raise UsageError(f"{where} left the range [0, 1]: {low:.4f} to {high:.4f}")
+        return pure
+
+
+def chain(text: str) -> Resolved[Defense]:
+    """The defenses of `A >> B >> C`, resolved.
+
+    Raises:
+        UsageError: an unknown part, an empty one, or one that is no `Purifier`.
+    """
+    labels = split(text, MARK)
+    if len(labels) < 2 or not all(labels):
+        raise UsageError(
+            f"defense '{text}': expected defenses between each {MARK}, like jpeg {MARK} rdp, and closed parentheses"
+        )
+    parts: list[Resolved[Any]] = [defense.resolve(label) for label in labels]
+    for part in parts:
+        if not isinstance(part.value, Purifier):
+            raise UsageError(f"defense '{text}': {part.label} cannot be part of a chain; subclass Purifier")
+    return Resolved(
+        f" {MARK} ".join(part.label for part in parts),
+        Chain(tuple(parts)),
+        "; then ".join(part.summary.rstrip(".") for part in parts) + ".",
+        "; ".join(dict.fromkeys(part.source for part in parts)),
+        "1",
+        "chain",
+    )
+
+
+defense.dialect("chain of defenses, first to last", r".*>>.*", "jpeg >> rdp", chain, id="chain")
