@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rdp_bench.data._images import prepare
 from rdp_bench.errors import BadImageError, UsageError
@@ -35,6 +35,7 @@ class Images:
     paths: Sequence[Path]
     origin: Path
     targets: Sequence[int] = ()
+    classes: ClassVar[int] = CLASSES
 
     def __post_init__(self) -> None:
         if self.size < 1:

@@ -124,9 +124,12 @@ class PluginMember:
 
     @cache  # noqa: B019 - members are few and live as long as the process
     def load(self, device: str) -> "Classifier":
+        from rdp_bench.entry_calls import CheckedClassifier, naming_entry
+
         made = model.make(self.name)
-        move = getattr(made, "to", None)
-        return move(device) if move else made
+        with naming_entry(f"model '{self.name}' cannot be loaded"):
+            move = getattr(made, "to", None)
+            return CheckedClassifier(move(device) if move else made, self.name)
 
     @property
     def card(self) -> Card:

@@ -141,8 +141,9 @@ class Purifier:
         Raises:
             UsageError: `purify` changes the images' size, and there is no stand-in that does.
         """
-        near = self.stand_in(x, draws.fork("stand-in"))
-        pure = self.purify(x.detach(), draws)
+        # Copies: either may write into its input.
+        near = self.stand_in(x.clone(), draws.fork("stand-in"))
+        pure = self.purify(x.detach().clone(), draws)
         if near.shape != pure.shape:
             raise UsageError(
                 f"BPDA: {type(self).__name__} makes {list(pure.shape)} of {list(x.shape)} and has no stand-in of that "

@@ -16,6 +16,7 @@ from torch import Tensor
 from rdp_bench import restoration
 from rdp_bench.data.fingerprints import batch as read_batch
 from rdp_bench.draws import Draws
+from rdp_bench.entry_calls import checked_logits, is_out_of_memory, naming_entry
 from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.executor import CraftJob, Job, JudgeJob
 from rdp_bench.keys import canonical, hash_many
@@ -88,7 +89,7 @@ class Worker:
         plan = self.plan
         source = plan.sources[job.source].load(plan.device)
         for member in source.members:
-            _check_labels(plan, member.name, member.classes)
+            _check_classes(plan, member.name, member.classes)
         attack = plan.attacks[job.attack].value
         facts = {name: job.record[name] for name in SET_FACTS}
         seed = hash_many([canonical(facts)])
@@ -99,7 +100,9 @@ class Worker:
             u8 = self.clean(low, high)
             x = to_float(u8, plan.device)
             draws = Draws([f"{seed}/{print_}" for print_ in plan.prints[low:high]], plan.device)
-            adv = attack(source, x, self._labels(low, high), job.eps / 255, draws)
+            with naming_entry(f"attack '{job.attack}'"):
+                # A copy: what comes back is compared with the engine's own images.
+                adv = attack(source, x.clone(), self._labels(low, high), job.eps / 255, draws)
             return {"delta": to_delta(adv, x, u8, job.eps, str(job))}
 
         size = self.size
@@ -130,13 +133,13 @@ class Worker:
         plan = self.plan
         defense = plan.defenses[job.defense].value
         open_: dict[str, Artefact] = {}
-        problems = []
+        problems: dict[str, str] = {}  # of each target; one bad target must not cost the others their numbers
         for label, record in job.evals:
             try:
                 self.model(label)
                 open_[label] = plan.artefact(record)
             except RdpBenchError as error:
-                problems.append(str(error))  # one bad target must not cost the others their numbers
+                problems[label] = str(error)
         if job.restoration:
             open_[RESTORED] = plan.artefact(job.restoration)
         samples = plan.artefact(plan.sample_record(job.key))
@@ -149,12 +152,12 @@ class Worker:
         ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
         seed = hash_many([canonical({k: job.record[k] for k in ("defense", "seed", "stream")})])
         for low, high in ranges:
-            wanted = [label for label in open_ if (low, high) in missing[label]]
+            wanted = [label for label in open_ if (low, high) in missing[label] and label not in problems]
 
             def make(a: int, b: int, wanted: list[str] = wanted) -> dict[str, dict[str, NDArray[np.generic]]]:
                 x = to_float(self.images(job.set_key, a, b), plan.device)
                 draws = Draws([f"{seed}/{print_}" for print_ in plan.prints[a:b]], plan.device)
-                return self._predict(job, defense, x, draws, wanted, a, b)
+                return self._predict(job, defense, x, draws, wanted, a, b, problems)
 
             for a, b, found in self._halving(make, low, high):
                 for label, arrays in found.items():
@@ -162,12 +165,21 @@ class Worker:
                 if self.report:
                     self.report(job, b - a)
         if problems:
-            raise RdpBenchError("; ".join(problems))
+            raise RdpBenchError("; ".join(problems.values()))
 
     @torch.no_grad()
     def _predict(
-        self, job: JudgeJob, defense: Defense, x: Tensor, draws: Draws, wanted: list[str], low: int, high: int
+        self,
+        job: JudgeJob,
+        defense: Defense,
+        x: Tensor,
+        draws: Draws,
+        wanted: list[str],
+        low: int,
+        high: int,
+        problems: dict[str, str],
     ) -> dict[str, dict[str, NDArray[np.generic]]]:
+        """Arrays to store by target; a target that fails goes to `problems` instead."""
         models = {label: self.model(label) for label in wanted if label != RESTORED}
         scores: dict[str, list[Tensor]] = {label: [] for label in models}  # of each draw
         spent = dict.fromkeys(models, 0.0)
@@ -178,7 +190,9 @@ class Worker:
         for draw, number in looks:
             begin = time.perf_counter()
             streams = draws.fork(f"draw {draw}") if draw else draws  # draw 0 is that of a run with one draw
-            pure = checked_pure(defense.purify(x, streams.fork(f"pass {number}")), x, job.defense)
+            with naming_entry(f"defense '{job.defense}'"):
+                output = defense.purify(x.clone(), streams.fork(f"pass {number}"))
+            pure = checked_pure(output, x, job.defense)
             shared += time.perf_counter() - begin
             if draw == number == 0:
                 self._keep_sample(job, pure, low)
@@ -188,18 +202,28 @@ class Worker:
                     near = restoration.measure(pure, clean, lpips="lpips" in job.restoration["measure"])
                     out[RESTORED] = {name: values.cpu().numpy() for name, values in near.items()}
             for label, model in models.items():
+                if label in problems:
+                    continue
                 begin = time.perf_counter()
-                logits = model(pure, pure.shape[-1] / x.shape[-1])
+                try:
+                    with naming_entry(f"target '{label}' behind '{job.defense}'"):
+                        logits = model(pure, pure.shape[-1] / x.shape[-1])
+                    logits = checked_logits(logits, len(x), model.classes, f"target '{label}'")
+                    if not torch.isfinite(logits).all():
+                        raise RdpBenchError(f"target '{label}' gave NaN or infinite outputs behind '{job.defense}'")
+                except RdpBenchError as error:
+                    problems[label] = str(error)
+                    continue
                 # One pass keeps its logits; several average their softmax outputs (Xie et al. 2018).
-                part = logits if defense.passes == 1 else logits.softmax(1) / defense.passes
+                part = logits.clone() if defense.passes == 1 else logits.softmax(1) / defense.passes
                 if number:
                     scores[label][-1] += part
                 else:
                     scores[label].append(part)
                 spent[label] += time.perf_counter() - begin
         for label, each in scores.items():
-            if not all(torch.isfinite(one).all() for one in each):
-                raise RdpBenchError(f"target '{label}' gave NaN or infinite outputs behind '{job.defense}'")
+            if label in problems:
+                continue
             drawn = torch.stack(each, 1) if job.draws > 1 else each[0]  # [n, draws, classes], or [n, classes]
             top = drawn.float().topk(2, dim=-1).values
             out[label] = {
@@ -213,7 +237,7 @@ class Worker:
     def model(self, label: str) -> Classifier:
         """The classifier of a target (or, to measure it, of a source's member), loaded and checked."""
         model = self.plan.models[label].load(self.plan.device)
-        _check_labels(self.plan, label, model.classes)
+        _check_classes(self.plan, label, model.classes)
         return model
 
     def _keep_sample(self, job: JudgeJob, pure: Tensor, low: int) -> None:
@@ -229,7 +253,7 @@ class Worker:
             try:
                 result = make(low, low + step)
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if step == 1:
                     raise RdpBenchError(f"out of memory on {self.plan.device} even with one image") from error
@@ -260,6 +284,9 @@ def to_delta(adv: Tensor, x: Tensor, clean: NDArray[np.uint8], eps: float, what:
     Raises:
         RdpBenchError: wrong shape, NaN, out of [0, 1], or farther than eps.
     """
+    if not isinstance(adv, Tensor):
+        raise RdpBenchError(f"{what}: returned {type(adv).__name__}, not a tensor")
+    adv = adv.detach()
     if adv.shape != x.shape:
         raise RdpBenchError(f"{what}: returned shape {list(adv.shape)}, expected {list(x.shape)}")
     if not torch.isfinite(adv).all():
@@ -297,11 +324,14 @@ def checked_pure(pure: Tensor, x: Tensor, what: str) -> Tensor:
     return pure.float().clamp(0, 1)
 
 
-def _check_labels(plan: Plan, name: str, classes: int) -> None:
+def _check_classes(plan: Plan, name: str, classes: int) -> None:
+    """Refuse a network whose outputs are not the classes that the data set's labels count."""
+    expected = getattr(plan.dataset, "classes", None)
+    if expected is not None and classes != expected:
+        raise RdpBenchError(
+            f"model '{name}' has {classes} classes, data set {plan.dataset.name} has labels of {expected}: class numbers "
+            "would not mean the same; use a network of the data set's classes"
+        )
     worst = max(plan.dataset.labels)
     if worst >= classes:
         raise RdpBenchError(f"label {worst} of data set {plan.dataset.name} is beyond the {classes} classes of {name}")
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
