@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 # Imported to be registered: the entry must be there however this module was reached.
 from rdp_bench.data import photos20 as _photos20  # noqa: F401
 from rdp_bench.data._labelled import CLASSES, SIZE, Images
+from rdp_bench.data._natural import convert
 from rdp_bench.data.csvlist import csvlist
 from rdp_bench.data.imagefolder import imagefolder
 from rdp_bench.data.nips2017 import TABLE, nips2017
@@ -53,6 +54,7 @@ def open_dataset(spec: str, *, size: int | None = None, limit: int | None = None
         found: Dataset = _from_path(path, SIZE if size is None else size)
     else:
         found = _registered(spec, path, size)
+    found = convert(found, spec)
     _check(found)
     if limit is not None and limit < len(found.ids):
         found = found.first(limit) if isinstance(found, Images) else _First.of(found, limit)
@@ -113,11 +115,14 @@ class _First:
     size: int
     ids: Sequence[str]
     labels: Sequence[int]
+    targets: Sequence[int]
+    classes: int | None
     whole: Dataset
 
     @classmethod
     def of(cls, whole: Dataset, limit: int) -> _First:
-        return cls(whole.name, whole.size, whole.ids[:limit], whole.labels[:limit], whole)
+        targets, classes = getattr(whole, "targets", ()), getattr(whole, "classes", None)
+        return cls(whole.name, whole.size, whole.ids[:limit], whole.labels[:limit], targets[:limit], classes, whole)
 
     def image(self, index: int) -> NDArray[np.uint8]:
         return self.whole.image(range(len(self.ids))[index])

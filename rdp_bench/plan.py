@@ -13,7 +13,7 @@ from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import UsageError, naming
 from rdp_bench.executor import CraftJob, Job, JudgeJob
 from rdp_bench.grid import CLEAN, UNDEFENDED, Grid
-from rdp_bench.keys import Record, hash_many, key_of
+from rdp_bench.keys import Record, hash_many, key_of, plain
 from rdp_bench.models import AnyMember, SourceRef, find, find_or_absent, find_source
 from rdp_bench.protocols import Attack, Dataset, Defense
 from rdp_bench.registry import Resolved
@@ -79,7 +79,7 @@ class Plan:
         name = f"{type(part).__name__} {part.name}"
         if name not in self._records:
             with naming(f"model '{name}' cannot say its record"):
-                self._records[name] = part.record()
+                self._records[name] = plain(part.record())
         return self._records[name]
 
     def _images(self) -> Record:
@@ -97,7 +97,7 @@ class Plan:
         made = self.attacks[attack]
         kind = type(made.value)
         with naming(f"attack '{attack}' cannot say its parameters"):
-            params = made.value.resolved(eps)
+            params = plain(made.value.resolved(eps))
         return {
             **self._images(),
             "kind": "adv",
@@ -120,7 +120,7 @@ class Plan:
         made = self.defenses[defense]
         kind = type(made.value)
         with naming(f"defense '{defense}' cannot say its parameters"):
-            params = made.value.resolved()
+            params = plain(made.value.resolved())
         return {
             **self._images(),
             "kind": "pure",
@@ -130,7 +130,7 @@ class Plan:
             "defense": {
                 "type": f"{kind.__module__}.{kind.__qualname__}",
                 "version": made.version,
-                "passes": made.value.passes,
+                "passes": int(made.value.passes),
                 **params,
             },
         }

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from rdp_bench.environment import describe
-from rdp_bench.keys import Record
+from rdp_bench.keys import Record, plain
 from rdp_bench.models import Member
 from rdp_bench.plan import Plan, dataset_digest
 from rdp_bench.specs import show
@@ -27,7 +27,7 @@ def header(plan: Plan, command: str) -> Record:
             "summary": made.summary,
             "source": made.source,
             "version": made.version,
-            "resolved": {show(eps): made.value.resolved(eps) for eps in axes.eps},
+            "resolved": {show(eps): plain(made.value.resolved(eps)) for eps in axes.eps},
         }
         for label, made in plan.attacks.items()
     }
@@ -37,10 +37,10 @@ def header(plan: Plan, command: str) -> Record:
             "source": made.source,
             "version": made.version,
             **{
-                name: getattr(made.value, name, None)
+                name: plain(getattr(made.value, name, None))
                 for name in ("random", "differentiable", "backward", "scale", "passes")
             },
-            "resolved": made.value.resolved(),
+            "resolved": plain(made.value.resolved()),
         }
         for label, made in plan.defenses.items()
     }
@@ -77,7 +77,7 @@ def header(plan: Plan, command: str) -> Record:
         "sources": {
             label: {
                 "members": [member.name for member in source.members],
-                "through": source.through.record() if source.through else None,
+                "through": plain(source.through.record()) if source.through else None,
             }
             for label, source in plan.sources.items()
         },
