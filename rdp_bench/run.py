@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rdp_bench import cost, crosscheck, lending, table
+from rdp_bench import cost, crosscheck, lending, stats, table
 from rdp_bench.crosscheck import Check, check_rate
 from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError
@@ -26,6 +26,10 @@ _PLACE = ("source", "attack", "eps", "defense", "target")
 
 OFF_BY = 0.5
 """Points of clean accuracy by which a known model may be off before a run warns."""
+
+
+LEAST_FOR_CHANCE = 10
+"""Images below which an accuracy at chance is not warned of: a poor model may be wrong on all of them."""
 
 
 @dataclass
@@ -108,8 +112,10 @@ class Run:
                 arrays = self._stored(record)
                 if arrays is None:
                     continue  # nothing measured, nothing to compare
-                measured = 100 * float((arrays["predicted"] == arrays["label"]).mean())
+                right = int((arrays["predicted"] == arrays["label"]).sum())
+                measured = 100 * right / self.plan.n
                 self.record["models"][label]["measured_accuracy"] = measured
+                self._warn_of_chance(label, right)
                 card = self.plan.models[label].card
                 known = card.known_accuracy(self.plan.dataset.name, self.plan.n)
                 if known is not None and abs(measured - known) > OFF_BY:
@@ -118,6 +124,19 @@ class Run:
                         f"its card says {known:.1f} %: wrong weights, preprocessing or labels? "
                         "Do not trust numbers made with it"
                     )
+
+    def _warn_of_chance(self, label: str, right: int) -> None:
+        """Warn of a model that does no better than guessing, where so many images can tell."""
+        dataset, n = self.plan.dataset, self.plan.n
+        chance = 1 / (getattr(dataset, "classes", None) or max(dataset.labels) + 1)
+        level = 1 - stats.LEVEL
+        telling = n >= LEAST_FOR_CHANCE and stats.binomial_tail(n, n, chance) <= level
+        if telling and stats.binomial_tail(right, n, chance) > level:
+            self.warn(
+                f"{label} is right on {right} of {n} images of {dataset.name} without attack or defense, no better than "
+                f"guessing ({100 * chance:.1f} %): other class numbers, preprocessing or weights? "
+                "Do not trust numbers made with it"
+            )
 
     @property
     def lacks_cost(self) -> bool:

@@ -56,7 +56,7 @@ MAY = {
     "record": {"environment", "keys", "models", "plan", "specs"},
     "run": {
         "cost", "crosscheck", "environment", "errors", "executor", "keys", "lending", "outcomes", "plan", "record",
-        "specs", "store", "table",
+        "specs", "stats", "store", "table",
     },
 }  # fmt: skip
 

@@ -29,6 +29,8 @@ class Net:
         return self.wrap(means @ self.weight)
 
     def record(self) -> dict[str, Any]:
+        if self.name != "natural/mapping":
+            return {}
         return {"scale": np.float32(0.5), "size": np.int64(SIZE), "mean": np.array([0.5, 0.25]), "fixed": np.bool_(True)}
 
 
