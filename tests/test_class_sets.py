@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from rdp_bench import plugins
 from rdp_bench.registry import registries
 from rdp_bench.stats import binomial_tail
 from tests.commands import cli
@@ -54,6 +55,7 @@ targets = ["sets/one-right"]
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RDP_BENCH_CACHE", str(tmp_path / "cache"))
+    plugins.load()
     for registry in registries.values():  # each test registers the plugin anew
         monkeypatch.setattr(registry, "entries", dict(registry.entries))
     (tmp_path / "sets.py").write_text(PLUGIN)
