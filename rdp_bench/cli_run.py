@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rdp_bench import cli_cache
+from rdp_bench.budgets import NORMS, show_eps
 from rdp_bench.errors import UsageError
 from rdp_bench.store import Store
 
@@ -40,7 +41,8 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 @click.option("--target", **_AXIS, help="Target model; repeatable.")
 @click.option("--attack", **_AXIS, help='Attack, like "ti-dim", "dim(steps=10)" or "MI|DI(p=.5)"; repeatable.')
 @click.option("--defense", **_AXIS, help='Defense, like "jpeg(quality=95)"; repeatable.')
-@click.option("--eps", multiple=True, type=float, help="L-infinity budget in /255; repeatable.")
+@click.option("--eps", multiple=True, help="L-infinity budget in /255, like 8 or 8/255; repeatable.")
+@click.option("--norm", type=click.Choice(NORMS), help="Norm of the budget.  [default: the grid's, or linf]")
 @click.option("--draws", type=int, help="Draws judged of a random defense.  [default: the grid's, or 1]")
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
@@ -147,7 +149,7 @@ def changes(options: dict[str, Any]) -> dict[str, Any]:
     given: dict[str, Any] = {axis: options[flag] for axis, flag in FLAGS.items() if options[flag]}
     if "targets" in given:
         given["baselines"] = ()
-    return given | {name: options[name] for name in ("dataset", "draws") if options[name] is not None}
+    return given | {name: options[name] for name in ("dataset", "draws", "norm") if options[name] is not None}
 
 
 def load_grid(name: str, options: dict[str, Any], given: dict[str, Any]) -> "Grid":
@@ -253,7 +255,7 @@ def _print_table(running: "Run") -> None:
         guards = [guard for guard in axes.defenses if target in axes.behind(guard)]
         for eps in axes.eps if axes.attacks else ():
             for source in axes.sources:
-                click.echo(f"\nerror % of {target}, crafted on {source}, eps {eps:g}")
+                click.echo(f"\nerror % of {target}, crafted on {source}, eps {show_eps(eps, axes.norm)}")
                 click.echo(f"{'':{width}} {' '.join(f'{column[:10]:>10}' for column in columns)}")
                 for guard in guards:
                     cells = [Cell(name, source, attack, eps, target, guard) for attack in axes.attacks]

@@ -9,6 +9,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from rdp_bench.budgets import LINF, NORMS, parse_eps
 from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown
 from rdp_bench.registry import defense as defenses
 from rdp_bench.specs import Cell, show
@@ -24,7 +25,7 @@ FIGURES = ("heat", "dots", "sweep", "pareto", "spectra", "gallery", "error-maps"
 
 @dataclass(frozen=True)
 class Axes:
-    """The values a grid runs over, as labels in table order; eps in /255."""
+    """The values a grid runs over, as labels in table order; eps in /255, or as `norm` says (`budgets.parse_eps`)."""
 
     dataset: str = ""
     sources: tuple[str, ...] = ()
@@ -33,6 +34,7 @@ class Axes:
     attacks: tuple[str, ...] = ()
     defenses: tuple[str, ...] = ()
     eps: tuple[float, ...] = ()
+    norm: str = LINF
     clean: bool = True
     ensembles: dict[str, list[str]] = field(default_factory=dict)
     checks: tuple[str, ...] = ()  # models that the cross-check alone looks at
@@ -151,6 +153,8 @@ def selected(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | 
     for axis, labels in wanted.items():
         if axis in ("sources", "attacks", "eps") and not grid.axes.attacks:
             continue
+        if axis == "eps":
+            labels = [parse_eps(label, grid.axes.norm) for label in labels]
         names = {_plain(label) for label in labels}
         for name in (axis, "baselines") if axis == "targets" else (axis,):
             kept[name] = tuple(label for label in getattr(grid.axes, name) if _plain(label) in names)
@@ -184,21 +188,33 @@ def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any
     for key in values:
         if key not in known:
             raise unknown(f"axis of grid {name}", key, known)
-    axes = replace(Axes(), **{key: _value(name, key, value) for key, value in values.items()})
-    axes = replace(axes, **changes)
+    read = {key: _value(name, key, value) for key, value in values.items()}
+    norm = read.get("norm", LINF)
+    if changes.get("norm", norm) != norm and "eps" not in changes:
+        raise UsageError(
+            f"grid {name}: its eps are budgets in {norm}; --norm {changes['norm']} needs --eps, for example "
+            f"{'--eps 8' if changes['norm'] == LINF else '--eps 3.0'}"
+        )
+    read |= changes
+    if "norm" in read and read["norm"] not in NORMS:
+        raise unknown(f"norm of grid {name}", read["norm"], NORMS)
+    read["eps"] = tuple(parse_eps(value, read.get("norm", LINF)) for value in read.get("eps", ()))
+    axes = replace(Axes(), **read)
     axes = replace(axes, defenses=_spread(axes.defenses))
     return Grid(name, table.get("title", name), profile, _checked(name, axes))
 
 
 def _value(grid: str, key: str, value: Any) -> Any:
     """A TOML value as the type its axis has."""
-    numbers = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    numbers = isinstance(value, list) and all(
+        isinstance(v, int | float | str) and not isinstance(v, bool) for v in value
+    )
     words = isinstance(value, list) and all(isinstance(v, str) for v in value)
     lists = list(value.values()) if isinstance(value, dict) else [0]
     members = all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in lists)
     whole = isinstance(value, int) and not isinstance(value, bool)
     good, wanted = {
-        **dict.fromkeys(("dataset", "note"), (isinstance(value, str), "a text")),
+        **dict.fromkeys(("dataset", "norm", "note"), (isinstance(value, str), "a text")),
         **dict.fromkeys(("clean", "restoration", "cost"), (isinstance(value, bool), "true or false")),
         **dict.fromkeys(("draws", "limit", "samples"), (whole, "a whole number")),
         "eps": (numbers, "a list of numbers, like [8, 16]"),
@@ -206,8 +222,6 @@ def _value(grid: str, key: str, value: Any) -> Any:
     }.get(key, (words, "a list of names"))
     if not good:
         raise UsageError(f"grid {grid}: '{key}' is {wanted}, found {value!r}")
-    if key == "eps":
-        return tuple(float(v) for v in value)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -258,9 +272,6 @@ def _checked(grid: str, axes: Axes) -> Axes:
     for figure in axes.figures:
         if figure not in FIGURES:
             raise unknown(f"figure of grid {grid}", figure, FIGURES)
-    for value in axes.eps:
-        if not 0 <= value <= 255:
-            raise UsageError(f"eps {show(value)} is not within 0 and 255 (it is in /255: 16 means 16/255)")
     for key in ("sources", "targets", "attacks", "defenses", "eps"):
         labels = getattr(axes, key) + (axes.baselines if key == "targets" else ())
         twice = {show(label) for label in labels if labels.count(label) > 1}

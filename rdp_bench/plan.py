@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rdp_bench import crosscheck, perceptual, registry, weights
+from rdp_bench.budgets import LINF
 from rdp_bench.crosscheck import Rate
 from rdp_bench.data.fingerprints import digest, fingerprints
 from rdp_bench.data.open import open_dataset
@@ -15,7 +16,7 @@ from rdp_bench.executor import CraftJob, Job, JudgeJob
 from rdp_bench.grid import CLEAN, UNDEFENDED, Grid
 from rdp_bench.keys import Record, hash_many, key_of, plain
 from rdp_bench.models import AnyMember, SourceRef, find, find_or_absent, find_source
-from rdp_bench.protocols import Attack, Dataset, Defense
+from rdp_bench.protocols import Attack, ChoosesNorm, Dataset, Defense, aims_at_targets
 from rdp_bench.registry import Resolved
 from rdp_bench.specs import Cell, show
 from rdp_bench.store import Artefact, Store
@@ -55,6 +56,8 @@ class Plan:
     targets: dict[str, AnyMember] = field(default_factory=dict)
     checks: dict[str, AnyMember] = field(default_factory=dict)
     """Models that only the cross-check needs."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of the results, for the run to warn of; work adds to it."""
     eval_records: dict[str, Record] = field(default_factory=dict)
     job_of: dict[str, str] = field(default_factory=dict)
     """Eval key -> key of the job that makes it."""
@@ -67,6 +70,16 @@ class Plan:
     @property
     def n(self) -> int:
         return len(self.dataset.labels)
+
+    @property
+    def norm(self) -> str:
+        """The norm of every budget of the run."""
+        return self.grid.axes.norm
+
+    @property
+    def targets_of_images(self) -> Sequence[int]:
+        """The data set's target class of each image; empty where it has none."""
+        return getattr(self.dataset, "targets", ())
 
     @property
     def models(self) -> dict[str, AnyMember]:
@@ -108,6 +121,9 @@ class Plan:
                 **params,
             },
             "eps": eps,
+            # Neutral where it is L-infinity, as it was before there were others.
+            **({} if self.norm == LINF else {"norm": self.norm}),
+            **({"targets": hash_many(map(str, self.targets_of_images))} if aims_at_targets(made.value) else {}),
         }
 
     def of(self, dataset: Dataset, prints: list[str]) -> "Plan":
@@ -197,7 +213,7 @@ class Plan:
     def cross_checks(self) -> list[tuple[Rate, Record]]:
         """Published transfer rates that this run measures too, and the record of what its target predicts."""
         axes = self.grid.axes
-        if (self.grid.profile, self.dataset.name) != (crosscheck.PROFILE, crosscheck.DATASET):
+        if (self.grid.profile, self.dataset.name) != (crosscheck.PROFILE, crosscheck.DATASET) or self.norm != LINF:
             return []
         found = []
         for rate in crosscheck.rates():
@@ -259,7 +275,7 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     if models_dir is not None and not models_dir.is_dir():
         raise UsageError(f"--models-dir {models_dir}: no such folder")
     weights.look_in(models_dir)
-    attacks = {label: registry.attack.resolve(label) for label in axes.attacks}
+    attacks = {label: _bounded(registry.attack.resolve(label), axes.norm) for label in axes.attacks}
     defenses = {label: registry.defense.resolve(label) for label in axes.defenses}
     labels: list[str] = []
     for label in axes.sources if axes.attacks else ():
@@ -278,8 +294,41 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     dataset = open_dataset(axes.dataset, limit=min((n for n in (limit, axes.limit) if n), default=None))
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
+    aiming = [label for label, made in attacks.items() if aims_at_targets(made.value)]
+    if aiming and not getattr(dataset, "targets", ()):
+        raise UsageError(
+            f"attack '{aiming[0]}' approaches the data set's target classes, and {axes.dataset} has none; use "
+            "nips2017, a data set of your own with `targets`, or target=random"
+        )
     prints = fingerprints(dataset, store.root)
-    return Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks)
+    plan = Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks)
+    if axes.norm == LINF:
+        plan.notes += [
+            f"eps {show(eps)} is between two levels of the 8-bit images that are stored: pixels move by at most "
+            f"{int(eps)}/255"
+            for eps in axes.eps
+            if not eps.is_integer()
+        ]
+    return plan
+
+
+def _bounded(made: Resolved[Attack], norm: str) -> Resolved[Attack]:
+    """The attack with its budget in `norm`.
+
+    Raises:
+        UsageError: it has no such budget.
+    """
+    if isinstance(made.value, ChoosesNorm):
+        try:
+            return replace(made, value=made.value.with_norm(norm))
+        except ValueError as error:
+            raise UsageError(f"attack '{made.label}' under --norm {norm}: {error}") from error
+    if norm != LINF:
+        raise UsageError(
+            f"attack '{made.label}' has an L-infinity budget only; leave out --norm {norm}, or use an attack that has "
+            "both, such as fgsm, mi-fgsm or pgd"
+        )
+    return made
 
 
 def _pairs(grid: Grid) -> list[tuple[str, str]]:

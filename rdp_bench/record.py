@@ -67,6 +67,7 @@ def header(plan: Plan, command: str) -> Record:
             "targets": list(axes.targets),
             "attacks": list(axes.attacks),
             "eps": list(axes.eps),
+            "norm": axes.norm,
             "defenses": list(axes.defenses),
             "clean": axes.clean,
             "draws": axes.draws,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rdp_bench import restoration
+from rdp_bench.budgets import LINF, allowed
 from rdp_bench.data.fingerprints import batch as read_batch
 from rdp_bench.draws import Draws
 from rdp_bench.entry_calls import checked_logits, is_out_of_memory, naming_entry
@@ -21,8 +22,7 @@ from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.executor import CraftJob, Job, JudgeJob
 from rdp_bench.keys import canonical, hash_many
 from rdp_bench.plan import SET_FACTS, Plan
-from rdp_bench.protocols import Classifier, Defense
-from rdp_bench.specs import show
+from rdp_bench.protocols import Classifier, Defense, Notes, aims_at_targets
 from rdp_bench.store import Artefact
 
 R = TypeVar("R")
@@ -85,12 +85,16 @@ class Worker:
     def _labels(self, low: int, high: int) -> Tensor:
         return torch.tensor(list(self.plan.dataset.labels[low:high]), device=self.plan.device)
 
+    def _targets(self, low: int, high: int) -> Tensor:
+        return torch.tensor(list(self.plan.targets_of_images[low:high]), device=self.plan.device)
+
     def _craft(self, job: CraftJob) -> None:
         plan = self.plan
         source = plan.sources[job.source].load(plan.device)
         for member in source.members:
             _check_classes(plan, member.name, member.classes)
         attack = plan.attacks[job.attack].value
+        aims = self._targets if aims_at_targets(attack) else self._labels
         facts = {name: job.record[name] for name in SET_FACTS}
         seed = hash_many([canonical(facts)])
         artefact = plan.artefact(job.record)
@@ -102,8 +106,9 @@ class Worker:
             draws = Draws([f"{seed}/{print_}" for print_ in plan.prints[low:high]], plan.device)
             with naming_entry(f"attack '{job.attack}'"):
                 # A copy: what comes back is compared with the engine's own images.
-                adv = attack(source, x.clone(), self._labels(low, high), job.eps / 255, draws)
-            return {"delta": to_delta(adv, x, u8, job.eps, str(job))}
+                eps = job.eps / 255 if plan.norm == LINF else job.eps
+                adv = attack(source, x.clone(), aims(low, high), eps, draws)
+            return {"delta": to_delta(adv, x, u8, job.eps, str(job), plan.norm)}
 
         size = self.size
         if self.batch is None and any(hasattr(member, "drawn") for member in source.members):
@@ -113,6 +118,8 @@ class Worker:
                 artefact.write(a, b, arrays)
                 if self.report:
                     self.report(job, b - a)
+        if isinstance(attack, Notes):
+            plan.notes += [note for note in attack.notes() if note not in plan.notes]
 
     def images(self, set_key: str | None, low: int, high: int) -> NDArray[np.uint8]:
         """Images `low..high` of an adversarial set, or of the data set, as uint8."""
@@ -127,6 +134,11 @@ class Worker:
             artefact.heal()
             self._craft(craft)
             delta = artefact.read(low, high)["delta"]
+        if not within(delta, craft.eps, self.plan.norm):
+            raise RdpBenchError(
+                f"{craft}: stored images {low}..{high - 1} are not within {allowed(craft.eps, self.plan.norm)} of the "
+                f"clean ones; delete {artefact.folder} and run again"
+            )
         return add_delta(clean, delta)
 
     def _judge(self, job: JudgeJob) -> None:
@@ -276,10 +288,23 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     return array
 
 
-def to_delta(adv: Tensor, x: Tensor, clean: NDArray[np.uint8], eps: float, what: str) -> NDArray[np.integer]:
+def to_delta(
+    adv: Tensor, x: Tensor, clean: NDArray[np.uint8], eps: float, what: str, norm: str = LINF
+) -> NDArray[np.integer]:
     """What an attack added, in 8-bit levels, after checking what the attack promised.
 
-    `eps` in /255. int8 up to 127 levels, else int16.
+    Rounding to levels leaves the budget by a little; the levels are then moved back until they are within it, exactly.
+
+    Args:
+        adv: adversarial images `[n, 3, h, w]` in [0, 1].
+        x: the clean ones.
+        clean: the clean ones in 8 bits.
+        eps: the budget; in /255 where `norm` is "linf", else the L2 norm with pixels in [0, 1].
+        what: how errors begin.
+        norm: "linf" or "l2".
+
+    Returns:
+        `[n, 3, h, w]`; int8 where no level can change by more than 127, else int16.
 
     Raises:
         RdpBenchError: wrong shape, NaN, out of [0, 1], or farther than eps.
@@ -291,15 +316,49 @@ def to_delta(adv: Tensor, x: Tensor, clean: NDArray[np.uint8], eps: float, what:
         raise RdpBenchError(f"{what}: returned shape {list(adv.shape)}, expected {list(x.shape)}")
     if not torch.isfinite(adv).all():
         raise RdpBenchError(f"{what}: returned NaN or infinite pixels")
-    moved = float((adv - x).abs().max()) * 255
-    if moved > eps + 1e-2:
-        raise RdpBenchError(f"{what}: moved a pixel by {moved:.2f}/255, allowed {show(eps)}/255")
+    if norm == LINF:
+        moved = float((adv - x).abs().max()) * 255
+        if moved > eps + 1e-2:
+            raise RdpBenchError(f"{what}: moved a pixel by {moved:.2f}/255, allowed {allowed(eps, norm)}")
+    else:
+        moved = float((adv - x).flatten(1).norm(dim=1).max())
+        if moved > eps * (1 + 1e-4) + 1e-4:
+            raise RdpBenchError(f"{what}: moved an image by an L2 norm of {moved:.4f}, allowed {allowed(eps, norm)}")
     if float(adv.min()) < -1e-4 or float(adv.max()) > 1 + 1e-4:
         raise RdpBenchError(f"{what}: left the range [0, 1]: {float(adv.min()):.4f} to {float(adv.max()):.4f}")
     delta = to_uint8(adv).astype(np.int16) - clean
+    if norm != LINF:
+        wanted = adv.cpu().double().numpy() * 255 - clean
+        return np.stack([_within_l2(*pair, eps) for pair in zip(delta, wanted, strict=True)])
     # Rounding moves by up to half a level: with a fractional eps that can lead outside it.
     delta = delta.clip(-int(eps), int(eps))
     return delta.astype(np.int8 if eps < 128 else np.int16)
+
+
+def _within_l2(delta: NDArray[np.int16], wanted: NDArray[np.float64], eps: float) -> NDArray[np.int16]:
+    """One image's levels within an L2 norm of `eps`, near `wanted`, which they were rounded from.
+
+    Levels go one step towards the clean image, those first that rounding took farthest away from it.
+    """
+    flat, exact = delta.astype(np.int64).ravel(), np.abs(wanted.ravel())
+    limit = (255 * eps) ** 2
+    while (excess := float(flat @ flat) - limit) > 0:
+        size = np.abs(flat)
+        order = np.argsort(np.where(size > 0, exact - size, np.inf), kind="stable")
+        gains = np.cumsum(np.maximum(2 * size[order] - 1, 0))
+        some = order[: int(np.searchsorted(gains, excess)) + 1]
+        flat[some] -= np.sign(flat[some])
+    return flat.astype(np.int16).reshape(delta.shape)
+
+
+def within(delta: NDArray[np.generic], eps: float, norm: str) -> bool:
+    """Whether every image's stored difference `[n, 3, h, w]` is within the budget; exact, in whole levels."""
+    if not delta.size:
+        return True
+    if norm == LINF:
+        return bool(-int(eps) <= delta.min() and delta.max() <= int(eps))
+    flat = delta.reshape(len(delta), -1).astype(np.int64)
+    return bool((flat * flat).sum(1).max() <= (255 * eps) ** 2)
 
 
 def add_delta(clean: NDArray[np.uint8], delta: NDArray[np.generic]) -> NDArray[np.uint8]:
