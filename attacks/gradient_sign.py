@@ -7,8 +7,8 @@
     g_{t+1} = mu * g_t + G / mean|G|                          momentum (MI)
     x_{t+1} = clip(x_t + alpha * sign(g_{t+1}), ball, [0, 1])
 
-Under an L2 budget the step goes along G / |G|_2 (Madry et al. 2018; Goodfellow et al. 2015 for one step), and the ball is
-the L2 ball, projected to before [0, 1].
+Under an L2 budget the step goes along g / |g|_2 instead of sign(g), and the result is projected to the L2 ball, then to
+[0, 1] (Madry et al. 2018).
 
 The constants of the authors' code live on images in [-1, 1]; here pixels are in [0, 1], which halves
 eps and alpha and turns their padding value 0 and their scaling towards 0 into mid-grey .5.
@@ -140,8 +140,8 @@ class GradientSign:
             return max(self.alpha_floor, self.step_ratio * eps_255 / self.count(eps_255))
         if self.alpha * self.count(eps_255) < 0.5:
             raise UsageError(
-                f"alpha is in /255, and {self.count(eps_255)} steps of {show(self.alpha)}/255 change no 8-bit pixel; did "
-                f"you mean alpha={max(1, round(self.alpha * 255))}?"
+                f"alpha is in /255, and {self.count(eps_255)} steps of {show(self.alpha)}/255 change no 8-bit pixel; "
+                f"did you mean alpha={max(1, round(self.alpha * 255))}?"
             )
         return self.alpha
 

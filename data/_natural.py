@@ -73,6 +73,6 @@ def _array(image: Any) -> NDArray[np.uint8]:
     array = np.asarray(image)
     if array.ndim == 3 and array.shape[-1] == 3 and array.shape[0] != 3:
         array = np.ascontiguousarray(array.transpose(2, 0, 1))
-    if np.issubdtype(array.dtype, np.integer) and array.size and 0 <= array.min() and array.max() <= 255:
+    if np.issubdtype(array.dtype, np.integer) and array.size and array.min() >= 0 and array.max() <= 255:
         array = array.astype(np.uint8)
     return array

@@ -24,8 +24,10 @@ def parse_eps(value: Any, norm: str = LINF) -> float:
     """
     number, is_fraction = _number(value, norm)
     if norm != LINF:
-        if not 0 <= number:
-            raise UsageError(f"eps {show(value)} is negative; an L2 budget is a number like 3.0, pixels being in [0, 1]")
+        if not number >= 0:
+            raise UsageError(
+                f"eps {show(value)} is negative; an L2 budget is a number like 3.0, pixels being in [0, 1]"
+            )
         return number
     if 0 < number < 1:
         if is_fraction:

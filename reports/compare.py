@@ -68,7 +68,13 @@ class Comparison:
 
 
 def compare(a: Run, b: Run) -> Comparison:
-    """Every cell of both, what differs most first; paired image by image where they judged the very same images."""
+    """Every cell of both, what differs most first; paired image by image where they judged the very same images.
+
+    Raises:
+        UsageError: their budgets have different norms.
+    """
+    if a.norm != b.norm:
+        raise UsageError(f"the two runs of {a.grid} have budgets in {a.norm} and in {b.norm}: equal eps mean nothing")
     same = all(a.record["dataset"][name] == b.record["dataset"][name] for name in ("images", "n"))
     rows = [{Place.of(row): row for row in run.rows} for run in (a, b)]
     pairs = [_pair(a, b, place, rows[0][place], rows[1][place], same) for place in rows[0] if place in rows[1]]
@@ -86,7 +92,7 @@ def _pair(a: Run, b: Run, place: Place, first: Row, second: Row, same: bool) -> 
         return pair
     if first["eval_key"] == second["eval_key"]:
         return replace(pair, same=True, difference=0.0, low=0.0, high=0.0)
-    sign = 1 if first["metric"] == "error" else -1
+    sign = 1 if first["metric"].startswith("error") else -1
     if same:
         # Over as many draws each, so that runs of one draw and of ten can be told apart or not.
         errors = a.errors(place) * b.draws, b.errors(place) * a.draws

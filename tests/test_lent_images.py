@@ -59,9 +59,7 @@ def test_a_target_does_not_change_what_the_next_one_sees(grid: Path, monkeypatch
     assert careless == careful
 
 
-@pytest.mark.parametrize(
-    "flags", [("--defense", "careless/dim", "--draws", 4), ("--defense", "careless/dim(count=3)")]
-)
+@pytest.mark.parametrize("flags", [("--defense", "careless/dim", "--draws", 4), ("--defense", "careless/dim(count=3)")])
 def test_each_draw_and_pass_of_a_defense_gets_the_image_itself(
     grid: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[object, ...]
 ) -> None:
@@ -76,9 +74,7 @@ def test_a_source_that_writes_into_its_input(grid: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("way", ["bpda({}, tiny/one)", "exact({}, tiny/one)", "bpda({}, careless/net, 3)"])
-def test_gradients_through_a_defense_that_writes_into_its_input(
-    way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_through_a_defense_that_writes_into_its_input(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from rdp_bench import models, plugins

@@ -31,7 +31,12 @@ class Net:
     def record(self) -> dict[str, Any]:
         if self.name != "natural/mapping":
             return {}
-        return {"scale": np.float32(0.5), "size": np.int64(SIZE), "mean": np.array([0.5, 0.25]), "fixed": np.bool_(True)}
+        return {
+            "scale": np.float32(0.5),
+            "size": np.int64(SIZE),
+            "mean": np.array([0.5, 0.25]),
+            "fixed": np.bool_(True),
+        }
 
 
 FORMS: dict[str, Callable[[Tensor], Any]] = {
