@@ -148,7 +148,8 @@ class _Split(torch.autograd.Function):
 
 def norm_l2(x: Tensor) -> Tensor:
     """L2 norm of each image, `[n, 1, 1, 1]`."""
-    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
+    return norm
 
 
 def unit_l2(x: Tensor) -> Tensor:

@@ -90,10 +90,11 @@ class TorchAttack:
     def notes(self) -> list[str]:
         """How far pixels were moved back; see `protocols.Notes`."""
         units = 255 if self.norm == LINF else 1
+        told = [[allowed(round(units * one, 2), self.norm) for one in pair] for pair in self._strayed.items()]
         return [
-            f"attack torchattacks:{self.name} left its budget and was cut back to it: an image was "
-            f"{allowed(round(units * far, 2), self.norm)} away from the clean one, allowed {allowed(units * eps, self.norm)}"
-            for eps, far in self._strayed.items()
+            f"attack torchattacks:{self.name} left its budget and was cut back to it: an image was {far} away from the "
+            f"clean one, allowed {eps}"
+            for eps, far in told
         ]
 
     def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
@@ -141,7 +142,8 @@ class TorchAttack:
 
         known = _parameters(_class(self.name))
         defaults = {k: v for k, v in known.items() if isinstance(v, bool | int | float | str | None)}
-        defaults |= {name: eps_255 for name in BUDGET_NAMES if name in known} | self._norm_param(_class(self.name))
+        defaults |= {name: eps_255 for name in BUDGET_NAMES if name in known}
+        defaults |= self._norm_param(_class(self.name))
         return {"torchattacks": version("torchattacks"), "class": self.name, **defaults, **dict(self.params)}
 
     def gradients(self, eps_255: float) -> int:  # noqa: ARG002 - part of the protocol

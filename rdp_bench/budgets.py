@@ -16,8 +16,8 @@ def parse_eps(value: Any, norm: str = LINF) -> float:
     """The budget that a number or a text such as `8/255` stands for.
 
     Returns:
-        For `linf`, levels of 8-bit images: /255. For `l2`, the L2 norm of an image's change, pixels in [0, 1] at the data
-        set's resolution.
+        For `linf`, levels of 8-bit images: /255. For `l2`, the L2 norm of an image's change, pixels in [0, 1] at the
+        data set's resolution.
 
     Raises:
         UsageError: no such number; an L-infinity budget between 0 and 1 (a fraction of one, not levels) or above 255.

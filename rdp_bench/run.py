@@ -135,8 +135,8 @@ class Run:
         telling = n >= LEAST_FOR_CHANCE and stats.binomial_tail(n, n, chance) <= level
         if telling and stats.binomial_tail(right, n, chance) > level:
             self.warn(
-                f"{label} is right on {right} of {n} images of {dataset.name} without attack or defense, no better than "
-                f"guessing ({100 * chance:.1f} %): other class numbers, preprocessing or weights? "
+                f"{label} is right on {right} of {n} images of {dataset.name} without attack or defense, no better "
+                f"than guessing ({100 * chance:.1f} %): other class numbers, preprocessing or weights? "
                 "Do not trust numbers made with it"
             )
 

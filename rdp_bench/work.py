@@ -92,7 +92,7 @@ class Worker:
         plan = self.plan
         source = plan.sources[job.source].load(plan.device)
         for member in source.members:
-            _check_classes(plan, member.name, member.classes)
+            _check_labels(plan, member.name, member.classes)
         attack = plan.attacks[job.attack].value
         aims = self._targets if aims_at_targets(attack) else self._labels
         facts = {name: job.record[name] for name in SET_FACTS}
@@ -249,7 +249,7 @@ class Worker:
     def model(self, label: str) -> Classifier:
         """The classifier of a target (or, to measure it, of a source's member), loaded and checked."""
         model = self.plan.models[label].load(self.plan.device)
-        _check_classes(self.plan, label, model.classes)
+        _check_labels(self.plan, label, model.classes)
         return model
 
     def _keep_sample(self, job: JudgeJob, pure: Tensor, low: int) -> None:
@@ -383,13 +383,13 @@ def checked_pure(pure: Tensor, x: Tensor, what: str) -> Tensor:
     return pure.float().clamp(0, 1)
 
 
-def _check_classes(plan: Plan, name: str, classes: int) -> None:
+def _check_labels(plan: Plan, name: str, classes: int) -> None:
     """Refuse a network whose outputs are not the classes that the data set's labels count."""
     expected = getattr(plan.dataset, "classes", None)
     if expected is not None and classes != expected:
         raise RdpBenchError(
-            f"model '{name}' has {classes} classes, data set {plan.dataset.name} has labels of {expected}: class numbers "
-            "would not mean the same; use a network of the data set's classes"
+            f"model '{name}' has {classes} classes, data set {plan.dataset.name} has labels of {expected}: class "
+            "numbers would not mean the same; use a network of the data set's classes"
         )
     worst = max(plan.dataset.labels)
     if worst >= classes:

@@ -144,11 +144,12 @@ def test_pifgsm_gets_the_budget_under_its_own_name() -> None:
 
 def test_pixels_moved_back_are_told_with_the_farthest(grid: Path) -> None:
     assert run(grid, "--attack", "torchattacks:GN(std=.5)").exit_code == 0
-    (warning,) = json.loads((grid.parent / "out" / "runs" / "budgets.json").read_text())["warnings"]
+    warning = json.loads((grid.parent / "out" / "runs" / "budgets.json").read_text())["warnings"][-1]
     assert "torchattacks:GN left its budget and was cut back to it" in warning
     assert "255/255 away from the clean one, allowed 16/255" in warning
     assert run(grid, "--attack", "torchattacks:FGSM").exit_code == 0
-    assert json.loads((grid.parent / "out" / "runs" / "budgets.json").read_text())["warnings"] == []
+    warnings = json.loads((grid.parent / "out" / "runs" / "budgets.json").read_text())["warnings"]
+    assert not any("torchattacks" in each for each in warnings)
 
 
 # --- our iteration ---
@@ -213,7 +214,8 @@ def test_stored_levels_are_within_the_budget_exactly(eps: float) -> None:
     stored = add_delta(clean, delta)
     wanted = adv.numpy() * 255
     assert np.abs(stored - wanted).max() <= 1.5 + 1e-3  # rounding, and at most one level back
-    assert norm_l2(to_float(stored, "cpu") - x).max() > 0.9 * norm_l2(adv - x).min() or eps < 0.1
+    if eps > 0.1:  # below, most changes are less than half a level
+        assert float(norm_l2(to_float(stored, "cpu") - x).min()) > 0.9 * float(norm_l2(adv - x).min())
 
 
 def test_more_than_127_levels_survive_storage() -> None:
