@@ -79,7 +79,7 @@ def run(**options: Any) -> None:
         return
     running = perform(plan, options)
     _print_table(running)
-    click.echo(f"\n{summary(running)}; {next_step(options['out'])}")
+    click.echo(f"\n{summary(running)}; {next_step(options['out'], options['cache'])}")
     for cell, reason in list(running.failed.items())[:5]:
         click.echo(f"failed: {cell}: {reason}", err=True)
     if running.failed:
@@ -213,10 +213,14 @@ def _command() -> str:
     return shlex.join(["rdp-bench", *sys.argv[1:]])
 
 
-def next_step(out: Path) -> str:
-    """Where the results are, and what to type next."""
-    report = "rdp-bench report" + ("" if str(out) == DEFAULT_OUT else f" --out {out}")
-    return f"{out / 'results.csv'}; next: {report}"
+def next_step(out: Path, cache: Path | None) -> str:
+    """Where the results are, and the command that reports them: with the run's own cache, where one was named."""
+    import shlex
+
+    words = ["rdp-bench", "report"]
+    words += ["--out", str(out)] if str(out) != DEFAULT_OUT else []
+    words += ["--cache", str(cache)] if cache else []
+    return f"{out / 'results.csv'}; next: {shlex.join(words)}"
 
 
 def _writable(folder: Path, option: str) -> None:

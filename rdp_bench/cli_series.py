@@ -36,7 +36,7 @@ def run_all(names: list[str], options: dict[str, Any]) -> int:
         click.echo(f"{grid.name:{width}}  {text}; {duration(time.perf_counter() - since)}")
     took = duration(time.perf_counter() - begun)
     good = f"{statuses.count(0)} of {len(grids)} grids without a failure"
-    click.echo(f"\n{good}, {took}; {next_step(options['out'])}")
+    click.echo(f"\n{good}, {took}; {next_step(options['out'], options['cache'])}")
     return max(statuses)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rdp_bench import stats
-from rdp_bench.errors import UsageError
+from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.reports.html import flat, write
 from rdp_bench.specs import show
 from rdp_bench.store import Store, write_atomic
@@ -61,6 +61,11 @@ class Comparison:
     pairs: list[Pair]
     records: list[tuple[str, str, str]]  # name, in A, in B
     only: tuple[list[Place], list[Place]]
+
+    @property
+    def compared(self) -> int:
+        """How many cells of both have a difference: both are done and their predictions could be read."""
+        return sum(pair.difference is not None for pair in self.pairs)
 
     @property
     def test(self) -> str:
@@ -155,11 +160,15 @@ def _words(place: Place) -> tuple[str, ...]:
     return place.source, place.attack, show(place.eps), place.defense, place.target
 
 
-def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[str] = ()) -> Path:
-    """Write OUT/report/compare.html and compare.csv from the runs of two OUT folders; the page's path.
+def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[str] = ()) -> tuple[Path, str]:
+    """Write OUT/report/compare.html and compare.csv from the runs of two OUT folders.
+
+    Returns:
+        The page's path, and how many cells could be compared, in words.
 
     Raises:
         UsageError: no run in one of them, or no grid in common.
+        RdpBenchError: no cell could be compared; nothing is written.
     """
     runs = [{run.grid: run for run in load(folder, store)} for folder in folders]
     shared = [grid for grid in runs[0] if grid in runs[1] and (not only or grid in only)]
@@ -171,12 +180,18 @@ def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[s
             "run the same grid into both"
         )
     found = [compare(runs[0][grid], runs[1][grid]) for grid in shared]
+    cells, compared = (sum(counts) for counts in zip(*((len(f.pairs), f.compared) for f in found), strict=True))
+    if not compared:
+        raise RdpBenchError(
+            f"0 of {cells} cells of both runs could be compared: they are not done, or their predictions are not in the "
+            f"cache {store.root}; name the cache that the runs used with --cache, or run again"
+        )
     report = out / "report"
     views = [{"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)]
     write_atomic(report / "compare.csv", sheet(found).encode())
     page = write("compare.html.j2", views=views, names=[folder.name or str(folder) for folder in folders], label=_label)
     write_atomic(report / "compare.html", page.encode())
-    return report / "compare.html"
+    return report / "compare.html", f"{compared} of {cells} cells of both runs were compared"
 
 
 def _label(place: Place) -> str:
