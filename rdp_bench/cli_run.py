@@ -44,6 +44,9 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 @click.option("--eps", multiple=True, help="L-infinity budget in /255, like 8 or 8/255; repeatable.")
 @click.option("--norm", type=click.Choice(NORMS), help="Norm of the budget.  [default: the grid's, or linf]")
 @click.option("--draws", type=int, help="Draws judged of a random defense.  [default: the grid's, or 1]")
+@click.option(
+    "--success", is_flag=True, default=None, help="Also attack success over images that are right when clean."
+)
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
 @click.option(
@@ -149,7 +152,9 @@ def changes(options: dict[str, Any]) -> dict[str, Any]:
     given: dict[str, Any] = {axis: options[flag] for axis, flag in FLAGS.items() if options[flag]}
     if "targets" in given:
         given["baselines"] = ()
-    return given | {name: options[name] for name in ("dataset", "draws", "norm") if options[name] is not None}
+    return given | {
+        name: options[name] for name in ("dataset", "draws", "norm", "success") if options[name] is not None
+    }
 
 
 def load_grid(name: str, options: dict[str, Any], given: dict[str, Any]) -> "Grid":

@@ -68,7 +68,7 @@ def _chosen(names: list[str], options: dict[str, Any]) -> list["Grid"]:
     if "norm" in given:
         raise UsageError("--norm is for one grid; each grid of a list has its own")
     wanted = {axis: given[axis] for axis in FLAGS if axis in given}
-    every = {key: value for key, value in given.items() if key in ("dataset", "draws")}
+    every = {key: value for key, value in given.items() if key in ("dataset", "draws", "success")}
     grids = [load_grid(name, options, every) for name in names]
     for axis, labels in wanted.items():
         known = {show(label) for grid in grids for label in getattr(grid.axes, axis)}

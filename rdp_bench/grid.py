@@ -40,6 +40,7 @@ class Axes:
     checks: tuple[str, ...] = ()  # models that the cross-check alone looks at
     draws: int = 1  # of a random defense, each judged on its own
     restoration: bool = False  # how near purified images come to the clean ones
+    success: bool = False  # also the share of originally right images that an attack makes wrong
     cost: bool = False  # what a defense takes: time, memory, parameters
     limit: int | None = None  # at most so many images: pictures need few
     samples: int = 2  # images of each purified set that are kept for a look
@@ -215,7 +216,7 @@ def _value(grid: str, key: str, value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool)
     good, wanted = {
         **dict.fromkeys(("dataset", "norm", "note"), (isinstance(value, str), "a text")),
-        **dict.fromkeys(("clean", "restoration", "cost"), (isinstance(value, bool), "true or false")),
+        **dict.fromkeys(("clean", "restoration", "success", "cost"), (isinstance(value, bool), "true or false")),
         **dict.fromkeys(("draws", "limit", "samples"), (whole, "a whole number")),
         "eps": (numbers, "a list of numbers, like [8, 16]"),
         "ensembles": (members, 'a table of lists of models, like { both = ["a", "b"] }'),
@@ -262,6 +263,8 @@ def _checked(grid: str, axes: Axes) -> Axes:
             raise UsageError(f"grid {grid}: the axis '{key}' is empty; give it in the file or with --{key.rstrip('s')}")
     if not axes.attacks and not axes.clean:
         raise UsageError(f"grid {grid}: no attacks and clean = false leave nothing to run")
+    if axes.success and not axes.clean:
+        raise UsageError(f"grid {grid}: success is a share of images that are right when clean; it needs clean = true")
     if not axes.dataset:
         raise UsageError(f"grid {grid}: no data set; give it in the file or with --dataset")
     if axes.draws < 1:

@@ -7,6 +7,7 @@ from rdp_bench.environment import describe
 from rdp_bench.keys import Record, plain
 from rdp_bench.models import Member
 from rdp_bench.plan import Plan, dataset_digest
+from rdp_bench.protocols import aims_at_targets
 from rdp_bench.specs import show
 
 FORMAT = 1
@@ -27,6 +28,7 @@ def header(plan: Plan, command: str) -> Record:
             "summary": made.summary,
             "source": made.source,
             "version": made.version,
+            "aims_at_targets": aims_at_targets(made.value),
             "resolved": {show(eps): plain(made.value.resolved(eps)) for eps in axes.eps},
         }
         for label, made in plan.attacks.items()
@@ -55,6 +57,7 @@ def header(plan: Plan, command: str) -> Record:
             "n": plan.n,
             "size": plan.dataset.size,
             "images": dataset_digest(plan),
+            **({"targets": list(plan.targets_of_images)} if _aim(plan) else {}),
         },
         "seed": plan.seed,
         "command": command,
@@ -68,6 +71,7 @@ def header(plan: Plan, command: str) -> Record:
             "attacks": list(axes.attacks),
             "eps": list(axes.eps),
             "norm": axes.norm,
+            "success": axes.success,
             "defenses": list(axes.defenses),
             "clean": axes.clean,
             "draws": axes.draws,
@@ -88,6 +92,10 @@ def header(plan: Plan, command: str) -> Record:
         "checks": [],
         "cells": {},
     }
+
+
+def _aim(plan: Plan) -> bool:
+    return any(aims_at_targets(made.value) for made in plan.attacks.values())
 
 
 def now() -> str:

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from rdp_bench.crosscheck import Check, check_rate
 from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError
 from rdp_bench.executor import Executor, Here, Job, JudgeJob
+from rdp_bench.grid import CLEAN
 from rdp_bench.keys import Record, key_of
-from rdp_bench.outcomes import distances
+from rdp_bench.outcomes import distances, wrong
 from rdp_bench.plan import Plan
+from rdp_bench.protocols import aims_at_targets
 from rdp_bench.record import header, now
 from rdp_bench.specs import Cell
 from rdp_bench.store import write_atomic
@@ -43,6 +45,8 @@ class Run:
     rows: dict[Cell, table.Row] = field(default_factory=dict)
     more: dict[Cell, list[table.Row]] = field(default_factory=dict)
     """Of cells of several draws: worst and vote; of the first cell of a purified set: PSNR and SSIM."""
+    wrong: dict[Cell, Any] = field(default_factory=dict)
+    """Which images are wrong, `[n]`, in the first draw; of every cell that is done."""
     failures: dict[str, str] = field(default_factory=dict)
     _begin: float = field(default_factory=time.perf_counter)
 
@@ -232,9 +236,28 @@ class Run:
                 entry |= {"status": "failed", "reason": reason}
             line = self.rows[cell] = table.row(self.record, entry, predicted, label)
             self.more[cell] = table.draw_rows(line, predicted, label) if entry["draws"] > 1 else []
+            if predicted is not None:
+                self.wrong[cell] = wrong(predicted if predicted.ndim == 1 else predicted[:, 0], label)
+            if cell.attack != CLEAN and aims_at_targets(self.plan.attacks[cell.attack].value):
+                self.more[cell].append(table.targeted_row(line, self._hits(predicted)))
             if keys.restoration and cell.target == self.plan.grid.axes.targets[0]:
                 self.more[cell] += self._restored(line, keys.restoration, cell)
             self.record["cells"][cell] = entry
+
+    def _hits(self, predicted: Any) -> Any:
+        """Which images are taken for their target class, `[n]`; None without predictions."""
+        if predicted is None:
+            return None
+        import numpy as np
+
+        missed = wrong(predicted, np.array(self.plan.targets_of_images))
+        return ~missed if missed.dtype == bool else 1 - missed
+
+    def _success(self, cell: Cell) -> list[table.Row]:
+        if not self.plan.grid.axes.success or cell.attack == CLEAN:
+            return []
+        clean = replace(cell, source="-", attack=CLEAN, eps=0.0)
+        return [table.success_row(self.rows[cell], self.wrong.get(cell), self.wrong.get(clean))]
 
     def _restored(self, line: table.Row, key: str, cell: Cell) -> list[table.Row]:
         adv = self.plan.keys(cell).adv
@@ -258,7 +281,7 @@ class Run:
         self.record["environment"] = describe(self.plan.device)
         content = json.dumps({**self.record, "cells": cells}, indent=1)
         write_atomic(self._path, content.encode())
-        rows = [line for cell, first in self.rows.items() for line in (first, *self.more[cell])]
+        rows = [line for cell, first in self.rows.items() for line in (first, *self._success(cell), *self.more[cell])]
         table.write_results(self.out, rows)
 
     @property

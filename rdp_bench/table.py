@@ -175,6 +175,43 @@ def draw_rows(line: Row, predicted: "NDArray[np.int32] | None", label: "NDArray[
     return rows
 
 
+def success_row(line: Row, attacked: "Flags | None", clean: "Flags | None") -> Row:
+    """The success rate of the attack of an attacked cell's line, as a line of its own.
+
+    Of the images that the cell's target gets right behind its defense without an attack, the share that it gets wrong
+    under the attack; `n` is how many those are.
+
+    Args:
+        line: what `row` says of the cell.
+        attacked: which images are wrong under the attack, `[n]`; of several draws, in the first. None: not known.
+        clean: the same without the attack.
+    """
+    metric = line["metric"].replace("error", "success", 1)
+    found = {**line, "metric": metric, "value": "", "ci_low": "", "ci_high": "", "paper": "", "seconds": "0.000"}
+    if line["status"] != "done" or attacked is None:
+        return found
+    if clean is None:
+        return found | {"status": "pending", "reason": "the same cell without an attack is not done"}
+    lost = attacked[~clean]
+    if not len(lost):
+        return found | {"n": 0, "reason": "no image is right without an attack"}
+    value, low, high = percent(lost, "error")
+    return found | {"n": len(lost), "value": value, "ci_low": low, "ci_high": high}
+
+
+def targeted_row(line: Row, hits: "Rates | None") -> Row:
+    """The targeted success rate of an attacked cell's line, as a line of its own.
+
+    Args:
+        line: what `row` says of the cell.
+        hits: which images the target takes for their target class, `[n]` flags, or shares of several draws.
+    """
+    metric = line["metric"].replace("error", "targeted_success", 1)
+    value, low, high = percent(hits, "error") if hits is not None and line["status"] == "done" else ("", "", "")
+    found = {"metric": metric, "value": value, "ci_low": low, "ci_high": high}
+    return {**line, **found, "paper": "", "seconds": "0.000"}
+
+
 def restoration_rows(line: Row, key: str, near: "Mapping[str, Rates]") -> list[Row]:
     """How near the images behind a cell's line come to the clean ones: means of `outcomes.distances`; no target."""
     shared = {**line, "target": "-", "ci_low": "", "ci_high": "", "paper": "", "status": "done", "reason": ""}

@@ -94,7 +94,14 @@ class Worker:
         for member in source.members:
             _check_labels(plan, member.name, member.classes)
         attack = plan.attacks[job.attack].value
-        aims = self._targets if aims_at_targets(attack) else self._labels
+        aims = self._labels
+        if aims_at_targets(attack):
+            aims = self._targets
+            worst = max(plan.targets_of_images)
+            if any(worst >= member.classes for member in source.members):
+                raise RdpBenchError(
+                    f"target class {worst} of data set {plan.dataset.name} is beyond the classes of {source.name}"
+                )
         facts = {name: job.record[name] for name in SET_FACTS}
         seed = hash_many([canonical(facts)])
         artefact = plan.artefact(job.record)

@@ -80,7 +80,7 @@ class _Pen:
 
 def _section(pen: _Pen, run: "Run", store: "Store", crowded: bool) -> "Section":
     """Write a run's tables and figures; what the page needs of it."""
-    from rdp_bench.reports import beyond, claims, draws, strip
+    from rdp_bench.reports import beyond, claims, draws, strip, success
     from rdp_bench.reports.answers import answers
     from rdp_bench.reports.exhibit import exhibits, slug
     from rdp_bench.reports.html import Section
@@ -89,7 +89,7 @@ def _section(pen: _Pen, run: "Run", store: "Store", crowded: bool) -> "Section":
     found = answers(run)
     if found:
         pen.write(f"tables/{slug(run.grid, 'claims')}.csv", claims.sheet(run, found).encode())
-    tables = [*exhibits(run), *draws.tables(run), *beyond.tables(run)]
+    tables = [*exhibits(run), *success.tables(run), *draws.tables(run), *beyond.tables(run)]
     for table in tables:
         _write_table(pen, table)
     drawn = plates(run, store, tables)

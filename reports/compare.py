@@ -183,8 +183,8 @@ def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[s
     cells, compared = (sum(counts) for counts in zip(*((len(f.pairs), f.compared) for f in found), strict=True))
     if not compared:
         raise RdpBenchError(
-            f"0 of {cells} cells of both runs could be compared: they are not done, or their predictions are not in the "
-            f"cache {store.root}; name the cache that the runs used with --cache, or run again"
+            f"0 of {cells} cells of both runs could be compared: they are not done, or their predictions are not in "
+            f"the cache {store.root}; name the cache that the runs used with --cache, or run again"
         )
     report = out / "report"
     views = [{"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)]
