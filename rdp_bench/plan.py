@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rdp_bench import crosscheck, perceptual, registry, weights
-from rdp_bench.budgets import LINF
+from rdp_bench.budgets import LINF, show_eps
 from rdp_bench.crosscheck import Rate
 from rdp_bench.data.fingerprints import digest, fingerprints
 from rdp_bench.data.open import open_dataset
@@ -201,7 +201,10 @@ class Plan:
         record = self.set_record(source, attack, eps)
         craft = CraftJob(key_of(record), record, source, attack, eps)
         self.crafts[craft.key] = craft
-        return [craft, *self._judges(craft.key, f"{craft} at eps {show(eps)}", attack, label, eps, behind)]
+        return [
+            craft,
+            *self._judges(craft.key, f"{craft} at eps {show_eps(eps, self.norm)}", attack, label, eps, behind),
+        ]
 
     def clean_check(self) -> list[JudgeJob]:
         """Jobs that measure the clean accuracy of every model of the grid, sources included; one a model."""
