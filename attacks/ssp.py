@@ -36,11 +36,11 @@ class SelfSupervised:
         if self.steps < 1 or self.step <= 0 or self.level < 0:
             raise ValueError("steps is at least 1, step above 0, level at least 0")
 
-    def resolved(self, eps: float) -> dict[str, Any]:  # noqa: ARG002 - the step does not scale
+    def resolved(self, eps_255: float) -> dict[str, Any]:  # noqa: ARG002 - the step does not scale
         """Every parameter, as JSON."""
         return asdict(self)
 
-    def gradients(self, eps: float) -> int:  # noqa: ARG002
+    def gradients(self, eps_255: float) -> int:  # noqa: ARG002
         """One a step."""
         return self.steps
 

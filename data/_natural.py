@@ -25,6 +25,7 @@ class Converted:
     labels: Sequence[int]
     targets: Sequence[int]
     classes: int | None
+    note: str
     whole: Dataset
 
     def image(self, index: int) -> NDArray[np.uint8]:
@@ -49,11 +50,12 @@ def convert(found: Dataset, spec: str) -> Dataset:
         labels = [_whole(label) for label in found.labels]
         targets = getattr(found, "targets", None)
         classes = getattr(found, "classes", None)
+        note = str(getattr(found, "note", ""))
         aims = [] if targets is None else [_whole(target) for target in targets]
         count = None if classes is None else _whole(classes)
     if aims and len(aims) != len(ids):
         raise BadImageError(f"dataset '{spec}': {len(ids)} ids but {len(aims)} targets")
-    return Converted(name, size, ids, labels, aims, count, found)
+    return Converted(name, size, ids, labels, aims, count, note, found)
 
 
 def _whole(value: Any) -> int:

@@ -173,10 +173,10 @@ class SourceRef:
 
     def load(self, device: str) -> "LoadedSource":
         """The source on `device`, ready to be attacked."""
-        members: list[Classifier] = [member.load(device) for member in self.members]
+        members: tuple[Classifier, ...] = tuple(member.load(device) for member in self.members)
         if self.through is None:
             return LoadedSource(self.name, members)
-        return LoadedSource(self.name, [Defended(one, self.through) for one in members], self.through.samples)
+        return LoadedSource(self.name, tuple(Defended(one, self.through) for one in members), self.through.samples)
 
 
 @dataclass(frozen=True)

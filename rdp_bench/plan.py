@@ -56,8 +56,8 @@ class Plan:
     targets: dict[str, AnyMember] = field(default_factory=dict)
     checks: dict[str, AnyMember] = field(default_factory=dict)
     """Models that only the cross-check needs."""
-    notes: list[str] = field(default_factory=list)
-    """What the user should know of the results, for the run to warn of; work adds to it."""
+    remarks: list[str] = field(default_factory=list)
+    """What a reader of the results must know; the run warns of it, and work adds to it."""
     eval_records: dict[str, Record] = field(default_factory=dict)
     job_of: dict[str, str] = field(default_factory=dict)
     """Eval key -> key of the job that makes it."""
@@ -306,7 +306,7 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     prints = fingerprints(dataset, store.root)
     plan = Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks)
     if axes.norm == LINF:
-        plan.notes += [
+        plan.remarks += [
             f"eps {show(eps)} is between two levels of the 8-bit images that are stored: pixels move by at most "
             f"{int(eps)}/255"
             for eps in axes.eps

@@ -60,7 +60,7 @@ class Run:
             self.record["cost"] = self._known_cost()
         # Reading finds damaged batches and deletes them, so this comes before asking what is to do.
         self.refresh(self.plan.grid.cells())
-        self._warn_of_notes()
+        self._warn_of_remarks()
         self._say_what_goes()
         self.save()
         return self.plan.to_do(jobs)
@@ -92,7 +92,7 @@ class Run:
                 if outcome.reason:
                     self.failures[outcome.job.key] = outcome.reason
                     log.error("%s: %s", outcome.job, outcome.reason)
-                self._warn_of_notes()
+                self._warn_of_remarks()
                 if isinstance(outcome.job, JudgeJob):
                     self.refresh(self._cells_of(outcome.job))
                 if time.perf_counter() - saved > save_every:
@@ -198,10 +198,10 @@ class Run:
         if message not in self.record["warnings"]:
             self.record["warnings"].append(message)
 
-    def _warn_of_notes(self) -> None:
-        for note in self.plan.notes:
-            if note not in self.record["warnings"]:
-                self.warn(note)
+    def _warn_of_remarks(self) -> None:
+        for remark in self.plan.remarks:
+            if remark not in self.record["warnings"]:
+                self.warn(remark)
 
     def refresh(self, cells: Any) -> None:
         """Read what the store has for these cells into rows."""

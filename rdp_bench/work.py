@@ -126,7 +126,7 @@ class Worker:
                 if self.report:
                     self.report(job, b - a)
         if isinstance(attack, Notes):
-            plan.notes += [note for note in attack.notes() if note not in plan.notes]
+            plan.remarks += [note for note in attack.notes() if note not in plan.remarks]
 
     def images(self, set_key: str | None, low: int, high: int) -> NDArray[np.uint8]:
         """Images `low..high` of an adversarial set, or of the data set, as uint8."""
