@@ -16,11 +16,12 @@ MAY = {
     "specs": {"errors"},
     "keys": set(),
     "protocols": {"draws", "errors"},
+    "budgets": {"errors", "specs"},
     "entry_calls": {"errors", "protocols"},
     "draws": set(),
     "registry": {"errors", "protocols", "specs"},
     "plugins": {"errors", "keys", "registry", "attacks.*", "defenses.*", "data.*"},
-    "grid": {"errors", "registry", "specs"},
+    "grid": {"budgets", "errors", "registry", "specs"},
     "models": {"entry_calls", "errors", "keys", "protocols", "registry", "network", "through"},
     "through": {"draws", "errors", "keys", "protocols", "registry"},
     "folding": set(),
@@ -35,11 +36,11 @@ MAY = {
     "download": {"errors"},
     "obtain": {"data.*", "download", "errors", "keys", "store"},
     "plan": {
-        "crosscheck", "data.*", "errors", "executor", "grid", "keys", "models", "perceptual", "protocols", "registry",
+        "budgets", "crosscheck", "data.*", "errors", "executor", "grid", "keys", "models", "perceptual", "protocols", "registry",
         "specs", "store", "through", "weights",
     },
     "work": {
-        "data.*", "draws", "entry_calls", "errors", "executor", "keys", "models", "plan", "protocols", "restoration",
+        "budgets", "data.*", "draws", "entry_calls", "errors", "executor", "keys", "models", "plan", "protocols", "restoration",
         "specs", "store",
     },
     "restoration": {"perceptual"},
@@ -51,11 +52,12 @@ MAY = {
     "stats": {"errors"},
     "outcomes": set(),
     "verdict": {"stats"},
-    "table": {"errors", "keys", "outcomes", "specs", "stats", "store", "verdict"},
+    "table": {"budgets", "errors", "keys", "outcomes", "specs", "stats", "store", "verdict"},
     "export": {"data.*", "errors", "protocols", "store", "table"},
-    "record": {"environment", "keys", "models", "plan", "specs"},
+    "record": {"environment", "keys", "models", "plan", "protocols", "specs"},
     "run": {
-        "cost", "crosscheck", "environment", "errors", "executor", "keys", "lending", "outcomes", "plan", "record",
+        "cost", "crosscheck", "environment", "errors", "executor", "grid", "keys", "lending", "outcomes", "plan",
+        "protocols", "record",
         "specs", "stats", "store", "table",
     },
 }  # fmt: skip
@@ -89,7 +91,7 @@ MAY_TRAIN = {
     "curves": {"train.scalars"},
 }  # fmt: skip
 MAY_SHELF = {
-    "errors", "specs", "keys", "protocols", "registry", "draws", "store", "stats", "table", "verdict", "weights",
+    "budgets", "errors", "specs", "keys", "protocols", "registry", "draws", "store", "stats", "table", "verdict", "weights",
 }  # fmt: skip
 
 
