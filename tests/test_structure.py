@@ -36,12 +36,12 @@ MAY = {
     "download": {"errors"},
     "obtain": {"data.*", "download", "errors", "keys", "store"},
     "plan": {
-        "budgets", "crosscheck", "data.*", "errors", "executor", "grid", "keys", "models", "perceptual", "protocols", "registry",
-        "specs", "store", "through", "weights",
+        "budgets", "crosscheck", "data.*", "errors", "executor", "grid", "keys", "models", "perceptual", "protocols",
+        "registry", "specs", "store", "through", "weights",
     },
     "work": {
-        "budgets", "data.*", "draws", "entry_calls", "errors", "executor", "keys", "models", "plan", "protocols", "restoration",
-        "specs", "store",
+        "budgets", "data.*", "draws", "entry_calls", "errors", "executor", "keys", "models", "plan", "protocols",
+        "restoration", "specs", "store",
     },
     "restoration": {"perceptual"},
     "perceptual": {"errors", "keys", "weights"},
@@ -91,7 +91,8 @@ MAY_TRAIN = {
     "curves": {"train.scalars"},
 }  # fmt: skip
 MAY_SHELF = {
-    "budgets", "errors", "specs", "keys", "protocols", "registry", "draws", "store", "stats", "table", "verdict", "weights",
+    "budgets", "errors", "specs", "keys", "protocols", "registry", "draws", "store", "stats", "table", "verdict",
+    "weights",
 }  # fmt: skip
 
 
