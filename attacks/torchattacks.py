@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rdp_bench.budgets import LINF, allowed
 from rdp_bench.errors import UsageError, unknown
 from rdp_bench.registry import attack
-from rdp_bench.specs import Param, parse_spec
+from rdp_bench.specs import Param, parse_spec, show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,6 +84,12 @@ class TorchAttack:
                 f"--norm {other} {how}"
                 if other in here
                 else f"attack 'torchattacks:{self.name}' has no {other} budget"
+            )
+        alpha = dict(self.params).get("alpha")
+        if norm == LINF and isinstance(alpha, int | float) and alpha >= 1:
+            raise UsageError(
+                f"attack 'torchattacks:{self.name}': alpha is the library's, for pixels in [0, 1], and {show(alpha)} is a "
+                f"step over all of it; did you mean alpha={alpha / 255:.4f}?"
             )
         return replace(self, norm=norm)
 

@@ -83,6 +83,7 @@ def test_classes_without_a_budget_are_refused(grid: Path, name: str, flags: tupl
         (("--attack", "torchattacks:APGD(norm=L2)"), "has an l2 budget here and the run's is linf"),
         (("--attack", "torchattacks:FAB(norm=L1)"), "has no l1 budget"),
         (("--attack", "torchattacks:PGD", "--norm", "l2", "--eps", "3"), "has an linf budget here"),
+        (("--attack", "torchattacks:PGD(alpha=2)"), "did you mean alpha=0.0078?"),
         (("--attack", "tiny/sleepy", "--norm", "l2", "--eps", "3"), "'tiny/sleepy' has an L-infinity budget only"),
         (("--attack", "ssp", "--norm", "l2", "--eps", "3"), "'ssp' has an L-infinity budget only"),
         (("--attack", "ni-fgsm", "--norm", "l2", "--eps", "3"), "nesterov's look-ahead is defined for sign steps"),
