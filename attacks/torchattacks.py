@@ -88,8 +88,8 @@ class TorchAttack:
         alpha = dict(self.params).get("alpha")
         if norm == LINF and isinstance(alpha, int | float) and alpha >= 1:
             raise UsageError(
-                f"attack 'torchattacks:{self.name}': alpha is the library's, for pixels in [0, 1], and {show(alpha)} is a "
-                f"step over all of it; did you mean alpha={alpha / 255:.4f}?"
+                f"attack 'torchattacks:{self.name}': alpha is the library's, for pixels in [0, 1]: {show(alpha)} is a "
+                f"step across the whole range; did you mean alpha={alpha / 255:.4f}?"
             )
         return replace(self, norm=norm)
 
