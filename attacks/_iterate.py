@@ -21,31 +21,41 @@ STRIP = 75  # columns: of many widths tried, the fastest on a CPU
 
 
 def iterate(attack: GradientSign, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
-    """Run `attack`; `eps` in [0, 1]. The result is within `eps` of `x` and in [0, 1]."""
+    """Run `attack`; `eps` in [0, 1], or an L2 norm. The result is within `eps` of `x` and in [0, 1].
+
+    `y` are the labels; for an attack that aims at the data set's targets, those.
+    """
     if attack.kernel > 2 * max(x.shape[2:]) + 1:
         raise UsageError(f"kernel {attack.kernel} is longer than twice the images, {x.shape[3]} x {x.shape[2]} pixels")
-    in_255 = eps * 255
-    alpha, mu = attack.step(in_255) / 255, attack.momentum
+    l2 = attack.norm == "l2"
+    unit = 1 if l2 else 255
+    alpha, mu = attack.step(eps * unit) / unit, attack.momentum
     low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
     adv = x.clone()
-    if attack.random_start:
+    if attack.random_start and l2:
+        direction, length = unit_l2(draws.normal(*x.shape[1:])), eps * draws.uniform()
+        adv += length.view(-1, 1, 1, 1) * direction
+    elif attack.random_start:
         adv += draws.uniform(*x.shape[1:], low=-eps, high=eps)
         if attack.start_in_range:
             adv.clamp_(0, 1)
     sign = -1.0 if attack.targeted else 1.0
     labels: Tensor | None = None if attack.label == "own" else y
-    if attack.targeted:
+    if attack.targeted and attack.target == "random":
         # Uniform over the wrong classes: y + U{1 .. classes - 1}.
         classes = source.members[0].classes
         labels = (y + draws.integers(1, classes).to(y.device)) % classes
     velocity, sign_of = torch.zeros_like(x), torch.empty_like(x)
-    for _ in range(attack.count(in_255)):
+    for _ in range(attack.count(eps * unit)):
         at = adv + sign * mu * alpha * velocity if attack.nesterov else adv
         grad, labels = _gradient(attack, source, at, labels, draws)
         if attack.kernel > 1:
             grad = smooth(grad, attack.kernel)
         if mu > 0:
             grad = velocity = normalise(grad).add_(velocity, alpha=mu)
+        if l2:
+            adv = project_l2(adv + sign * alpha * unit_l2(grad), x, eps).clamp_(0, 1)
+            continue
         adv.add_(torch.sign(grad, out=sign_of), alpha=sign * alpha)
         torch.clamp(adv, low, high, out=adv)
     return adv
@@ -136,6 +146,25 @@ class _Split(torch.autograd.Function):
         one, two = ctx.saved_tensors
         total = grads[0].new_empty(len(one) + len(two), *grads[0].shape[1:])
         return total.index_copy_(0, one, grads[0]).index_copy_(0, two, grads[1]), None, None
+
+
+def norm_l2(x: Tensor) -> Tensor:
+    """L2 norm of each image, `[n, 1, 1, 1]`."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
+    return norm
+
+
+def unit_l2(x: Tensor) -> Tensor:
+    """Each image divided by its L2 norm; zero stays zero."""
+    norm = norm_l2(x)
+    return x / norm.masked_fill(norm == 0, 1)
+
+
+def project_l2(adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    """The nearest point to `adv` whose L2 distance to `x` is at most `eps`, per image."""
+    delta = adv - x
+    norm = norm_l2(delta)
+    return x + delta * (eps / norm.masked_fill(norm == 0, 1)).clamp(max=1)
 
 
 def normalise(grad: Tensor) -> Tensor:

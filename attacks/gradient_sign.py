@@ -7,17 +7,23 @@
     g_{t+1} = mu * g_t + G / mean|G|                          momentum (MI)
     x_{t+1} = clip(x_t + alpha * sign(g_{t+1}), ball, [0, 1])
 
+Under an L2 budget the step goes along g / |g|_2 instead of sign(g), and the result is projected to the L2 ball, then to
+[0, 1] (Madry et al. 2018).
+
 The constants of the authors' code live on images in [-1, 1]; here pixels are in [0, 1], which halves
 eps and alpha and turns their padding value 0 and their scaling towards 0 into mid-grey .5.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from rdp_bench.budgets import LINF, NORMS, Norm
 from rdp_bench.errors import UsageError
+from rdp_bench.keys import neutral
+from rdp_bench.specs import show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
     from rdp_bench.protocols import Source
 
 Label = Literal["true", "own"]
+Target = Literal["random", "dataset"]
 
 ENGINE_VERSION = 1
 """Of the iteration in `_iterate.py`; bump it when every attack's output changes."""
@@ -38,6 +45,8 @@ PART_VERSIONS: dict[str, tuple[Any, int]] = {
     "kernel": (1, 1),
     "label": ("true", 1),
     "targeted": (False, 1),
+    "target": ("random", 1),
+    "norm": (LINF, 1),
     "random_start": (False, 1),
     "aux_weight": (0.0, 1),
 }
@@ -47,7 +56,10 @@ changes: the attacks that use it, and no others, then get new keys, whether a pr
 
 @dataclass(frozen=True)
 class GradientSign:
-    """Gradient-sign iteration; the fields switch its parts on. `alpha` and eps are in /255."""
+    """Gradient-sign iteration; the fields switch its parts on. `alpha` and `eps_255` are in /255.
+
+    Where `norm` is "l2", eps is an L2 norm everywhere, the argument called `eps_255` included.
+    """
 
     steps: int | None = 10
     """Iterations; None ("auto") is min(eps + 4, 1.25 eps), rounded down (Kurakin et al. 2016, Sec. 3)."""
@@ -72,12 +84,16 @@ class GradientSign:
     label: Label = "true"
     """Which class to leave: the true label, or the source's own prediction in its first forward pass."""
     targeted: bool = False
-    """Approach a random wrong class instead of leaving the label."""
+    """Approach a class instead of leaving the label: which one, `target` says."""
+    target: Target = neutral("random")
+    """Class that a targeted attack approaches: a random wrong one, or the data set's own target class."""
     random_start: bool = False
     start_in_range: bool = True
     """Clip the random start to [0, 1] before the first gradient."""
     aux_weight: float = 0.0
     """Weight of the loss at a source's auxiliary head (.4 in the TI code); 0 leaves it out."""
+    norm: Norm = neutral(LINF)
+    """Norm of the budget; a grid or `--norm` sets it."""
 
     def __post_init__(self) -> None:
         rules = {
@@ -96,30 +112,42 @@ class GradientSign:
             f"label is one of {get_args(Label)}": self.label in get_args(Label),
             "a targeted attack uses label=true": not (self.targeted and self.label == "own"),
             "nesterov needs momentum above 0": not self.nesterov or self.momentum > 0,
+            f"target is one of {get_args(Target)}": self.target in get_args(Target),
+            "target=dataset needs targeted=true": self.targeted or self.target == "random",
+            f"norm is one of {NORMS}": self.norm in NORMS,
         }
+        if self.norm != LINF:
+            rules |= {
+                "steps=auto is a rule for eps in /255; give a number, as in steps=10": self.steps is not None,
+                "alpha is in /255; write alpha=auto, and step_ratio for steps of step_ratio * eps / steps": (
+                    self.alpha is None and not self.alpha_floor
+                ),
+                "nesterov's look-ahead is defined for sign steps only": not self.nesterov,
+            }
         for rule, holds in rules.items():
             if not holds:
                 raise ValueError(rule)
 
     def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
-        """Adversarial images for `x` `[n, 3, h, w]` in [0, 1]; `eps` in [0, 1]; see `Attack`."""
+        """Adversarial images for `x` `[n, 3, h, w]` in [0, 1]; `eps` in [0, 1], or an L2 norm; see `Attack`."""
         from rdp_bench.attacks._iterate import iterate
 
         return iterate(self, source, x, y, eps, draws)
 
-    def count(self, eps: float) -> int:
-        """Iterations at `eps` (in /255)."""
-        return self.steps or max(1, int(min(eps + 4, 1.25 * eps)))
+    @property
+    def aims_at_targets(self) -> bool:
+        """Whether it approaches the data set's target classes."""
+        return self.targeted and self.target == "dataset"
 
-    def step(self, eps: float) -> float:
-        """Step size at `eps`, both in /255."""
-        if self.alpha is not None:
-            return self.alpha
-        return max(self.alpha_floor, self.step_ratio * eps / self.count(eps))
+    def with_norm(self, norm: Norm) -> GradientSign:
+        """The same attack with its budget in `norm`; see `protocols.ChoosesNorm`.
 
-    def gradients(self, eps: float) -> int:
-        """Gradient evaluations an image and source member."""
-        return self.count(eps) * self.copies
+        Raises:
+            UsageError: its label names another norm. ValueError: a part has no meaning in `norm`.
+        """
+        if self.norm not in (LINF, norm):
+            raise UsageError(f"an attack with norm={self.norm} needs --norm {self.norm}, with --eps in that norm")
+        return replace(self, norm=norm)
 
     def identity(self) -> tuple[str, str]:
         """Id and version for cache keys: the engine's, and the version of each used part that has had another."""
@@ -128,9 +156,32 @@ class GradientSign:
             [str(ENGINE_VERSION), *(f"{name}={number}" for name, number in used.items() if number > 1)]
         )
 
-    def resolved(self, eps: float) -> dict[str, Any]:
-        """Every field, with the steps and step size that `eps` (in /255) gives."""
-        return {**asdict(self), "steps": self.count(eps), "alpha": self.step(eps)}
+    def count(self, eps_255: float) -> int:
+        """Iterations at `eps_255`."""
+        return self.steps or max(1, int(min(eps_255 + 4, 1.25 * eps_255)))
+
+    def step(self, eps_255: float) -> float:
+        """Step size at `eps_255`, both in /255.
+
+        Raises:
+            UsageError: all steps together move less than half a level, so that no stored pixel would change.
+        """
+        if self.alpha is None:
+            return max(self.alpha_floor, self.step_ratio * eps_255 / self.count(eps_255))
+        if self.alpha * self.count(eps_255) < 0.5:
+            raise UsageError(
+                f"alpha is in /255, and {self.count(eps_255)} steps of {show(self.alpha)}/255 change no 8-bit pixel; "
+                f"did you mean alpha={max(1, round(self.alpha * 255))}?"
+            )
+        return self.alpha
+
+    def gradients(self, eps_255: float) -> int:
+        """Gradient evaluations per image and source member."""
+        return self.count(eps_255) * self.copies
+
+    def resolved(self, eps_255: float) -> dict[str, Any]:
+        """Every field, with the steps and step size that `eps_255` gives."""
+        return {**asdict(self), "steps": self.count(eps_255), "alpha": self.step(eps_255)}
 
 
 Parts = dict[str, tuple[tuple[str, ...], dict[str, Any]]]
@@ -147,7 +198,7 @@ PARTS: Parts = {
     "SI": (("copies",), {"copies": 5}),
     "OWN": ((), {"label": "own"}),
     "AUX": (("aux_weight",), {"aux_weight": 0.4}),
-    "TARGETED": ((), {"targeted": True}),
+    "TARGETED": (("target",), {"targeted": True}),
 }
 
 ALIASES = {"p": "diversity", "size": "diversity_size", "back": "diversity_back", "mu": "momentum", "m": "copies"}

@@ -36,11 +36,11 @@ class SelfSupervised:
         if not 1 <= self.steps <= 100_000 or not 0 < self.step <= 1 or not 0 <= self.level <= 100:
             raise ValueError("steps is 1 to 100000, step above 0 and at most 1, level 0 to 100")
 
-    def resolved(self, eps: float) -> dict[str, Any]:  # noqa: ARG002 - the step does not scale
+    def resolved(self, eps_255: float) -> dict[str, Any]:  # noqa: ARG002 - the step does not scale
         """Every parameter, as JSON."""
         return asdict(self)
 
-    def gradients(self, eps: float) -> int:  # noqa: ARG002
+    def gradients(self, eps_255: float) -> int:  # noqa: ARG002
         """One a step."""
         return self.steps
 

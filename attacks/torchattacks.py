@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from rdp_bench.budgets import LINF, allowed
 from rdp_bench.errors import UsageError, unknown
 from rdp_bench.registry import attack
 from rdp_bench.specs import Param, parse_spec, read, show
@@ -15,13 +16,42 @@ if TYPE_CHECKING:
     from rdp_bench.draws import Draws
     from rdp_bench.protocols import Source
 
-OURS = frozenset({"eps", "n_classes"})
+OURS = frozenset({"eps", "max_epsilon", "n_classes"})
 """Parameters that the cell and the source decide."""
 
 COUNTS = frozenset({"steps", "n_restarts", "n_queries", "eot_iter", "popsize", "pixels"})
 MOST = 100_000
 
 INSTALL = "pip install 'rdp-bench[torchattacks]'"
+
+BUDGETS = {
+    "linf": frozenset({
+        "FGSM", "BIM", "RFGSM", "PGD", "EOTPGD", "FFGSM", "TPGD", "MIFGSM", "UPGD", "DIFGSM", "TIFGSM", "Jitter",
+        "NIFGSM", "PGDRS", "SINIFGSM", "VMIFGSM", "VNIFGSM", "SPSA", "PIFGSM", "PIFGSMPP", "APGD", "APGDT", "FAB",
+        "AutoAttack", "Square", "GN",
+    }),
+    "l2": frozenset({"PGDL2", "PGDRSL2", "APGD", "APGDT", "FAB", "AutoAttack", "Square"}),
+}  # fmt: skip
+"""Classes whose result is meant to stay within eps, by norm. GN is noise of its own size, cut to the budget."""
+
+WITHOUT_BUDGET = {
+    "CW": "it minimises the L2 norm and keeps no budget",
+    "DeepFool": "it minimises the L2 norm and keeps no budget",
+    "EADL1": "it minimises the L1 norm and keeps no budget",
+    "EADEN": "it minimises an elastic-net norm and keeps no budget",
+    "SparseFool": "it changes few pixels by any amount (L0)",
+    "OnePixel": "it changes few pixels by any amount (L0)",
+    "Pixle": "it moves pixels about, each by any amount (L0)",
+    "JSMA": "it changes few pixels by any amount (L0)",
+    "VANILA": "it returns the images as they are",
+}
+"""Classes that no budget of ours fits, and why: cut to eps they would seem weaker than they are."""
+
+SLACK = 1e-5
+"""Rounding of float32 that is no straying."""
+
+BUDGET_NAMES = ("eps", "max_epsilon")
+"""What the classes call their budget."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +65,54 @@ class TorchAttack:
 
     name: str
     params: tuple[tuple[str, Param], ...] = ()
+    norm: str = LINF
+    _strayed: dict[float, float] = field(default_factory=dict, compare=False, repr=False)
+    """Farthest distance to the clean image before it was cut, by eps; both as they are passed to the library."""
+
+    def with_norm(self, norm: str) -> TorchAttack:
+        """The same attack with its budget in `norm`; see `protocols.ChoosesNorm`.
+
+        Raises:
+            UsageError: the class has no such budget, or its label names another norm.
+        """
+        here = [name for name, classes in BUDGETS.items() if self.name in classes]
+        if not here:
+            raise UsageError(
+                f"attack 'torchattacks:{self.name}' is not in the table of budgets (attacks/torchattacks.py)"
+            )
+        asked = str(dict(self.params).get("norm", norm)).lower()
+        if norm not in here or asked != norm:
+            other = asked if asked != norm else here[0]
+            how = "--eps 3.0, the L2 norm of a change of pixels in [0, 1]" if other == "l2" else "--eps 8, in /255"
+            raise UsageError(
+                f"attack 'torchattacks:{self.name}' has an {other} budget here and the run's is {norm}; run it with "
+                f"--norm {other} {how}"
+                if other in here
+                else f"attack 'torchattacks:{self.name}' has no {other} budget"
+            )
+        alpha = dict(self.params).get("alpha")
+        if norm == LINF and isinstance(alpha, int | float) and alpha >= 1:
+            raise UsageError(
+                f"attack 'torchattacks:{self.name}': alpha is the library's, for pixels in [0, 1]: {show(alpha)} is a "
+                f"step across the whole range; did you mean alpha={alpha / 255:.4f}?"
+            )
+        return replace(self, norm=norm)
+
+    def notes(self) -> list[str]:
+        """How far pixels were moved back; see `protocols.Notes`."""
+        units = 255 if self.norm == LINF else 1
+        told = [[allowed(round(units * one, 2), self.norm) for one in pair] for pair in self._strayed.items()]
+        return [
+            f"attack torchattacks:{self.name} left its budget and was cut back to it: an image was {far} away from the "
+            f"clean one, allowed {eps}"
+            for eps, far in told
+        ]
 
     def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
-        """Adversarial images by the library; clipped to `eps` and [0, 1] if it strayed."""
+        """Adversarial images by the library; cut to `eps` and [0, 1] where it strayed, which `notes` tells."""
         import torch
+
+        from rdp_bench.attacks._iterate import norm_l2, project_l2
 
         class Network(torch.nn.Module):
             """The mean of the members' logits; torchattacks asks for a Module with a device."""
@@ -52,8 +126,8 @@ class TorchAttack:
 
         kind = _class(self.name)
         params: dict[str, Any] = dict(self.params)
-        if "eps" in _parameters(kind):
-            params["eps"] = eps
+        params |= {name: eps for name in BUDGET_NAMES if name in _parameters(kind)}
+        params |= self._norm_param(kind)
         if "n_classes" in _parameters(kind):  # the library's default is CIFAR-10's
             params["n_classes"] = source.members[0].classes
         method = kind(Network().eval(), **params)
@@ -65,21 +139,29 @@ class TorchAttack:
                 torch.manual_seed(seeds[i])
                 outs.append(method(x[i : i + 1], y[i : i + 1]).detach())
         adv = torch.cat(outs)
-        return adv.clamp(x - eps, x + eps).clamp(0, 1)
+        far = float((adv - x).abs().max() if self.norm == LINF else norm_l2(adv - x).max())
+        if far > eps + SLACK:
+            self._strayed[eps] = max(far, self._strayed.get(eps, 0.0))
+        inside = adv.clamp(x - eps, x + eps) if self.norm == LINF else project_l2(adv, x, eps)
+        return inside.clamp(0, 1)
 
-    def resolved(self, eps: float) -> dict[str, Any]:
+    def _norm_param(self, kind: Any) -> dict[str, str]:
+        """Its own parameter `norm`, where the class has one and the norm is not its default."""
+        return {"norm": "L2"} if "norm" in _parameters(kind) and self.norm == "l2" else {}
+
+    def resolved(self, eps_255: float) -> dict[str, Any]:
         """The class, its given and default parameters, and the library's version."""
         from importlib.metadata import version
 
         known = _parameters(_class(self.name))
         defaults = {k: v for k, v in known.items() if isinstance(v, bool | int | float | str | None)}
-        if "eps" in known:
-            defaults["eps"] = eps
+        defaults |= {name: eps_255 for name in BUDGET_NAMES if name in known}
+        defaults |= self._norm_param(_class(self.name))
         if "n_classes" in known:
             defaults["n_classes"] = "the source's"
         return {"torchattacks": version("torchattacks"), "class": self.name, "params": defaults | dict(self.params)}
 
-    def gradients(self, eps: float) -> int:  # noqa: ARG002 - part of the protocol
+    def gradients(self, eps_255: float) -> int:  # noqa: ARG002 - part of the protocol
         """An estimate: the library's `steps`, or 1."""
         steps = dict(self.params).get("steps", _parameters(_class(self.name)).get("steps", 1))
         return int(steps) if isinstance(steps, int | float) else 1
@@ -116,6 +198,8 @@ def adapt(text: str) -> TorchAttack:
     spec = parse_spec(text)
     name = spec.name.removeprefix("torchattacks:")
     known = _parameters(_class(name))
+    if why := WITHOUT_BUDGET.get(name):
+        raise UsageError(f"attack 'torchattacks:{name}' fits no budget: {why}")
     if spec.positional:
         raise UsageError(f"attack '{text}': parameters are written name=value")
     params: list[tuple[str, Param]] = []

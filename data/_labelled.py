@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rdp_bench.data._images import prepare, read_file
 from rdp_bench.errors import BadImageError, UsageError
@@ -40,6 +40,7 @@ class Images:
     origin: Path
     targets: Sequence[int] = ()
     note: str = ""
+    classes: ClassVar[int] = CLASSES
 
     def __post_init__(self) -> None:
         if self.size < 1:

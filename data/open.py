@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 # Imported to be registered: the entry must be there however this module was reached.
 from rdp_bench.data import photos20 as _photos20  # noqa: F401
 from rdp_bench.data._labelled import CLASSES, SIZE, Images, columns_of
+from rdp_bench.data._natural import convert
 from rdp_bench.data.csvlist import TRANSFER_ATTACK, csvlist
 from rdp_bench.data.ilsvrc import DEVKIT, KAGGLE, LISTS, kaggle, text_list
 from rdp_bench.data.imagefolder import imagefolder
@@ -69,7 +70,7 @@ def open_dataset(spec: str, *, size: int | None = None, limit: int | None = None
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, found {limit}")
     path, options = _path_and_options(spec, SIZE if size is None else size)
-    found: Dataset = _from_path(path, options) if options else _registered(spec, path, size)
+    found: Dataset = _from_path(path, options) if options else convert(_registered(spec, path, size), spec)
     _check(found)
     if limit is not None and limit < len(found.ids):
         found = found.first(limit) if isinstance(found, Images) else _First.of(found, limit)
@@ -185,19 +186,14 @@ class _First:
     size: int
     ids: Sequence[str]
     labels: Sequence[int]
+    targets: Sequence[int]
+    classes: int | None
     whole: Dataset
-    targets: Sequence[int] = ()
 
     @classmethod
     def of(cls, whole: Dataset, limit: int) -> _First:
-        return cls(
-            whole.name,
-            whole.size,
-            whole.ids[:limit],
-            whole.labels[:limit],
-            whole,
-            getattr(whole, "targets", ())[:limit],
-        )
+        targets, classes = getattr(whole, "targets", ()), getattr(whole, "classes", None)
+        return cls(whole.name, whole.size, whole.ids[:limit], whole.labels[:limit], targets[:limit], classes, whole)
 
     def image(self, index: int) -> NDArray[np.uint8]:
         return self.whole.image(range(len(self.ids))[index])

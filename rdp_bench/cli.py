@@ -158,7 +158,9 @@ def report(out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, 
     if compare:
         from rdp_bench.reports.compare import render
 
-        click.echo(render(compare, Store(cache), out, only))
+        page, compared = render(compare, Store(cache), out, only)
+        click.echo(compared, err=True)
+        click.echo(page)
         return
     if not any((out / "runs").glob("*.json")):
         raise UsageError(f"{out} holds no run; start with: rdp-bench run --grid table1 --out {out}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rdp_bench import cli_cache
+from rdp_bench.budgets import NORMS, show_eps
 from rdp_bench.data.adversarial import ELSEWHERE, SCHEME
 from rdp_bench.errors import UsageError
 from rdp_bench.store import Store
@@ -44,8 +45,12 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 @click.option("--target", **_AXIS, help="Target model; repeatable.")
 @click.option("--attack", **_AXIS, help='Attack, like "ti-dim", "dim(steps=10)" or "MI|DI(p=.5)"; repeatable.')
 @click.option("--defense", **_AXIS, help='Defense, like "jpeg(quality=95)" or a chain, "jpeg >> rdp"; repeatable.')
-@click.option("--eps", multiple=True, type=float, help="L-infinity budget in /255; repeatable.")
+@click.option("--eps", multiple=True, help="L-infinity budget in /255, like 8 or 8/255; repeatable.")
+@click.option("--norm", type=click.Choice(NORMS), help="Norm of the budget.  [default: the grid's, or linf]")
 @click.option("--draws", type=int, help="Draws judged of a random defense.  [default: the grid's, or 1]")
+@click.option(
+    "--success", is_flag=True, default=None, help="Also attack success over images that are right when clean."
+)
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
 @click.option(
@@ -85,7 +90,7 @@ def run(**options: Any) -> None:
         return
     running = perform(plan, options)
     _print_table(running)
-    click.echo(f"\n{summary(running)}; {next_step(options['out'])}")
+    click.echo(f"\n{summary(running)}; {next_step(options['out'], options['cache'])}")
     for cell, reason in list(running.failed.items())[:5]:
         click.echo(f"failed: {cell}: {reason}", err=True)
     if running.failed:
@@ -159,7 +164,9 @@ def changes(options: dict[str, Any]) -> dict[str, Any]:
         given["baselines"] = ()
     if not options["source"] and options["attack"] and all(label.startswith(SCHEME) for label in options["attack"]):
         given["sources"] = (ELSEWHERE,)
-    return given | {name: options[name] for name in ("dataset", "draws") if options[name] is not None}
+    return given | {
+        name: options[name] for name in ("dataset", "draws", "norm", "success") if options[name] is not None
+    }
 
 
 def load_grid(name: str, options: dict[str, Any], given: dict[str, Any]) -> "Grid":
@@ -240,10 +247,14 @@ def _command() -> str:
     return shlex.join(["rdp-bench", *sys.argv[1:]])
 
 
-def next_step(out: Path) -> str:
-    """Where the results are, and what to type next."""
-    report = "rdp-bench report" + ("" if str(out) == DEFAULT_OUT else f" --out {out}")
-    return f"{out / 'results.csv'}; next: {report}"
+def next_step(out: Path, cache: Path | None) -> str:
+    """Where the results are, and the command that reports them: with the run's own cache, where one was named."""
+    import shlex
+
+    words = ["rdp-bench", "report"]
+    words += ["--out", str(out)] if str(out) != DEFAULT_OUT else []
+    words += ["--cache", str(cache)] if cache else []
+    return f"{out / 'results.csv'}; next: {shlex.join(words)}"
 
 
 def _writable(folder: Path, option: str) -> None:
@@ -284,7 +295,7 @@ def _print_table(running: "Run") -> None:
         for eps in axes.eps if axes.attacks else ():
             for source in axes.sources:
                 crafted = source if source == ELSEWHERE else f"on {source}"
-                click.echo(f"\nerror % of {target}, crafted {crafted}, eps {eps:g}")
+                click.echo(f"\nerror % of {target}, crafted {crafted}, eps {show_eps(eps, axes.norm)}")
                 heads = [f"{column:>{size}}" for column, size in zip(columns, wide, strict=True)]
                 click.echo(f"{'':{width}} {' '.join(heads)}")
                 for guard in guards:

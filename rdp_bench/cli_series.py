@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rdp_bench import lending
+from rdp_bench.budgets import parse_eps
 from rdp_bench.cli_run import FLAGS, changes, load_grid, next_step, perform, plan_of
 from rdp_bench.errors import RdpBenchError, StorageError, UsageError, unknown
 from rdp_bench.executor import CraftJob, Job
@@ -36,7 +37,7 @@ def run_all(names: list[str], options: dict[str, Any]) -> int:
         click.echo(f"{grid.name:{width}}  {text}; {duration(time.perf_counter() - since)}")
     took = duration(time.perf_counter() - begun)
     good = f"{statuses.count(0)} of {len(grids)} grids without a failure"
-    click.echo(f"\n{good}, {took}; {next_step(options['out'])}")
+    click.echo(f"\n{good}, {took}; {next_step(options['out'], options['cache'])}")
     return max(statuses)
 
 
@@ -65,12 +66,16 @@ def _chosen(names: list[str], options: dict[str, Any]) -> list["Grid"]:
     from rdp_bench.grid import selected
 
     given = changes(options)
+    if "norm" in given:
+        raise UsageError("--norm is for one grid; each grid of a list has its own")
     wanted = {axis: given[axis] for axis in FLAGS if axis in given}
-    every = {key: value for key, value in given.items() if key in ("dataset", "draws")}
+    every = {key: value for key, value in given.items() if key in ("dataset", "draws", "success")}
     grids = [load_grid(name, options, every) for name in names]
     for axis, labels in wanted.items():
         known = {show(label) for grid in grids for label in getattr(grid.axes, axis)}
         known |= {label for grid in grids for label in grid.axes.baselines if axis == "targets"}
+        if axis == "eps":
+            labels = [parse_eps(label, grids[0].axes.norm) for label in labels]
         known_plain = {plain(label) for label in known}
         for label in labels:
             if plain(label) not in known_plain:

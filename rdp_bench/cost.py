@@ -70,6 +70,7 @@ def _of(defense: Defense, model: Classifier, x: Tensor, bare: float, device: str
     from rdp_bench.draws import Draws
 
     draws = Draws([str(i) for i in range(len(x))], device)
+    x = x.clone()  # a defense may write into its input
     pure = defense.purify(x, draws)
     zoom = pure.shape[-1] / x.shape[-1]
     # Images of the same size cost the target what they always cost.

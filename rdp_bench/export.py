@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = (
     "grid", "dataset", "source", "attack", "eps", "defense", "target", "index", "id", "label", "predicted", "margin",
-    "correct", "draw",
+    "correct", "draw", "norm",
 )  # fmt: skip
 CELL = ("source", "attack", "eps", "defense", "target")
 BATCH = 50
@@ -89,6 +89,7 @@ def _predictions(run: Run, store: Store, dataset: Dataset) -> Iterator[dict[str,
                     "margin": round(margin, 5),
                     "correct": int(label == predicted),
                     "draw": draw,
+                    "norm": run.norm,
                 }
 
 
@@ -129,6 +130,6 @@ def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[i
                 count += 1
         lines.append({"folder": key[:16], **{name: cell[name] for name in ("source", "attack", "eps")}, "key": key})
     about = {name: value for name, value in run.record["dataset"].items() if name != "label"}
-    record = {"dataset": about, "ids": list(dataset.ids), "sets": lines}
+    record = {"dataset": about, "norm": run.norm, "ids": list(dataset.ids), "sets": lines}
     write_atomic(to / f"{run.grid}.json", json.dumps(record, indent=1).encode())
     return count, len(sets) - len(lines)

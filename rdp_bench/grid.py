@@ -9,6 +9,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from rdp_bench.budgets import LINF, NORMS, parse_eps
 from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown
 from rdp_bench.registry import dataset as datasets
 from rdp_bench.registry import defense as defenses
@@ -25,7 +26,7 @@ FIGURES = ("heat", "dots", "sweep", "pareto", "spectra", "gallery", "error-maps"
 
 @dataclass(frozen=True)
 class Axes:
-    """The values a grid runs over, as labels in table order; eps in /255."""
+    """The values a grid runs over, as labels in table order; eps in /255, or as `norm` says (`budgets.parse_eps`)."""
 
     dataset: str = ""
     sources: tuple[str, ...] = ()
@@ -34,11 +35,13 @@ class Axes:
     attacks: tuple[str, ...] = ()
     defenses: tuple[str, ...] = ()
     eps: tuple[float, ...] = ()
+    norm: str = LINF
     clean: bool = True
     ensembles: dict[str, list[str]] = field(default_factory=dict)
     checks: tuple[str, ...] = ()  # models that the cross-check alone looks at
     draws: int = 1  # of a random defense, each judged on its own
     restoration: bool = False  # how near purified images come to the clean ones
+    success: bool = False  # also the share of originally right images that an attack makes wrong
     cost: bool = False  # what a defense takes: time, memory, parameters
     limit: int | None = None  # at most so many images: pictures need few
     samples: int = 2  # images of each purified set that are kept for a look
@@ -161,6 +164,8 @@ def selected(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | 
     for axis, labels in wanted.items():
         if axis in ("sources", "attacks", "eps") and not grid.axes.attacks:
             continue
+        if axis == "eps":
+            labels = [parse_eps(label, grid.axes.norm) for label in labels]
         names = {plain(label) for label in labels}
         for name in (axis, "baselines") if axis == "targets" else (axis,):
             kept[name] = tuple(label for label in getattr(grid.axes, name) if plain(label) in names)
@@ -190,9 +195,20 @@ def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any
     for key in values:
         if key not in known:
             raise unknown(f"axis of grid {name}", key, known)
-    axes = replace(Axes(), **{key: _value(name, key, value) for key, value in values.items()})
-    axes = replace(axes, dataset=_dataset(axes.dataset, folder))
-    axes = replace(axes, **changes)
+    read = {key: _value(name, key, value) for key, value in values.items()}
+    norm = read.get("norm", LINF)
+    if changes.get("norm", norm) != norm and "eps" not in changes:
+        raise UsageError(
+            f"grid {name}: its eps are budgets in {norm}; --norm {changes['norm']} needs --eps, for example "
+            f"{'--eps 8' if changes['norm'] == LINF else '--eps 3.0'}"
+        )
+    if "dataset" in read:
+        read["dataset"] = _dataset(read["dataset"], folder)
+    read |= changes
+    if "norm" in read and read["norm"] not in NORMS:
+        raise unknown(f"norm of grid {name}", read["norm"], NORMS)
+    read["eps"] = tuple(parse_eps(value, read.get("norm", LINF)) for value in read.get("eps", ()))
+    axes = replace(Axes(), **read)
     folders = {key: folder for key in values if key not in changes}
     with files_from(folders.get("defenses")):
         axes = replace(axes, defenses=_spread(axes.defenses))
@@ -211,22 +227,22 @@ def _dataset(label: str, folder: Path) -> str:
 
 def _value(grid: str, key: str, value: Any) -> Any:
     """A TOML value as the type its axis has."""
-    numbers = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    numbers = isinstance(value, list) and all(
+        isinstance(v, int | float | str) and not isinstance(v, bool) for v in value
+    )
     words = isinstance(value, list) and all(isinstance(v, str) for v in value)
     lists = list(value.values()) if isinstance(value, dict) else [0]
     members = all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in lists)
     whole = isinstance(value, int) and not isinstance(value, bool)
     good, wanted = {
-        **dict.fromkeys(("dataset", "note"), (isinstance(value, str), "a text")),
-        **dict.fromkeys(("clean", "restoration", "cost"), (isinstance(value, bool), "true or false")),
+        **dict.fromkeys(("dataset", "norm", "note"), (isinstance(value, str), "a text")),
+        **dict.fromkeys(("clean", "restoration", "success", "cost"), (isinstance(value, bool), "true or false")),
         **dict.fromkeys(("draws", "limit", "samples"), (whole, "a whole number")),
         "eps": (numbers, "a list of numbers, like [8, 16]"),
         "ensembles": (members, 'a table of lists of models, like { both = ["a", "b"] }'),
     }.get(key, (words, "a list of names"))
     if not good:
         raise UsageError(f"grid {grid}: '{key}' is {wanted}, found {value!r}")
-    if key == "eps":
-        return tuple(float(v) for v in value)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -267,6 +283,8 @@ def _checked(grid: str, axes: Axes) -> Axes:
             raise UsageError(f"grid {grid}: the axis '{key}' is empty; give it in the file or with --{key.rstrip('s')}")
     if not axes.attacks and not axes.clean:
         raise UsageError(f"grid {grid}: no attacks and clean = false leave nothing to run")
+    if axes.success and not axes.clean:
+        raise UsageError(f"grid {grid}: success is a share of images that are right when clean; it needs clean = true")
     if not axes.dataset:
         raise UsageError(f"grid {grid}: no data set; give it in the file or with --dataset")
     if not 1 <= axes.draws <= 10_000:
@@ -279,9 +297,6 @@ def _checked(grid: str, axes: Axes) -> Axes:
     for figure in axes.figures:
         if figure not in FIGURES:
             raise unknown(f"figure of grid {grid}", figure, FIGURES)
-    for value in axes.eps:
-        if not 0 <= value <= 255:
-            raise UsageError(f"eps {show(value)} is not within 0 and 255 (it is in /255: 16 means 16/255)")
     for key in ("sources", "targets", "attacks", "defenses", "eps"):
         labels = getattr(axes, key) + (axes.baselines if key == "targets" else ())
         twice = {show(label) for label in labels if labels.count(label) > 1}

@@ -43,7 +43,7 @@ def canonical(record: Record) -> str:
     Raises:
         TypeError, ValueError: a value that JSON has no exact form for (NaN, a set, an object).
     """
-    return json.dumps(_plain(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(plain(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def key_of(record: Record) -> str:
@@ -129,13 +129,22 @@ def explain(wanted: Record, found: Record, path: str = "") -> list[str]:
     return lines
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` in the types that JSON has: scalars and arrays of numpy and torch converted, integral floats as int.
+
+    Raises:
+        TypeError, ValueError: JSON has no exact form for it.
+    """
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        value = value.item()  # a number of NumPy or torch
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        return int(value)
-    return value
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} has no form in JSON")
+        return int(value) if value.is_integer() else value
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise TypeError(f"{type(value).__name__} has no form in JSON; use numbers, text, lists and dicts")

@@ -152,10 +152,13 @@ class PluginMember:
         return made
 
     def _load(self, device: str) -> "Classifier":
+        from rdp_bench.entry_calls import CheckedClassifier, naming_entry
+
         if device not in self._made:
             made = model.make(self.name)
-            move = getattr(made, "to", None)
-            self._made[device] = move(device) if move else made
+            with naming_entry(f"model '{self.name}' cannot be loaded"):
+                move = getattr(made, "to", None)
+                self._made[device] = CheckedClassifier(move(device) if move else made, self.name)
         return self._made[device]
 
     def _said(self, made: "Classifier") -> Record:
@@ -209,10 +212,10 @@ class SourceRef:
 
     def load(self, device: str) -> "LoadedSource":
         """The source on `device`, ready to be attacked."""
-        members: list[Classifier] = [member.load(device) for member in self.members]
+        members: tuple[Classifier, ...] = tuple(member.load(device) for member in self.members)
         if self.through is None:
             return LoadedSource(self.name, members)
-        return LoadedSource(self.name, [Defended(one, self.through) for one in members], self.through.samples)
+        return LoadedSource(self.name, tuple(Defended(one, self.through) for one in members), self.through.samples)
 
 
 @dataclass(frozen=True)

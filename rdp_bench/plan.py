@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rdp_bench import crosscheck, perceptual, registry, weights
+from rdp_bench.budgets import LINF, show_eps
 from rdp_bench.crosscheck import Rate
 from rdp_bench.data import nips2017
 from rdp_bench.data.adversarial import ELSEWHERE, AdversarialFiles
@@ -18,7 +19,7 @@ from rdp_bench.executor import CraftJob, Job, JudgeJob
 from rdp_bench.grid import CLEAN, UNDEFENDED, Grid
 from rdp_bench.keys import Record, hash_many, key_of
 from rdp_bench.models import AnyMember, SourceRef, find, find_or_absent, find_source
-from rdp_bench.protocols import Attack, Dataset, Defense
+from rdp_bench.protocols import Attack, ChoosesNorm, Dataset, Defense, aims_at_targets
 from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
 from rdp_bench.specs import Cell, files_from, show
 from rdp_bench.store import Artefact, Store
@@ -61,7 +62,7 @@ class Plan:
     checks: dict[str, AnyMember] = field(default_factory=dict)
     """Models that only the cross-check needs."""
     remarks: list[str] = field(default_factory=list)
-    """What a reader of the results must know of the images."""
+    """What a reader of the results must know; the run warns of it, and work adds to it."""
     eval_records: dict[str, Record] = field(default_factory=dict)
     job_of: dict[str, str] = field(default_factory=dict)
     """Eval key -> key of the job that makes it."""
@@ -76,6 +77,16 @@ class Plan:
         return len(self.dataset.labels)
 
     @property
+    def norm(self) -> str:
+        """The norm of every budget of the run."""
+        return self.grid.axes.norm
+
+    @property
+    def targets_of_images(self) -> Sequence[int]:
+        """The data set's target class of each image; empty where it has none."""
+        return getattr(self.dataset, "targets", ())
+
+    @property
     def models(self) -> dict[str, AnyMember]:
         """Every model of the run by name, members of sources included."""
         members = {m.name: m for source in self.sources.values() for m in source.members}
@@ -86,7 +97,7 @@ class Plan:
         name = f"{type(part).__name__} {part.name}"
         if name not in self._records:
             with naming(f"model '{name}' cannot say its record"):
-                self._records[name] = part.record()
+                self._records[name] = plain(part.record())
         return self._records[name]
 
     def _images(self) -> Record:
@@ -107,6 +118,13 @@ class Plan:
             "source": self.model_record(self.sources[source]),
             "attack": self.attack_record(attack, eps),
             "eps": eps,
+            # Neutral where it is L-infinity, as it was before there were others.
+            **({} if self.norm == LINF else {"norm": self.norm}),
+            **(
+                {"targets": hash_many(map(str, self.targets_of_images))}
+                if aims_at_targets(self.attacks[attack].value)
+                else {}
+            ),
         }
 
     def attack_record(self, attack: str, eps: float) -> Record:
@@ -205,7 +223,10 @@ class Plan:
         record = self.set_record(source, attack, eps)
         craft = CraftJob(key_of(record), record, source, attack, eps)
         self.crafts[craft.key] = craft
-        return [craft, *self._judges(craft.key, f"{craft} at eps {show(eps)}", attack, label, eps, behind)]
+        return [
+            craft,
+            *self._judges(craft.key, f"{craft} at eps {show_eps(eps, self.norm)}", attack, label, eps, behind),
+        ]
 
     def clean_check(self) -> list[JudgeJob]:
         """Jobs that measure the clean accuracy of every model of the grid, sources included; one a model."""
@@ -217,7 +238,7 @@ class Plan:
     def cross_checks(self) -> list[tuple[Rate, Record]]:
         """Published transfer rates that this run measures too, and the record of what its target predicts."""
         axes = self.grid.axes
-        if (self.grid.profile, self.dataset.name) != (crosscheck.PROFILE, crosscheck.DATASET):
+        if (self.grid.profile, self.dataset.name) != (crosscheck.PROFILE, crosscheck.DATASET) or self.norm != LINF:
             return []
         found = []
         for rate in crosscheck.rates():
@@ -289,7 +310,7 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     if models_dir is not None and not models_dir.is_dir():
         raise UsageError(f"--models-dir {models_dir}: no such folder")
     weights.look_in(models_dir)
-    attacks = {label: registry.attack.resolve(label) for label in axes.attacks}
+    attacks = {label: _bounded(registry.attack.resolve(label), axes.norm) for label in axes.attacks}
     with files_from(grid.folders.get("defenses")):
         defenses = {label: registry.defense.resolve(label) for label in axes.defenses}
     named: dict[str, str] = {}  # source label -> the axis that names its files
@@ -311,12 +332,25 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     dataset = open_dataset(axes.dataset, limit=min((n for n in (limit, axes.limit) if n), default=None))
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
+    aiming = [label for label, made in attacks.items() if aims_at_targets(made.value)]
+    if aiming and not getattr(dataset, "targets", ()):
+        raise UsageError(
+            f"attack '{aiming[0]}' approaches the data set's target classes, and {axes.dataset} has none; use "
+            "nips2017, a data set of your own with `targets`, or target=random"
+        )
     prints = fingerprints(dataset, store.root, write=not store.read_only)
     remarks = nips2017.remarks(dataset, prints)
     for label, made in attacks.items():
         if isinstance(made.value, AdversarialFiles):
             attacks[label] = replace(made, value=made.value.of(dataset, store.root, write=not store.read_only))
             remarks.append(made.value.remark)
+    if axes.norm == LINF:
+        remarks += [
+            f"eps {show(eps)} is between two levels of the 8-bit images that are stored: pixels move by at most "
+            f"{int(eps)}/255"
+            for eps in axes.eps
+            if not eps.is_integer()
+        ]
     plan = Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks, remarks)
     plan.refuse_shared_keys()
     _check_files(plan)
@@ -344,6 +378,25 @@ def _check_files(plan: Plan) -> None:
             for eps in plan.grid.axes.eps:
                 if not plan.artefact(plan.set_record(ELSEWHERE, label, eps)).complete:
                     made.value.check(plan.dataset, plan.prints, eps)
+
+
+def _bounded(made: Resolved[Attack], norm: str) -> Resolved[Attack]:
+    """The attack with its budget in `norm`.
+
+    Raises:
+        UsageError: it has no such budget.
+    """
+    if isinstance(made.value, ChoosesNorm):
+        try:
+            return replace(made, value=made.value.with_norm(norm))
+        except ValueError as error:
+            raise UsageError(f"attack '{made.label}' under --norm {norm}: {error}") from error
+    if norm != LINF:
+        raise UsageError(
+            f"attack '{made.label}' has an L-infinity budget only; leave out --norm {norm}, or use an attack that has "
+            "both, such as fgsm, mi-fgsm or pgd"
+        )
+    return made
 
 
 def _pairs(grid: Grid) -> list[tuple[str, str]]:

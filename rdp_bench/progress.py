@@ -111,7 +111,7 @@ def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
                 clock(costs.gradient, _name(source, member), partial(gradient, source, number))
             continue
         defense = plan.defenses[job.defense].value
-        clock(costs.purify, job.defense, lambda d=defense, w=draws: partial(d.purify, x, w))  # type: ignore[misc]
+        clock(costs.purify, job.defense, lambda d=defense, w=draws: partial(d.purify, x.clone(), w))  # type: ignore[misc]
         for label, _ in job.evals:
             clock(costs.forward, label, lambda n=label: partial(forward, worker.model(n)))  # type: ignore[misc]
     return costs

@@ -70,12 +70,45 @@ class Attack(Protocol):
         """
         ...
 
-    def resolved(self, eps: float) -> dict[str, Any]:
-        """Every parameter at this `eps` (in /255), defaults and derived ones included, as JSON."""
+    def resolved(self, eps_255: float) -> dict[str, Any]:
+        """Every parameter at this `eps_255` (in /255), defaults and derived ones included, as JSON."""
         ...
 
-    def gradients(self, eps: float) -> int:
-        """Gradient evaluations an image and source member, for planning."""
+    def gradients(self, eps_255: float) -> int:
+        """Gradient evaluations per image and source member, for planning."""
+        ...
+
+
+@runtime_checkable
+class ChoosesNorm(Protocol):
+    """An attack whose budget may have another norm than L-infinity; optional.
+
+    Under `l2` eps is the L2 norm of an image's change, pixels in [0, 1], wherever it is passed.
+    """
+
+    def with_norm(self, norm: str) -> Attack:
+        """The same attack with its budget in `norm`, "linf" or "l2".
+
+        Raises:
+            UsageError: it has no such budget.
+        """
+        ...
+
+
+def aims_at_targets(attack: Attack) -> bool:
+    """Whether an attack approaches the data set's target classes: its attribute `aims_at_targets`, if it has one.
+
+    Such an attack gets the target classes as `y`.
+    """
+    return bool(getattr(attack, "aims_at_targets", False))
+
+
+@runtime_checkable
+class Notes(Protocol):
+    """An attack that has something to say of what it made, such as pixels moved back into the budget; optional."""
+
+    def notes(self) -> list[str]:
+        """Sentences for the user, about all calls so far."""
         ...
 
 
@@ -141,8 +174,9 @@ class Purifier:
         Raises:
             UsageError: `purify` changes the images' size, and there is no stand-in that does.
         """
-        near = self.stand_in(x, draws.fork("stand-in"))
-        pure = self.purify(x.detach(), draws)
+        # Copies: either may write into its input.
+        near = self.stand_in(x.clone(), draws.fork("stand-in"))
+        pure = self.purify(x.detach().clone(), draws)
         if near.shape != pure.shape:
             raise UsageError(
                 f"BPDA: {type(self).__name__} makes {list(pure.shape)} of {list(x.shape)} and has no stand-in of that "

@@ -3,9 +3,10 @@
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from rdp_bench.keys import Record
+from rdp_bench.keys import Record, plain
 from rdp_bench.models import Member
 from rdp_bench.plan import Plan, dataset_digest
+from rdp_bench.protocols import aims_at_targets
 from rdp_bench.specs import show
 from rdp_bench.table import FORMAT
 
@@ -25,7 +26,8 @@ def header(plan: Plan, command: str) -> Record:
             "summary": made.summary,
             "source": made.source,
             "version": made.version,
-            "resolved": {show(eps): made.value.resolved(eps) for eps in axes.eps},
+            "aims_at_targets": aims_at_targets(made.value),
+            "resolved": {show(eps): plain(made.value.resolved(eps)) for eps in axes.eps},
         }
         for label, made in plan.attacks.items()
     }
@@ -35,10 +37,10 @@ def header(plan: Plan, command: str) -> Record:
             "source": made.source,
             "version": made.version,
             **{
-                name: getattr(made.value, name, None)
+                name: plain(getattr(made.value, name, None))
                 for name in ("random", "differentiable", "backward", "scale", "passes")
             },
-            "resolved": made.value.resolved(),
+            "resolved": plain(made.value.resolved()),
         }
         for label, made in plan.defenses.items()
     }
@@ -54,6 +56,7 @@ def header(plan: Plan, command: str) -> Record:
             "n": plan.n,
             "size": plan.dataset.size,
             "images": dataset_digest(plan),
+            **({"targets": list(plan.targets_of_images)} if _aim(plan) else {}),
         },
         "seed": plan.seed,
         "command": command,
@@ -66,6 +69,8 @@ def header(plan: Plan, command: str) -> Record:
             "targets": list(axes.targets),
             "attacks": list(axes.attacks),
             "eps": list(axes.eps),
+            "norm": axes.norm,
+            "success": axes.success,
             "defenses": list(axes.defenses),
             "clean": axes.clean,
             "draws": axes.draws,
@@ -76,7 +81,7 @@ def header(plan: Plan, command: str) -> Record:
         "sources": {
             label: {
                 "members": [member.name for member in source.members],
-                "through": source.through.record() if source.through else None,
+                "through": plain(source.through.record()) if source.through else None,
             }
             for label, source in plan.sources.items()
         },
@@ -86,6 +91,10 @@ def header(plan: Plan, command: str) -> Record:
         "checks": [],
         "cells": {},
     }
+
+
+def _aim(plan: Plan) -> bool:
+    return any(aims_at_targets(made.value) for made in plan.attacks.values())
 
 
 def now() -> str:

@@ -3,18 +3,20 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rdp_bench import cost, crosscheck, lending, table
+from rdp_bench import cost, crosscheck, lending, stats, table
 from rdp_bench.crosscheck import Check, check_rate
 from rdp_bench.environment import merged
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, UnreadableError, UsageError
 from rdp_bench.executor import Executor, Here, Job, JudgeJob
+from rdp_bench.grid import CLEAN
 from rdp_bench.keys import Record, key_of
-from rdp_bench.outcomes import distances
+from rdp_bench.outcomes import distances, wrong
 from rdp_bench.plan import Plan
+from rdp_bench.protocols import aims_at_targets
 from rdp_bench.record import header, now
 from rdp_bench.specs import Cell
 
@@ -24,6 +26,10 @@ _PLACE = ("source", "attack", "eps", "defense", "target")
 
 OFF_BY = 0.5
 """Points of clean accuracy by which a known model may be off before a run warns."""
+
+
+LEAST_FOR_CHANCE = 10
+"""Images below which an accuracy at chance is not warned of: a poor model may be wrong on all of them."""
 
 
 @dataclass
@@ -37,6 +43,8 @@ class Run:
     rows: dict[Cell, table.Row] = field(default_factory=dict)
     more: dict[Cell, list[table.Row]] = field(default_factory=dict)
     """Of cells of several draws: worst and vote; of the first cell of a purified set: PSNR and SSIM."""
+    wrong: dict[Cell, Any] = field(default_factory=dict)
+    """Which images are wrong, `[n]`, in the first draw; of every cell that is done."""
     failures: dict[str, str] = field(default_factory=dict)
     _begin: float = field(default_factory=time.perf_counter)
 
@@ -56,17 +64,16 @@ class Run:
             self.plan.discard(everything, made)
         self._check_store(everything, reuse=made is None)
         self.record = header(self.plan, self.command)
-        for remark in self.plan.remarks:
-            self.warn(remark)
         if self.plan.grid.axes.cost:
             self.record["cost"] = self._known_cost()
         self.refresh(self.plan.grid.cells())
+        self._warn_of_remarks()
         self._say_what_goes()
         self.save()
         return self.plan.to_do(jobs)
 
     def _check_store(self, jobs: Sequence[Job], *, reuse: bool) -> None:
-        """Delete damaged artefacts of `jobs`, restore lost records; with `reuse`, copy shards of runs on the same images.
+        """Delete damaged artefacts of `jobs`, restore lost records; with `reuse`, copy shards of related runs.
 
         A cache that cannot be written to is a warning: it may hold all that the run needs.
         """
@@ -110,6 +117,7 @@ class Run:
                 if outcome.reason:
                     self.failures[outcome.job.key] = outcome.reason
                     log.error("%s: %s", outcome.job, outcome.reason)
+                self._warn_of_remarks()
                 if isinstance(outcome.job, JudgeJob):
                     self.refresh(self._cells_of(outcome.job))
                 if time.perf_counter() - saved > save_every:
@@ -135,8 +143,10 @@ class Run:
                 arrays = self._stored(record)
                 if arrays is None:
                     continue  # nothing measured, nothing to compare
-                measured = 100 * float((arrays["predicted"] == arrays["label"]).mean())
+                right = int((arrays["predicted"] == arrays["label"]).sum())
+                measured = 100 * right / self.plan.n
                 self.record["models"][label]["measured_accuracy"] = measured
+                self._warn_of_chance(label, right)
                 card = self.plan.models[label].card
                 known = card.known_accuracy(self.plan.dataset.name, self.plan.n)
                 if known is not None and abs(measured - known) > OFF_BY:
@@ -145,6 +155,19 @@ class Run:
                         f"its card says {known:.1f} %: wrong weights, preprocessing or labels? "
                         "Do not trust numbers made with it"
                     )
+
+    def _warn_of_chance(self, label: str, right: int) -> None:
+        """Warn of a model that does no better than guessing, where so many images can tell."""
+        dataset, n = self.plan.dataset, self.plan.n
+        chance = 1 / (getattr(dataset, "classes", None) or max(dataset.labels) + 1)
+        level = 1 - stats.LEVEL
+        telling = n >= LEAST_FOR_CHANCE and stats.binomial_tail(n, n, chance) <= level
+        if telling and stats.binomial_tail(right, n, chance) > level:
+            self.warn(
+                f"{label} is right on {right} of {n} images of {dataset.name} without attack or defense, no better "
+                f"than guessing ({100 * chance:.1f} %): other class numbers, preprocessing or weights? "
+                "Do not trust numbers made with it"
+            )
 
     @property
     def lacks_cost(self) -> bool:
@@ -200,6 +223,11 @@ class Run:
         if message not in self.record["warnings"]:
             self.record["warnings"].append(message)
 
+    def _warn_of_remarks(self) -> None:
+        for remark in self.plan.remarks:
+            if remark not in self.record["warnings"]:
+                self.warn(remark)
+
     def refresh(self, cells: Any) -> None:
         """Read what the store has for these cells into rows."""
         for cell in cells:
@@ -236,9 +264,28 @@ class Run:
                 entry |= {"status": "failed", "reason": reason}
             line = self.rows[cell] = table.row(self.record, entry, predicted, label)
             self.more[cell] = table.draw_rows(line, predicted, label) if entry["draws"] > 1 else []
+            if predicted is not None:
+                self.wrong[cell] = wrong(predicted if predicted.ndim == 1 else predicted[:, 0], label)
+            if cell.attack != CLEAN and aims_at_targets(self.plan.attacks[cell.attack].value):
+                self.more[cell].append(table.targeted_row(line, self._hits(predicted)))
             if keys.restoration and cell.target == self.plan.grid.axes.targets[0]:
                 self.more[cell] += self._restored(line, keys.restoration, cell)
             self.record["cells"][cell] = entry
+
+    def _hits(self, predicted: Any) -> Any:
+        """Which images are taken for their target class, `[n]`; None without predictions."""
+        if predicted is None:
+            return None
+        import numpy as np
+
+        missed = wrong(predicted, np.array(self.plan.targets_of_images))
+        return ~missed if missed.dtype == bool else 1 - missed
+
+    def _success(self, cell: Cell) -> list[table.Row]:
+        if not self.plan.grid.axes.success or cell.attack == CLEAN:
+            return []
+        clean = replace(cell, source="-", attack=CLEAN, eps=0.0)
+        return [table.success_row(self.rows[cell], self.wrong.get(cell), self.wrong.get(clean))]
 
     def _restored(self, line: table.Row, key: str, cell: Cell) -> list[table.Row]:
         adv = self.plan.keys(cell).adv
@@ -260,7 +307,7 @@ class Run:
         self.record["finished"] = now() if done else None
         self.record["environment"] = merged(self._made.found)
         table.write_record(self._path, {**self.record, "cells": cells})
-        rows = [line for cell, first in self.rows.items() for line in (first, *self.more[cell])]
+        rows = [line for cell, first in self.rows.items() for line in (first, *self._success(cell), *self.more[cell])]
         table.write_results(self.out, rows)
 
     @property

@@ -42,6 +42,15 @@ def wilson(successes: int, n: int) -> Interval:
     return 0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half
 
 
+def binomial_tail(successes: int, n: int, rate: float) -> float:
+    """Probability of at least `successes` in `n` independent trials of success probability `rate`.
+
+    >>> round(binomial_tail(1, 20, 1 / 1000), 4), binomial_tail(0, 20, 0.5)
+    (0.0198, 1.0)
+    """
+    return min(1.0, math.fsum(math.comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(successes, n + 1)))
+
+
 def mean_interval(values: "NDArray[np.floating]", least: float = 0.0) -> Interval:
     """Percentile bootstrap of the mean of one value in [least, 1] an image, `[n]`; images are resampled.
 

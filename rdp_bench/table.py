@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rdp_bench import csvtext, stats
+from rdp_bench.budgets import LINF, norm_of, show_eps
 from rdp_bench.environment import differing, merged
 from rdp_bench.errors import RdpBenchError, UsageError, unknown
 from rdp_bench.keys import Record
@@ -80,8 +81,11 @@ def printed(run: Record, place: Place, metric: str) -> float | None:
     """The paper's number for this very cell, in `metric`; None where it prints none.
 
     The run's own table is asked first, then the others in their order: two of them share cells. A run on
-    some of the data set's images still has the paper's cells; its interval says how far it can be trusted.
+    some of the data set's images still has the paper's cells; its interval says how far it can be trusted. The paper's
+    budgets are L-infinity.
     """
+    if norm_of(run) != LINF:
+        return None
     if place.source in run.get("sources", {}):
         source = run["sources"][place.source]
         place = place._replace(source=plain(place.source))
@@ -129,10 +133,11 @@ def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label:
 
     An error counts every image, also those that the target gets wrong without an attack: the paper's
     Table 1 is over all 1000. Predictions `[n, draws]` give the mean over the draws, with an interval whose units
-    are images. A cell that says "done" without predictions becomes a failed one.
+    are images. A cell that says "done" without predictions becomes a failed one. Under an L2 budget, of which eps says
+    nothing by itself, the metric is error_l2.
     """
     place = Place.of(cell)
-    metric = "accuracy" if place.attack == "clean" else "error"
+    metric = "accuracy" if place.attack == "clean" else f"error{_suffix(run)}"
     status, reason = cell["status"], cell.get("reason", "")
     value, low, high = "", "", ""
     if status == "done":
@@ -164,6 +169,12 @@ def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label:
     }
 
 
+def _suffix(run: Record) -> str:
+    """What metrics of attacked cells end with: the norm, where it is not L-infinity."""
+    norm = norm_of(run)
+    return "" if norm == LINF else f"_{norm}"
+
+
 def draw_rows(line: Row, predicted: "NDArray[np.int32] | None", label: "NDArray[np.int32] | None") -> list[Row]:
     """What `row` says of a cell of several draws, `predicted` `[n, draws]`, in each of the other `WAYS`."""
     rows = []
@@ -176,18 +187,56 @@ def draw_rows(line: Row, predicted: "NDArray[np.int32] | None", label: "NDArray[
     return rows
 
 
+def success_row(line: Row, attacked: "Flags | None", clean: "Flags | None") -> Row:
+    """The success rate of the attack of an attacked cell's line, as a line of its own.
+
+    Of the images that the cell's target gets right behind its defense without an attack, the share that it gets wrong
+    under the attack; `n` is how many those are.
+
+    Args:
+        line: what `row` says of the cell.
+        attacked: which images are wrong under the attack, `[n]`; of several draws, in the first. None: not known.
+        clean: the same without the attack.
+    """
+    metric = line["metric"].replace("error", "success", 1)
+    found = {**line, "metric": metric, "value": "", "ci_low": "", "ci_high": "", "paper": "", "seconds": "0.000"}
+    if line["status"] != "done" or attacked is None:
+        return found
+    if clean is None:
+        return found | {"status": "pending", "reason": "the same cell without an attack is not done"}
+    lost = attacked[~clean]
+    if not len(lost):
+        return found | {"n": 0, "reason": "no image is right without an attack"}
+    value, low, high = percent(lost, "error")
+    return found | {"n": len(lost), "value": value, "ci_low": low, "ci_high": high}
+
+
+def targeted_row(line: Row, hits: "Rates | None") -> Row:
+    """The targeted success rate of an attacked cell's line, as a line of its own.
+
+    Args:
+        line: what `row` says of the cell.
+        hits: which images the target takes for their target class, `[n]` flags, or shares of several draws.
+    """
+    metric = line["metric"].replace("error", "targeted_success", 1)
+    value, low, high = percent(hits, "error") if hits is not None and line["status"] == "done" else ("", "", "")
+    found = {"metric": metric, "value": value, "ci_low": low, "ci_high": high}
+    return {**line, **found, "paper": "", "seconds": "0.000"}
+
+
 def restoration_rows(line: Row, key: str, near: "Mapping[str, Rates]") -> list[Row]:
     """How near the images behind a cell's line come to the clean ones: means of `outcomes.distances`; no target."""
     shared = {**line, "target": "-", "ci_low": "", "ci_high": "", "paper": "", "status": "done", "reason": ""}
+    norm = line["metric"].removeprefix("error") if line["metric"].startswith("error") else ""
     return [
-        {**shared, "metric": metric, "value": f"{values.mean():.4f}", "eval_key": key, "seconds": "0.000"}
+        {**shared, "metric": metric + norm, "value": f"{values.mean():.4f}", "eval_key": key, "seconds": "0.000"}
         for metric, values in near.items()
     ]
 
 
 def percent(errors: "Rates", metric: str) -> tuple[str, str, str]:
     """Mean and interval of `[n]` errors, or of accuracies, as results.csv has them: Wilson's where each is 0 or 1."""
-    rates = errors if metric == "error" else 1 - errors
+    rates = errors if metric.startswith("error") else 1 - errors
     count, hits = len(rates), float(rates.sum())
     ends = stats.wilson(int(hits), count) if errors.dtype == bool else stats.mean_interval(rates)
     value, low, high = (f"{100 * part:.4f}" for part in (hits / count, *ends))
@@ -248,6 +297,15 @@ class Run:
         """When the first and the last stored batch behind the numbers was made; None where no batch says."""
         times = sorted(str(made["time"]) for made in self.made if "time" in made)
         return (times[0], times[-1]) if times else None
+
+    @property
+    def norm(self) -> str:
+        """The norm of the run's budgets."""
+        return norm_of(self.record)
+
+    def eps(self, value: float) -> str:
+        """A budget of the run in words: of other norms than L-infinity the name is said."""
+        return show_eps(value, self.norm)
 
     @property
     def draws(self) -> int:

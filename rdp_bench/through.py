@@ -53,7 +53,8 @@ class Through:
             "bpda": purifier.straight_through,
             "adaptive": purifier.bpda,
         }
-        return ways[self.mode](x, draws)
+        # A copy: a defense may write into its input, which here is the attack's own.
+        return ways[self.mode](x.clone(), draws)
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rdp_bench import restoration
+from rdp_bench.budgets import LINF, allowed
 from rdp_bench.data.adversarial import AdversarialFiles
 from rdp_bench.data.fingerprints import batch as read_batch
 from rdp_bench.draws import Draws
+from rdp_bench.entry_calls import checked_logits, is_out_of_memory, naming_entry
 from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.executor import CraftJob, Job, JudgeJob
 from rdp_bench.keys import canonical, hash_many
 from rdp_bench.plan import SET_FACTS, Plan
-from rdp_bench.protocols import Classifier, Defense
-from rdp_bench.specs import show
+from rdp_bench.protocols import Classifier, Defense, Notes, aims_at_targets
 from rdp_bench.store import Artefact
 
 R = TypeVar("R")
@@ -87,12 +88,23 @@ class Worker:
     def _labels(self, low: int, high: int) -> Tensor:
         return torch.tensor(list(self.plan.dataset.labels[low:high]), device=self.plan.device)
 
+    def _targets(self, low: int, high: int) -> Tensor:
+        return torch.tensor(list(self.plan.targets_of_images[low:high]), device=self.plan.device)
+
     def _craft(self, job: CraftJob) -> None:
         plan = self.plan
         source = plan.sources[job.source].load(plan.device)
         for member in source.members:
             _check_labels(plan, member.name, member.classes)
         attack = plan.attacks[job.attack].value
+        aims = self._labels
+        if aims_at_targets(attack):
+            aims = self._targets
+            worst = max(plan.targets_of_images)
+            if any(worst >= member.classes for member in source.members):
+                raise RdpBenchError(
+                    f"target class {worst} of data set {plan.dataset.name} is beyond the classes of {source.name}"
+                )
         facts = {name: job.record[name] for name in SET_FACTS}
         seed = hash_many([canonical(facts)])
         artefact = plan.artefact(job.record)
@@ -102,11 +114,14 @@ class Worker:
             u8 = self.clean(low, high)
             x = to_float(u8, plan.device)
             draws = Draws([f"{seed}/{print_}" for print_ in plan.prints[low:high]], plan.device)
-            if isinstance(attack, AdversarialFiles):
-                adv = to_float(attack.crafted(low, high), plan.device)
-            else:
-                adv = attack(source, x, self._labels(low, high), job.eps / 255, draws)
-            return {"delta": to_delta(adv, x, u8, job.eps, str(job))}
+            with naming_entry(f"attack '{job.attack}'"):
+                if isinstance(attack, AdversarialFiles):
+                    adv = to_float(attack.crafted(low, high), plan.device)
+                else:
+                    # A copy: what comes back is compared with the engine's own images.
+                    eps = job.eps / 255 if plan.norm == LINF else job.eps
+                    adv = attack(source, x.clone(), aims(low, high), eps, draws)
+            return {"delta": to_delta(adv, x, u8, job.eps, str(job), plan.norm)}
 
         size = self.size
         if self.batch is None and any(hasattr(member, "drawn") for member in source.members):
@@ -116,6 +131,8 @@ class Worker:
                 artefact.write(a, b, arrays)
                 if self.report:
                     self.report(job, b - a)
+        if isinstance(attack, Notes):
+            plan.remarks += [note for note in attack.notes() if note not in plan.remarks]
 
     def images(self, set_key: str | None, low: int, high: int) -> NDArray[np.uint8]:
         """Images `low..high` of an adversarial set, or of the data set, as uint8."""
@@ -130,19 +147,24 @@ class Worker:
             artefact.heal()
             self._craft(craft)
             delta = artefact.read(low, high)["delta"]
+        if not within(delta, craft.eps, self.plan.norm):
+            raise RdpBenchError(
+                f"{craft}: stored images {low}..{high - 1} are not within {allowed(craft.eps, self.plan.norm)} of the "
+                f"clean ones; delete {artefact.folder} and run again"
+            )
         return add_delta(clean, delta)
 
     def _judge(self, job: JudgeJob) -> None:
         plan = self.plan
         defense = plan.defenses[job.defense].value
         open_: dict[str, Artefact] = {}
-        problems = []
+        problems: dict[str, str] = {}  # of each target; one bad target must not cost the others their numbers
         for label, record in job.evals:
             try:
                 self.model(label)
                 open_[label] = plan.artefact(record)
             except RdpBenchError as error:
-                problems.append(str(error))  # one bad target must not cost the others their numbers
+                problems[label] = str(error)
         if job.restoration:
             open_[RESTORED] = plan.artefact(job.restoration)
         samples = plan.artefact(plan.sample_record(job.key))
@@ -155,12 +177,12 @@ class Worker:
         ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
         seed = hash_many([canonical({k: job.record[k] for k in ("defense", "seed", "stream")})])
         for low, high in ranges:
-            wanted = [label for label in open_ if (low, high) in missing[label]]
+            wanted = [label for label in open_ if (low, high) in missing[label] and label not in problems]
 
             def make(a: int, b: int, wanted: list[str] = wanted) -> dict[str, dict[str, NDArray[np.generic]]]:
                 x = to_float(self.images(job.set_key, a, b), plan.device)
                 draws = Draws([f"{seed}/{print_}" for print_ in plan.prints[a:b]], plan.device)
-                return self._predict(job, defense, x, draws, wanted, a, b)
+                return self._predict(job, defense, x, draws, wanted, a, b, problems)
 
             for a, b, found in self._halving(make, low, high):
                 for label, arrays in found.items():
@@ -168,12 +190,21 @@ class Worker:
                 if self.report:
                     self.report(job, b - a)
         if problems:
-            raise RdpBenchError("; ".join(problems))
+            raise RdpBenchError("; ".join(problems.values()))
 
     @torch.no_grad()
     def _predict(
-        self, job: JudgeJob, defense: Defense, x: Tensor, draws: Draws, wanted: list[str], low: int, high: int
+        self,
+        job: JudgeJob,
+        defense: Defense,
+        x: Tensor,
+        draws: Draws,
+        wanted: list[str],
+        low: int,
+        high: int,
+        problems: dict[str, str],
     ) -> dict[str, dict[str, NDArray[np.generic]]]:
+        """Arrays to store by target; a target that fails goes to `problems` instead."""
         models = {label: self.model(label) for label in wanted if label != RESTORED}
         scores: dict[str, list[Tensor]] = {label: [] for label in models}  # of each draw
         spent = dict.fromkeys(models, 0.0)
@@ -184,7 +215,9 @@ class Worker:
         for draw, number in looks:
             begin = time.perf_counter()
             streams = draws.fork(f"draw {draw}") if draw else draws  # draw 0 is that of a run with one draw
-            pure = checked_pure(defense.purify(x, streams.fork(f"pass {number}")), x, job.defense)
+            with naming_entry(f"defense '{job.defense}'"):
+                output = defense.purify(x.clone(), streams.fork(f"pass {number}"))
+            pure = checked_pure(output, x, job.defense)
             shared += time.perf_counter() - begin
             if draw == number == 0:
                 self._keep_sample(job, pure, low)
@@ -195,18 +228,28 @@ class Worker:
                     near = restoration.measure(pure, clean, lpips=lpips)
                     out[RESTORED] = {name: values.cpu().numpy() for name, values in near.items()}
             for label, model in models.items():
+                if label in problems:
+                    continue
                 begin = time.perf_counter()
-                logits = model(pure, pure.shape[-1] / x.shape[-1])
+                try:
+                    with naming_entry(f"target '{label}' behind '{job.defense}'"):
+                        logits = model(pure, pure.shape[-1] / x.shape[-1])
+                    logits = checked_logits(logits, len(x), model.classes, f"target '{label}'")
+                    if not torch.isfinite(logits).all():
+                        raise RdpBenchError(f"target '{label}' gave NaN or infinite outputs behind '{job.defense}'")
+                except RdpBenchError as error:
+                    problems[label] = str(error)
+                    continue
                 # One pass keeps its logits; several average their softmax outputs (Xie et al. 2018).
-                part = logits if defense.passes == 1 else logits.softmax(1) / defense.passes
+                part = logits.clone() if defense.passes == 1 else logits.softmax(1) / defense.passes
                 if number:
                     scores[label][-1] += part
                 else:
                     scores[label].append(part)
                 spent[label] += time.perf_counter() - begin
         for label, each in scores.items():
-            if not all(torch.isfinite(one).all() for one in each):
-                raise RdpBenchError(f"target '{label}' gave NaN or infinite outputs behind '{job.defense}'")
+            if label in problems:
+                continue
             drawn = torch.stack(each, 1) if job.draws > 1 else each[0]  # [n, draws, classes], or [n, classes]
             top = drawn.float().topk(2, dim=-1).values
             out[label] = {
@@ -236,7 +279,7 @@ class Worker:
             try:
                 result = make(low, low + step)
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if step == 1:
                     raise RdpBenchError(f"out of memory on {self.plan.device} even with one image") from error
@@ -259,27 +302,77 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     return array
 
 
-def to_delta(adv: Tensor, x: Tensor, clean: NDArray[np.uint8], eps: float, what: str) -> NDArray[np.integer]:
+def to_delta(
+    adv: Tensor, x: Tensor, clean: NDArray[np.uint8], eps: float, what: str, norm: str = LINF
+) -> NDArray[np.integer]:
     """What an attack added, in 8-bit levels, after checking what the attack promised.
 
-    `eps` in /255. int8 up to 127 levels, else int16.
+    Rounding to levels leaves the budget by a little; the levels are then moved back until they are within it, exactly.
+
+    Args:
+        adv: adversarial images `[n, 3, h, w]` in [0, 1].
+        x: the clean ones.
+        clean: the clean ones in 8 bits.
+        eps: the budget; in /255 where `norm` is "linf", else the L2 norm with pixels in [0, 1].
+        what: how errors begin.
+        norm: "linf" or "l2".
+
+    Returns:
+        `[n, 3, h, w]`; int8 where no level can change by more than 127, else int16.
 
     Raises:
         RdpBenchError: wrong shape, NaN, out of [0, 1], or farther than eps.
     """
+    if not isinstance(adv, Tensor):
+        raise RdpBenchError(f"{what}: returned {type(adv).__name__}, not a tensor")
+    adv = adv.detach()
     if adv.shape != x.shape:
         raise RdpBenchError(f"{what}: returned shape {list(adv.shape)}, expected {list(x.shape)}")
     if not torch.isfinite(adv).all():
         raise RdpBenchError(f"{what}: returned NaN or infinite pixels")
-    moved = float((adv - x).abs().max()) * 255
-    if moved > eps + 1e-2:
-        raise RdpBenchError(f"{what}: moved a pixel by {moved:.2f}/255, allowed {show(eps)}/255")
+    if norm == LINF:
+        moved = float((adv - x).abs().max()) * 255
+        if moved > eps + 1e-2:
+            raise RdpBenchError(f"{what}: moved a pixel by {moved:.2f}/255, allowed {allowed(eps, norm)}")
+    else:
+        moved = float((adv - x).flatten(1).norm(dim=1).max())
+        if moved > eps * (1 + 1e-4) + 1e-4:
+            raise RdpBenchError(f"{what}: moved an image by an L2 norm of {moved:.4f}, allowed {allowed(eps, norm)}")
     if float(adv.min()) < -1e-4 or float(adv.max()) > 1 + 1e-4:
         raise RdpBenchError(f"{what}: left the range [0, 1]: {float(adv.min()):.4f} to {float(adv.max()):.4f}")
     delta = to_uint8(adv).astype(np.int16) - clean
+    if norm != LINF:
+        wanted = adv.cpu().double().numpy() * 255 - clean
+        return np.stack([_within_l2(*pair, eps) for pair in zip(delta, wanted, strict=True)])
     # Rounding moves by up to half a level: with a fractional eps that can lead outside it.
     delta = delta.clip(-int(eps), int(eps))
     return delta.astype(np.int8 if eps < 128 else np.int16)
+
+
+def _within_l2(delta: NDArray[np.int16], wanted: NDArray[np.float64], eps: float) -> NDArray[np.int16]:
+    """One image's levels within an L2 norm of `eps`, near `wanted`, which they were rounded from.
+
+    Levels go one step towards the clean image, those first that rounding took farthest away from it.
+    """
+    flat, exact = delta.astype(np.int64).ravel(), np.abs(wanted.ravel())
+    limit = (255 * eps) ** 2
+    while (excess := float(flat @ flat) - limit) > 0:
+        size = np.abs(flat)
+        order = np.argsort(np.where(size > 0, exact - size, np.inf), kind="stable")
+        gains = np.cumsum(np.maximum(2 * size[order] - 1, 0))
+        some = order[: int(np.searchsorted(gains, excess)) + 1]
+        flat[some] -= np.sign(flat[some])
+    return flat.astype(np.int16).reshape(delta.shape)
+
+
+def within(delta: NDArray[np.generic], eps: float, norm: str) -> bool:
+    """Whether every image's stored difference `[n, 3, h, w]` is within the budget; exact, in whole levels."""
+    if not delta.size:
+        return True
+    if norm == LINF:
+        return bool(-int(eps) <= delta.min() and delta.max() <= int(eps))
+    flat = delta.reshape(len(delta), -1).astype(np.int64)
+    return bool((flat * flat).sum(1).max() <= (255 * eps) ** 2)
 
 
 def add_delta(clean: NDArray[np.uint8], delta: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -305,10 +398,13 @@ def checked_pure(pure: Tensor, x: Tensor, what: str) -> Tensor:
 
 
 def _check_labels(plan: Plan, name: str, classes: int) -> None:
+    """Refuse a network whose outputs are not the classes that the data set's labels count."""
+    expected = getattr(plan.dataset, "classes", None)
+    if expected is not None and classes != expected:
+        raise RdpBenchError(
+            f"model '{name}' has {classes} classes, data set {plan.dataset.name} has labels of {expected}: class "
+            "numbers would not mean the same; use a network of the data set's classes"
+        )
     worst = max(plan.dataset.labels)
     if worst >= classes:
         raise RdpBenchError(f"label {worst} of data set {plan.dataset.name} is beyond the {classes} classes of {name}")
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

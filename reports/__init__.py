@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rdp_bench.errors import RdpBenchError
+
 if TYPE_CHECKING:
     from rdp_bench.reports.exhibit import Exhibit
     from rdp_bench.reports.html import Section
@@ -25,12 +27,14 @@ def render(
 
     Raises:
         UsageError: there is no run, a grid of `only` has none, or a record cannot be read.
+        RdpBenchError: runs say that cells are done, and the store holds the predictions of none; nothing is written.
     """
     from rdp_bench.reports import html, reading
     from rdp_bench.table import chosen, load, lost
 
     runs = reading.in_order(load(out, store))
     shown = chosen(runs, only or ())
+    _require_predictions(shown, out, store)
     pen = _Pen(out / "report")
     sections = [_section(pen, run, store, len(shown) > FEW) for run in shown]
     page = pen.write("index.html", html.page(sections, reading.absent(runs)).encode())
@@ -39,6 +43,16 @@ def render(
         if run.unread and complain:
             complain(lost(run))
     return page
+
+
+def _require_predictions(runs: "Sequence[Run]", out: Path, store: "Store") -> None:
+    """Refuse a report without a single number, which would only take the place of a good one."""
+    done = sum(cell["status"] == "done" for run in runs for cell in run.record["cells"])
+    if done and not any(run.wrong for run in runs):
+        raise RdpBenchError(
+            f"none of the {done} cells that are done in {out} has its predictions in the cache {store.root}; name the "
+            f"cache that the run used with --cache, or run again. {out / 'report'} is left as it is"
+        )
 
 
 class _Pen:
@@ -73,7 +87,7 @@ class _Pen:
 
 def _section(pen: _Pen, run: "Run", store: "Store", crowded: bool) -> "Section":
     """Write a run's tables and figures; what the page needs of it."""
-    from rdp_bench.reports import beyond, claims, draws, strip
+    from rdp_bench.reports import beyond, claims, draws, strip, success
     from rdp_bench.reports.answers import answers
     from rdp_bench.reports.exhibit import exhibits, slug
     from rdp_bench.reports.html import Section
@@ -82,7 +96,7 @@ def _section(pen: _Pen, run: "Run", store: "Store", crowded: bool) -> "Section":
     found = answers(run)
     if found:
         pen.write(f"tables/{slug(run.grid, 'claims')}.csv", claims.sheet(run, found).encode())
-    tables = [*exhibits(run), *draws.tables(run), *beyond.tables(run)]
+    tables = [*exhibits(run), *success.tables(run), *draws.tables(run), *beyond.tables(run)]
     for table in tables:
         _write_table(pen, table)
     drawn = plates(run, store, tables)

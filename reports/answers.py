@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rdp_bench import stats
+from rdp_bench.budgets import LINF
 from rdp_bench.reports.ablation import variant
 from rdp_bench.reports.claims import FAILS, HOLDS, OPEN, TIE, Answer, Claim, Finding, Scope, claims, matching, scopes
 from rdp_bench.reports.gain import Gain, gain, mode, plain
@@ -45,6 +46,8 @@ class _Duel:
 
 def answers(run: Run) -> list[Answer]:
     """Every claim about the run's grid; for another that is no mere figure, every claim that can be judged."""
+    if run.norm != LINF:
+        return []  # the paper's budgets are L-infinity
     about = [claim for claim in claims() if run.grid in claim.grids]
     if not about and run.record.get("figures"):
         return []

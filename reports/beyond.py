@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rdp_bench import stats
+from rdp_bench.budgets import LINF
 from rdp_bench.reports import figures
 from rdp_bench.reports.exhibit import Entry, Exhibit, Group, Line, slug
 from rdp_bench.reports.figures import ACCENT, COLUMN, INK, PAGE, SMALL, STYLE, Plate, short, tidy
@@ -56,14 +57,14 @@ def tables(run: Run) -> list[Exhibit]:
                 lines = [Line(name, _entries(run, each, name)) for name in _defenses(run, target)]
                 groups.append(Group(each.source, lines))
         several = len(settings[0].places(run, "")) > 1
-        where = f"target {pretty(target)}, ε = {show(eps)}"
+        where = f"target {pretty(target)}, ε = {run.eps(eps)}"
         caption = (
             f"Error in percent{' over all attacks' * several}; how far attacked images, and clean ones, are from the "
             f"{run.record['dataset']['n']} clean images once purified; what the defense takes; {where}."
         )
         near = [_DISTANCES[name] for name in _measured(run)]
         columns = ["error", *near, *(f"clean {name}" for name in near), *_COST * bool(cost)]
-        name = slug(run.grid, "beyond", target, f"eps{show(eps)}")
+        name = slug(run.grid, "beyond", target, f"eps{show(eps)}" if run.norm == LINF else f"{run.norm}-eps{show(eps)}")
         found.append(Exhibit(name, f"Restoration and cost: {where}", caption, "beyond", columns, groups, _notes(run)))
     return found
 
@@ -190,7 +191,9 @@ def _points(run: Run, setting: Setting) -> list[dict[str, Any]]:
     for point in found:
         point["front"] = int(point["error"] < least)
         least = min(least, point["error"])
-    return [{"source": setting.source, "target": setting.target, "eps": show(setting.eps), **point} for point in found]
+    return [
+        {"source": setting.source, "target": setting.target, "eps": run.eps(setting.eps), **point} for point in found
+    ]
 
 
 def _draw(points: list[dict[str, Any]]) -> figures.Saved:

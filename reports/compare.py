@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rdp_bench import csvtext, stats
-from rdp_bench.errors import UsageError
+from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.reports.html import flat, write
 from rdp_bench.specs import show
 from rdp_bench.store import Store, write_atomic
@@ -61,12 +61,23 @@ class Comparison:
     only: tuple[list[Place], list[Place]]
 
     @property
+    def compared(self) -> int:
+        """How many cells of both have a difference: both are done and their predictions could be read."""
+        return sum(pair.difference is not None for pair in self.pairs)
+
+    @property
     def test(self) -> str:
         return PAIRED if self.same_images else APART
 
 
 def compare(a: Run, b: Run) -> Comparison:
-    """Every cell of both, what differs most first; paired image by image where they judged the very same images."""
+    """Every cell of both, what differs most first; paired image by image where they judged the very same images.
+
+    Raises:
+        UsageError: their budgets have different norms.
+    """
+    if a.norm != b.norm:
+        raise UsageError(f"the two runs of {a.grid} have budgets in {a.norm} and in {b.norm}: equal eps mean nothing")
     same = all(a.record["dataset"][name] == b.record["dataset"][name] for name in ("images", "n"))
     rows = [{Place.of(row): row for row in run.rows} for run in (a, b)]
     pairs = [_pair(a, b, place, rows[0][place], rows[1][place], same) for place in rows[0] if place in rows[1]]
@@ -84,7 +95,7 @@ def _pair(a: Run, b: Run, place: Place, first: Row, second: Row, same: bool) -> 
         return pair
     if first["eval_key"] == second["eval_key"]:
         return replace(pair, same=True, difference=0.0, low=0.0, high=0.0)
-    sign = 1 if first["metric"] == "error" else -1
+    sign = 1 if first["metric"].startswith("error") else -1
     if same:
         # Over as many draws each, so that runs of one draw and of ten can be told apart or not.
         errors = a.errors(place) * b.draws, b.errors(place) * a.draws
@@ -143,11 +154,15 @@ def _words(place: Place) -> tuple[str, ...]:
     return place.source, place.attack, show(place.eps), place.defense, place.target
 
 
-def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[str] = ()) -> Path:
-    """Write OUT/report/compare.html and compare.csv from the runs of two OUT folders; the page's path.
+def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[str] = ()) -> tuple[Path, str]:
+    """Write OUT/report/compare.html and compare.csv from the runs of two OUT folders.
+
+    Returns:
+        The page's path, and how many cells could be compared, in words.
 
     Raises:
         UsageError: no run in one of them, or no grid in common.
+        RdpBenchError: no cell could be compared; nothing is written.
     """
     runs = [{run.grid: run for run in load(folder, store)} for folder in folders]
     shared = [grid for grid in runs[0] if grid in runs[1] and (not only or grid in only)]
@@ -159,12 +174,18 @@ def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[s
             "run the same grid into both"
         )
     found = [compare(runs[0][grid], runs[1][grid]) for grid in shared]
+    cells, compared = (sum(counts) for counts in zip(*((len(f.pairs), f.compared) for f in found), strict=True))
+    if not compared:
+        raise RdpBenchError(
+            f"0 of {cells} cells of both runs could be compared: they are not done, or their predictions are not in "
+            f"the cache {store.root}; name the cache that the runs used with --cache, or run again"
+        )
     report = out / "report"
     views = [{"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)]
     write_atomic(report / "compare.csv", sheet(found).encode())
     page = write("compare.html.j2", views=views, names=[folder.name or str(folder) for folder in folders], label=_label)
     write_atomic(report / "compare.html", page.encode())
-    return report / "compare.html"
+    return report / "compare.html", f"{compared} of {cells} cells of both runs were compared"
 
 
 def _label(place: Place) -> str:

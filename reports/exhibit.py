@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rdp_bench import stats
+from rdp_bench.budgets import LINF
 from rdp_bench.specs import show
 from rdp_bench.table import UNDEFENDED, Place, Run, paper, pretty, printed
 from rdp_bench.verdict import Verdict, judge
@@ -93,6 +94,8 @@ class Exhibit:
     columns: list[str]
     groups: list[Group]
     notes: list[str]
+    measure: str = ""
+    """The metric as results.csv has it, where that is another: error_l2."""
 
     @property
     def average(self) -> bool:
@@ -178,22 +181,23 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
                 lines.append(Line(name, line + ([means[source, name]] if average else [])))
         if lines:
             groups.append(Group(source, lines))
-    where = ", ".join(_heading(name, value) for name, value in reversed(here.items()))
+    where = ", ".join(_heading(run, name, value) for name, value in reversed(here.items()))
     return Exhibit(
-        slug(run.grid, *(f"eps{show(value)}" if name == "eps" else str(value) for name, value in here.items())),
+        slug(run.grid, *(_eps_slug(run, value) if name == "eps" else str(value) for name, value in here.items())),
         f"Error under attack: {where}",
         " ".join(
             [f"Error in percent of all {_images(run)}, lower is better; {where}.", *_training(run, here, across, axis)]
         ),
         "error",
         [
-            (pretty(value) if across == "target" else _heading(across, value))
+            (pretty(value) if across == "target" else _heading(run, across, value))
             + (SEEN if _seen(run, {**here, across: value}) else "")
             for value in axis
         ]
         + ([AVERAGE] if average else []),
         groups,
         _notes(run, run.grid, groups),
+        "" if run.norm == LINF else f"error_{run.norm}",
     )
 
 
@@ -237,8 +241,14 @@ def _training(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -> l
     return notes
 
 
-def _heading(axis: str, value: Any) -> str:
-    return f"ε = {show(value)}" if axis == "eps" else f"target {pretty(value)}" if axis == "target" else pretty(value)
+def _eps_slug(run: Run, eps: float) -> str:
+    return f"{'' if run.norm == LINF else f'{run.norm}-'}eps{show(eps)}"
+
+
+def _heading(run: Run, axis: str, value: Any) -> str:
+    return (
+        f"ε = {run.eps(value)}" if axis == "eps" else f"target {pretty(value)}" if axis == "target" else pretty(value)
+    )
 
 
 def _defenses(run: Run) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rdp_bench import stats
+from rdp_bench.budgets import LINF
 from rdp_bench.table import UNDEFENDED, Place, Run, pretty
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ def gain(run: Run, attack: str, eps: float, defense: str, sources: list[str]) ->
 
 
 def notes(run: Run) -> list[str]:
-    """A sentence a defense, for a run that crafts both plainly and through a defense; else none."""
+    """A sentence per defense, for a run that crafts both plainly and through a defense; else none."""
+    if run.norm != LINF:
+        return []  # the paper's budgets are L-infinity
     cells = [Place.of(cell) for cell in run.record["cells"] if cell["attack"] != "clean"]
     through = [name for name in run.axis("sources") if mode(run, name) in ("bpda", "exact")]
     defenses = [name for name in run.axis("defenses") if name != UNDEFENDED]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rdp_bench.errors import RdpBenchError
-from rdp_bench.specs import show
 from rdp_bench.store import Store
 from rdp_bench.table import UNDEFENDED, Place, Run, pretty
 
@@ -60,14 +59,14 @@ class Kept:
 
     @cached_property
     def eps(self) -> float:
-        """The largest one, in /255."""
+        """The largest one, in /255 or the run's norm."""
         return max((place.eps for place in self._cells), default=0.0)
 
     @property
     def crafted(self) -> str:
         """How the attacks were made, for a caption."""
         on = "" if self.source == "elsewhere" else "on "
-        return f"crafted {on}{pretty(self.source)}, ε = {show(self.eps)}"
+        return f"crafted {on}{pretty(self.source)}, ε = {self.run.eps(self.eps)}"
 
     def place(self, attack: str, defense: str = UNDEFENDED) -> Place:
         """Where a number of these stands in the run."""
@@ -110,7 +109,7 @@ class Kept:
         return {
             "image": index + 1,
             **{name: getattr(place, name) for name in ("source", "target", "attack", "defense")},
-            "eps": show(place.eps),
+            "eps": self.run.eps(place.eps),
             "correct": "" if right is None else str(right).lower(),
             "predicted": "" if said is None else int(said[index]),
             "psnr": f"{psnr(clean, image):.4f}",

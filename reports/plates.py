@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from rdp_bench.budgets import LINF
 from rdp_bench.reports.exhibit import Exhibit
 from rdp_bench.reports.figures import Plate
 from rdp_bench.reports.pictures import Kept
@@ -41,6 +42,8 @@ def _draw(name: str, run: Run, store: "Store", attacked: list[Exhibit]) -> Plate
             return spectra.spectra(kept)
         case "gallery":
             return gallery.gallery(kept)
+        case "error-maps" if run.norm != LINF:
+            return None  # its scale is twice eps in levels
         case "error-maps":
             return error_maps.error_maps(kept)
         case "branches":

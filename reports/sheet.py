@@ -34,7 +34,7 @@ def tests(exhibit: Exhibit) -> str:
                     both = entry.value is not None and entry.paper is not None
                     verdict = entry.verdict
                     yield (
-                        group.source, line.label, column, exhibit.metric,
+                        group.source, line.label, column, exhibit.measure or exhibit.metric,
                         *map(_number, (entry.value, entry.low, entry.high, entry.paper)),
                         _number(entry.value - entry.paper if both else None),  # type: ignore[operator]
                         *("" if p is None else f"{p:.6g}" for p in (verdict.p_none, verdict.p_best)),

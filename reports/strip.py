@@ -9,7 +9,6 @@ import numpy as np
 
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.reports.pictures import at_size, sample
-from rdp_bench.specs import show
 from rdp_bench.store import Store
 from rdp_bench.table import UNDEFENDED, Place, Run, pretty
 
@@ -92,7 +91,7 @@ def examples(run: Run, store: Store, crowded: bool = False) -> Examples:
         for name, kept in defended.items():
             tiles.append(_tile(pretty(name), kept, i, run, attacked._replace(defense=name), how))
         strips.append(Strip(i, tiles))
-    crafted = f"{pretty(attacked.attack)} on {pretty(attacked.source)}, ε = {show(attacked.eps)}"
+    crafted = f"{pretty(attacked.attack)} on {pretty(attacked.source)}, ε = {run.eps(attacked.eps)}"
     return Examples(f"{crafted}; the target is {pretty(attacked.target)}.", tuple(strips))
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rdp_bench.budgets import LINF
 from rdp_bench.reports import figures
 from rdp_bench.reports.figures import COLUMN, INK, SMALL, STYLE, Plate, Saved, short, tidy
 from rdp_bench.table import UNDEFENDED, Place, Run, pretty
@@ -76,7 +77,9 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
                 ax.tick_params(labelsize=SMALL)
                 sns.despine(ax=ax)
             row[0].set_ylabel("accuracy, %" if len(pairs) == 1 else f"{short(source, 16)}\nto {short(target, 16)}, %")
-        figure.supxlabel("ε, in /255", fontsize=STYLE["font.size"])
+        figure.supxlabel(
+            "ε, in /255" if run.norm == LINF else f"ε, {run.norm.upper()} norm", fontsize=STYLE["font.size"]
+        )
         lines = [mpl.lines.Line2D([], [], color=colors[name], marker=marks[name], markersize=3) for name in defenses]
         names = [f"{pretty(name)} {_spread(points, name)}" for name in defenses]
         figure.legend(lines, names, loc="outside upper center", ncols=across, frameon=False, fontsize=SMALL)

@@ -118,7 +118,10 @@ def test_command_writes_page_and_sheet(tmp_path: Path) -> None:
     page = Path(done.stdout.strip())
     assert page == tmp_path / "out" / "report" / "compare.html"
     text = page.read_text("utf-8")
-    assert "9 cells are in both, 8 of them the very same stored result. 1 differs beyond chance." in text
+    assert (
+        "9 cells are in both, 9 could be compared, 8 of them the very same stored result. 1 differs beyond chance."
+        in text
+    )
     assert (page.parent / "compare.csv").read_text().startswith("grid,source,attack")
     nothing = CliRunner().invoke(main, [*args, str(tmp_path / "A"), str(tmp_path / "none")])
     assert nothing.exit_code == 2

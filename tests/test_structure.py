@@ -18,6 +18,8 @@ MAY = {
     "terminal": set(),
     "csvtext": set(),
     "protocols": {"draws", "errors"},
+    "budgets": {"errors", "specs"},
+    "entry_calls": {"errors", "protocols"},
     "draws": set(),
     "local_code": {"errors", "keys"},
     "registry": {"errors", "keys", "local_code", "protocols", "specs"},
@@ -37,8 +39,8 @@ MAY = {
     "download": {"errors"},
     "obtain": {"data.*", "download", "errors", "keys", "store"},
     "plan": {
-        "crosscheck", "data.*", "errors", "executor", "grid", "keys", "models", "perceptual", "protocols", "registry",
-        "specs", "store", "through", "weights",
+        "budgets", "crosscheck", "data.*", "errors", "executor", "grid", "keys", "models", "perceptual", "protocols",
+        "registry", "specs", "store", "through", "weights",
     },
     "work": {
         "data.*", "draws", "environment", "errors", "executor", "keys", "models", "plan", "protocols", "restoration",
@@ -57,8 +59,9 @@ MAY = {
     "export": {"data.*", "errors", "protocols", "store", "table"},
     "record": {"keys", "models", "plan", "specs", "table"},
     "run": {
-        "cost", "crosscheck", "environment", "errors", "executor", "keys", "lending", "outcomes", "plan", "record",
-        "specs", "store", "table",
+        "cost", "crosscheck", "environment", "errors", "executor", "grid", "keys", "lending", "outcomes", "plan",
+        "protocols", "record",
+        "specs", "stats", "store", "table",
     },
 }  # fmt: skip
 

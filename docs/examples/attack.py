@@ -44,10 +44,10 @@ class Halfstep:
             adv = (adv + eps / 2**k * grad.sign()).clamp(0, 1)
         return adv.detach()
 
-    def resolved(self, eps: float) -> dict[str, Any]:
+    def resolved(self, eps_255: float) -> dict[str, Any]:
         """Everything that the result depends on; part of the cache key."""
         return asdict(self)
 
-    def gradients(self, eps: float) -> int:
+    def gradients(self, eps_255: float) -> int:
         """Gradients an image, for the estimate of the time."""
         return self.steps

@@ -1,0 +1,80 @@
+"""What a plugin's data set gives, as `Dataset` promises it: labels as int, images as uint8 arrays `[3, s, s]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rdp_bench.data._labelled import Images
+from rdp_bench.errors import BadImageError, naming
+from rdp_bench.protocols import Dataset
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass
+class Converted:
+    """A data set whose ids, labels and targets are converted already and whose images are when they are read."""
+
+    name: str
+    size: int
+    ids: Sequence[str]
+    labels: Sequence[int]
+    targets: Sequence[int]
+    classes: int | None
+    note: str
+    whole: Dataset
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as `_array` makes it; its shape and type are checked by whoever reads it."""
+        with naming(f"dataset '{self.name}', image '{self.ids[index]}'"):
+            return _array(self.whole.image(index))
+
+
+def convert(found: Dataset, spec: str) -> Dataset:
+    """`found` with labels and targets as whole numbers, ids as text and images as arrays.
+
+    Integers of numpy and torch and floats without a fraction are whole numbers. Images may be PIL images, torch tensors
+    or arrays with the channels last.
+
+    Raises:
+        UsageError, BadImageError: an attribute is missing or cannot be converted; the message names the data set.
+    """
+    if isinstance(found, Images):
+        return found
+    with naming(f"dataset '{spec}'"):
+        name, size, ids = str(found.name), _whole(found.size), [str(id_) for id_ in found.ids]
+        labels = [_whole(label) for label in found.labels]
+        targets = getattr(found, "targets", None)
+        classes = getattr(found, "classes", None)
+        note = str(getattr(found, "note", ""))
+        aims = [] if targets is None else [_whole(target) for target in targets]
+        count = None if classes is None else _whole(classes)
+    if aims and len(aims) != len(ids):
+        raise BadImageError(f"dataset '{spec}': {len(ids)} ids but {len(aims)} targets")
+    return Converted(name, size, ids, labels, aims, count, note, found)
+
+
+def _whole(value: Any) -> int:
+    plain = value.item() if hasattr(value, "item") else value
+    if not isinstance(plain, int | float) or not float(plain).is_integer():
+        raise TypeError(f"expected a whole number, found {value!r}")
+    return int(plain)
+
+
+def _array(image: Any) -> NDArray[np.uint8]:
+    import numpy as np
+
+    if hasattr(image, "convert"):  # PIL
+        image = image.convert("RGB")
+    elif hasattr(image, "detach"):  # torch
+        image = image.detach().cpu().numpy()
+    array = np.asarray(image)
+    if array.ndim == 3 and array.shape[-1] == 3 and array.shape[0] != 3:
+        array = np.ascontiguousarray(array.transpose(2, 0, 1))
+    if np.issubdtype(array.dtype, np.integer) and array.size and array.min() >= 0 and array.max() <= 255:
+        array = array.astype(np.uint8)
+    return array

@@ -1,0 +1,86 @@
+"""Perturbation budgets: the norms that an attack may be bounded in, and how eps is read and written."""
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any, Literal, get_args
+
+from rdp_bench.errors import UsageError
+from rdp_bench.specs import show
+
+Norm = Literal["linf", "l2"]
+LINF: Norm = "linf"
+NORMS: tuple[Norm, ...] = get_args(Norm)
+
+
+def parse_eps(value: Any, norm: str = LINF) -> float:
+    """The budget that a number or a text such as `8/255` stands for.
+
+    Returns:
+        For `linf`, levels of 8-bit images: /255. For `l2`, the L2 norm of an image's change, pixels in [0, 1] at the
+        data set's resolution.
+
+    Raises:
+        UsageError: no such number; an L-infinity budget between 0 and 1 (a fraction of one, not levels) or above 255.
+    """
+    number, is_fraction = _number(value, norm)
+    if norm != LINF:
+        if not number >= 0:
+            raise UsageError(
+                f"eps {show(value)} is negative; an L2 budget is a number like 3.0, pixels being in [0, 1]"
+            )
+        return number
+    if 0 < number < 1:
+        if is_fraction:
+            raise UsageError(f"eps {value} is below one level of 8-bit images, which are what is stored; use 1 or more")
+        nearest = max(1, round(number * 255))
+        raise UsageError(
+            f"eps {show(value)} is in /255 and would be {show(value)}/255; did you mean {nearest}? ({nearest}/255 = "
+            f"{nearest / 255:.4f})"
+        )
+    if not 0 <= number <= 255:
+        raise UsageError(f"eps {show(value)} is not within 0 and 255 (it is in /255: 16 means 16/255)")
+    return number
+
+
+def _number(value: Any, norm: str) -> tuple[float, bool]:
+    """The number, for `linf` in /255, and whether it was written as a fraction."""
+    wanted = UsageError(f"eps {value!r}: expected a number like 8, or a fraction like 8/255")
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise wanted
+    top, slash, bottom = str(value).partition("/")
+    try:
+        number, divisor = float(top), float(bottom) if slash else 1.0
+    except ValueError:
+        raise wanted from None
+    if not isfinite(number) or not isfinite(divisor) or divisor <= 0:
+        raise wanted
+    if not slash:
+        return number, False
+    if norm != LINF:
+        return number / divisor, True
+    if divisor != 255:
+        raise UsageError(f"eps {value}: a fraction is of 255, like 8/255; found one of {bottom.strip()}")
+    return number, True
+
+
+def norm_of(run: Mapping[str, Any]) -> str:
+    """The norm of the budgets in a run's record."""
+    return str(run.get("axes", {}).get("norm", LINF))
+
+
+def show_eps(eps: Any, norm: str) -> str:
+    """A budget in words: `16` is in /255, of other norms the name is said.
+
+    >>> show_eps(16.0, "linf"), show_eps(3.0, "l2")
+    ('16', '3 (L2)')
+    """
+    return show(eps) if norm == LINF else f"{show(eps)} ({norm.upper()})"
+
+
+def allowed(eps: float, norm: str) -> str:
+    """A budget with its unit, for errors.
+
+    >>> allowed(16.0, "linf"), allowed(3.0, "l2")
+    ('16/255', 'L2 norm 3')
+    """
+    return f"{show(eps)}/255" if norm == LINF else f"{norm.upper()} norm {show(eps)}"
