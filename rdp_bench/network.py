@@ -36,6 +36,7 @@ class PixelClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1))
         self.classes = int(getattr(net, "num_classes", 1000)) - card.label_offset
+        self._sizes = {card.input_size: card.input_size}
         self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor, zoom: float = 1.0) -> Tensor:
@@ -81,7 +82,14 @@ class PixelClassifier(nn.Module):
         return maps
 
     def _size(self, zoom: float) -> int:
-        return self.card.input_size if self.card.fixed_size else round(self.card.input_size * zoom)
+        """The side of the network's input for a zoomed image: the nearest that the network takes."""
+        own = self.card.input_size
+        wanted = own if self.card.fixed_size else round(own * zoom)
+        if wanted not in self._sizes:
+            found = self._sizes[wanted] = nearest_size(self.net, wanted, own)
+            if found != wanted:
+                log.warning("%s takes no input of %d pixels; zoomed images are shown at %d", self.name, wanted, found)
+        return self._sizes[wanted]
 
     def _logits(self, x: Tensor) -> Tensor:
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -91,6 +99,32 @@ class PixelClassifier(nn.Module):
     def record(self) -> dict[str, Any]:
         """Identity for cache keys; the same as `Member.record` of its card."""
         return {"weights": self.weights_hash, "numerics": NUMERICS}
+
+
+STEP = 64
+"""The coarsest multiple that networks of timm want of their input."""
+
+
+def nearest_size(net: nn.Module, wanted: int, own: int) -> int:
+    """The side nearest to `wanted` of which `net` takes images; `own`, which it takes, where none is near.
+
+    Some networks (HRNet, DLA) raise unless the side is a multiple of 32, others at every side but theirs. Shapes alone
+    are computed, without numbers. Where that is not possible even at `own`, nothing is known and `wanted` is returned.
+    """
+    tensors = {name: tensor.to("meta") for name, tensor in (*net.named_parameters(), *net.named_buffers())}
+
+    def takes(side: int) -> bool:
+        try:
+            with torch.no_grad():
+                torch.func.functional_call(net, tensors, (torch.empty(1, 3, side, side, device="meta"),))
+        except Exception:  # whatever a network raises
+            return False
+        return True
+
+    if takes(wanted) or not takes(own):
+        return wanted
+    near = sorted(range(max(1, wanted - STEP // 2), wanted + STEP // 2 + 1), key=lambda side: abs(side - wanted))
+    return next((side for side in near if takes(side)), own)
 
 
 @lru_cache(maxsize=64)
@@ -238,7 +272,19 @@ def fill(net: nn.Module, state: State, card: Card, path: Path) -> None:
         state = statedict.without_auxiliary(state, wanted)
         if statedict.problems(state, wanted) and (converted := _by_timm(net, card, state)) is not None:
             state = converted
-    weights.fill(net, state, card.arch, path)
+    try:
+        weights.fill(net, state, card.arch, path)
+    except BadModelError as error:
+        if not set(state) & TORCHVISION:
+            raise
+        raise BadModelError(
+            f"{error}. The names are torchvision's, and timm does not convert them for this network: register "
+            "torchvision's own network by a plugin (docs/extend), or convert the file"
+        ) from error
+
+
+TORCHVISION = {"features.0.0.weight", "conv_proj.weight"}
+"""Names that torchvision alone gives, to the first convolution of its networks from MobileNetV2 on."""
 
 
 def _by_timm(net: nn.Module, card: Card, state: State) -> State | None:

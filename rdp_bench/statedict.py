@@ -115,8 +115,8 @@ def same_constants(found: Sequence[float], card: Sequence[float]) -> bool:
 
 def problems(state: "Mapping[str, Tensor]", wanted: "Mapping[str, Tensor]") -> list[str]:
     """What keeps `state` from filling a network whose state is `wanted`; the first of each kind come first."""
-    missing = [f"missing {name} {list(wanted[name].shape)}" for name in wanted if name not in state]
-    extra = [f"unexpected {name} {list(state[name].shape)}" for name in state if name not in wanted]
+    missing = [f"missing {name}" for name in wanted if name not in state]
+    extra = [f"unexpected {name}" for name in state if name not in wanted]
     both = [name for name in wanted if name in state]
     shapes = [
         f"{name}: {list(state[name].shape)} instead of {list(wanted[name].shape)}"

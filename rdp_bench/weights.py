@@ -154,10 +154,10 @@ def read_tensors(path: Path) -> "State":
 
 
 def _kind(found: Any) -> str:
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not found:
         return type(found).__name__
     keys = ", ".join(f"{key!s:.40}: {type(value).__name__}" for key, value in list(found.items())[:4])
-    return f"{type(found).__name__} of {keys}{', ...' if len(found) > 4 else ''}" if found else "an empty dict"
+    return f"{type(found).__name__} of {keys}{', ...' if len(found) > 4 else ''}"
 
 
 def fill(net: "nn.Module", state: "Mapping[str, Tensor]", what: str, path: Path) -> None:
