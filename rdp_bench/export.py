@@ -55,7 +55,9 @@ def export(
 def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
     about = run.record["dataset"]
     try:
-        found = open_dataset(named or about["name"], limit=int(about["n"]))
+        size = about.get("image_size")
+        own = about["name"].removesuffix(f"-{size}px")
+        found = open_dataset(named or own, size=size, limit=int(about["n"]))
     except UsageError as error:
         raise UsageError(
             f"the run's data set {about['name']} is needed again: name it with --dataset ({error})"

@@ -9,10 +9,11 @@ from typing import Any
 from rdp_bench import crosscheck, perceptual, registry, weights
 from rdp_bench.crosscheck import Rate
 from rdp_bench.data.fingerprints import digest, fingerprints
+from rdp_bench.data._labelled import SIZE, Images
 from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import UsageError, naming
 from rdp_bench.executor import CraftJob, Job, JudgeJob
-from rdp_bench.grid import CLEAN, UNDEFENDED, Grid
+from rdp_bench.grid import CLEAN, UNDEFENDED, Axes, Grid
 from rdp_bench.keys import Record, hash_many, key_of
 from rdp_bench.models import AnyMember, SourceRef, find, find_or_absent, find_source
 from rdp_bench.protocols import Attack, Dataset, Defense
@@ -275,11 +276,26 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
         for label in labels
     }
     checks = {label: find(label, models_dir) for label in axes.checks}
-    dataset = open_dataset(axes.dataset, limit=min((n for n in (limit, axes.limit) if n), default=None))
+    dataset = _resized(axes, min((n for n in (limit, axes.limit) if n), default=None))
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
     prints = fingerprints(dataset, store.root)
     return Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks)
+
+
+def _resized(axes: Axes, limit: int | None) -> Dataset:
+    """The data set at the size that the grid wants; at another than the usual one, its name says so.
+
+    Published numbers belong to a name, and not to images of another size.
+    """
+    found = open_dataset(axes.dataset, size=axes.image_size, limit=limit)
+    if axes.image_size is None:
+        return found
+    if found.size != axes.image_size:
+        raise UsageError(f"--image-size {axes.image_size}: data set {axes.dataset} gives {found.size} pixels; drop one")
+    if not isinstance(found, Images) or found.size == SIZE:
+        return found
+    return replace(found, name=f"{found.name}-{found.size}px")
 
 
 def _pairs(grid: Grid) -> list[tuple[str, str]]:

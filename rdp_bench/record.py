@@ -54,6 +54,7 @@ def header(plan: Plan, command: str) -> Record:
             "name": plan.dataset.name,
             "n": plan.n,
             "size": plan.dataset.size,
+            "image_size": axes.image_size,
             "images": dataset_digest(plan),
         },
         "seed": plan.seed,
