@@ -115,6 +115,21 @@ def save(path: Path, state: "Mapping[str, Tensor]", about: Mapping[str, Any], ha
     write_atomic(path, to_bytes(tensors, {OURS: json.dumps(about, sort_keys=True)}))
 
 
+def require_safe_torch(path: Path) -> None:
+    """Refuse to unpickle under a torch whose `weights_only` lets a file run code (CVE-2025-32434).
+
+    Raises:
+        BadModelError: torch is older than 2.6.
+    """
+    import torch
+
+    if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 6):
+        raise BadModelError(
+            f"{path.name}: refused, for torch {torch.__version__} may run what such a file holds. Install torch 2.6 or "
+            "newer, or convert the file to .safetensors"
+        )
+
+
 def is_torch(path: Path) -> bool:
     """Whether a file begins as torch's do: a zip, or a pickle."""
     with path.open("rb") as file:
@@ -132,6 +147,8 @@ def read_tensors(path: Path) -> "State":
     import torch
     from torch.serialization import safe_globals
 
+    if path.suffix != ".safetensors":
+        require_safe_torch(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from rdp_bench import cli
-from rdp_bench.errors import DamagedError, UsageError
+from rdp_bench.errors import DamagedError, RdpBenchError, UsageError
 from rdp_bench.train.loop import only_training
 from rdp_bench.train.photos import open_photos
 
@@ -150,3 +150,11 @@ def test_the_command_refuses_a_second_training(tmp_path: Path) -> None:
     assert "another training is writing there" in f"{found.output}{found.exception}"
     assert not list((tmp_path / "out").iterdir())
     assert CliRunner().invoke(cli.main, list(map(str, arguments))).exit_code == 0
+
+
+def test_a_checkpoint_is_not_unpickled_by_an_unsafe_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = toy_train.training(tmp_path)
+    training.save()
+    monkeypatch.setattr(torch, "__version__", "2.5.1")
+    with pytest.raises(RdpBenchError, match=r"Install torch 2\.6"):
+        training.resume()

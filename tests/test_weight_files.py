@@ -135,6 +135,26 @@ def test_a_numpy_pickle_still_runs_nothing(tmp_path: Path) -> None:
         weights.read_tensors(tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize("version", ["2.5.1", "2.0.0+cpu", "1.13.1"])
+def test_a_torch_whose_weights_only_is_unsafe_loads_no_pickle(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(net().state_dict(), tmp_path / "a.pth")
+    save_file(net().state_dict(), tmp_path / "a.safetensors")
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(BadModelError, match=r"Install torch 2\.6 or newer"):
+        weights.read_tensors(tmp_path / "a.pth")
+    assert weights.read_tensors(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.10.0+cu128", "3.0.0a0+git123"])
+def test_later_ones_do(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(net().state_dict(), tmp_path / "a.pth")
+    monkeypatch.setattr(torch, "__version__", version)
+    assert weights.read_tensors(tmp_path / "a.pth")
+
+
 # Layouts that timm converts
 
 

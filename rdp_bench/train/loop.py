@@ -249,6 +249,7 @@ class Training:
         """
         if not self.checkpoint.is_file():
             raise UsageError(f"--resume: no checkpoint.pt in {self.out}; leave --resume out to start anew")
+        weights.require_safe_torch(self.checkpoint)
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             differs = explain(
