@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class ComDefend(Learned):
     """Compresses an image to twelve bits a pixel and reconstructs it, 32 x 32 pixels at a time.
 
-    As in the authors' Resnet_imagenet.py, the image is brought to 224 pixels first; here it then goes back to its own size.
+    As in the authors' Resnet_imagenet.py, the image is resized to 224 pixels first; here it then goes back to its own
+    size.
     Their script feeds blue, green, red to networks trained on red, green, blue: `order` says which, auto is theirs
     for their files and rgb for ours. They also add noise before the threshold, sigma 1, which flips 0.2 % of the bits
     and which they call optional: `noise=1`. Their output's truncation to 8 bits is left out.

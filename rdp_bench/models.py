@@ -256,7 +256,9 @@ def _files_of(models_dir: Path, stem: str, more: Sequence[str] = ()) -> list[Pat
         if path.name in wanted and not path.is_dir():
             found.append(path)
         elif path.name == stem and path.is_dir():
-            found += [inside for name in ("model.safetensors", "pytorch_model.bin") if (inside := path / name).is_file()]
+            found += [
+                inside for name in ("model.safetensors", "pytorch_model.bin") if (inside := path / name).is_file()
+            ]
     return found
 
 

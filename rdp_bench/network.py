@@ -290,7 +290,7 @@ TORCHVISION = {"features.0.0.weight", "conv_proj.weight"}
 def _by_timm(net: nn.Module, card: Card, state: State) -> State | None:
     """`state` after the filter of timm's loader for this architecture; None where it has none, or fails.
 
-    timm hands the filter to its loader only, so it is asked to create the network once more, with a loader that keeps it.
+    timm hands the filter to its loader only, so it creates the network once more here, with a loader that keeps it.
     """
     if card.arch in resnet_v2.UNITS or card.arch in resnet_denoise.UNITS:
         return None

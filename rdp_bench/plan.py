@@ -8,8 +8,8 @@ from typing import Any
 
 from rdp_bench import crosscheck, perceptual, registry, weights
 from rdp_bench.crosscheck import Rate
-from rdp_bench.data.fingerprints import digest, fingerprints
 from rdp_bench.data._labelled import SIZE, Images
+from rdp_bench.data.fingerprints import digest, fingerprints
 from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import UsageError, naming
 from rdp_bench.executor import CraftJob, Job, JudgeJob

@@ -181,7 +181,10 @@ def fill(net: "nn.Module", state: "Mapping[str, Tensor]", what: str, path: Path)
     """Load `state` into `net`, once a common prefix and the like are off its names; every tensor must fit.
 
     Args:
-        what: the network's name.
+        net: the network; left as it is where the file is refused.
+        state: what the file holds.
+        what: the network's name, for the error.
+        path: the file, for the error.
 
     Raises:
         BadModelError: names, shapes or kinds of number differ; the message has one example of each.
@@ -201,7 +204,8 @@ def channels_last(net: "nn.Module") -> "nn.Module":
     """`net` with all 4-d weights in channels-last memory; `Module.to` would refuse a network with a 5-d one."""
     import torch
 
-    net._apply(lambda tensor: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor)
+    form = torch.channels_last
+    net._apply(lambda tensor: tensor.to(memory_format=form) if tensor.ndim == 4 else tensor)  # type: ignore[no-untyped-call]
     return net
 
 

@@ -38,9 +38,8 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(grid: Path, out: str, *flags: Any) -> Any:
-    return cli(
-        "run", "--grid", grid, "--plugin", PLUGIN, "--out", grid.parent / out, "--dataset", grid.parent / "list.csv", *flags
-    )
+    images = grid.parent / "list.csv"
+    return cli("run", "--grid", grid, "--plugin", PLUGIN, "--out", grid.parent / out, "--dataset", images, *flags)
 
 
 def record(grid: Path, out: str) -> Any:
@@ -54,7 +53,8 @@ def test_images_are_resized_before_they_are_attacked(grid: Path) -> None:
     assert (about["size"], about["name"]) == (24, "list-24px")  # printed numbers belong to the name without a size
     with (grid.parent / "a" / "results.csv").open() as file:
         assert {row["dataset"] for row in csv.DictReader(file)} == {"list-24px"}
-    done = cli("export", "--out", grid.parent / "a", "--plugin", PLUGIN, "--images", "--dataset", grid.parent / "list.csv")
+    images = grid.parent / "list.csv"
+    done = cli("export", "--out", grid.parent / "a", "--plugin", PLUGIN, "--images", "--dataset", images)
     assert done.exit_code == 0, done.output
     folder = grid.parent / "a" / "export" / "images"
     (made,) = json.loads((folder / "tiny.json").read_text())["sets"]

@@ -120,8 +120,14 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-HOLD = "from pathlib import Path; from rdp_bench.train.loop import only_training; import sys, time\n" \
-    "with only_training(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"  # fmt: skip
+HOLD = """
+import sys, time
+from pathlib import Path
+from rdp_bench.train.loop import only_training
+with only_training(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")

@@ -26,9 +26,7 @@ def net(seed: int = 0) -> nn.Module:
     """Two convolutions with a batch-norm between them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(
-            OrderedDict(conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4), head=nn.Conv2d(4, 5, 1))
-        ).eval()
+        return nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4), head=nn.Conv2d(4, 5, 1))).eval()
 
 
 def prefixed(prefix: str) -> Callable[[State], State]:

@@ -18,7 +18,7 @@ WHOLE = 299
 class Extractor:
     """Feature maps of one of several classifiers; `turn` says which.
 
-    A crop is resized as a whole image is for the classifier (128 of 299 pixels are 96 of 224), or not at all if `native`.
+    A crop is resized as a whole image is for the classifier (128 of 299 pixels are 96 of 224), or, if `native`, not.
     """
 
     def __init__(

@@ -128,6 +128,9 @@ def open_photos(folder: Path, crop: int, cache: Path, short: int = SHORT) -> Pho
     `crop`, are left out, with a warning that names them.
 
     Args:
+        folder: searched with all folders in it.
+        crop: the side of a crop in pixels.
+        cache: the root of the store.
         short: larger photographs are reduced to this shorter side in pixels, or to `crop` where that is more.
 
     Raises:
@@ -173,7 +176,9 @@ def _decoded(
     from tqdm import tqdm
 
     missing = artefact.missing(1)
-    for low, high in tqdm(missing, desc="decoding photographs", unit="", disable=None if missing else True, leave=False):
+    for low, high in tqdm(
+        missing, desc="decoding photographs", unit="", disable=None if missing else True, leave=False
+    ):
         try:
             artefact.write(low, high, {"pixels": _pixels(files[low], short)[None]})
         except BadImageError as error:
