@@ -190,14 +190,12 @@ def enlarge(x: Tensor, times: int) -> Tensor:
 
 def ready(net: nn.Module) -> nn.Module:
     """`net` for inference: eval mode, batch-norms folded where it can, no gradients to weights, channels last."""
-    import torch
-
     net.eval()
     for module in net.modules():
         fold: Callable[[], None] | None = getattr(module, "fold", None)
         if fold:
             fold()
-    return net.requires_grad_(False).float().to(memory_format=torch.channels_last)
+    return files.channels_last(net.requires_grad_(False).float())
 
 
 _ready: dict[tuple[type, str, str, str], nn.Module] = {}

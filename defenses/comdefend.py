@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 class ComDefend(Learned):
     """Compresses an image to twelve bits a pixel and reconstructs it, 32 x 32 pixels at a time.
 
-    As the authors' script does, the image is brought to 224 pixels first; here it then goes back to its own size.
+    As in the authors' Resnet_imagenet.py, the image is resized to 224 pixels first; here it then goes back to its own
+    size.
     Their script feeds blue, green, red to networks trained on red, green, blue: `order` says which, auto is theirs
     for their files and rgb for ours. They also add noise before the threshold, sigma 1, which flips 0.2 % of the bits
     and which they call optional: `noise=1`. Their output's truncation to 8 bits is left out.
     """
 
-    size: int = 224  # compression_imagenet.py; 0: the image's own, mirrored up to whole patches
+    size: int = 224  # their Resnet_imagenet.py; 0: the image's own, mirrored up to whole patches
     patch: int = 32  # compression_imagenet.py; 0: the whole image at once
     order: str | None = None
     noise: float = 0.0

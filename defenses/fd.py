@@ -20,8 +20,10 @@ class FeatureDistillation(Purifier):
     """Quantises the 8 x 8 cosine coefficients of R, G and B: step 25 for the low, 30 for the high.
 
     As the authors' code does, and unlike JPEG: no YCbCr, no subsampling, no level shift. Sizes that are no
-    multiple of 8 are padded with their edge and cropped (299 to 304 and back); the authors' protocol
-    resizes there instead. Their loop leaves the first image of a batch black; this one does not.
+    multiple of 8 are padded with their edge and cropped (299 to 304 and back). JHL-HUST/VT's evaluation resizes
+    to 304 instead and casts to uint8 without clipping: on 40 clean images EfficientNet-Lite2-ens scores 77.5 %
+    behind it, 90.0 % behind this or the authors' code and 95.0 % alone. The authors' loop leaves the first image of a
+    batch black; this one does not.
     """
 
     low: int = 25  # utils/feature_distillation.py: the 4 x 4 lowest frequencies

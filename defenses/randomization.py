@@ -54,7 +54,8 @@ class Randomization(Purifier):
         out = x.new_full((*x.shape[:2], size, size), 0.5)  # grey: 0 in the authors' [-1, 1]
         for i, (e, t, k, flip) in enumerate(torch.stack([edge, top, left, mirror], 1).tolist()):
             resized = interpolate(x[i : i + 1], size=(e, e), mode="nearest")[0]
-            # The authors mirror after padding; the place is uniform either way.
+            # The authors mirror before they resize. Nearest-neighbour resizing does not commute with that: mirrored
+            # images are theirs shifted by up to one column.
             out[i, :, t : t + e, k : k + e] = resized.flip(2) if flip else resized
         return out
 

@@ -22,7 +22,8 @@ class TotalVariationMinimisation(Purifier):
     Minimises TV(u) + 1 / (2 weight) |M (u - x)|^2 for each colour on its own. On photographs the authors'
     split Bregman stops 11 to 14 % above the minimum, and run on it stays 2 % above, for its shrinkage is
     smoothed; 12 steps of the method here end 1.3 % above. Their border arithmetic, which darkens a frame
-    of dropped pixels, is not reproduced; the result is clipped to [0, 1].
+    of dropped pixels, is not reproduced; the result is clipped to [0, 1]. The authors also count values that are 0
+    already as kept, which black regions alone notice.
     """
 
     random = True

@@ -41,6 +41,12 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 @click.option("--profile", default="embedded", show_default=True, help="Which profile of the grid: embedded or paper.")
 @click.option("--dataset", metavar="NAME|FOLDER|CSV", help="Images to use instead of the grid's.")
 @click.option("--limit", type=int, help="Use only the first N images.")
+@click.option(
+    "--image-size",
+    type=int,
+    metavar="PIXELS",
+    help="Resize images to this as they are read, before any attack.  [default: the data set's, mostly 299]",
+)
 @click.option("--source", **_AXIS, help="Source model, or a+b for an ensemble; repeatable.")
 @click.option("--target", **_AXIS, help="Target model; repeatable.")
 @click.option("--attack", **_AXIS, help='Attack, like "ti-dim", "dim(steps=10)" or "MI|DI(p=.5)"; repeatable.')
@@ -164,9 +170,8 @@ def changes(options: dict[str, Any]) -> dict[str, Any]:
         given["baselines"] = ()
     if not options["source"] and options["attack"] and all(label.startswith(SCHEME) for label in options["attack"]):
         given["sources"] = (ELSEWHERE,)
-    return given | {
-        name: options[name] for name in ("dataset", "draws", "norm", "success") if options[name] is not None
-    }
+    scalars = ("dataset", "draws", "norm", "success", "image_size")
+    return given | {name: options[name] for name in scalars if options[name] is not None}
 
 
 def load_grid(name: str, options: dict[str, Any], given: dict[str, Any]) -> "Grid":

@@ -13,6 +13,8 @@ from rdp_bench.keys import hash_file
 
 if TYPE_CHECKING:
     from rdp_bench.train.loop import Training
+    from rdp_bench.train.photos import Photos
+    from rdp_bench.train.recipe import Recipe
 
 NAMES = ("rdp", "nrp", "hgd", "comdefend", "sr", "ens-adv")
 
@@ -30,6 +32,8 @@ NAMES = ("rdp", "nrp", "hgd", "comdefend", "sr", "ens-adv")
 @click.option("--levels", metavar="N[,N]", help="Its feature maps, as timm counts them.")
 @click.option("--eps", type=float, help="L-infinity size of training perturbations, in /255.")
 @click.option("--attack", help="How training inputs are made: paper or wide.")
+@click.option("--attack-steps", type=int, help="Steps of that attack.  [default: 10; 100 of rdp and nrp --size paper]")
+@click.option("--scale", help="How large F sees a crop: image (as in a whole image) or native (pixel by pixel).")
 @click.option("--without", metavar="PART[,PART]", help="Leave parts out: recon, lat, pix, adv, feat.")
 @click.option("--weight", multiple=True, metavar="TERM=W", help="Weight of a loss term; repeatable.")
 @click.option("--blend", type=float, help="ens-adv: share of the training in the product's weights; 1 keeps it all.")
@@ -60,22 +64,35 @@ def train(name: str, images: Path, out: Path | None, resume: bool, **given: Any)
     from rdp_bench import weights
     from rdp_bench.environment import choose_device
     from rdp_bench.store import default_root
-    from rdp_bench.train.loop import Pace, Training
-    from rdp_bench.train.photos import open_photos
+    from rdp_bench.train.extractor import WHOLE
+    from rdp_bench.train.loop import only_training
+    from rdp_bench.train.photos import SHORT, open_photos
     from rdp_bench.train.recipes import get
 
     out = out or Path("rdp-bench-train") / name
-    if (out / "checkpoint.pt").exists() and not resume:
-        raise UsageError(f"{out} holds a training already: go on with --resume, or choose another --out")
     recipe = get(name)
     start: Path | None = given["start"]
     options = recipe.settings(given["size"], _settings(given) | {"start": _hash(start) if start else None})
     device = choose_device(given["device"])
-    photos = open_photos(images, options.crop, given["cache"] or default_root())
+    short = WHOLE if options.scale == "native" else SHORT
+    _unused(out, resume)
+    photos = open_photos(images, options.crop, given["cache"] or default_root(), short)
     made = recipe(options, device, given["models_dir"])
     if start:
         weights.fill(made.product, weights.read_tensors(start), f"{name} of size {options.size}", start)
-    out.mkdir(parents=True, exist_ok=True)
+    with only_training(out):
+        _unused(out, resume)  # another may have ended since
+        _train(made, photos, out, resume, given)
+
+
+def _unused(out: Path, resume: bool) -> None:
+    if (out / "checkpoint.pt").exists() and not resume:
+        raise UsageError(f"{out} holds a training already: go on with --resume, or choose another --out")
+
+
+def _train(made: "Recipe", photos: "Photos", out: Path, resume: bool, given: dict[str, Any]) -> None:
+    from rdp_bench.train.loop import Pace, Training
+
     validate = None
     if given["validation_images"]:
         click.echo("making validation sets", err=True)

@@ -57,7 +57,7 @@ def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
     about = run.record["dataset"]
     label = named or str(about.get("label") or about["name"])  # a name alone lacks its parameters: photos20(size=64)
     try:
-        found = open_dataset(label, limit=int(about["n"]))
+        found = open_dataset(label, size=about.get("image_size"), limit=int(about["n"]))
     except UsageError as error:
         raise UsageError(
             f"the run's data set {about['name']} is needed again: name it with --dataset ({error})"

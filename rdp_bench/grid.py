@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 CLEAN = "clean"
 UNDEFENDED = "none"
 
+LEAST_SIZE = 8
+"""Pixels across the smallest images that a run may resize its data set to."""
+
 FIGURES = ("heat", "dots", "sweep", "pareto", "spectra", "gallery", "error-maps", "branches", "ablation")
 """What a grid may ask a report to draw; `reports/plates.py` does it."""
 
@@ -44,6 +47,7 @@ class Axes:
     success: bool = False  # also the share of originally right images that an attack makes wrong
     cost: bool = False  # what a defense takes: time, memory, parameters
     limit: int | None = None  # at most so many images: pictures need few
+    image_size: int | None = None  # pixels that images are resized to as they are read, before any attack
     samples: int = 2  # images of each purified set that are kept for a look
     figures: tuple[str, ...] = ()  # what a report draws; none named: what it draws of every table
     note: str = ""
@@ -237,7 +241,7 @@ def _value(grid: str, key: str, value: Any) -> Any:
     good, wanted = {
         **dict.fromkeys(("dataset", "norm", "note"), (isinstance(value, str), "a text")),
         **dict.fromkeys(("clean", "restoration", "success", "cost"), (isinstance(value, bool), "true or false")),
-        **dict.fromkeys(("draws", "limit", "samples"), (whole, "a whole number")),
+        **dict.fromkeys(("draws", "limit", "samples", "image_size"), (whole, "a whole number")),
         "eps": (numbers, "a list of numbers, like [8, 16]"),
         "ensembles": (members, 'a table of lists of models, like { both = ["a", "b"] }'),
     }.get(key, (words, "a list of names"))
@@ -294,6 +298,8 @@ def _checked(grid: str, axes: Axes) -> Axes:
     for key in ("limit", "samples"):
         if (count := getattr(axes, key)) is not None and count < 1:
             raise UsageError(f"grid {grid}: {key} is {count}; at least one image is needed")
+    if axes.image_size is not None and axes.image_size < LEAST_SIZE:
+        raise UsageError(f"image size is at least {LEAST_SIZE} pixels, found {axes.image_size}")
     for figure in axes.figures:
         if figure not in FIGURES:
             raise unknown(f"figure of grid {grid}", figure, FIGURES)

@@ -275,16 +275,47 @@ def _local(label: str, models_dir: Path | None) -> Path | None:
     if not models_dir.is_dir():
         raise UsageError(f"--models-dir {models_dir}: no such folder")
     stem = label.removeprefix("timm:")
-    wanted = {f"{stem}{suffix}" for suffix in (".safetensors", ".pth", ".pt")}
-    if label in zoo():
-        wanted.update(zoo()[label].files)
-    found = [path for path in sorted(models_dir.iterdir()) if path.name in wanted]
+    found = _files_of(models_dir, stem, zoo()[label].files if label in zoo() else ())
+    if not found and label.startswith("timm:") and (other := _same_weights(stem, models_dir)):
+        found = _files_of(models_dir, other)
     if len(found) > 1:
         raise UsageError(
             f"--models-dir {models_dir} holds several files for {label}: keep one of "
-            f"{', '.join(path.name for path in found)}"
+            f"{', '.join(str(path.relative_to(models_dir)) for path in found)}"
         )
     return found[0] if found else None
+
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
+"""Ends of the names of weight files."""
+
+
+def _files_of(models_dir: Path, stem: str, more: Sequence[str] = ()) -> list[Path]:
+    """Weight files called `stem`, or as hubs name them in a folder called so; `more`: other names."""
+    wanted = {f"{stem}{suffix}" for suffix in SUFFIXES} | set(more)
+    found = []
+    for path in sorted(models_dir.iterdir()):
+        if path.name in wanted and not path.is_dir():
+            found.append(path)
+        elif path.name == stem and path.is_dir():
+            found += [
+                inside for name in ("model.safetensors", "pytorch_model.bin") if (inside := path / name).is_file()
+            ]
+    return found
+
+
+def _same_weights(name: str, models_dir: Path) -> str | None:
+    """Another name of the weights that timm calls `name`: without the tag where it is the default, or with it."""
+    arch, _, tag = name.partition(".")
+    if not any(path.name.startswith(arch) for path in models_dir.iterdir()):
+        return None
+    import timm
+
+    config = timm.get_pretrained_cfg(arch, allow_unregistered=True) if timm.is_model(arch) else None
+    default = config.tag if config else None
+    if not default or tag not in ("", default):
+        return None
+    return arch if tag else f"{arch}.{default}"
 
 
 def _installed(card: Card, models_dir: Path | None) -> Path | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rdp_bench import resnet_denoise, resnet_v2, weights
+from rdp_bench import resnet_denoise, resnet_v2, statedict, weights
 from rdp_bench.errors import BadModelError, UsageError, unknown
 from rdp_bench.folding import fold_batch_norm, norm_pairs, replace_relu6
 from rdp_bench.keys import canonical
@@ -37,6 +37,7 @@ class PixelClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1))
         self.classes = int(getattr(net, "num_classes", 1000)) - card.label_offset
+        self._sizes = {card.input_size: card.input_size}
         self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor, zoom: float = 1.0) -> Tensor:
@@ -82,7 +83,14 @@ class PixelClassifier(nn.Module):
         return maps
 
     def _size(self, zoom: float) -> int:
-        return self.card.input_size if self.card.fixed_size else round(self.card.input_size * zoom)
+        """The side of the network's input for a zoomed image: the nearest that the network takes."""
+        own = self.card.input_size
+        wanted = own if self.card.fixed_size else round(own * zoom)
+        if wanted not in self._sizes:
+            found = self._sizes[wanted] = nearest_size(self.net, wanted, own)
+            if found != wanted:
+                log.warning("%s takes no input of %d pixels; zoomed images are shown at %d", self.name, wanted, found)
+        return self._sizes[wanted]
 
     def _logits(self, x: Tensor) -> Tensor:
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -92,6 +100,32 @@ class PixelClassifier(nn.Module):
     def record(self) -> dict[str, Any]:
         """Identity for cache keys; the same as `Member.record` of its card."""
         return {"weights": self.weights_hash, "numerics": NUMERICS}
+
+
+STEP = 64
+"""The coarsest multiple that networks of timm want of their input."""
+
+
+def nearest_size(net: nn.Module, wanted: int, own: int) -> int:
+    """The side nearest to `wanted` of which `net` takes images; `own`, which it takes, where none is near.
+
+    Some networks (HRNet, DLA) raise unless the side is a multiple of 32, others at every side but theirs. Shapes alone
+    are computed, without numbers. Where that is not possible even at `own`, nothing is known and `wanted` is returned.
+    """
+    tensors = {name: tensor.to("meta") for name, tensor in (*net.named_parameters(), *net.named_buffers())}
+
+    def takes(side: int) -> bool:
+        try:
+            with torch.no_grad():
+                torch.func.functional_call(net, tensors, (torch.empty(1, 3, side, side, device="meta"),))
+        except Exception:  # whatever a network raises
+            return False
+        return True
+
+    if takes(wanted) or not takes(own):
+        return wanted
+    near = sorted(range(max(1, wanted - STEP // 2), wanted + STEP // 2 + 1), key=lambda side: abs(side - wanted))
+    return next((side for side in near if takes(side)), own)
 
 
 @lru_cache(maxsize=64)
@@ -193,8 +227,11 @@ def read(path: Path) -> State:
     """The tensors of a weight file of any kind that a model may come in."""
     if path.suffix == ".npz":
         return resnet_denoise.from_tensorpack(weights.read_npz(path))
-    named = {".npy": weights.read_named, ".ckpt": weights.read_checkpoint}.get(path.suffix)
-    return resnet_v2.from_tensorflow(named(path)) if named else weights.read_tensors(path)
+    if path.suffix == ".npy":
+        return resnet_v2.from_tensorflow(weights.read_named(path))
+    if path.suffix == ".ckpt" and not weights.is_torch(path):
+        return resnet_v2.from_tensorflow(weights.read_checkpoint(path))
+    return weights.read_tensors(path)
 
 
 def _load(member: Member) -> PixelClassifier:
@@ -214,7 +251,7 @@ def _load(member: Member) -> PixelClassifier:
     else:
         weights_hash = _state_hash(net)
     net.requires_grad_(False).eval()
-    net.to(memory_format=torch.channels_last)
+    weights.channels_last(net)
     count = fold_batch_norm(
         net, torch.rand(1, 3, card.input_size, card.input_size, generator=torch.Generator().manual_seed(0))
     )
@@ -226,15 +263,79 @@ def _load(member: Member) -> PixelClassifier:
 def fill(net: nn.Module, state: State, card: Card, path: Path) -> None:
     """Load `state` into `net`, by name or, where the card says so, in order; every tensor must fit.
 
+    A layout that timm converts for its own downloads (torchvision's VGG, for one) is converted as timm does. The
+    constants of a normalisation layer before the network must be the card's.
+
     Raises:
-        BadModelError: names or shapes differ; the message lists the first ones.
+        BadModelError: names, shapes, kinds of number or the normalisation differ.
     """
     wanted = net.state_dict()
+    state, constants = statedict.split_normalisation(statedict.fit(state, wanted), wanted)
+    for name, found in constants.items():
+        if not statedict.same_constants(found, getattr(card, name)):
+            shown = ", ".join(f"{value:.4g}" for value in found)
+            raise BadModelError(
+                f"{path}: its images are normalised by {name} {shown}, those of {card.name} by "
+                f"{', '.join(f'{value:.4g}' for value in getattr(card, name))}. Name the model whose normalisation is "
+                "the file's, or register the network by a plugin"
+            )
     if card.in_order and not set(state) & set(wanted):
         if len(state) != len(wanted):
             raise BadModelError(f"{path}: holds {len(state)} tensors, {card.arch} has {len(wanted)}")
         state = OrderedDict(zip(wanted, state.values(), strict=True))
-    weights.fill(net, state, card.arch, path)
+    elif statedict.problems(state, wanted):
+        state = statedict.without_auxiliary(state, wanted)
+        if statedict.problems(state, wanted) and (converted := _by_timm(net, card, state)) is not None:
+            state = converted
+    try:
+        weights.fill(net, state, card.arch, path)
+    except BadModelError as error:
+        if not set(state) & TORCHVISION:
+            raise
+        raise BadModelError(
+            f"{error}. The names are torchvision's, and timm does not convert them for this network: register "
+            "torchvision's own network by a plugin (docs/extend), or convert the file"
+        ) from error
+
+
+TORCHVISION = {"features.0.0.weight", "conv_proj.weight"}
+"""Names that torchvision alone gives, to the first convolution of its networks from MobileNetV2 on."""
+
+
+def _by_timm(net: nn.Module, card: Card, state: State) -> State | None:
+    """`state` after the filter of timm's loader for this architecture; None where it has none, or fails.
+
+    timm hands the filter to its loader only, so it creates the network once more here, with a loader that keeps it.
+    """
+    if card.arch in resnet_v2.UNITS or card.arch in resnet_denoise.UNITS:
+        return None
+    import timm
+    from timm.models import _builder as builder
+
+    kept: list[Any] = []
+    usual = getattr(builder, "load_pretrained", None)
+    if usual is None:
+        return None
+    try:
+        setattr(builder, "load_pretrained", lambda *_, filter_fn=None, **__: kept.append(filter_fn))  # noqa: B010
+        with torch.device("meta"):
+            timm.create_model(
+                card.arch.removeprefix("timm:").partition(".")[0],
+                pretrained=True,
+                pretrained_cfg_overlay={"state_dict": {}},
+                **card.kwargs,
+            )
+    except Exception as error:  # timm's own; then the file is refused for what it is
+        log.info("%s: timm tells no filter (%s)", card.name, error)
+    finally:
+        builder.load_pretrained = usual
+    for convert in filter(None, kept):
+        for arguments in ((dict(state), net), (dict(state),)):  # filters take one or both
+            try:
+                return OrderedDict(convert(*arguments))
+            except Exception as error:
+                log.info("%s: timm's filter fails on the file (%s: %s)", card.name, type(error).__name__, error)
+    return None
 
 
 def timm_card(label: str, *, pretrained: bool) -> Card:

@@ -11,13 +11,14 @@ from rdp_bench import crosscheck, perceptual, registry, weights
 from rdp_bench.budgets import LINF, show_eps
 from rdp_bench.crosscheck import Rate
 from rdp_bench.data import nips2017
+from rdp_bench.data._labelled import SIZE, Images
 from rdp_bench.data.adversarial import ELSEWHERE, AdversarialFiles
 from rdp_bench.data.fingerprints import digest, fingerprints
 from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import UsageError, naming
 from rdp_bench.executor import CraftJob, Job, JudgeJob
-from rdp_bench.grid import CLEAN, UNDEFENDED, Grid
-from rdp_bench.keys import Record, hash_many, key_of
+from rdp_bench.grid import CLEAN, UNDEFENDED, Axes, Grid
+from rdp_bench.keys import Record, hash_many, key_of, plain
 from rdp_bench.models import AnyMember, SourceRef, find, find_or_absent, find_source
 from rdp_bench.protocols import Attack, ChoosesNorm, Dataset, Defense, aims_at_targets
 from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
@@ -112,6 +113,7 @@ class Plan:
 
     def set_record(self, source: str, attack: str, eps: float) -> Record:
         """Everything an adversarial set depends on."""
+        aims = aims_at_targets(self.attacks[attack].value)
         return {
             **self._images(),
             "kind": "adv",
@@ -120,11 +122,7 @@ class Plan:
             "eps": eps,
             # Neutral where it is L-infinity, as it was before there were others.
             **({} if self.norm == LINF else {"norm": self.norm}),
-            **(
-                {"targets": hash_many(map(str, self.targets_of_images))}
-                if aims_at_targets(self.attacks[attack].value)
-                else {}
-            ),
+            **({"targets": hash_many(map(str, self.targets_of_images))} if aims else {}),
         }
 
     def attack_record(self, attack: str, eps: float) -> Record:
@@ -329,7 +327,7 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
         with files_from(grid.folders.get(axis)):
             sources[label] = find_source(label, axes.ensembles, models_dir)
     checks = {label: find(label, models_dir) for label in axes.checks}
-    dataset = open_dataset(axes.dataset, limit=min((n for n in (limit, axes.limit) if n), default=None))
+    dataset = _resized(axes, min((n for n in (limit, axes.limit) if n), default=None))
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
     aiming = [label for label, made in attacks.items() if aims_at_targets(made.value)]
@@ -397,6 +395,21 @@ def _bounded(made: Resolved[Attack], norm: str) -> Resolved[Attack]:
             "both, such as fgsm, mi-fgsm or pgd"
         )
     return made
+
+
+def _resized(axes: Axes, limit: int | None) -> Dataset:
+    """The data set at the size that the grid wants; at another than the usual one, its name says so.
+
+    Published numbers belong to a name, and not to images of another size.
+    """
+    found = open_dataset(axes.dataset, size=axes.image_size, limit=limit)
+    if axes.image_size is None:
+        return found
+    if found.size != axes.image_size:
+        raise UsageError(f"--image-size {axes.image_size}: data set {axes.dataset} gives {found.size} pixels; drop one")
+    if not isinstance(found, Images) or found.size == SIZE:
+        return found
+    return replace(found, name=f"{found.name}-{found.size}px")
 
 
 def _pairs(grid: Grid) -> list[tuple[str, str]]:

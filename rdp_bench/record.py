@@ -55,6 +55,7 @@ def header(plan: Plan, command: str) -> Record:
             "label": plan.grid.axes.dataset,
             "n": plan.n,
             "size": plan.dataset.size,
+            "image_size": axes.image_size,
             "images": dataset_digest(plan),
             **({"targets": list(plan.targets_of_images)} if _aim(plan) else {}),
         },

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rdp_bench import tfcheckpoint
+from rdp_bench import statedict, tfcheckpoint
 from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.keys import file_state, hash_file
 from rdp_bench.store import write_atomic
@@ -147,8 +147,31 @@ def save(path: Path, state: "Mapping[str, Tensor]", about: Mapping[str, Any], ha
     write_atomic(path, to_bytes(tensors, {OURS: json.dumps(about, sort_keys=True)}))
 
 
+def require_safe_torch(path: Path) -> None:
+    """Refuse to unpickle under a torch whose `weights_only` lets a file run code (CVE-2025-32434).
+
+    Raises:
+        BadModelError: torch is older than 2.6.
+    """
+    import torch
+
+    if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 6):
+        raise BadModelError(
+            f"{path.name}: refused, for torch {torch.__version__} may run what such a file holds. Install torch 2.6 or "
+            "newer, or convert the file to .safetensors"
+        )
+
+
+def is_torch(path: Path) -> bool:
+    """Whether a file begins as torch's do: a zip, or a pickle."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")
+
+
 def read_tensors(path: Path) -> "State":
     """Tensors of a `.safetensors` file, or of any other that torch reads with `weights_only`; never a pickle.
+
+    Containers of training scripts (`state_dict`, `model`, `ema`, ...) are opened, numbers beside tensors left out.
 
     Raises:
         BadModelError: not such a file, damaged, or holding anything but tensors.
@@ -156,14 +179,15 @@ def read_tensors(path: Path) -> "State":
     import torch
     from torch.serialization import safe_globals
 
+    if path.suffix != ".safetensors":
+        require_safe_torch(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             found: Any = load_file(path)
         else:
-            # HGD's checkpoints keep the command line beside the tensors; a Namespace is but a bag of values.
-            with warnings.catch_warnings(), safe_globals([argparse.Namespace]):
+            with warnings.catch_warnings(), safe_globals(_INERT):
                 warnings.simplefilter("ignore")  # a refusal is reported below, in our words
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own kinds; all mean the same
@@ -172,34 +196,49 @@ def read_tensors(path: Path) -> "State":
             f"{path.name}: refused ({why}). Only plain tensors are read: .safetensors, or .pth that torch loads "
             "with weights_only"
         ) from error
-    for wrapper in ("state_dict", "model", "params_ema", "params"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
-        raise BadModelError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")
-    return OrderedDict(found)
+    state = statedict.unwrap(found)
+    if state is None:
+        raise BadModelError(f"{path}: expected a dictionary of tensors, found {_kind(found)}")
+    return state
+
+
+def _kind(found: Any) -> str:
+    if not isinstance(found, dict) or not found:
+        return type(found).__name__
+    keys = ", ".join(f"{key!s:.40}: {type(value).__name__}" for key, value in list(found.items())[:4])
+    return f"{type(found).__name__} of {keys}{', ...' if len(found) > 4 else ''}"
 
 
 def fill(net: "nn.Module", state: "Mapping[str, Tensor]", what: str, path: Path) -> None:
-    """Load `state` into `net`; every tensor must fit. `what` is the network's name.
+    """Load `state` into `net`, once a common prefix and the like are off its names; every tensor must fit.
+
+    Args:
+        net: the network; left as it is where the file is refused.
+        state: what the file holds.
+        what: the network's name, for the error.
+        path: the file, for the error.
 
     Raises:
-        BadModelError: names or shapes differ; the message lists the first ones.
+        BadModelError: names, shapes or kinds of number differ; the message has one example of each.
     """
     wanted = net.state_dict()
-    missing, extra = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
-    shapes = [
-        f"{n}: {list(state[n].shape)} instead of {list(wanted[n].shape)}"
-        for n in wanted
-        if n in state and state[n].shape != wanted[n].shape
-    ]
-    problems = [f"missing {n}" for n in missing] + [f"unexpected {n}" for n in extra] + shapes
+    state = statedict.fit(state, wanted)
+    problems = statedict.problems(state, wanted)
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise BadModelError(f"{path} does not fit {what}: {shown}")
     if not all(tensor.isfinite().all() for tensor in state.values() if tensor.is_floating_point()):
         raise BadModelError(f"{path}: holds NaN or infinite weights")
     net.load_state_dict(state)
+
+
+def channels_last(net: "nn.Module") -> "nn.Module":
+    """`net` with all 4-d weights in channels-last memory; `Module.to` would refuse a network with a 5-d one."""
+    import torch
+
+    form = torch.channels_last
+    net._apply(lambda tensor: tensor.to(memory_format=form) if tensor.ndim == 4 else tensor)  # type: ignore[no-untyped-call]
+    return net
 
 
 def read_arrays(path: Path) -> "list[NDArray[np.float32]]":
@@ -357,3 +396,11 @@ class _Arrays(pickle.Unpickler):
         if f"{module}.{name}" not in stands_in:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return stands_in[f"{module}.{name}"]
+
+
+_INERT: list[Any] = [
+    argparse.Namespace,  # HGD's checkpoints keep the command line beside the tensors
+    (_Dtype, "numpy.dtype"),
+    *((statedict.Scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""What a torch file may hold beside tensors: bags of values, none of which is used."""

@@ -48,12 +48,21 @@ def prepare(device: str) -> None:
     torch.backends.cudnn.deterministic = True
     if device == "cpu":
         try:
-            # glibc returns large blocks to the system at once; every batch would fault its pages in anew.
+            # glibc returns large blocks to the system at once; every batch would fault its pages in anew. Kept blocks
+            # go back between phases, see `release_memory`.
             libc = ctypes.CDLL(None)
             libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         except (OSError, AttributeError):
             pass  # not glibc: slower, not wrong
+
+
+def release_memory() -> None:
+    """Return freed memory to the system, so that the peaks of phases with blocks of other sizes do not add up."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass  # not glibc
 
 
 @dataclass
@@ -64,6 +73,7 @@ class Worker:
     batch: int | None = None
     report: Report | None = None
     _clean: dict[tuple[int, int], NDArray[np.uint8]] = field(default_factory=dict)
+    _phase: type[Job] | None = None  # crafting or judging
 
     def __post_init__(self) -> None:
         self.size = self.batch or BATCH[self.plan.device.partition(":")[0]]
@@ -72,6 +82,9 @@ class Worker:
 
     def __call__(self, job: Job) -> None:
         """Do what is still missing of `job`."""
+        if type(job) is not self._phase:
+            self._phase = type(job)
+            release_memory()
         if isinstance(job, CraftJob):
             self._craft(job)
         else:

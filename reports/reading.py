@@ -22,7 +22,18 @@ PROFILES = {
 }
 
 # What a command for another grid takes over from the run that is there.
-_KEPT = ("--profile", "--dataset", "--limit", "--models-dir", "--device", "--seed", "--out", "--cache", "--plugin")
+_KEPT = (
+    "--profile",
+    "--dataset",
+    "--limit",
+    "--image-size",
+    "--models-dir",
+    "--device",
+    "--seed",
+    "--out",
+    "--cache",
+    "--plugin",
+)
 
 
 def reading(run: Run) -> list[str]:

@@ -70,7 +70,7 @@ RECIPE = {"defenses.*", "errors", "train.inputs", "train.losses", "train.recipe"
 MAY_TRAIN = {
     "options": {"errors"},
     "losses": set(),
-    "photos": {"data.*", "errors", "keys"},
+    "photos": {"data.*", "errors", "keys", "store"},
     "extractor": {"errors", "models"},
     "inputs": {"attacks.*", "train.extractor", "train.options"},
     "validate": {"attacks.*", "draws", "models", "protocols", "train.losses"},

@@ -131,7 +131,7 @@ def test_options_reach_the_recipe() -> None:
         "recipe": "rdp", "size": "tiny", "steps": 3, "batch": 2, "crop": 64, "rate": 2e-3, "schedule": "drops",
         "features": ["toy/two", "toy/one"], "levels": [1], "eps": 8.0, "attack": "wide", "attack_steps": 2,
         "without": ["lat", "adv"], "weights": {"feat": 2.0, "pix": 0.5}, "seed": 7, "blend": 1.0, "start": "",
-        "precision": "bfloat16",
+        "precision": "bfloat16", "scale": "image",
     }  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def test_start_from_a_file() -> None:
         (("rdp", *BLIND, "--features", "toy/three"), "unknown model 'toy/three'"),
         (("rdp", *BLIND, "--crop", 33), "--crop is a multiple of 32, found 33"),
         (("rdp", *BLIND, "--crop", 64), "10 image files, 1 usable; training needs at least 8"),
-        (("rdp", *BLIND, "--crop", 288), "--crop is at most 256"),
+        (("rdp", *BLIND, "--crop", 288), "a shorter side of 288 pixels or more"),
         (("rdp", *BLIND, "--batch", 1), "The smallest that work: --batch 2, or --crop 64, or any with --without adv"),
         (("nrp", *BLIND, "--batch", 1), "--batch 1 --crop 32 leave the discriminator of nrp one value a channel"),
         (("rdp", *BLIND, "--steps", 0), "--steps is at least 1, found 0"),

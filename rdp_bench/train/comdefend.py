@@ -19,6 +19,7 @@ class ComDefend(Recipe):
     """Clean patches alone. Loss terms: `mse`, and `bits`, the mean square of the soft bits, at weight 1e-4."""
 
     name = "comdefend"
+    without_effect = ("features", "levels", "attack", "attack_steps", "scale", "blend")
     loss_weights: ClassVar = {"mse": 1.0, "bits": 1e-4}
     uses_features = False
     defaults: ClassVar = {

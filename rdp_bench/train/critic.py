@@ -18,11 +18,14 @@ CRITIC = "discriminator"
 class AgainstCritic(Recipe):
     """Base of recipes with the part `adv`: D, of an Adam of its own, learns after the other networks in every step."""
 
+    without_effect = ("blend",)
     betas = (0.9, 0.99)  # ESRGAN's
     defaults: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"crop": 128, "rate": 1e-4, "schedule": "halving", "features": ("timm:vgg16.tv_in1k",)},
+        # Attack and scale are those of NRP's ssp.py, which shows VGG-16 crops pixel by pixel.
+        "paper": {"crop": 128, "rate": 1e-4, "schedule": "halving", "features": ("timm:vgg16.tv_in1k",),
+                  "attack_steps": 100, "scale": "native"},
         "compact": {"steps": 2000, "batch": 16, "crop": 96, "rate": 5e-4, "schedule": "cosine", "attack": "wide"},
-    }
+    }  # fmt: skip
 
     def critic(self) -> dict[str, nn.Module]:
         """D, unless left out; to be built last.

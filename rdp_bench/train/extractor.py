@@ -12,17 +12,27 @@ from rdp_bench.errors import UsageError
 from rdp_bench.models import find
 
 WHOLE = 299
-"""Pixels across a whole image of the benchmark; a crop is shown to F enlarged or reduced as a whole image would be."""
+"""Pixels across a whole image of the benchmark."""
 
 
 class Extractor:
-    """Feature maps of one of several classifiers; `turn` says which."""
+    """Feature maps of one of several classifiers; `turn` says which.
 
-    def __init__(self, labels: Sequence[str], levels: Sequence[int], device: str, models_dir: Path | None) -> None:
+    A crop is resized as a whole image is for the classifier (128 of 299 pixels are 96 of 224), or, if `native`, not.
+    """
+
+    def __init__(
+        self, labels: Sequence[str], levels: Sequence[int], device: str, models_dir: Path | None, native: bool = False
+    ) -> None:
         self.members: list[Any] = [find(label, models_dir).load(device) for label in labels]
         for member in self.members:
             if not hasattr(member, "features"):
                 raise UsageError(f"--features {member.name}: it has no method `features`; name another network")
+            card = getattr(member, "card", None)
+            if native and (card is None or card.fixed_size):
+                why = "takes images of one size" if card else "does not say what size of image it takes"
+                raise UsageError(f"--features {member.name}: it {why}, so --scale native is not possible")
+        self.native = native
         self.levels = tuple(levels)
         self.turn = 0
 
@@ -31,22 +41,26 @@ class Extractor:
         """The classifier whose turn it is."""
         return self.members[self.turn % len(self.members)]
 
+    def _zoom(self, x: Tensor, member: Any) -> float:
+        whole: int = member.card.input_size if self.native else WHOLE
+        return x.shape[-1] / whole
+
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Maps `[n, c, h', w']` of `x` `[n, 3, h, h]` in [0, 1] at every level; without levels, the last."""
         with _exact_on_cpu(x):
-            maps: list[Tensor] = self.member.features(x.float(), self.levels, x.shape[-1] / WHOLE)
+            maps: list[Tensor] = self.member.features(x.float(), self.levels, self._zoom(x, self.member))
         return maps
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits `[n, classes]` of `x` `[n, 3, h, h]` in [0, 1]."""
         with _exact_on_cpu(x):
-            logits: Tensor = self.member(x.float(), x.shape[-1] / WHOLE)
+            logits: Tensor = self.member(x.float(), self._zoom(x, self.member))
         return logits
 
     def joint(self, x: Tensor) -> Tensor:
         """The mean of all members' logits."""
         with _exact_on_cpu(x):
-            return torch.stack([member(x.float(), x.shape[-1] / WHOLE) for member in self.members]).mean(0)
+            return torch.stack([member(x.float(), self._zoom(x, member)) for member in self.members]).mean(0)
 
 
 def _exact_on_cpu(x: Tensor) -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -229,9 +230,12 @@ class Training:
             "sums": self._sums,
             "lines": self._lines,
         }
-        temporary = self.checkpoint.with_suffix(".tmp")
+        temporary = self.checkpoint.with_name(f".checkpoint.{os.getpid()}.tmp")
         try:
-            torch.save(state, temporary)
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())  # else the name may reach the disk before the content does
             temporary.replace(self.checkpoint)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             temporary.unlink(missing_ok=True)
@@ -245,6 +249,7 @@ class Training:
         """
         if not self.checkpoint.is_file():
             raise UsageError(f"--resume: no checkpoint.pt in {self.out}; leave --resume out to start anew")
+        weights.require_safe_torch(self.checkpoint)
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             differs = explain(
@@ -271,6 +276,37 @@ class Training:
                 f"{self.checkpoint} cannot be resumed: it is damaged, or no checkpoint of {self.recipe.name} "
                 f"({type(error).__name__}). Remove it to start anew"
             ) from error
+
+
+@contextmanager
+def only_training(out: Path) -> Iterator[None]:
+    """The only training into `out` while this lasts; the system takes the lock back from a process that was killed.
+
+    Raises:
+        UsageError: another training writes there. StorageError: the folder cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        import fcntl
+
+        handle = os.open(out, os.O_RDONLY)
+    except ImportError:  # Windows
+        yield
+        return
+    except OSError as error:
+        raise StorageError(f"--out {out}: {error.strerror or error}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"--out {out}: another training is writing there; wait for it, or name another folder"
+            ) from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): do not let two trainings write there", out, error.strerror)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

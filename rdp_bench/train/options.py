@@ -24,6 +24,7 @@ class Options:
     levels: tuple[int, ...] = (2,)  # their feature maps, counted as timm does
     attack: str = "paper"  # how training inputs are made; see `inputs`
     attack_steps: int = 10
+    scale: str = "image"  # at which F sees a crop: as a part of a whole image of its input size, or pixel by pixel
     without: tuple[str, ...] = ()  # parts left out
     weights: tuple[tuple[str, float], ...] = ()  # loss weights that differ from the recipe's
     blend: float = 1.0  # ens-adv: how far the product lies from the teacher (0) towards the student (1)
@@ -47,6 +48,8 @@ class Options:
             raise unknown("schedule", self.schedule, SCHEDULES)
         if self.attack not in ATTACKS:
             raise unknown("training attack", self.attack, ATTACKS)
+        if self.scale not in SCALES:
+            raise unknown("scale", self.scale, SCALES)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         for term, weight in self.weights:
@@ -85,6 +88,9 @@ def _constant(done: float) -> float:  # noqa: ARG001 - one signature for all
 
 ATTACKS = ("paper", "wide")
 """How training inputs are made; `inputs` does it."""
+
+SCALES = ("image", "native")
+"""How large the extractor F sees a crop; `extractor` does it."""
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 

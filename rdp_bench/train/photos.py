@@ -1,16 +1,15 @@
-"""A folder of photographs as random crops: decoded once, kept as raw pixels on disk, read through a memory map."""
+"""A folder of photographs as random crops: decoded once and kept in the cache, one checked file per photograph."""
 
-import contextlib
-import json
 import logging
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rdp_bench.data._images import SUFFIXES, decode
-from rdp_bench.errors import BadImageError, StorageError, UsageError
-from rdp_bench.keys import hash_many
+from rdp_bench.errors import BadImageError, DamagedError, StorageError, UsageError
+from rdp_bench.keys import hash_file, hash_many
+from rdp_bench.store import Artefact, Store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +35,7 @@ class Photos:
     pixels: "NDArray[np.uint8]"
     shapes: list[tuple[int, int]]
     names: list[str]
-    record: str  # hash of names, sizes and dates of the files
+    record: str  # hash of the names and the content of the files, and of how they are decoded
 
     def __post_init__(self) -> None:
         """Work out where each photograph starts, and hold some out by the hash of their names."""
@@ -91,98 +90,118 @@ class Photos:
         return torch.from_numpy(np.stack(crops)).float() / 255
 
 
-def open_photos(folder: Path, crop: int, cache: Path) -> Photos:
+@dataclass(frozen=True)
+class StoredPhotos(Photos):
+    """Photographs in the cache, of which each is read and checked when it is asked for."""
+
+    stored: "_Stored" = None  # type: ignore[assignment]
+    rows: "list[int]" = None  # type: ignore[assignment]
+
+    def image(self, index: int) -> "NDArray[np.uint8]":
+        """Photograph `index`, `[3, h, w]`.
+
+        Raises:
+            DamagedError: its file in the cache is damaged or gone.
+        """
+        row = self.rows[index]
+        pixels: NDArray[np.uint8] = self.stored.read(row, row + 1)["pixels"][0]
+        return pixels
+
+
+@dataclass(frozen=True)
+class _Stored(Artefact):
+    """A finished artefact: its folder is listed once and not at every read."""
+
+    @cached_property
+    def _listed(self) -> list[tuple[int, int, Path]]:
+        return super().shards()
+
+    def shards(self) -> list[tuple[int, int, Path]]:
+        """See `Artefact.shards`."""
+        return self._listed
+
+
+def open_photos(folder: Path, crop: int, cache: Path, short: int = SHORT) -> Photos:
     """The photographs under `folder`, decoded into `cache` at the first use.
 
-    Files that cannot be read, or whose shorter side is below `crop`, are left out, with a warning that names them.
+    Names and content of the files are the cache's key. Files that cannot be read, or whose shorter side is below
+    `crop`, are left out, with a warning that names them.
+
+    Args:
+        folder: searched with all folders in it.
+        crop: the side of a crop in pixels.
+        cache: the root of the store.
+        short: larger photographs are reduced to this shorter side in pixels, or to `crop` where that is more.
 
     Raises:
         UsageError: no such folder, or too few usable photographs. StorageError: the cache cannot be written.
     """
+    import numpy as np
+
     if not folder.is_dir():
         raise UsageError(f"--images {folder}: no such folder")
-    if crop > SHORT:
-        raise UsageError(f"--crop is at most {SHORT}, the shorter side that photographs are reduced to; found {crop}")
+    short = max(short, crop)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    facts = []
-    for path in files:
-        stat = path.stat()
-        facts.append(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}")
-    record = hash_many([str(SHORT), str(crop), *facts])
-    place = cache / "photos" / record[:16]
-    made = _read(place, record)
-    if made is None:
-        _decode_all(files, folder, crop, place)
-        made = _read(place, record)
-    assert made
-    if len(made.names) < LEAST:
+    names = [str(path.relative_to(folder)) for path in files]
+    content = hash_many(text for name, path in zip(names, files, strict=True) for text in (name, hash_file(path)))
+    record = {"kind": "photos", "short": short, "files": content, "n": len(files)}
+    artefact = Store(cache).artefact("photos", record, len(files))
+    try:
+        stored, shapes = _decoded(artefact, files, names, short)
+    except DamagedError:
+        artefact.heal()
+        stored, shapes = _decoded(artefact, files, names, short)
+    except OSError as error:
+        raise StorageError(f"the cache of decoded photographs cannot be used: {error}") from error
+    rows = [i for i, shape in enumerate(shapes) if shape and min(shape) >= crop]
+    small = [f"{name} ({shape[1]} x {shape[0]})" for name, shape in zip(names, shapes, strict=True)
+             if shape and min(shape) < crop]  # fmt: skip
+    if small:
+        shown = ", ".join(small[:3]) + (", ..." if len(small) > 3 else "")
+        log.warning("left out: %d photographs smaller than the crop of %d: %s", len(small), crop, shown)
+    if len(rows) < LEAST:
         raise UsageError(
-            f"--images {folder}: {len(files)} image files, {len(made.names)} usable; training needs at least {LEAST} "
+            f"--images {folder}: {len(files)} image files, {len(rows)} usable; training needs at least {LEAST} "
             f"with a shorter side of {crop} pixels or more"
         )
-    return made
+    usable = [shape for i in rows if (shape := shapes[i])]
+    return StoredPhotos(np.empty(0, np.uint8), usable, [names[i] for i in rows], artefact.key, stored=stored, rows=rows)
 
 
-def _read(place: Path, record: str) -> Photos | None:
-    """What an earlier use left; none where there was none, or where it is damaged."""
+def _decoded(
+    artefact: Artefact, files: list[Path], names: list[str], short: int
+) -> tuple[_Stored, list[tuple[int, int] | None]]:
+    """The artefact, whole, and height and width of every photograph; None for a file that is none."""
     import numpy as np
-
-    try:
-        index = json.loads((place / "index.json").read_text())
-        shapes = [(int(height), int(width)) for height, width in index["shapes"]]
-        # An empty file cannot be mapped.
-        pixels = np.load(place / "pixels.npy", mmap_mode="r" if shapes else None, allow_pickle=False)
-        if pixels.size != sum(3 * height * width for height, width in shapes):
-            return None
-        return Photos(pixels, shapes, index["names"], record)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _decode_all(files: list[Path], folder: Path, crop: int, place: Path) -> None:
-    import numpy as np
-    from PIL.Image import Resampling
     from tqdm import tqdm
 
-    shapes: list[tuple[int, int]] = []
-    names: list[str] = []
-    small: list[str] = []
-    raw, done = (place / f"{name}.{os.getpid()}.tmp" for name in ("raw", "pixels"))
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with raw.open("wb") as out:
-            for path in tqdm(files, desc="decoding photographs", unit="", disable=None, leave=False):
-                name = str(path.relative_to(folder))
-                try:
-                    image = decode(path)
-                except BadImageError as error:
-                    log.warning("left out: %s", error)
-                    continue
-                short = min(image.size)
-                if short < crop:
-                    small.append(f"{name} ({image.size[0]} x {image.size[1]})")
-                    continue
-                if short > SHORT:
-                    size = tuple(max(SHORT, round(side * SHORT / short)) for side in image.size)
-                    image = image.resize((size[0], size[1]), Resampling.BICUBIC)
-                pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-                out.write(pixels.tobytes())
-                shapes.append((pixels.shape[1], pixels.shape[2]))
-                names.append(name)
-        if small:
-            shown = ", ".join(small[:3]) + (", ..." if len(small) > 3 else "")
-            log.warning("left out: %d photographs smaller than the crop of %d: %s", len(small), crop, shown)
-        # As .npy, so that its reader checks type and size.
-        flat = np.memmap(raw, np.uint8, "r") if names else np.empty(0, np.uint8)
-        with done.open("wb") as file:
-            np.save(file, flat, allow_pickle=False)
-        done.replace(place / "pixels.npy")
-        index = place / f"index.{os.getpid()}.tmp"
-        index.write_text(json.dumps({"shapes": shapes, "names": names}))
-        index.replace(place / "index.json")
-    except OSError as error:
-        raise StorageError(f"the cache of decoded photographs {place} cannot be written: {error}") from error
-    finally:
-        for left in (raw, done):
-            with contextlib.suppress(OSError):
-                left.unlink(missing_ok=True)
+    missing = artefact.missing(1)
+    for low, high in tqdm(
+        missing, desc="decoding photographs", unit="", disable=None if missing else True, leave=False
+    ):
+        try:
+            artefact.write(low, high, {"pixels": _pixels(files[low], short)[None]})
+        except BadImageError as error:
+            artefact.write(low, high, {"refused": np.frombuffer(str(error).encode(), np.uint8)[None]})
+    stored = _Stored(**{field.name: getattr(artefact, field.name) for field in fields(Artefact)})
+    shapes: list[tuple[int, int] | None] = []
+    for i, name in enumerate(names):
+        arrays = stored.read(i, i + 1)
+        if "pixels" in arrays:
+            shapes.append((arrays["pixels"].shape[2], arrays["pixels"].shape[3]))
+        else:
+            log.warning("left out: %s: %s", name, bytes(arrays["refused"][0]).decode())
+            shapes.append(None)
+    return stored, shapes
+
+
+def _pixels(path: Path, short: int) -> "NDArray[np.uint8]":
+    """A photograph `[3, h, w]`, its shorter side reduced to `short`."""
+    import numpy as np
+    from PIL.Image import Resampling
+
+    image = decode(path)
+    if (least := min(image.size)) > short:
+        size = tuple(max(short, round(side * short / least)) for side in image.size)
+        image = image.resize((size[0], size[1]), Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

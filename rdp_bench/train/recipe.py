@@ -27,12 +27,14 @@ class Recipe:
     * `optimizers`: Adam by name, each over the parameters of some networks.
     * `terms`: the loss terms of the last step, for train.csv.
     * `parts`: what --without may leave out.
+    * `without_effect`: options that change nothing here, and are refused.
     """
 
     name: ClassVar[str]
     defaults: ClassVar[dict[str, dict[str, Any]]]
     loss_weights: ClassVar[dict[str, float]] = {}
     parts: ClassVar[tuple[str, ...]] = ()
+    without_effect: ClassVar[tuple[str, ...]] = ()
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # torch's
     uses_features: ClassVar[bool] = True
     frozen_statistics: ClassVar[bool] = False  # networks stay in eval mode
@@ -51,7 +53,9 @@ class Recipe:
         self.weights = {**self.loss_weights, **dict(options.weights)}
         self.weights |= {part: 0.0 for part in options.without if part in self.weights}
         self.features: Any = (
-            Extractor(options.features, options.levels, device, models_dir) if self.uses_features else None
+            Extractor(options.features, options.levels, device, models_dir, options.scale == "native")
+            if self.uses_features
+            else None
         )
         self.models_dir = models_dir
         self.terms: dict[str, Tensor] = {}
@@ -73,7 +77,14 @@ class Recipe:
 
     @classmethod
     def settings(cls, size: str, given: dict[str, Any]) -> Options:
-        """The recipe's defaults at `size`, and what the user gave instead."""
+        """The recipe's defaults at `size`, and what the user gave instead.
+
+        Raises:
+            UsageError: an unknown size, or an option that has no effect.
+        """
+        for name in cls.without_effect:
+            if given.get(name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} has no effect on {cls.name}; leave it out")
         if size not in cls.defaults:
             raise unknown(f"size of {cls.name}", size, cls.defaults)
         return Options(cls.name, size, **cls.defaults[size]).with_given(given)
