@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rdp_bench.errors import UsageError
 from rdp_bench.keys import Record
@@ -30,15 +30,21 @@ class Chain(Purifier):
     (Athalye et al. 2018, Sec. 4.1.2).
     """
 
-    labels: tuple[str, ...]
-    parts: tuple[Purifier, ...]
-    versions: tuple[str, ...]
+    members: tuple[Resolved[Defense], ...]
 
     def __post_init__(self) -> None:
-        """Refuse several parts whose softmax outputs are averaged: the product of the passes is nobody's setting."""
-        several = [label for label, part in zip(self.labels, self.parts, strict=True) if part.passes > 1]
+        """Refuse parts that declare no gradient, and several parts that each average softmax outputs."""
+        for member in self.members:
+            if not isinstance(member.value, Purifier):
+                raise ValueError(f"{member.label} cannot be part of a chain; subclass Purifier")
+        several = [member.label for member in self.members if member.value.passes > 1]
         if len(several) > 1:
             raise ValueError(f"{' and '.join(several)} each average several passes; only one part of a chain may")
+
+    @property
+    def parts(self) -> list[Purifier]:
+        """The purifiers, in order."""
+        return [cast("Purifier", member.value) for member in self.members]
 
     @property
     def random(self) -> bool:
@@ -83,7 +89,7 @@ class Chain(Purifier):
 
     def resolved(self) -> dict[str, Any]:
         """The identity of every part, in order."""
-        return {"parts": [identity(*each) for each in zip(self.parts, self.versions, strict=True)]}
+        return {"parts": [identity(member) for member in self.members]}
 
     def _in_order(self, x: Tensor, draws: Draws, ways: list[Callable[[Tensor, Draws], Tensor]]) -> Tensor:
         for number, way in enumerate(ways):
@@ -92,7 +98,7 @@ class Chain(Purifier):
 
     def _checked(self, number: int, pure: Tensor, x: Tensor) -> Tensor:
         """The next part must not hide what this one did wrong: the engine sees the last part's output alone."""
-        where = f"part '{self.labels[number]}' of a chain"
+        where = f"part '{self.members[number].label}' of a chain"
         if pure.ndim != 4 or pure.shape[:2] != x.shape[:2]:
             raise UsageError(f"{where} returned shape {list(pure.shape)} for {list(x.shape)}")
         low, high = (float(end) for end in pure.detach().aminmax())
@@ -101,10 +107,10 @@ class Chain(Purifier):
         return pure
 
 
-def identity(part: Defense, version: str) -> Record:
+def identity(made: Resolved[Any]) -> Record:
     """What a part's output depends on; the one place to change with the record of a whole defense."""
-    kind = type(part)
-    return {"id": f"{kind.__module__}.{kind.__qualname__}", "version": version, "params": part.resolved()}
+    kind = type(made.value)
+    return {"id": f"{kind.__module__}.{kind.__qualname__}", "version": made.version, "params": made.value.resolved()}
 
 
 def chain(text: str) -> Resolved[Defense]:
@@ -118,15 +124,10 @@ def chain(text: str) -> Resolved[Defense]:
         raise UsageError(
             f"defense '{text}': expected defenses between each {MARK}, like jpeg {MARK} rdp, and closed parentheses"
         )
-    parts = [defense.resolve(label) for label in labels]
-    purifiers: list[Purifier] = []
-    for part in parts:
-        if not isinstance(part.value, Purifier):
-            raise UsageError(f"defense '{text}': {part.label} cannot be part of a chain; subclass Purifier")
-        purifiers.append(part.value)
+    parts = tuple(defense.resolve(label) for label in labels)
     return Resolved(
         f" {MARK} ".join(part.label for part in parts),
-        Chain(tuple(part.label for part in parts), tuple(purifiers), tuple(part.version for part in parts)),
+        Chain(parts),
         "; then ".join(part.summary.rstrip(".") for part in parts) + ".",
         "; ".join(dict.fromkeys(part.source for part in parts)),
         "1",

@@ -204,9 +204,11 @@ def _dataset(label: str, folder: Path) -> str:
     if not label or label.startswith("~") or cut(label)[0] in datasets.entries or folder == Path():
         return label
     path = folder / label
-    is_path = label.startswith(".") or label.lower().endswith(".csv")
+    names = {label, cut(label)[0]}  # with and without parameters
+    is_path = label.startswith(".") or any(name.lower().endswith((".csv", ".tsv", ".txt")) for name in names)
     # A folder of that name in the current folder is another one.
-    return str(path) if is_path or path.exists() or Path(label).exists() else label
+    found = any((folder / name).exists() or Path(name).exists() for name in names)
+    return str(path) if is_path or found else label
 
 
 def _value(grid: str, key: str, value: Any) -> Any:

@@ -15,6 +15,7 @@ from rdp_bench.defenses.chain import Chain
 from rdp_bench.draws import Draws
 from rdp_bench.errors import UsageError
 from rdp_bench.protocols import Backward, Purifier
+from rdp_bench.registry import Resolved
 from rdp_bench.table import pretty
 from tests.commands import PLUGIN, cli
 
@@ -77,8 +78,7 @@ class Noise(Purifier):
 
 
 def chain(*parts: Purifier) -> Chain:
-    labels = tuple(type(part).__name__ for part in parts)
-    return Chain(labels, parts, ("1",) * len(parts))
+    return Chain(tuple(Resolved[Any](type(part).__name__, part, "", "", "1") for part in parts))
 
 
 def resolve(label: str) -> Any:
@@ -120,6 +120,8 @@ def test_what_it_says_of_itself() -> None:
     assert chain(Noise(5), Round()).passes == 5
     with pytest.raises(ValueError, match="Noise and Noise each average several passes"):
         chain(Noise(5), Noise(2))
+    with pytest.raises(ValueError, match="object cannot be part of a chain; subclass Purifier"):
+        Chain((Resolved[Any]("object", object(), "", "", "1"),))
     with pytest.raises(UsageError, match="each average several passes"):
         resolve("r&p-30 >> r&p(patterns=3)")
 
