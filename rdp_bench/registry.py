@@ -29,10 +29,13 @@ class Entry(Generic[T]):
     source: str
     number: int
     origin: str
-    id: str
-    """Permanent, part of cache keys: the first name of the entry."""
+    id: str = ""
+    """Permanent, part of cache keys: the first name of the entry, and so by default its name."""
     stamp: str | None = None
     """Of the code that registered it (`plugins.load`); None: found out when asked for."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", self.id or self.name)
 
     @property
     def version(self) -> str:
