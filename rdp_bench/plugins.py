@@ -63,7 +63,7 @@ def load(files: tuple[Path, ...] = (), shelves: tuple[str, ...] = SHELVES) -> No
         path = file.resolve()
         what = f"plugin file {file}"
         if not path.is_file():
-            raise UsageError(f"{what} does not exist")
+            raise UsageError(f"{what} is not there")
         if not _known(str(path), what):
             with _stamping(what, str(path)) as reads:
                 reads.modules["plugin"] = path

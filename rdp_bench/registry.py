@@ -29,10 +29,13 @@ class Entry(Generic[T]):
     source: str
     number: int
     origin: str
-    id: str
-    """Permanent, part of cache keys: the first name of the entry."""
+    id: str = ""
+    """Permanent, part of cache keys: the first name of the entry, and so by default its name."""
     stamp: str | None = None
     """Of the code that registered it (`plugins.load`); None: found out when asked for."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", self.id or self.name)
 
     @property
     def version(self) -> str:
@@ -72,6 +75,8 @@ def identity(made: Resolved[Any], *at: Any) -> Record:
     # Of no base, for a subclass computes something else; and of no plugin, for its version holds the hash of its code.
     engine = "identity" in vars(kind) and kind.__module__.startswith("rdp_bench.")
     own = made.value.identity() if engine else (made.id, made.version)
+    if engine and made.version.partition("+")[0] != "1":
+        raise ValueError(f"a setting of {own[0]} has no version of its own; bump that of the engine or of its part")
     record = {"id": own[0], "version": own[1], "params": without_neutral(kind, made.value.resolved(*at))}
     plain: Record = json.loads(canonical(record))  # a copy: what the entry returned may still be its own
     return plain

@@ -271,6 +271,18 @@ def test_the_version_of_a_part_is_in_what_uses_it(tmp_path: Path, monkeypatch: p
     assert after["MI|DI|TI"] == after["ti-dim"]
 
 
+def test_a_preset_has_no_version_of_its_own(tmp_path: Path) -> None:
+    """It would be in no key: a preset and the same composition are one."""
+    text = """
+@attack("mine/preset", source="made up", version=2)
+def preset():
+    "A setting."
+    return GradientSign(momentum=1.0)
+"""
+    with pytest.raises(UsageError, match=r"'mine/preset'.*has no version of its own; bump that of the engine"):
+        plan(tmp_path, write(tmp_path, text), attacks=("mine/preset",))
+
+
 def test_every_field_that_switches_something_on_is_a_part_with_a_version() -> None:
     """A new part that is forgotten in the table would have no version of its own."""
     for name, (off, _) in gradient_sign.PART_VERSIONS.items():

@@ -149,6 +149,40 @@ def test_one_process_sees_that_the_file_of_a_network_was_replaced(tmp_path: Path
     assert models.find("effnet-lite0", tmp_path).load("cpu") is not one
 
 
+def test_two_classes_of_one_name_and_file_are_two_networks(tmp_path: Path) -> None:
+    text = """
+from dataclasses import dataclass
+from rdp_bench import Learned, defense
+
+def made(name, sign):
+    @defense(name, source="made up")
+    @dataclass(frozen=True)
+    class Made(Learned):
+        "One convolution, or its negative."
+        kind = "mine/any"
+        def build(self, **net):
+            from torch import nn
+            class Signed(nn.Conv2d):
+                def forward(self, x):
+                    return sign * super().forward(x)
+            return Signed(3, 3, 1, groups=3, bias=False)
+        def purify(self, x, draws):
+            return self.through(x)
+
+made("mine/plus", 1)
+made("mine/minus", -1)
+"""
+    path, file = tmp_path / "two.py", tmp_path / "smooth.safetensors"
+    path.write_text(text)
+    smooth(file, 1.0)
+    plan(tmp_path, path)
+    x = torch.rand(1, 3, 8, 8)
+    found: list[Any] = [defense.resolve(f"mine/{sign}(weights={file})").value for sign in ("plus", "minus")]
+    outputs = [each.purify(x, toy.draws(1)) for each in found]
+    assert torch.allclose(outputs[0], x)
+    assert torch.allclose(outputs[1], -x)
+
+
 PLUGIN_MODEL = '''
 from pathlib import Path
 from rdp_bench import model

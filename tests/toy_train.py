@@ -55,7 +55,7 @@ def install(setitem: Callable[[Any, str, Any], None] = dict.__setitem__) -> None
     """Let `toy/one` and `toy/two` be models, and `tiny` a size of every recipe."""
     setitem(sys.modules, "tensorflow", None)  # TensorBoard does without, and importing it takes half a minute
     for seed, name in enumerate(("toy/one", "toy/two")):
-        setitem(model.entries, name, Entry(name, lambda n=name, s=seed: Maps(n, 10 * s), "", "tests", "1", "tests"))
+        setitem(model.entries, name, Entry(name, lambda n=name, s=seed: Maps(n, 10 * s), "", "tests", 1, "tests"))
     for name, (module, args) in SIZES.items():
         setitem(module.SIZES, "tiny", args)
         setitem(recipes.get(name).defaults, "tiny", tiny(name))
