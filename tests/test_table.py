@@ -14,7 +14,7 @@ import pytest
 from rdp_bench.errors import UsageError
 from rdp_bench.stats import wilson
 from rdp_bench.store import Store
-from rdp_bench.table import COLUMNS, Place, load, paper, pretty, printed, row, write_results
+from rdp_bench.table import COLUMNS, Place, load, paper, pretty, printed, row, write_record, write_results
 from rdp_bench.verdict import Verdict, judge
 from tests.report_fixture import make_run
 
@@ -165,9 +165,10 @@ def test_pretty_keeps_what_it_does_not_know() -> None:
 # --- results.csv ---
 
 
-def test_results_keep_other_grids(tmp_path: Path) -> None:
+def test_results_keep_other_grids_that_have_a_record(tmp_path: Path) -> None:
     first = row(RUN, CELL, THREE_WRONG, LABEL)
-    write_results(tmp_path, [first, {**first, "grid": "mine"}])
+    write_record(tmp_path / "runs" / "mine.json", {"grid": "mine"})
+    write_results(tmp_path, [first, {**first, "grid": "mine"}, {**first, "grid": "nobody's"}])
     write_results(tmp_path, [{**first, "value": "5.0000", "reason": 'a, "b"'}])
     with (tmp_path / "results.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
