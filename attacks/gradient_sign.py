@@ -161,27 +161,28 @@ class GradientSign:
         return self.steps or max(1, int(min(eps_255 + 4, 1.25 * eps_255)))
 
     def step(self, eps_255: float) -> float:
-        """Step size at `eps_255`, both in /255.
-
-        Raises:
-            UsageError: all steps together move less than half a level, so that no stored pixel would change.
-        """
-        if self.alpha is None:
-            return max(self.alpha_floor, self.step_ratio * eps_255 / self.count(eps_255))
-        if self.alpha * self.count(eps_255) < 0.5:
-            raise UsageError(
-                f"alpha is in /255, and {self.count(eps_255)} steps of {show(self.alpha)}/255 change no 8-bit pixel; "
-                f"did you mean alpha={max(1, round(self.alpha * 255))}?"
-            )
-        return self.alpha
+        """Step size at `eps_255`, both in /255."""
+        if self.alpha is not None:
+            return self.alpha
+        return max(self.alpha_floor, self.step_ratio * eps_255 / self.count(eps_255))
 
     def gradients(self, eps_255: float) -> int:
         """Gradient evaluations per image and source member."""
         return self.count(eps_255) * self.copies
 
     def resolved(self, eps_255: float) -> dict[str, Any]:
-        """Every field, with the steps and step size that `eps_255` gives."""
-        return {**asdict(self), "steps": self.count(eps_255), "alpha": self.step(eps_255)}
+        """Every field, with the steps and step size that `eps_255` gives.
+
+        Raises:
+            UsageError: all steps together move less than half a level, so that no stored pixel would change.
+        """
+        steps = self.count(eps_255)
+        if self.alpha is not None and self.alpha * steps < 0.5:
+            raise UsageError(
+                f"alpha is in /255, and {steps} steps of {show(self.alpha)}/255 change no 8-bit pixel; did you mean "
+                f"alpha={max(1, round(self.alpha * 255))}?"
+            )
+        return {**asdict(self), "steps": steps, "alpha": self.step(eps_255)}
 
 
 Parts = dict[str, tuple[tuple[str, ...], dict[str, Any]]]

@@ -101,7 +101,7 @@ def test_a_dry_run_adds_up_and_counts_shared_work_once() -> None:
         (
             ('"fgsm", "i-fgsm"', '"fgsm", "tiny/bad"'),
             1,
-            "b      4 of 6 cells done, 2 failed: its adversarial set failed: ValueError: tiny/bad",
+            "b      4 of 6 cells done, 2 failed: its adversarial set failed: attack 'tiny/bad': ValueError: tiny/bad",
         ),
     ],
 )
