@@ -43,5 +43,5 @@ def test_it_is_returned_between_phases_and_not_within_one(monkeypatch: pytest.Mo
     monkeypatch.setattr(work.Worker, "_judge", lambda *_: done.append("judge"))
     worker = work.Worker.__new__(work.Worker)
     for kind in (CraftJob, CraftJob, JudgeJob, JudgeJob, CraftJob):
-        worker(cast(Any, kind.__new__(kind)))
+        worker(cast("Any", kind.__new__(kind)))
     assert done == ["release", "craft", "craft", "release", "judge", "judge", "release", "craft"]
