@@ -1,5 +1,6 @@
 """Doing a job: crafting an adversarial set, or judging a purified one. Imported only when there is work."""
 
+import contextlib
 import ctypes
 import logging
 import time
@@ -59,10 +60,8 @@ def prepare(device: str) -> None:
 
 def release_memory() -> None:
     """Return freed memory to the system, so that the peaks of phases with blocks of other sizes do not add up."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # not glibc
 
 
 @dataclass
