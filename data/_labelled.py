@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from rdp_bench.data._images import prepare, read_file
 from rdp_bench.errors import BadImageError, UsageError
@@ -29,7 +29,8 @@ class Images:
 
     `labels` are ImageNet ids as timm and torchvision count them, 0..999. `targets` are the classes of
     a targeted attack, counted alike, or empty. `origin` is the folder or list all this was read from.
-    `note` is what a reader of the results must know of the images, or empty.
+    `note` is what a reader of the results must know of the images, or empty. `classes` is the number of classes, or
+    None where the files do not say that they are ImageNet's.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Images:
     origin: Path
     targets: Sequence[int] = ()
     note: str = ""
-    classes: ClassVar[int] = CLASSES
+    classes: int | None = CLASSES
 
     def __post_init__(self) -> None:
         if self.size < 1:

@@ -52,6 +52,7 @@ def imagefolder(folder: Path, *, size: int = SIZE, label_base: int | None = None
         labels=tuple(label for _, label, _, _ in placed),
         paths=tuple(folder / id_ for _, _, _, id_ in placed),
         origin=folder,
+        classes=None if all(name.isdecimal() for name in by_label.values()) else CLASSES,
     )
 
 

@@ -64,6 +64,8 @@ class Plan:
     """Models that only the cross-check needs."""
     remarks: list[str] = field(default_factory=list)
     """What a reader of the results must know; the run warns of it, and work adds to it."""
+    classes: dict[str, int] = field(default_factory=dict)
+    """Number of classes of every model loaded so far."""
     eval_records: dict[str, Record] = field(default_factory=dict)
     job_of: dict[str, str] = field(default_factory=dict)
     """Eval key -> key of the job that makes it."""

@@ -74,6 +74,11 @@ KINDS: dict[str, dict[str, ArraySpec]] = {
         "lpips": ArraySpec(("float32",), optional=True),
     },
     "sample": {"purified": ArraySpec(("uint8",), (3, "size", "size"))},
+    # One photograph per shard, of a training: its pixels, or why it could not be read.
+    "photos": {
+        "pixels": ArraySpec(("uint8",), (3, "height", "width"), optional=True),
+        "refused": ArraySpec(("uint8",), ("bytes",), optional=True),
+    },
 }
 """Every kind of artefact and its arrays; a shard that holds anything else is damaged."""
 
@@ -655,7 +660,7 @@ def _misshapen(kind: str, arrays: Any, rows: int) -> str:
     if specs is None:
         return f"there is no kind '{kind}'"
     required = {name for name, spec in specs.items() if not spec.optional}
-    if not isinstance(arrays, dict) or not required <= {*arrays} <= {*specs}:
+    if not isinstance(arrays, dict) or not arrays or not required <= {*arrays} <= {*specs}:
         return f"its arrays are {', '.join(map(str, arrays or ())) or 'none'}, not {', '.join(specs)}"
     sizes: dict[str, int] = {}
     for name, about in arrays.items():

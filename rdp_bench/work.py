@@ -417,6 +417,13 @@ def _check_labels(plan: Plan, name: str, classes: int) -> None:
             f"model '{name}' has {classes} classes, data set {plan.dataset.name} has labels of {expected}: class "
             "numbers would not mean the same; use a network of the data set's classes"
         )
+    for other, count in plan.classes.items():
+        if count != classes:
+            raise RdpBenchError(
+                f"model '{name}' has {classes} classes and '{other}' {count}: class numbers would not mean the same; "
+                "use networks of one set of classes"
+            )
+    plan.classes[name] = classes
     worst = max(plan.dataset.labels)
     if worst >= classes:
         raise RdpBenchError(f"label {worst} of data set {plan.dataset.name} is beyond the {classes} classes of {name}")

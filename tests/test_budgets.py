@@ -128,8 +128,8 @@ def test_classes_with_an_l2_budget_use_it(name: str) -> None:
     adv = made(source, x, y, 2.0, toy.draws(3))
     far = norm_l2(adv - x).flatten()
     assert float(far.max()) <= 2.0 + 1e-4
-    assert made.resolved(2.0)["eps"] == 2.0
-    assert ("norm" not in made.resolved(2.0)) or made.resolved(2.0)["norm"] == "L2"
+    assert made.resolved(2.0)["params"]["eps"] == 2.0
+    assert made.resolved(2.0)["params"].get("norm", "L2") == "L2"
     if name.startswith("PGD"):
         assert float(far.min()) > 1.0
 
@@ -140,7 +140,7 @@ def test_pifgsm_gets_the_budget_under_its_own_name() -> None:
     adv = made(toy.source(toy.conv()), x, y, 4 / 255, toy.draws(2))
     assert made.notes() == []
     assert float((adv - x).abs().max()) <= 4 / 255 + 1e-6
-    assert made.resolved(4)["max_epsilon"] == 4
+    assert made.resolved(4)["params"]["max_epsilon"] == 4
 
 
 def test_pixels_moved_back_are_told_with_the_farthest(grid: Path) -> None:

@@ -130,7 +130,9 @@ def test_trainers(name: str, attack: str, tmp_path: Path, device: str, monkeypat
     def trained(where: str) -> dict[str, Tensor]:
         kind = recipes.get(name)
         training = loop.Training(
-            kind(kind.settings("tiny", {"attack": attack}), where), toy_train.photos(), tmp_path / where
+            kind(kind.settings("tiny", {} if "attack" in kind.without_effect else {"attack": attack}), where),
+            toy_train.photos(),
+            tmp_path / where,
         )
         for step in range(2):
             training.step(training._crops(step))

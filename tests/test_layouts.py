@@ -337,7 +337,7 @@ def test_targets_of_a_plugin_are_checked_and_cut(monkeypatch: pytest.MonkeyPatch
     assert targets(7, 8, 9) == [7, 8, 9]
     assert targets(7, 8, 9, limit=2) == [7, 8]
     assert targets() == []
-    with pytest.raises(BadImageError, match="dataset 'targeted': 3 ids but 2 targets"):
+    with pytest.raises(BadImageError, match="dataset 'test/targeted': 3 ids but 2 targets"):
         targets(7, 8)
     with pytest.raises(BadImageError, match=r"image 'b' has target 1000, outside 0\.\.999"):
         targets(7, 1000, 9)

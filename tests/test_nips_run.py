@@ -53,18 +53,9 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*args: object) -> tuple[int, str]:
     found = cli(
-        "run",
-        "--grid",
-        "table2",
-        "--plugin",
-        PLUGIN,
-        "--target",
-        "tiny/two",
-        "--defense",
-        "none",
-        "--no-progress",
-        *args,
-    )
+        "run", "--grid", "table2", "--plugin", PLUGIN.with_name("thousand.py"), "--target", "thousand/linear",
+        "--defense", "none", "--no-progress", *args,
+    )  # fmt: skip
     return found.exit_code, found.output
 
 

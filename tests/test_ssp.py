@@ -130,7 +130,7 @@ def test_resolved_gradients_and_refusals() -> None:
     other: Any = registry.attack.resolve("ssp(steps=10, level=3)").value
     assert (other.resolved(8), other.gradients(8)) == ({"steps": 10, "step": 0.01, "level": 3}, 10)
     for bad in ("steps=0", "step=0", "step=-1", "level=-1"):
-        with pytest.raises(UsageError, match="steps is at least 1, step above 0, level at least 0"):
+        with pytest.raises(UsageError, match="steps is 1 to 100000, step above 0 and at most 1, level 0 to 100"):
             registry.attack.resolve(f"ssp({bad})")
 
 

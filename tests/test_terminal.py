@@ -396,7 +396,7 @@ def test_torchattacks_know_the_number_of_classes(monkeypatch: pytest.MonkeyPatch
     attack = registry.attack.resolve("torchattacks:APGDT(steps=1)").value
     attack(toy.source(toy.conv(5)), toy.images(1, 8), torch.tensor([0]), 8 / 255, toy.draws(1))
     assert seen == [5]
-    assert attack.resolved(8)["n_classes"] == "the source's"
+    assert attack.resolved(8)["params"]["n_classes"] == "the source's"
     with pytest.raises(UsageError, match="n_classes"):
         registry.attack.resolve("torchattacks:APGDT(n_classes=3)")
     assert issubclass(UsageError, RdpBenchError)

@@ -12,4 +12,6 @@ def files() -> Dataset:
     """Image files of 16 x 16 pixels."""
     folder = Path(os.environ["TINY_IMAGES"])
     paths = sorted(folder.glob("*.png"))
-    return Images("tiny/files", 16, [path.name for path in paths], [i % 5 for i in range(len(paths))], paths, folder)
+    return Images(
+        "tiny/files", 16, [path.name for path in paths], [i % 5 for i in range(len(paths))], paths, folder, classes=5
+    )
