@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from rdp_bench import models, perceptual, restoration, weights
+from rdp_bench import network as network_module
 from rdp_bench.errors import BadModelError
 from rdp_bench.executor import Here
 from rdp_bench.plan import Plan
@@ -100,7 +101,10 @@ def test_an_attack_through_a_defense_whose_weights_are_replaced_fails(tmp_path: 
 
 
 @pytest.mark.parametrize("role", ["targets", "sources"])
-def test_a_network_whose_file_is_replaced_after_planning_fails(tmp_path: Path, role: str) -> None:
+def test_a_network_whose_file_is_replaced_after_planning_fails(
+    tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_module, "_loaded", {})  # another test may have loaded the very same weights
     folder = tmp_path / "models"
     folder.mkdir()
     found = models.find("effnet-lite0")
