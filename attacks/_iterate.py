@@ -13,8 +13,8 @@ from rdp_bench.errors import UsageError
 
 if TYPE_CHECKING:
     from rdp_bench.attacks.gradient_sign import GradientSign
-    from rdp_bench.draws import Draws
     from rdp_bench.protocols import Classifier, Source
+    from rdp_bench.rng import Draws
 
 GREY = 0.5
 STRIP = 75  # columns: of many widths tried, the fastest on a CPU

@@ -28,8 +28,8 @@ from rdp_bench.specs import show
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
     from rdp_bench.protocols import Source
+    from rdp_bench.rng import Draws
 
 Label = Literal["true", "own"]
 Target = Literal["random", "dataset"]

@@ -12,8 +12,8 @@ from rdp_bench.registry import attack
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
     from rdp_bench.protocols import Source
+    from rdp_bench.rng import Draws
 
 Features = Callable[["Tensor"], "list[Tensor]"]
 

@@ -13,8 +13,8 @@ from rdp_bench.specs import Param, parse_spec, read, show
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
     from rdp_bench.protocols import Source
+    from rdp_bench.rng import Draws
 
 OURS = frozenset({"eps", "max_epsilon", "n_classes"})
 """Parameters that the cell and the source decide."""

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from rdp_bench import plugins, work
+from rdp_bench import plugins
 from rdp_bench.attacks._iterate import draw_diversity
 from rdp_bench.attacks.gradient_sign import GradientSign, compose
 from rdp_bench.data.open import open_dataset
-from rdp_bench.draws import Draws
-from rdp_bench.models import LoadedSource, Member, find
-from rdp_bench.network import fill
-from rdp_bench.weights import read_tensors
+from rdp_bench.engine import worker
+from rdp_bench.models.classifier import fill
+from rdp_bench.models.zoo import LoadedSource, Member, find
+from rdp_bench.rng import Draws
+from rdp_bench.weights.files import read_tensors
 
 SIZE = 299
 EPS = 16 / 255
@@ -108,7 +109,7 @@ def sees(attack: GradientSign, members: LoadedSource, x: Tensor) -> list[list[tu
 
 def overheads(batch: int, steps: int, rounds: int) -> Iterator[Row]:
     """Attacks over their bare loops."""
-    work.prepare("cpu")
+    worker.prepare("cpu")
     x, y = photos(batch)
     one, two = source(CLASSIFIER), source(CLASSIFIER, SECOND)
     short = f"I({steps})|"
@@ -169,7 +170,7 @@ def speed(library: str, batch: int, steps: int, rounds: int) -> list[float]:
         def job() -> object:
             return method(x, y)
     else:
-        work.prepare("cpu")
+        worker.prepare("cpu")
         attack, members = compose(f"I({steps})|MI"), source(CLASSIFIER)
 
         def job() -> object:

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 def main() -> None:
     start = perf_counter()
-    from rdp_bench.data.fingerprints import batch, fingerprints
+    from rdp_bench.data.image_hashes import batch, fingerprints
     from rdp_bench.data.open import open_dataset
 
     print(f"import              {perf_counter() - start:7.3f} s")

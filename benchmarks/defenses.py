@@ -21,8 +21,8 @@ from torch.nn.functional import pad
 
 from rdp_bench import plugins
 from rdp_bench.defenses._tv import inpaint, objective
-from rdp_bench.draws import Draws
 from rdp_bench.registry import defense
+from rdp_bench.rng import Draws
 
 SIZE = 299
 MU = 1 / 0.03

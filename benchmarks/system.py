@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.defenses import Row
-from rdp_bench import models, plugins, registry
+from rdp_bench import plugins, registry
+from rdp_bench.cache.store import Store
 from rdp_bench.data.open import open_dataset
-from rdp_bench.draws import Draws
-from rdp_bench.store import Store
-from rdp_bench.work import add_delta, prepare, to_delta, to_float
+from rdp_bench.engine.worker import add_delta, prepare, to_delta, to_float
+from rdp_bench.models import zoo
+from rdp_bench.rng import Draws
 
 
 def store_rows(attack: str, images: int = 20, repeats: int = 5) -> list[Row]:
@@ -28,7 +29,7 @@ def store_rows(attack: str, images: int = 20, repeats: int = 5) -> list[Row]:
     prepare("cpu")  # as a run does
     data = open_dataset("photos20", limit=images)
     clean = np.stack([data.image(i) for i in range(len(data.labels))])
-    source = models.LoadedSource("lite0", [models.find("effnet-lite0").load("cpu")])
+    source = zoo.LoadedSource("lite0", [zoo.find("effnet-lite0").load("cpu")])
     x, y = to_float(clean, "cpu"), torch.tensor(list(data.labels))
     made = registry.attack.resolve(attack).value
     adv = made(source, x, y, 16 / 255, Draws([str(i) for i in range(len(x))]))

@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks.defenses import Row
 from rdp_bench.environment import choose_device
-from rdp_bench.network import PixelClassifier
+from rdp_bench.models.classifier import PixelClassifier
 from rdp_bench.train import recipes
 from rdp_bench.train.loop import Pace, Training
 from rdp_bench.train.photos import Photos

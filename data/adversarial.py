@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench.data._images import SUFFIXES, decode, read_file
 from rdp_bench.data._labelled import Images
-from rdp_bench.data.fingerprints import batch, fingerprints
+from rdp_bench.data.image_hashes import batch, fingerprints
 from rdp_bench.errors import BadImageError, UsageError
 from rdp_bench.keys import hash_many
 from rdp_bench.registry import Resolved, attack
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
     from rdp_bench.protocols import Dataset, Source
+    from rdp_bench.rng import Draws
 
 ELSEWHERE = "elsewhere"
 """The source of images that no network of this run crafted."""

@@ -11,27 +11,27 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rdp_bench import weights as files
 from rdp_bench.errors import BadModelError
 from rdp_bench.keys import hash_many, known_hash
 from rdp_bench.protocols import Backward, Purifier
 from rdp_bench.specs import WeightFile
+from rdp_bench.weights import files
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from rdp_bench.draws import Draws
-    from rdp_bench.weights import State
+    from rdp_bench.rng import Draws
+    from rdp_bench.weights.files import State
 
 NETWORKS = {
-    "rdp": "_rdp.Purifier",
-    "rdp-reconstruction": "_rdp.Reconstruction",
-    "nrp": "_nrp.RRDBNet",
-    "nrp-resg": "_nrp.ResNetG",
-    "hgd": "_hgd.Denoiser",
-    "comdefend": "_comdefend.ComDefend",
-    "sr": "_edsr.EDSR",
+    "rdp": "rdp.Purifier",
+    "rdp-reconstruction": "rdp.Reconstruction",
+    "nrp": "nrp.RRDBNet",
+    "nrp-resg": "nrp.ResNetG",
+    "hgd": "hgd.Denoiser",
+    "comdefend": "comdefend.ComDefend",
+    "sr": "edsr.EDSR",
 }
 """Where the network of each kind is: imported only when built."""
 
@@ -39,7 +39,7 @@ NETWORKS = {
 def build(kind: str, **net: Any) -> nn.Module:
     """An untrained network: images `[n, 3, h, w]` in [0, 1] to images, for h and w in steps of its `multiple`."""
     module, _, name = NETWORKS[kind].partition(".")
-    made: nn.Module = getattr(import_module(f"rdp_bench.defenses.{module}"), name)(**net)
+    made: nn.Module = getattr(import_module(f"rdp_bench.defenses._networks.{module}"), name)(**net)
     return made
 
 

@@ -16,7 +16,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
+    from rdp_bench.rng import Draws
 
 
 @defense("bit-red", source="Xu et al. 2018; mzweilin/EvadeML-Zoo")

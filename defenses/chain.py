@@ -15,7 +15,7 @@ from rdp_bench.specs import split
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
+    from rdp_bench.rng import Draws
 
 MARK = ">>"
 

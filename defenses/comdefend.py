@@ -8,17 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rdp_bench import weights as files
 from rdp_bench.defenses._learned import Learned
 from rdp_bench.errors import BadModelError
 from rdp_bench.protocols import Backward
 from rdp_bench.registry import defense
+from rdp_bench.weights import files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
-    from rdp_bench.weights import State
+    from rdp_bench.rng import Draws
+    from rdp_bench.weights.files import State
 
 
 @defense("comdefend", source="Jia et al. 2019; jiaxiaojunQAQ/Comdefend, enc20_0.0001.npy and dec20_0.0001.npy")
@@ -96,7 +96,7 @@ class ComDefend(Learned):
         """Reconstructions of `x` `[n, 3, h, h]`, of the same size, in [0, 1]."""
         from torch.nn.functional import interpolate, pad
 
-        from rdp_bench.defenses._comdefend import BITS, cut, join
+        from rdp_bench.defenses._networks.comdefend import BITS, cut, join
 
         net, own = self.net(x.device), x.shape[-1]
         x = x.detach().flip(1) if self.swapped else x.detach()

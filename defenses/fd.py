@@ -11,7 +11,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
+    from rdp_bench.rng import Draws
 
 
 @defense("fd", source="Liu et al. 2019; zihaoliu123/Feature-Distillation-DNN-Oriented-JPEG-Compression")

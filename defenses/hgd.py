@@ -11,7 +11,7 @@ from rdp_bench.defenses._learned import Learned
 from rdp_bench.registry import defense
 
 if TYPE_CHECKING:
-    from rdp_bench.weights import State
+    from rdp_bench.weights.files import State
 
 
 @defense("hgd", source="Liao et al. 2018; lfz/Guided-Denoise, denoise_*.ckpt")

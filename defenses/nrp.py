@@ -10,7 +10,7 @@ from rdp_bench.defenses._learned import Dynamic
 from rdp_bench.registry import defense
 
 if TYPE_CHECKING:
-    from rdp_bench.weights import State
+    from rdp_bench.weights.files import State
 
 
 @defense("nrp", source="Naseer et al. 2020; Muzammal-Naseer/NRP, NRP.pth")

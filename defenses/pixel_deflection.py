@@ -11,7 +11,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
+    from rdp_bench.rng import Draws
 
 
 @defense("pixel-deflection", source="Prakash et al. 2018; iamaaditya/pixel-deflection")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rdp_bench import weights as files
 from rdp_bench.errors import BadModelError
 from rdp_bench.protocols import Defense
 from rdp_bench.registry import Resolved, defense
 from rdp_bench.specs import Quoted, file_name, parse_spec, with_params
+from rdp_bench.weights import files
 
 
 def of_file(text: str) -> Resolved[Defense]:

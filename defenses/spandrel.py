@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rdp_bench import weights as files
 from rdp_bench.defenses._learned import Learned, enlarge
 from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.protocols import Backward
 from rdp_bench.registry import defense
 from rdp_bench.specs import Quoted, parse_spec, with_params
+from rdp_bench.weights import files
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from rdp_bench.draws import Draws
+    from rdp_bench.rng import Draws
 
 INSTALL = "pip install 'rdp-bench[spandrel]'"
 

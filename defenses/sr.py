@@ -15,8 +15,8 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
-    from rdp_bench.weights import State
+    from rdp_bench.rng import Draws
+    from rdp_bench.weights.files import State
 
 RENAMED = (
     (r"head\.0", "head"),

@@ -12,7 +12,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
+    from rdp_bench.rng import Draws
 
 
 @defense("wavelet", source="Mustafa et al. 2020; aamir-mustafa/super-resolution-adversarial-defense")

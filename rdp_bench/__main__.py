@@ -1,5 +1,5 @@
 """`python -m rdp_bench` is `rdp-bench`."""
 
-from rdp_bench.cli import main
+from rdp_bench.cli.main import main
 
 main()

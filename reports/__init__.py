@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from rdp_bench.errors import RdpBenchError
 
 if TYPE_CHECKING:
-    from rdp_bench.reports.exhibit import Exhibit
-    from rdp_bench.reports.html import Section
-    from rdp_bench.store import Store
-    from rdp_bench.table import Run
+    from rdp_bench.cache.store import Store
+    from rdp_bench.reports.page import Section
+    from rdp_bench.reports.tables.table import Exhibit
+    from rdp_bench.results.rows import Run
 
 FEW = 3
 """Runs on a page that leave room for all examples of each."""
@@ -29,15 +29,16 @@ def render(
         UsageError: there is no run, a grid of `only` has none, or a record cannot be read.
         RdpBenchError: runs say that cells are done, and the store holds the predictions of none; nothing is written.
     """
-    from rdp_bench.reports import html, reading
-    from rdp_bench.table import chosen, load, lost
+    from rdp_bench.reports import page as html
+    from rdp_bench.reports import summary
+    from rdp_bench.results.rows import chosen, load, lost
 
-    runs = reading.in_order(load(out, store))
+    runs = summary.in_order(load(out, store))
     shown = chosen(runs, only or ())
     _require_predictions(shown, out, store)
     pen = _Pen(out / "report")
     sections = [_section(pen, run, store, len(shown) > FEW) for run in shown]
-    page = pen.write("index.html", html.page(sections, reading.absent(runs)).encode())
+    page = pen.write("index.html", html.page(sections, summary.absent(runs)).encode())
     pen.tidy(keep=bool(only))
     for run in shown:
         if run.unread and complain:
@@ -64,7 +65,7 @@ class _Pen:
         self._names: set[str] = set()
 
     def write(self, name: str, content: bytes) -> Path:
-        from rdp_bench.store import write_atomic
+        from rdp_bench.cache.store import write_atomic
 
         self._names.add(name)
         write_atomic(self.folder / name, content)
@@ -87,31 +88,33 @@ class _Pen:
 
 def _section(pen: _Pen, run: "Run", store: "Store", crowded: bool) -> "Section":
     """Write a run's tables and figures; what the page needs of it."""
-    from rdp_bench.reports import beyond, claims, draws, strip, success
-    from rdp_bench.reports.answers import answers
-    from rdp_bench.reports.exhibit import exhibits, slug
-    from rdp_bench.reports.html import Section
-    from rdp_bench.reports.plates import plates
+    from rdp_bench.reports import examples, success
+    from rdp_bench.reports.claims import claims
+    from rdp_bench.reports.claims.claim_tests import answers
+    from rdp_bench.reports.figures.registry import plates
+    from rdp_bench.reports.page import Section
+    from rdp_bench.reports.tables import quality_and_cost, samples
+    from rdp_bench.reports.tables.table import exhibits, slug
 
     found = answers(run)
     if found:
         pen.write(f"tables/{slug(run.grid, 'claims')}.csv", claims.sheet(run, found).encode())
-    tables = [*exhibits(run), *success.tables(run), *draws.tables(run), *beyond.tables(run)]
+    tables = [*exhibits(run), *success.tables(run), *samples.tables(run), *quality_and_cost.tables(run)]
     for table in tables:
         _write_table(pen, table)
     drawn = plates(run, store, tables)
     for plate in drawn:
         for ending, content in plate.files.items():
             pen.write(f"figures/{slug(run.grid, plate.name)}.{ending}", content)
-    return Section(run, slug(run.grid), found, tables, drawn, strip.examples(run, store, crowded))
+    return Section(run, slug(run.grid), found, tables, drawn, examples.examples(run, store, crowded))
 
 
 def _write_table(pen: _Pen, table: "Exhibit") -> None:
-    from rdp_bench.reports import latex, markdown, sheet
+    from rdp_bench.reports.formats import csv_table, latex, markdown
 
     for ending, text in {
-        ".csv": sheet.shape(table),
-        ".tests.csv": sheet.tests(table),
+        ".csv": csv_table.shape(table),
+        ".tests.csv": csv_table.tests(table),
         ".tex": latex.table(table),
         ".md": markdown.table(table),
     }.items():

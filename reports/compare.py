@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rdp_bench import csvtext, stats
+from rdp_bench import csvtext
+from rdp_bench.cache.store import Store, write_atomic
 from rdp_bench.errors import RdpBenchError, UsageError
-from rdp_bench.reports.html import flat, write
+from rdp_bench.metrics import stats
+from rdp_bench.metrics.significance import paired
+from rdp_bench.reports.page import flat, write
+from rdp_bench.results.rows import Place, Row, Run, load, pretty
 from rdp_bench.specs import show
-from rdp_bench.store import Store, write_atomic
-from rdp_bench.table import Place, Row, Run, load, pretty
-from rdp_bench.verdict import paired
 
 COLUMNS = (
     "grid", "source", "attack", "eps", "defense", "target", "metric", "a", "b", "difference", "ci_low", "ci_high", "p",

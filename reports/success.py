@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rdp_bench import stats
 from rdp_bench.budgets import LINF
-from rdp_bench.reports.exhibit import Entry, Exhibit, Group, Line, slug
+from rdp_bench.metrics import stats
+from rdp_bench.reports.tables.table import Entry, Exhibit, Group, Line, slug
+from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
 from rdp_bench.specs import show
-from rdp_bench.table import UNDEFENDED, Place, Run, pretty
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

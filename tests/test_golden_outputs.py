@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from tests import golden_outputs as golden
+from tests.helpers import golden_outputs as golden
 
 PINS = json.loads(golden.FILE.read_text())
 ENTRIES = list(golden.entries())
-REWRITE = "python -m tests.golden_outputs"
+REWRITE = "python -m tests.helpers.golden_outputs"
 
 
 def test_every_entry_has_a_pin_and_every_pin_an_entry() -> None:

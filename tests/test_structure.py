@@ -155,7 +155,7 @@ HEAVY = {"torch", "timm", "numpy", "pandas", "matplotlib", "PIL", "jinja2", "tqd
 
 
 @pytest.mark.parametrize(
-    "code", ["import rdp_bench", "import rdp_bench.cli; from rdp_bench import plugins; plugins.load()"]
+    "code", ["import rdp_bench", "import rdp_bench.cli.main; from rdp_bench import plugins; plugins.load()"]
 )
 def test_a_cold_start_is_light(code: str) -> None:
     assert not loaded_by(code) & HEAVY

@@ -10,8 +10,8 @@ from rdp_bench import attack
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
     from rdp_bench.protocols import Source
+    from rdp_bench.rng import Draws
 
 
 @attack("mine/halfstep", source="my thesis, Alg. 1")

@@ -11,7 +11,7 @@ from rdp_bench.protocols import Backward
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.draws import Draws
+    from rdp_bench.rng import Draws
 
 
 @defense("mine/coarsen", source="my thesis, Sec. 3")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rdp_bench.errors import UsageError
-from rdp_bench.models import find
+from rdp_bench.models.zoo import find
 
 WHOLE = 299
 """Pixels across a whole image of the benchmark."""

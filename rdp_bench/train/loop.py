@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from rdp_bench import weights
 from rdp_bench.environment import processor, versions
 from rdp_bench.errors import RdpBenchError, StorageError, UsageError
 from rdp_bench.keys import explain
@@ -25,6 +24,7 @@ from rdp_bench.train.options import SCHEDULES
 from rdp_bench.train.photos import Photos
 from rdp_bench.train.recipe import Recipe
 from rdp_bench.train.scalars import board, read_csv, short, write_csv
+from rdp_bench.weights import files as weight_files
 
 log = logging.getLogger(__name__)
 
@@ -188,9 +188,9 @@ class Training:
         self.best = {"score": metrics.get("score", math.inf), "step": self.done, "metrics": metrics}
         self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.recipe.export().items()}
         about = self.about(command)
-        weights.save(self.product_file, self.best_state, about)
+        weight_files.save(self.product_file, self.best_state, about)
         for name, net in self.recipe.beside().items():
-            weights.save(self.out / f"{name}.safetensors", net.state_dict(), {**about, "defense": name})
+            weight_files.save(self.out / f"{name}.safetensors", net.state_dict(), {**about, "defense": name})
 
     @property
     def product_file(self) -> Path:
@@ -249,7 +249,7 @@ class Training:
         """
         if not self.checkpoint.is_file():
             raise UsageError(f"--resume: no checkpoint.pt in {self.out}; leave --resume out to start anew")
-        weights.require_safe_torch(self.checkpoint)
+        weight_files.require_safe_torch(self.checkpoint)
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             differs = explain(

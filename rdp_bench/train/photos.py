@@ -6,10 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rdp_bench.cache.store import Artefact, Store
 from rdp_bench.data._images import SUFFIXES, decode
 from rdp_bench.errors import BadImageError, DamagedError, StorageError, UsageError
 from rdp_bench.keys import hash_file, hash_many
-from rdp_bench.store import Artefact, Store
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from rdp_bench.defenses._learned import Learned
-from rdp_bench.draws import Draws
 from rdp_bench.errors import UsageError, unknown
+from rdp_bench.rng import Draws
 from rdp_bench.train.extractor import Extractor
 from rdp_bench.train.options import Options
 from rdp_bench.train.validate import Validation

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rdp_bench import csvtext
-from rdp_bench.store import write_atomic
+from rdp_bench.cache.store import write_atomic
 
 
 def short(value: Any) -> str:

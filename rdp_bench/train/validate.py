@@ -9,9 +9,9 @@ from torch.nn.functional import interpolate
 
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.attacks.ssp import SelfSupervised
-from rdp_bench.draws import Draws
-from rdp_bench.models import LoadedSource, find
+from rdp_bench.models.zoo import LoadedSource, find
 from rdp_bench.protocols import Attack
+from rdp_bench.rng import Draws
 from rdp_bench.train.losses import distillation
 
 SOURCE, JUDGE = "effnet-lite0", "effnet-lite1"

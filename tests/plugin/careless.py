@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from rdp_bench import Attack, Classifier, Purifier, attack, defense, model
-from rdp_bench.draws import Draws
 from rdp_bench.protocols import Source
+from rdp_bench.rng import Draws
 
 SIZE, CLASSES = 16, 5
 IN_PLACE = True

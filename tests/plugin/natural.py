@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from rdp_bench import Attack, Classifier, Dataset, Purifier, attack, dataset, defense, model
-from rdp_bench.draws import Draws
 from rdp_bench.protocols import Source
+from rdp_bench.rng import Draws
 
 SIZE, CLASSES, COUNT = 16, 5, 12
 

@@ -1,0 +1,173 @@
+"""The pixels of a dataset: read in batches, and named by hash without being read again.
+
+Cache keys name images by the hash of their prepared pixels. Decoding 1000 images takes seconds, so the
+hashes are kept, one index a dataset and size:
+
+    CACHE/pixels/3f2a....json     file -> its size, times and inode, and the hash of its pixels
+
+An entry counts only while its file is unchanged by all of these. The index carries a checksum, the
+decoder's versions are part of its name, and one image of it, drawn anew each time, is decoded and
+compared; an index that fails any of this is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rdp_bench.cache.store import write_atomic
+from rdp_bench.data._images import decoder
+from rdp_bench.data._labelled import Images
+from rdp_bench.errors import BadImageError, RdpBenchError
+from rdp_bench.keys import hash_many, hash_pixels, key_of
+from rdp_bench.protocols import Dataset
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Entries = dict[str, tuple[list[int], str]]
+"""Absolute path -> ([size, mtime_ns, ctime_ns, inode], hash of the prepared pixels)."""
+
+INDEX_VERSION = 1
+"""Bump when `_images.prepare` gives other pixels, or the index another form."""
+
+
+def fingerprints(dataset: Dataset, cache: Path | None = None, *, write: bool = True) -> list[str]:
+    """`hash_pixels` of every image as `dataset.image` gives it, in order.
+
+    With a `cache` folder, images whose files are unchanged since the last time are not decoded; unless `write` is
+    false, the hashes of the others are added to it.
+
+    Raises:
+        BadImageError: an image cannot be read; the message names its file.
+    """
+    if cache is None or not isinstance(dataset, Images):
+        return list(_each(dataset, range(len(dataset.ids)), lambda i: hash_pixels(_image(dataset, i))))
+    settings = {
+        "version": INDEX_VERSION,
+        "origin": str(dataset.origin.absolute()),
+        "size": dataset.size,
+        "decoder": decoder(),
+    }
+    file = cache / "pixels" / f"{key_of(settings)[:16]}.json"
+    # States are taken before pixels: a file that changes in between will not match its entry.
+    paths = [str(path.absolute()) for path in dataset.paths]
+    states = {path: _state(Path(path)) for path in paths}
+    old = _read(file, settings)
+    known = {path: entry for path, entry in old.items() if states.get(path) == entry[0]}
+    if known:
+        probe = secrets.choice([i for i, path in enumerate(paths) if path in known])
+        if hash_pixels(_image(dataset, probe)) != known[paths[probe]][1]:
+            log.warning("%s: its hash of %s is wrong; all images are read again", file, paths[probe])
+            old, known = {}, {}
+    todo = [i for i, path in enumerate(paths) if path not in known]
+    if todo:
+        log.info("reading %d images of %s", len(todo), dataset.name)
+        hashes = _each(dataset, todo, lambda i: hash_pixels(_image(dataset, i)))
+        fresh = {paths[i]: (states[paths[i]], found) for i, found in zip(todo, hashes, strict=True)}
+        known |= fresh
+        if write:
+            _write(file, settings, old | fresh)
+    return [known[path][1] for path in paths]
+
+
+def digest(dataset: Dataset, prints: Sequence[str]) -> str:
+    """One sha256 for all pixels and labels, in order; `prints` are its `fingerprints`."""
+    return hash_many([*prints, *(str(label) for label in dataset.labels)])
+
+
+def repeated(dataset: Dataset, prints: Sequence[str]) -> list[tuple[str, str]]:
+    """Ids of images that have the same pixels as an earlier one: (this, that), for a warning."""
+    first: dict[str, str] = {}
+    return [
+        (id_, first[hashed])
+        for id_, hashed in zip(dataset.ids, prints, strict=True)
+        if first.setdefault(hashed, id_) != id_
+    ]
+
+
+def batch(dataset: Dataset, low: int, high: int, prints: Sequence[str] | None = None) -> NDArray[np.uint8]:
+    """Images `low..high` (past the last) as uint8 `[high - low, 3, size, size]`.
+
+    `prints`, the fingerprints of the whole dataset, are compared with what is read: so nothing is
+    ever computed on pixels other than those its key names.
+
+    Raises:
+        BadImageError: an image cannot be read, or is not the one that was fingerprinted.
+    """
+    import numpy as np
+
+    if not 0 <= low <= high <= len(dataset.ids):
+        raise IndexError(f"dataset '{dataset.name}' has {len(dataset.ids)} images, asked for {low}..{high}")
+    out = np.empty((high - low, 3, dataset.size, dataset.size), np.uint8)
+    for row, image in enumerate(_each(dataset, range(low, high), lambda i: _image(dataset, i))):
+        if prints is not None and hash_pixels(image) != prints[low + row]:
+            image_id = dataset.ids[low + row]
+            raise BadImageError(f"dataset '{dataset.name}': image '{image_id}' changed since the run began; run again")
+        out[row] = image
+    return out
+
+
+def _image(dataset: Dataset, index: int) -> NDArray[np.uint8]:
+    image = dataset.image(index)
+    if image.shape != (3, dataset.size, dataset.size) or image.dtype.name != "uint8":
+        raise BadImageError(
+            f"dataset '{dataset.name}': image '{dataset.ids[index]}' should be uint8 "
+            f"{[3, dataset.size, dataset.size]}, is {image.dtype} {list(image.shape)}"
+        )
+    return image
+
+
+def _each(dataset: Dataset, indices: Sequence[int], read: Callable[[int], T]) -> Iterator[T]:
+    # Pillow and hashlib work without the interpreter's lock. A plugin's reader may bear one thread only.
+    if not isinstance(dataset, Images) or len(indices) < 2:
+        yield from map(read, indices)
+        return
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1, len(indices))) as pool:
+        yield from pool.map(read, indices)
+
+
+def _state(path: Path) -> list[int]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise BadImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _read(file: Path, settings: dict[str, Any]) -> Entries:
+    try:
+        content = json.loads(file.read_bytes())
+        if content["sha256"] != _checksum(content["settings"], content["entries"]):
+            raise ValueError("its checksum does not fit")
+        if content["settings"] != settings:
+            raise ValueError("it belongs to other settings")
+        return {path: (state, found) for path, (state, found) in content["entries"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        log.warning("%s: not usable (%s); all images are read again", file, error)
+        return {}
+
+
+def _write(file: Path, settings: dict[str, Any], entries: Entries) -> None:
+    content = {"settings": settings, "entries": entries, "sha256": _checksum(settings, entries)}
+    try:
+        write_atomic(file, json.dumps(content).encode())
+    except RdpBenchError as error:
+        log.warning("%s; every run will read all images", error)
+
+
+def _checksum(settings: object, entries: object) -> str:
+    return sha256(json.dumps([settings, entries], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,159 @@
+"""`rdp-bench cache`: look after stored sets and predictions."""
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rdp_bench.cache.store import MARKER, Artefact, Store
+from rdp_bench.errors import DamagedError, RdpBenchError, UnreadableError, UsageError
+
+
+class _Folder(click.Path):
+    """A folder's path; an empty one, which an unset variable of a script leaves, is not the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty; name a folder, or leave the option out", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+option = click.option(
+    "--cache",
+    type=_Folder(path_type=Path, file_okay=False),
+    help="Folder of cached sets and predictions.  [default: $RDP_BENCH_CACHE or the user's cache folder]",
+)
+
+
+@click.group("cache")
+def cache_() -> None:
+    """Look after cached sets and predictions."""
+
+
+@cache_.command("ls")
+@option
+def cache_ls(cache: Path | None) -> None:
+    """List what is stored, newest last."""
+    store = Store(cache)
+    total = 0
+    for kind, key in store.everything():
+        size = 0
+        with contextlib.suppress(OSError):  # another process may be pruning it
+            size = sum(path.lstat().st_size for path in store.folder(kind, key).iterdir())
+        total += size
+        try:
+            record = store.open(kind, key).record
+        except RdpBenchError as error:
+            click.echo(f"{kind:6} {key[:12]}  no record ({error})")
+            continue
+        about: Any = record.get("attack", record.get("defense", {}))
+        click.echo(f"{kind:6} {key[:12]}  {record.get('n', 0):5} images  {size / 1e6:8.2f} MB  {_about(about)}")
+    click.echo(f"{total / 1e6:.1f} MB in {store.root}")
+
+
+def _about(part: dict[str, Any]) -> str:
+    details = [f"{k}={v}" for k, v in part.get("params", {}).items()]
+    return " ".join([str(part.get("id", "")), *details])[:90]
+
+
+@cache_.command("verify")
+@option
+def cache_verify(cache: Path | None) -> None:
+    """Check every stored byte; damaged batches are deleted and made again by the next run."""
+    store = Store(cache)
+    _proven(store)
+    everything = list(store.everything())
+    found = [line for kind, key in everything for line in _faults(store, kind, key)]
+    _sweep(store)
+    for line in found:
+        click.echo(line)
+    damaged = sum(line.startswith("damaged") for line in found)
+    unread = f", {len(found) - damaged} could not be read" if len(found) > damaged else ""
+    click.echo(f"{len(everything)} artefacts checked, {damaged} damaged{unread}")
+    if found:
+        sys.exit(1)
+
+
+def _faults(store: Store, kind: str, key: str) -> Iterator[str]:
+    """What is wrong with an artefact, in lines. Its damaged shards are deleted.
+
+    The shards hold the key themselves, so they are checked without the record. Where some are whole, a damaged record
+    is left for the next run to write again.
+    """
+    artefact, damaged = Artefact(store, kind, key, {}, sys.maxsize), ""
+    try:
+        artefact = store.open(kind, key)
+    except UnreadableError as error:
+        yield f"cannot be read: {error}"
+    except DamagedError as error:
+        damaged = str(error)
+    try:
+        for path, why in [*artefact.failing()]:
+            if isinstance(why, UnreadableError):
+                yield f"cannot be read: {why}"
+                continue
+            store.reject(path, why)
+            yield f"damaged, {'could not be deleted' if path in store.rejected else 'deleted'}: {why}"
+        if damaged and artefact.shards():
+            yield f"damaged, the next run of its grid writes it again: {damaged}"
+        elif damaged:
+            store.delete(kind, key)
+            yield f"damaged, deleted: {damaged}"
+    except OSError as error:
+        yield f"{store.folder(kind, key)}: {error.strerror or error}"
+
+
+def _proven(store: Store) -> None:
+    """Refuse a folder that no run has marked as a cache: what lies in it may be somebody else's."""
+    if not store.root.is_dir():
+        raise UsageError(f"--cache {store.root}: no such folder")
+    if not store.marked:
+        raise UsageError(
+            f"--cache {store.root} is not proven to be a cache of rdp-bench ({MARKER} is not in it, or is damaged); "
+            "nothing was deleted. A run with this cache writes that file; delete a cache of an older version by hand"
+        )
+
+
+def _sweep(store: Store) -> None:
+    """Delete what killed runs left behind."""
+    for path in store.leftovers():
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+@cache_.command("prune")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Delete what was written more than DAYS days ago.",
+)
+@click.option("--all", "everything", is_flag=True, help="Delete everything.")
+@option
+def cache_prune(older_than: float | None, everything: bool, cache: Path | None) -> None:
+    """Delete stored sets and predictions, and temporary files that killed runs left.
+
+    Only files that rdp-bench itself names, and only in a folder that a run has marked as its cache.
+    """
+    if (older_than is None or math.isnan(older_than)) and not everything:
+        raise UsageError("say what to delete: --older-than DAYS or --all")
+    store = Store(cache)
+    _proven(store)
+    limit = time.time() - (older_than or 0) * 86400
+    freed = count = 0
+    for kind, key in list(store.everything()):
+        folder = store.folder(kind, key)
+        newest = max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
+        if everything or newest < limit:
+            freed += store.delete(kind, key)
+            count += 1
+    if everything:
+        for path in store.image_lists():
+            path.unlink(missing_ok=True)
+    _sweep(store)
+    click.echo(f"{count} artefacts deleted, {freed / 1e6:.1f} MB freed")

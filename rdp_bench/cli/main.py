@@ -1,0 +1,220 @@
+"""The command line. Nothing heavy is imported before it is needed: `--help` and `list` answer at once."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rdp_bench import __version__
+from rdp_bench.cache.store import Store, default_root
+from rdp_bench.cli import cache as cli_cache
+from rdp_bench.cli import data, run, train
+from rdp_bench.errors import FetchError, RdpBenchError, UsageError
+from rdp_bench.terminal import OneLine, printable, terminal
+
+log = logging.getLogger("rdp_bench")
+
+
+class _Group(click.Group):
+    """Turns our errors into one line and an exit status."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with terminal():
+            return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RdpBenchError as error:
+            several = isinstance(error, FetchError)  # a line for each place that was tried
+            click.echo(f"error: {printable(str(error), lines=several)}", err=True)
+            ctx.exit(2 if isinstance(error, UsageError) else 1)
+        except KeyboardInterrupt:
+            click.echo("stopped; what was finished is kept, the same command goes on from there", err=True)
+            ctx.exit(130)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except Exception as error:  # a file's trouble, an entry's, or a mistake of ours
+            click.echo(f"error: {printable(_line(error), lines=False)}", err=True)
+            log.info("where that was", exc_info=True)
+            ctx.exit(1)
+
+
+def _line(error: Exception) -> str:
+    """What went wrong, for whoever only wants to go on."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error} (rdp-bench -v says where)"
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "--version", prog_name="rdp-bench")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+def main(verbose: bool) -> None:
+    """Measure defenses that purify a classifier's input against transfer attacks.
+
+    Start with: rdp-bench run --grid table1, then: rdp-bench report
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    log.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(["attacks", "defenses", "models", "datasets", "grids"]))
+@run.plugin_option
+def list_(kind: str, plugins_: tuple[Path, ...]) -> None:
+    """List attacks, defenses, models, datasets or grids."""
+    from rdp_bench import plugins, registry
+
+    shelf = {"attacks": ("attacks",), "defenses": ("defenses",), "datasets": ("data",)}.get(kind, ())
+    plugins.load(plugins_, shelf)
+    if kind == "grids":
+        from rdp_bench.engine import grid
+
+        rows = list(grid.builtin().items())
+    else:
+        reg: registry.Registry[Any] = registry.registries[kind.removesuffix("s")]
+        rows = [(name, f"{entry.summary}  [{entry.source}]") for name, entry in sorted(reg.entries.items())]
+        rows += [(dialect.example, f"any {dialect.name}") for dialect in reg.dialects]
+    if kind == "models":
+        from rdp_bench.models import zoo
+
+        rows = [(card.name, f"{card.summary}  [{_where(card)}]") for card in zoo.zoo().values()] + rows
+        rows.append(("timm:<name>", "any network of timm, pretrained  [network, or a file in --models-dir]"))
+    if kind == "datasets":
+        rows.append(("<folder>", "images/ + dev_dataset.csv (NIPS-2017), or a folder a class (synset or number)"))
+        rows.append(("<file.csv>", "columns path,label"))
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, about in rows:
+        click.echo(f"{name:{width}}  {about}")
+
+
+def _where(card: Any) -> str:
+    kind = card.weights.partition(":")[0]
+    places = {"shipped": "with this package", "package": "pip", "hub": "network", "file": "a file in --models-dir"}
+    return places.get(kind, str(kind))
+
+
+@main.command()
+@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder with weight files.")
+@cli_cache.option
+def doctor(models_dir: Path | None, cache: Path | None) -> None:
+    """Say what is here (device, weights, data), what is missing and how to get it."""
+    from rdp_bench import environment, plugins, registry
+    from rdp_bench.data.open import open_dataset
+    from rdp_bench.metrics import lpips
+    from rdp_bench.models import zoo
+    from rdp_bench.weights import files as weight_files
+
+    plugins.load()
+    weight_files.look_in(models_dir)
+    for name, value in environment.versions().items():
+        click.echo(f"{name:14} {value}")
+    for extra in ("torchattacks", "spandrel"):
+        if extra not in environment.versions():
+            click.echo(f"{extra:14} absent (optional): pip install 'rdp-bench[{extra}]'")
+    click.echo(f"{'processor':14} {environment.processor()}, {os.cpu_count()} threads")
+    device = environment.choose_device("auto")
+    click.echo(f"{'device':14} {environment.describe(device)['device_name'] if device != 'cpu' else 'cpu (no CUDA)'}")
+    root = cache or default_root()
+    click.echo(f"{'cache':14} {root}")
+    click.echo("\nmodels")
+    for name, card in zoo.zoo().items():
+        try:
+            member = zoo.find(name, models_dir)
+            here = "here" if isinstance(member, zoo.Member) and member.file else "downloaded at first use (network)"
+        except RdpBenchError as error:
+            here = f"missing: {error}"
+        click.echo(f"  {card.name:18} {here}")
+    click.echo("\ndefenses")
+    for name in registry.defense.entries:
+        try:
+            registry.defense.resolve(name).value.resolved()
+            click.echo(f"  {name:18} here")
+        except RdpBenchError as error:
+            click.echo(f"  {name:18} missing: {error}")
+    click.echo("\ndistances")
+    click.echo(f"  {'lpips':18} {'here' if lpips.files() else f'missing (optional): {lpips.HOW}'}")
+    click.echo("\ndata sets")
+    for name in registry.dataset.entries:
+        try:
+            click.echo(f"  {name:18} here, {len(open_dataset(name).labels)} images")
+        except RdpBenchError as error:
+            click.echo(f"  {name:18} missing: {error}")
+
+
+@main.command()
+@run.out_option
+@click.option("--only", multiple=True, metavar="GRID", help="Only these grids; repeatable.")
+@click.option(
+    "--compare", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="Two results folders, cell by cell."
+)
+@cli_cache.option
+def report(out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, cache: Path | None) -> None:
+    """Write OUT/report: index.html, tables (CSV, LaTeX, Markdown) and figures (SVG, PNG, PDF).
+
+    With --compare: OUT/report/compare.html and compare.csv instead.
+    """
+    if compare:
+        from rdp_bench.reports.compare import render
+
+        page, compared = render(compare, Store(cache), out, only)
+        click.echo(compared, err=True)
+        click.echo(page)
+        return
+    if not any((out / "runs").glob("*.json")):
+        raise UsageError(f"{out} holds no run; start with: rdp-bench run --grid table1 --out {out}")
+    from rdp_bench import reports
+
+    lost: list[str] = []
+    click.echo(reports.render(out, Store(cache), list(only) or None, lost.append))
+    for line in lost:
+        click.echo(line, err=True)
+    if lost:
+        sys.exit(1)
+
+
+@main.command()
+@run.out_option
+@click.option("--to", type=click.Path(path_type=Path), help="Folder to write.  [default: OUT/export]")
+@click.option("--dataset", metavar="NAME|FOLDER|CSV", help="The run's images, where they are now.")
+@click.option("--only", multiple=True, metavar="GRID", help="Only the run of this grid; repeatable.")
+@click.option("--images", is_flag=True, help="Adversarial images too, as PNG.")
+@click.option("--parquet", is_flag=True, help="Predictions as Parquet instead of CSV (needs pyarrow).")
+@run.plugin_option
+@cli_cache.option
+def export(
+    out: Path,
+    to: Path | None,
+    dataset: str | None,
+    only: tuple[str, ...],
+    images: bool,
+    parquet: bool,
+    plugins_: tuple[Path, ...],
+    cache: Path | None,
+) -> None:
+    """Write predictions of every image, and adversarial images, for others to use."""
+    from rdp_bench import plugins
+    from rdp_bench.results.export import export as write
+
+    plugins.load(plugins_, ("data",))
+    to = to or out / "export"
+    found = write(out, Store(cache), to, dataset, images=images, parquet=parquet, only=only)
+    click.echo(f"{to}: {found['predictions']} predictions, {found['images']} images")
+    if found["lacking"]:
+        click.echo(f"{found['lacking']} adversarial sets are not in the cache; run the grid again", err=True)
+        sys.exit(1)
+
+
+main.add_command(run.run)
+main.add_command(cli_cache.cache_)
+main.add_command(train.train)
+main.add_command(data.data_)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""A grid of grids: each run in turn under the same flags, a line each; what two of them share is made once."""
+
+import logging
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rdp_bench.budgets import parse_eps
+from rdp_bench.cli.run import FLAGS, changes, load_grid, next_step, perform, plan_of
+from rdp_bench.engine import prefix_reuse
+from rdp_bench.engine.jobs import CraftJob, Job
+from rdp_bench.engine.progress import duration, measure
+from rdp_bench.engine.run import summary
+from rdp_bench.errors import RdpBenchError, StorageError, UsageError, unknown
+from rdp_bench.keys import key_of
+from rdp_bench.specs import plain, show
+
+if TYPE_CHECKING:
+    from rdp_bench.engine.grid import Grid
+
+log = logging.getLogger("rdp_bench")
+
+
+def run_all(names: list[str], options: dict[str, Any]) -> int:
+    """Run these grids, or tell what they would take; the worst exit status. One that fails does not stop the next."""
+    grids = _chosen(names, options)
+    width = max(len(grid.name) for grid in grids)
+    if options["dry_run"]:
+        return _dry_run(grids, options, width)
+    begun, statuses = time.perf_counter(), []
+    for number, grid in enumerate(grids, 1):
+        since = time.perf_counter()
+        status, text = _one(grid, options, f"[{number}/{len(grids)}] ")
+        statuses.append(status)
+        click.echo(f"{grid.name:{width}}  {text}; {duration(time.perf_counter() - since)}")
+    took = duration(time.perf_counter() - begun)
+    good = f"{statuses.count(0)} of {len(grids)} grids without a failure"
+    click.echo(f"\n{good}, {took}; {next_step(options['out'], options['cache'])}")
+    return max(statuses)
+
+
+def _one(grid: "Grid", options: dict[str, Any], heading: str) -> tuple[int, str]:
+    """Exit status of a grid, and how it went."""
+    try:
+        running = perform(plan_of(grid, options), options, heading)
+    except (StorageError, BrokenPipeError):
+        raise  # nothing after it could be kept, or read
+    except RdpBenchError as error:
+        return 2 if isinstance(error, UsageError) else 1, f"not run: {error}"
+    except Exception as error:  # a plugin may raise anything, and the next grid may do without it
+        log.info("%s", grid.name, exc_info=True)
+        return 1, f"not run: {type(error).__name__}: {error}"
+    (reason, _), *others = Counter(running.failed.values()).most_common() or [("", 0)]
+    more = f" (and {len(others)} other reasons)" if others else ""
+    return int(bool(running.failed)), summary(running) + (f": {reason}{more}" if reason else "")
+
+
+def _chosen(names: list[str], options: dict[str, Any]) -> list["Grid"]:
+    """The grids, narrowed to what the flags name of each; those that have nothing of it are left out.
+
+    Raises:
+        UsageError: a flag names what no grid has, or nothing is left.
+    """
+    from rdp_bench.engine.grid import selected
+
+    given = changes(options)
+    if "norm" in given:
+        raise UsageError("--norm is for one grid; each grid of a list has its own")
+    wanted = {axis: given[axis] for axis in FLAGS if axis in given}
+    every = {key: value for key, value in given.items() if key in ("dataset", "draws", "success")}
+    grids = [load_grid(name, options, every) for name in names]
+    for axis, labels in wanted.items():
+        known = {show(label) for grid in grids for label in getattr(grid.axes, axis)}
+        known |= {label for grid in grids for label in grid.axes.baselines if axis == "targets"}
+        if axis == "eps":
+            labels = [parse_eps(label, grids[0].axes.norm) for label in labels]
+        known_plain = {plain(label) for label in known}
+        for label in labels:
+            if plain(label) not in known_plain:
+                raise unknown(FLAGS[axis], show(label), known, "With a list of grids, flags select what its grids have")
+    kept = [selected(grid, wanted) for grid in grids]
+    if left_out := [grid.name for grid, one in zip(grids, kept, strict=True) if one is None]:
+        click.echo(f"left out, for they have none of what the flags select: {', '.join(left_out)}", err=True)
+    if not any(kept):
+        raise UsageError("no grid of the list has what the flags select together; leave some of them out")
+    return [one for one in kept if one is not None]
+
+
+def _dry_run(grids: list["Grid"], options: dict[str, Any], width: int) -> int:
+    seen: set[str] = set()
+    total, worst = 0.0, 0
+    for grid in grids:
+        try:
+            plan = plan_of(grid, options)
+            jobs = plan.jobs()
+            if not options["fresh"]:
+                prefix_reuse.drop_damaged(plan, jobs)
+                prefix_reuse.take_over(plan)
+                jobs = plan.to_do(jobs)
+            jobs = [job for job in jobs if not _makes(job) <= seen]
+        except RdpBenchError as error:
+            worst = max(worst, 2 if isinstance(error, UsageError) else 1)
+            click.echo(f"{grid.name:{width}}  cannot be run: {error}")
+            continue
+        seen |= {key for job in jobs for key in _makes(job)}
+        sets = sum(isinstance(job, CraftJob) for job in jobs)
+        costs = measure(plan, jobs) if jobs else None
+        seconds = sum(costs.of(job) for job in jobs) if costs else 0.0
+        total += seconds
+        click.echo(
+            f"{grid.name:{width}}  {sum(1 for _ in grid.cells())} cells on {plan.n} images; {sets} sets and "
+            f"{len(jobs) - sets} judgements to make, about {duration(seconds)}"
+        )
+    click.echo(f"estimated time: {duration(total)}; what two grids share is counted once")
+    return worst
+
+
+def _makes(job: Job) -> set[str]:
+    """Keys of what a job puts into the store."""
+    return {job.key} if isinstance(job, CraftJob) else {key_of(record) for _, record in job.evals}

@@ -1,0 +1,119 @@
+"""What a run of fewer, or of more, of the same images has made, a run takes over.
+
+A result belongs to an image and does not depend on its neighbours: the first 100 images of a set of 500 are the set of
+100. But a key names all images of a set, so that `--limit 100` and the whole are two artefacts. Therefore every run
+leaves a list of its images in the cache,
+
+    CACHE/lists/3f2a....json    fingerprints and labels, in order
+
+and where one list begins with the other, the same plan is keyed with the other list, and the shards found under those
+keys are copied under the new key. A list counts only if it has the hash that its name says, and every key is made from
+the list anew: what does not belong is not found.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rdp_bench.cache.store import write_atomic
+from rdp_bench.data.image_hashes import digest
+from rdp_bench.engine.jobs import CraftJob, Job
+from rdp_bench.engine.plan import Plan
+from rdp_bench.keys import Record
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Listed:
+    """A data set of which only the order, the pixels' hashes and the labels are known."""
+
+    name: str
+    size: int
+    ids: Sequence[str]  # fingerprints
+    labels: Sequence[int]
+
+    def image(self, index: int) -> "NDArray[np.uint8]":
+        """Never asked for: this plan is keyed, not done."""
+        raise NotImplementedError(f"image {index} of {self.name} is known by its hash alone")
+
+
+def remember(plan: Plan) -> None:
+    """Leave the list of this plan's images in the cache."""
+    path = plan.store.root / "lists" / f"{digest(plan.dataset, plan.prints)}.json"
+    content = json.dumps({"prints": plan.prints, "labels": list(plan.dataset.labels)}).encode()
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    write_atomic(path, content)
+
+
+def drop_damaged(plan: Plan, jobs: Iterable[Job]) -> None:
+    """Delete the stored batches of `jobs` that fail their check; a read-only store ignores them from now on."""
+    for job in jobs:
+        for record in records(plan, job):
+            plan.artefact(record).heal()
+
+
+def take_over(plan: Plan) -> int:
+    """Copy into the artefacts that `plan` lacks what plans of fewer or more images have; returns how many shards.
+
+    A read-only store only notes what would be copied.
+    """
+    jobs: list[Job] = [*plan.jobs(), *plan.clean_check()]
+    if all(plan.done(job) for job in jobs):
+        return 0
+    count = 0
+    for other in _others(plan):
+        pairs = zip(jobs, [*other.jobs(), *other.clean_check()], strict=True)
+        count += sum(
+            plan.artefact(mine).take_over(other.artefact(theirs))
+            for pair in pairs
+            for mine, theirs in zip(*(records(plan, job) for job in pair), strict=True)
+        )
+    if count:
+        log.info("%d shards are those of runs of fewer or more images", count)
+    return count
+
+
+def records(plan: Plan, job: Job) -> list[Record]:
+    """The records of everything that a job puts into the store."""
+    return [job.record] if isinstance(job, CraftJob) else [*job.records, plan.sample_record(job.key)]
+
+
+def _others(plan: Plan) -> Iterator[Plan]:
+    ours = list(zip(plan.prints, plan.dataset.labels, strict=True))
+    for path in sorted(plan.store.root.glob("lists/*.json")):
+        listed = _read(path, plan)
+        if listed is None:
+            continue
+        theirs = list(zip(listed.ids, listed.labels, strict=True))
+        common = min(len(ours), len(theirs))
+        if theirs != ours and theirs[:common] == ours[:common]:
+            yield plan.of(listed, list(listed.ids))
+
+
+def _read(path: Path, plan: Plan) -> Listed | None:
+    """The list of images in a file; None, and the file is deleted, where it is not what a run wrote."""
+    try:
+        content = json.loads(path.read_bytes())
+        prints = [str(one) for one in content["prints"]]
+        labels = [int(one) for one in content["labels"]]
+        found = Listed(plan.dataset.name, plan.dataset.size, prints, labels)
+        if not prints or len(prints) != len(labels) or digest(found, prints) != path.stem:
+            raise ValueError("it does not have the hash that its name says")
+    except OSError as error:
+        log.warning("%s: cannot be read (%s); nothing is taken over from its runs", path, error.strerror or error)
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        plan.store.reject(path, f"{path}: is not a list of images ({error}); nothing is taken over from its runs")
+        return None
+    return found

@@ -1,0 +1,175 @@
+"""Progress of a run on stderr: what is being done, how much is left, when it ends."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rdp_bench.engine.jobs import CraftJob, Job
+from rdp_bench.engine.plan import Plan
+from rdp_bench.specs import show
+from rdp_bench.terminal import printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.models.zoo import AnyMember, SourceRef
+    from rdp_bench.protocols import Classifier
+
+log = logging.getLogger(__name__)
+
+TYPICAL = {"gradient": 0.04, "forward": 0.015, "purify": 0.02}
+"""Seconds an image before anything has been measured; only their proportions matter for the bar."""
+
+
+class Costs:
+    """Seconds a job takes, from per-image times that `measure` (or a guess) gives."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.gradient: dict[str, float] = {}
+        self.forward: dict[str, float] = {}
+        self.purify: dict[str, float] = {}
+
+    def of(self, job: Job) -> float:
+        """Estimated seconds for the images of `job` that are still missing."""
+        return self.each(job) * self.images(job)
+
+    def each(self, job: Job) -> float:
+        """Estimated seconds an image."""
+        if isinstance(job, CraftJob):
+            count = self.plan.attacks[job.attack].value.gradients(job.eps)
+            source = self.plan.sources[job.source]
+            samples = source.through.samples if source.through else 1
+            names = [_name(source, member) for member in source.members]
+            return count * samples * sum(self.gradient.get(name, TYPICAL["gradient"]) for name in names)
+        passes = self.plan.defenses[job.defense].value.passes
+        looks = sum(self.forward.get(label, TYPICAL["forward"]) for label, _ in job.evals)
+        return passes * job.draws * (self.purify.get(job.defense, TYPICAL["purify"]) + looks)
+
+    def images(self, job: Job) -> int:
+        """Images of `job` that are not in the store."""
+        records = [job.record] if isinstance(job, CraftJob) else job.records
+        missing = [self.plan.artefact(record).missing(self.plan.n) for record in records]
+        return max(sum(high - low for low, high in ranges) for ranges in missing)
+
+
+def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
+    """Time one gradient, one prediction and one purification of each kind that `jobs` need, on a few images."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from rdp_bench.engine.worker import Worker, to_float
+    from rdp_bench.rng import Draws
+
+    costs = Costs(plan)
+    worker = Worker(plan)
+    count = min(images, plan.n)
+    x = to_float(worker.clean(0, count), plan.device)
+    y = torch.tensor(list(plan.dataset.labels[:count]), device=plan.device)
+
+    def clock(times: dict[str, float], name: str, prepare: Callable[[], Callable[[], object]]) -> None:
+        """Time what `prepare` returns, once; what cannot be done will say so when its turn comes."""
+        if name in times:
+            return
+        try:
+            work = prepare()
+            work()
+            begin = time.perf_counter()
+            work()
+            if plan.device != "cpu":
+                torch.cuda.synchronize(plan.device)
+            times[name] = (time.perf_counter() - begin) / count
+        except Exception as error:  # an entry may raise anything
+            log.info("%s cannot be timed: %s", name, error)
+
+    draws = Draws([str(i) for i in range(count)], plan.device)
+
+    def gradient(source: SourceRef, number: int) -> Callable[[], Tensor]:
+        model = source.load(plan.device).members[number]
+        drawn = getattr(model, "drawn", None)
+
+        def work() -> Tensor:
+            leaf = x.detach().requires_grad_()
+            logits = drawn(leaf, draws) if drawn else model(leaf)
+            return torch.autograd.grad(cross_entropy(logits, y, reduction="sum"), leaf)[0]
+
+        return work
+
+    def forward(model: Classifier) -> Tensor:
+        with torch.no_grad():
+            return model(x)
+
+    for job in jobs:
+        if isinstance(job, CraftJob):
+            source = plan.sources[job.source]
+            for number, member in enumerate(source.members):
+                clock(costs.gradient, _name(source, member), partial(gradient, source, number))
+            continue
+        defense = plan.defenses[job.defense].value
+        clock(costs.purify, job.defense, lambda d=defense, w=draws: partial(d.purify, x.clone(), w))  # type: ignore[misc]
+        for label, _ in job.evals:
+            clock(costs.forward, label, lambda n=label: partial(forward, worker.model(n)))  # type: ignore[misc]
+    return costs
+
+
+def _name(source: SourceRef, member: AnyMember) -> str:
+    return f"{source.name} {member.name}" if source.through else member.name
+
+
+class Bar:
+    """A progress bar over estimated seconds of work; silent where stderr is no terminal, unless told otherwise."""
+
+    def __init__(self, jobs: Sequence[Job], costs: Costs, *, show_bar: bool | None = None) -> None:
+        from tqdm import tqdm
+
+        self.jobs = jobs
+        self.began = time.perf_counter()
+        off = not sys.stderr.isatty() if show_bar is None else not show_bar
+        line = "{percentage:3.0f}% |{bar:24}| {desc}"
+        self.bar = tqdm(total=0.0, disable=off, file=sys.stderr, dynamic_ncols=True, bar_format=line)
+        self.use(costs)
+
+    def use(self, costs: Costs) -> None:
+        """Start counting with these estimates."""
+        self.costs = {job.key: costs.each(job) for job in self.jobs}
+        self.total = sum(costs.of(job) for job in self.jobs)
+        self.done, self.since = 0.0, time.perf_counter()
+        self.bar.reset(self.total)
+
+    def __call__(self, job: Job, images: int) -> None:
+        """Count `images` of `job` as finished."""
+        step = images * self.costs.get(job.key, 0.0)
+        self.done += step
+        self.say(str(job), refresh=False)
+        self.bar.update(step)
+
+    def say(self, what: str, *, refresh: bool = True) -> None:
+        """Show what is being done, since when, and how long the rest will take."""
+        now = time.perf_counter()
+        share = min(1.0, self.done / self.total) if self.total else 1.0
+        # The estimate, and more and more how it has fared so far.
+        pace = (1 - share) + share * (now - self.since) / self.done if self.done else 1.0
+        left = duration(max(0.0, self.total - self.done) * pace)
+        text = f"{duration(now - self.began)} gone, about {left} left: {printable(what, lines=False)}"
+        self.bar.set_description_str(text, refresh=refresh)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a reader.
+
+    >>> duration(8), duration(100), duration(7300)
+    ('8 s', '2 min', '2 h 2 min')
+    """
+    if seconds < 60:
+        return f"{show(round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,103 @@
+"""What OUT/runs/<grid>.json says of a run: its setting, every resolved parameter, and in time its cells."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from rdp_bench.engine.plan import Plan, dataset_digest
+from rdp_bench.keys import Record, plain
+from rdp_bench.models.zoo import Member
+from rdp_bench.protocols import aims_at_targets
+from rdp_bench.results.rows import FORMAT
+from rdp_bench.specs import show
+
+
+def header(plan: Plan, command: str) -> Record:
+    """The record of a run of `plan` before any of its cells is done."""
+    axes = plan.grid.axes
+    models = {}
+    for label, model in plan.models.items():
+        card = asdict(model.card)
+        if isinstance(model, Member):
+            card["sha256"] = model.weights_hash()
+            card["from"] = model.file.name if model.file else "timm's hub"
+        models[label] = card
+    attacks = {
+        label: {
+            "summary": made.summary,
+            "source": made.source,
+            "version": made.version,
+            "aims_at_targets": aims_at_targets(made.value),
+            "resolved": {show(eps): plain(made.value.resolved(eps)) for eps in axes.eps},
+        }
+        for label, made in plan.attacks.items()
+    }
+    defenses = {
+        label: {
+            "summary": made.summary,
+            "source": made.source,
+            "version": made.version,
+            **{
+                name: plain(getattr(made.value, name, None))
+                for name in ("random", "differentiable", "backward", "scale", "passes")
+            },
+            "resolved": plain(made.value.resolved()),
+        }
+        for label, made in plan.defenses.items()
+    }
+    return {
+        "format": FORMAT,
+        "grid": plan.grid.name,
+        "title": plan.grid.title,
+        "profile": plan.grid.profile,
+        "note": axes.note,
+        "dataset": {
+            "name": plan.dataset.name,
+            "label": plan.grid.axes.dataset,
+            "n": plan.n,
+            "size": plan.dataset.size,
+            "image_size": axes.image_size,
+            "images": dataset_digest(plan),
+            **({"targets": list(plan.targets_of_images)} if _aim(plan) else {}),
+        },
+        "seed": plan.seed,
+        "command": command,
+        "started": now(),
+        "finished": None,
+        "seconds": 0.0,
+        "environment": {},  # of what made the results; known once they are read
+        "axes": {
+            "sources": list(axes.sources),
+            "targets": list(axes.targets),
+            "attacks": list(axes.attacks),
+            "eps": list(axes.eps),
+            "norm": axes.norm,
+            "success": axes.success,
+            "defenses": list(axes.defenses),
+            "clean": axes.clean,
+            "draws": axes.draws,
+        },
+        "figures": list(axes.figures),
+        "samples": axes.samples,
+        "models": models,
+        "sources": {
+            label: {
+                "members": [member.name for member in source.members],
+                "through": plain(source.through.record()) if source.through else None,
+            }
+            for label, source in plan.sources.items()
+        },
+        "attacks": attacks,
+        "defenses": defenses,
+        "warnings": [],
+        "checks": [],
+        "cells": {},
+    }
+
+
+def _aim(plan: Plan) -> bool:
+    return any(aims_at_targets(made.value) for made in plan.attacks.values())
+
+
+def now() -> str:
+    """The time, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,429 @@
+"""Doing a job: crafting an adversarial set, or judging a purified one. Imported only when there is work."""
+
+import contextlib
+import ctypes
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rdp_bench.budgets import LINF, allowed
+from rdp_bench.cache.store import Artefact
+from rdp_bench.data.adversarial import AdversarialFiles
+from rdp_bench.data.image_hashes import batch as read_batch
+from rdp_bench.engine.jobs import CraftJob, Job, JudgeJob
+from rdp_bench.engine.plan import SET_FACTS, Plan
+from rdp_bench.environment import describe
+from rdp_bench.errors import DamagedError, RdpBenchError
+from rdp_bench.keys import canonical, hash_many
+from rdp_bench.metrics import image_quality
+from rdp_bench.models.entry_calls import checked_logits, is_out_of_memory, naming_entry
+from rdp_bench.protocols import Classifier, Defense, Notes, aims_at_targets
+from rdp_bench.rng import Draws
+
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+RESTORED = ""
+"""Among a job's targets: the distances of its images to the clean ones. No target has an empty name."""
+
+BATCH = {"cpu": 20, "cuda": 64}
+THROUGH = 4
+"""Times smaller where a purifier's activations are kept for its gradient: 350 MB an image for the compact NRP."""
+
+Report = Callable[[Job, int], None]  # job, images finished since the last call
+
+
+def prepare(device: str) -> None:
+    """Settings of torch that hold for a whole run: exact float32, a fixed order of sums, reused memory."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    if device == "cpu":
+        try:
+            # glibc returns large blocks to the system at once; every batch would fault its pages in anew. Kept blocks
+            # go back between phases, see `release_memory`.
+            libc = ctypes.CDLL(None)
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        except (OSError, AttributeError):
+            pass  # not glibc: slower, not wrong
+
+
+def release_memory() -> None:
+    """Return freed memory to the system, so that the peaks of phases with blocks of other sizes do not add up."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@dataclass
+class Worker:
+    """Does the jobs of a plan on one device; calls `report` after each batch."""
+
+    plan: Plan
+    batch: int | None = None
+    report: Report | None = None
+    _clean: dict[tuple[int, int], NDArray[np.uint8]] = field(default_factory=dict)
+    _phase: type[Job] | None = None  # crafting or judging
+
+    def __post_init__(self) -> None:
+        self.size = self.batch or BATCH[self.plan.device.partition(":")[0]]
+        prepare(self.plan.device)
+        self.plan.store.made_by = describe(self.plan.device)
+
+    def __call__(self, job: Job) -> None:
+        """Do what is still missing of `job`."""
+        if type(job) is not self._phase:
+            self._phase = type(job)
+            release_memory()
+        if isinstance(job, CraftJob):
+            self._craft(job)
+        else:
+            self._judge(job)
+
+    def clean(self, low: int, high: int) -> NDArray[np.uint8]:
+        """Images `low..high` of the data set as uint8 `[k, 3, s, s]`, the last few batches kept."""
+        if (low, high) not in self._clean:
+            if len(self._clean) > 64:
+                self._clean.clear()
+            self._clean[low, high] = read_batch(self.plan.dataset, low, high, self.plan.prints)
+        return self._clean[low, high]
+
+    def _labels(self, low: int, high: int) -> Tensor:
+        return torch.tensor(list(self.plan.dataset.labels[low:high]), device=self.plan.device)
+
+    def _targets(self, low: int, high: int) -> Tensor:
+        return torch.tensor(list(self.plan.targets_of_images[low:high]), device=self.plan.device)
+
+    def _craft(self, job: CraftJob) -> None:
+        plan = self.plan
+        source = plan.sources[job.source].load(plan.device)
+        for member in source.members:
+            _check_labels(plan, member.name, member.classes)
+        attack = plan.attacks[job.attack].value
+        aims = self._labels
+        if aims_at_targets(attack):
+            aims = self._targets
+            worst = max(plan.targets_of_images)
+            if any(worst >= member.classes for member in source.members):
+                raise RdpBenchError(
+                    f"target class {worst} of data set {plan.dataset.name} is beyond the classes of {source.name}"
+                )
+        facts = {name: job.record[name] for name in SET_FACTS}
+        seed = hash_many([canonical(facts)])
+        artefact = plan.artefact(job.record)
+        artefact.describe()
+
+        def make(low: int, high: int) -> dict[str, NDArray[np.generic]]:
+            u8 = self.clean(low, high)
+            x = to_float(u8, plan.device)
+            draws = Draws([f"{seed}/{print_}" for print_ in plan.prints[low:high]], plan.device)
+            with naming_entry(f"attack '{job.attack}'"):
+                if isinstance(attack, AdversarialFiles):
+                    adv = to_float(attack.crafted(low, high), plan.device)
+                else:
+                    # A copy: what comes back is compared with the engine's own images.
+                    eps = job.eps / 255 if plan.norm == LINF else job.eps
+                    adv = attack(source, x.clone(), aims(low, high), eps, draws)
+            return {"delta": to_delta(adv, x, u8, job.eps, str(job), plan.norm)}
+
+        size = self.size
+        if self.batch is None and any(hasattr(member, "drawn") for member in source.members):
+            size = max(1, size // THROUGH)
+        for low, high in artefact.missing(size):
+            for a, b, arrays in self._halving(make, low, high):
+                artefact.write(a, b, arrays)
+                if self.report:
+                    self.report(job, b - a)
+        if isinstance(attack, Notes):
+            plan.remarks += [note for note in attack.notes() if note not in plan.remarks]
+
+    def images(self, set_key: str | None, low: int, high: int) -> NDArray[np.uint8]:
+        """Images `low..high` of an adversarial set, or of the data set, as uint8."""
+        clean = self.clean(low, high)
+        if set_key is None:
+            return clean
+        craft = self.plan.crafts[set_key]
+        artefact = self.plan.artefact(craft.record)
+        try:
+            delta = artefact.read(low, high)["delta"]
+        except DamagedError:
+            artefact.heal()
+            self._craft(craft)
+            delta = artefact.read(low, high)["delta"]
+        if not within(delta, craft.eps, self.plan.norm):
+            raise RdpBenchError(
+                f"{craft}: stored images {low}..{high - 1} are not within {allowed(craft.eps, self.plan.norm)} of the "
+                f"clean ones; delete {artefact.folder} and run again"
+            )
+        return add_delta(clean, delta)
+
+    def _judge(self, job: JudgeJob) -> None:
+        plan = self.plan
+        defense = plan.defenses[job.defense].value
+        open_: dict[str, Artefact] = {}
+        problems: dict[str, str] = {}  # of each target; one bad target must not cost the others their numbers
+        for label, record in job.evals:
+            try:
+                self.model(label)
+                open_[label] = plan.artefact(record)
+            except RdpBenchError as error:
+                problems[label] = str(error)
+        if job.restoration:
+            open_[RESTORED] = plan.artefact(job.restoration)
+        samples = plan.artefact(plan.sample_record(job.key))
+        for artefact in (*open_.values(), samples):
+            artefact.describe()
+        missing = {label: artefact.missing(self.size) for label, artefact in open_.items()}
+        ranges = sorted({r for label_ranges in missing.values() for r in label_ranges})
+        # Images to be kept that no missing batch brings by the way.
+        unkept = samples.missing(self.size)
+        ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
+        seed = hash_many([canonical({k: job.record[k] for k in ("defense", "seed", "stream")})])
+        for low, high in ranges:
+            wanted = [label for label in open_ if (low, high) in missing[label] and label not in problems]
+
+            def make(a: int, b: int, wanted: list[str] = wanted) -> dict[str, dict[str, NDArray[np.generic]]]:
+                x = to_float(self.images(job.set_key, a, b), plan.device)
+                draws = Draws([f"{seed}/{print_}" for print_ in plan.prints[a:b]], plan.device)
+                return self._predict(job, defense, x, draws, wanted, a, b, problems)
+
+            for a, b, found in self._halving(make, low, high):
+                for label, arrays in found.items():
+                    open_[label].write(a, b, arrays)
+                if self.report:
+                    self.report(job, b - a)
+        if problems:
+            raise RdpBenchError("; ".join(problems.values()))
+
+    @torch.no_grad()
+    def _predict(
+        self,
+        job: JudgeJob,
+        defense: Defense,
+        x: Tensor,
+        draws: Draws,
+        wanted: list[str],
+        low: int,
+        high: int,
+        problems: dict[str, str],
+    ) -> dict[str, dict[str, NDArray[np.generic]]]:
+        """Arrays to store by target; a target that fails goes to `problems` instead."""
+        models = {label: self.model(label) for label in wanted if label != RESTORED}
+        scores: dict[str, list[Tensor]] = {label: [] for label in models}  # of each draw
+        spent = dict.fromkeys(models, 0.0)
+        out: dict[str, dict[str, NDArray[np.generic]]] = {}
+        shared = 0.0
+        # Where only restoration is missing, the first pass of the first draw will do.
+        looks = product(range(job.draws), range(defense.passes)) if models else [(0, 0)]
+        for draw, number in looks:
+            begin = time.perf_counter()
+            streams = draws.fork(f"draw {draw}") if draw else draws  # draw 0 is that of a run with one draw
+            with naming_entry(f"defense '{job.defense}'"):
+                output = defense.purify(x.clone(), streams.fork(f"pass {number}"))
+            pure = checked_pure(output, x, job.defense)
+            shared += time.perf_counter() - begin
+            if draw == number == 0:
+                self._keep_sample(job, pure, low)
+                if RESTORED in wanted:
+                    assert job.restoration
+                    clean = to_float(self.clean(low, high), self.plan.device)
+                    lpips = job.restoration["measure"].get("lpips", {}).get("weights")
+                    near = image_quality.measure(pure, clean, lpips=lpips)
+                    out[RESTORED] = {name: values.cpu().numpy() for name, values in near.items()}
+            for label, model in models.items():
+                if label in problems:
+                    continue
+                begin = time.perf_counter()
+                try:
+                    with naming_entry(f"target '{label}' behind '{job.defense}'"):
+                        logits = model(pure, pure.shape[-1] / x.shape[-1])
+                    logits = checked_logits(logits, len(x), model.classes, f"target '{label}'")
+                    if not torch.isfinite(logits).all():
+                        raise RdpBenchError(f"target '{label}' gave NaN or infinite outputs behind '{job.defense}'")
+                except RdpBenchError as error:
+                    problems[label] = str(error)
+                    continue
+                # One pass keeps its logits; several average their softmax outputs (Xie et al. 2018).
+                part = logits.clone() if defense.passes == 1 else logits.softmax(1) / defense.passes
+                if number:
+                    scores[label][-1] += part
+                else:
+                    scores[label].append(part)
+                spent[label] += time.perf_counter() - begin
+        for label, each in scores.items():
+            if label in problems:
+                continue
+            drawn = torch.stack(each, 1) if job.draws > 1 else each[0]  # [n, draws, classes], or [n, classes]
+            top = drawn.float().topk(2, dim=-1).values
+            out[label] = {
+                "predicted": drawn.argmax(-1).int().cpu().numpy(),
+                "label": self._labels(low, high).int().cpu().numpy(),
+                "margin": (top[..., 0] - top[..., 1]).cpu().numpy(),
+                "seconds": np.full(len(x), (spent[label] + shared) / len(x), np.float32),
+            }
+        return out
+
+    def model(self, label: str) -> Classifier:
+        """The classifier of a target (or, to measure it, of a source's member), loaded and checked."""
+        model = self.plan.models[label].load(self.plan.device)
+        _check_labels(self.plan, label, model.classes)
+        return model
+
+    def _keep_sample(self, job: JudgeJob, pure: Tensor, low: int) -> None:
+        artefact = self.plan.artefact(self.plan.sample_record(job.key))
+        high = min(low + len(pure), artefact.n)
+        if low < high and not artefact.complete:
+            artefact.write(low, high, {"purified": to_uint8(pure[: high - low])})
+
+    def _halving(self, make: Callable[[int, int], R], low: int, high: int) -> Iterator[tuple[int, int, R]]:
+        """`make` over `low..high` in one go, or in halves where the device runs out of memory."""
+        while low < high:
+            step = min(self.size, high - low)
+            try:
+                result = make(low, low + step)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if step == 1:
+                    raise RdpBenchError(f"out of memory on {self.plan.device} even with one image") from error
+                self.size = max(1, step // 2)
+                log.warning("out of memory on %s: going on with batches of %d", self.plan.device, self.size)
+                torch.cuda.empty_cache()
+                continue
+            yield low, low + step, result
+            low += step
+
+
+def to_float(images: NDArray[np.uint8], device: str) -> Tensor:
+    """uint8 images as float32 in [0, 1] on `device`."""
+    return torch.from_numpy(images).to(device).float() / 255
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """Float images in [0, 1] rounded to the nearest of 256 levels: never truncated, never stretched."""
+    array: NDArray[np.uint8] = (images * 255).round().clamp(0, 255).byte().cpu().numpy()
+    return array
+
+
+def to_delta(
+    adv: Tensor, x: Tensor, clean: NDArray[np.uint8], eps: float, what: str, norm: str = LINF
+) -> NDArray[np.integer]:
+    """What an attack added, in 8-bit levels, after checking what the attack promised.
+
+    Rounding to levels leaves the budget by a little; the levels are then moved back until they are within it, exactly.
+
+    Args:
+        adv: adversarial images `[n, 3, h, w]` in [0, 1].
+        x: the clean ones.
+        clean: the clean ones in 8 bits.
+        eps: the budget; in /255 where `norm` is "linf", else the L2 norm with pixels in [0, 1].
+        what: how errors begin.
+        norm: "linf" or "l2".
+
+    Returns:
+        `[n, 3, h, w]`; int8 where no level can change by more than 127, else int16.
+
+    Raises:
+        RdpBenchError: wrong shape, NaN, out of [0, 1], or farther than eps.
+    """
+    if not isinstance(adv, Tensor):
+        raise RdpBenchError(f"{what}: returned {type(adv).__name__}, not a tensor")
+    adv = adv.detach()
+    if adv.shape != x.shape:
+        raise RdpBenchError(f"{what}: returned shape {list(adv.shape)}, expected {list(x.shape)}")
+    if not torch.isfinite(adv).all():
+        raise RdpBenchError(f"{what}: returned NaN or infinite pixels")
+    if norm == LINF:
+        moved = float((adv - x).abs().max()) * 255
+        if moved > eps + 1e-2:
+            raise RdpBenchError(f"{what}: moved a pixel by {moved:.2f}/255, allowed {allowed(eps, norm)}")
+    else:
+        moved = float((adv - x).flatten(1).norm(dim=1).max())
+        if moved > eps * (1 + 1e-4) + 1e-4:
+            raise RdpBenchError(f"{what}: moved an image by an L2 norm of {moved:.4f}, allowed {allowed(eps, norm)}")
+    if float(adv.min()) < -1e-4 or float(adv.max()) > 1 + 1e-4:
+        raise RdpBenchError(f"{what}: left the range [0, 1]: {float(adv.min()):.4f} to {float(adv.max()):.4f}")
+    delta = to_uint8(adv).astype(np.int16) - clean
+    if norm != LINF:
+        wanted = adv.cpu().double().numpy() * 255 - clean
+        return np.stack([_within_l2(*pair, eps) for pair in zip(delta, wanted, strict=True)])
+    # Rounding moves by up to half a level: with a fractional eps that can lead outside it.
+    delta = delta.clip(-int(eps), int(eps))
+    return delta.astype(np.int8 if eps < 128 else np.int16)
+
+
+def _within_l2(delta: NDArray[np.int16], wanted: NDArray[np.float64], eps: float) -> NDArray[np.int16]:
+    """One image's levels within an L2 norm of `eps`, near `wanted`, which they were rounded from.
+
+    Levels go one step towards the clean image, those first that rounding took farthest away from it.
+    """
+    flat, exact = delta.astype(np.int64).ravel(), np.abs(wanted.ravel())
+    limit = (255 * eps) ** 2
+    while (excess := float(flat @ flat) - limit) > 0:
+        size = np.abs(flat)
+        order = np.argsort(np.where(size > 0, exact - size, np.inf), kind="stable")
+        gains = np.cumsum(np.maximum(2 * size[order] - 1, 0))
+        some = order[: int(np.searchsorted(gains, excess)) + 1]
+        flat[some] -= np.sign(flat[some])
+    return flat.astype(np.int16).reshape(delta.shape)
+
+
+def within(delta: NDArray[np.generic], eps: float, norm: str) -> bool:
+    """Whether every image's stored difference `[n, 3, h, w]` is within the budget; exact, in whole levels."""
+    if not delta.size:
+        return True
+    if norm == LINF:
+        return bool(-int(eps) <= delta.min() and delta.max() <= int(eps))
+    flat = delta.reshape(len(delta), -1).astype(np.int64)
+    return bool((flat * flat).sum(1).max() <= (255 * eps) ** 2)
+
+
+def add_delta(clean: NDArray[np.uint8], delta: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Clean images plus stored differences; the inverse of `to_delta`.
+
+    Sums modulo 256, which the sums of one image's own difference never need: the key names the images,
+    and both were checked against their hashes.
+    """
+    return clean + delta.astype(np.int8, copy=False).view(np.uint8)
+
+
+def checked_pure(pure: Tensor, x: Tensor, what: str) -> Tensor:
+    """A defense's output as float32 in [0, 1], or an error that names it."""
+    if not isinstance(pure, Tensor):
+        raise RdpBenchError(f"defense '{what}' returned {type(pure).__name__}, not a tensor")
+    if pure.ndim != 4 or pure.shape[:2] != x.shape[:2] or pure.shape[2] != pure.shape[3]:
+        raise RdpBenchError(f"defense '{what}' returned shape {list(pure.shape)} for {list(x.shape)}")
+    if not torch.isfinite(pure).all():
+        raise RdpBenchError(f"defense '{what}' returned NaN or infinite pixels")
+    if float(pure.min()) < -1e-4 or float(pure.max()) > 1 + 1e-4:
+        raise RdpBenchError(f"defense '{what}' left the range [0, 1]")
+    return pure.float().clamp(0, 1)
+
+
+def _check_labels(plan: Plan, name: str, classes: int) -> None:
+    """Refuse a network whose outputs are not the classes that the data set's labels count."""
+    expected = getattr(plan.dataset, "classes", None)
+    if expected is not None and classes != expected:
+        raise RdpBenchError(
+            f"model '{name}' has {classes} classes, data set {plan.dataset.name} has labels of {expected}: class "
+            "numbers would not mean the same; use a network of the data set's classes"
+        )
+    for other, count in plan.classes.items():
+        if count != classes:
+            raise RdpBenchError(
+                f"model '{name}' has {classes} classes and '{other}' {count}: class numbers would not mean the same; "
+                "use networks of one set of classes"
+            )
+    plan.classes[name] = classes
+    worst = max(plan.dataset.labels)
+    if worst >= classes:
+        raise RdpBenchError(f"label {worst} of data set {plan.dataset.name} is beyond the {classes} classes of {name}")

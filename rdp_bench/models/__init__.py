@@ -1,0 +1,1 @@
+"""Networks as classifiers of images in [0, 1]."""

@@ -1,0 +1,375 @@
+"""timm networks as pixel-space classifiers, prepared for input gradients. Imported only when torch is needed."""
+
+import hashlib
+import logging
+from collections import OrderedDict
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from rdp_bench.errors import BadModelError, UsageError, unknown
+from rdp_bench.keys import canonical
+from rdp_bench.models import resnet_denoise, resnet_v2
+from rdp_bench.models.fold_batch_norm import fold_batch_norm, norm_pairs, replace_relu6
+from rdp_bench.models.zoo import NUMERICS, Card, Member
+from rdp_bench.weights import files as weight_files
+from rdp_bench.weights import state_dict
+from rdp_bench.weights.files import State
+
+log = logging.getLogger(__name__)
+
+
+class PixelClassifier(nn.Module):
+    """A network behind its own preprocessing; see `protocols.Classifier`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, card: Card, weights_hash: str) -> None:
+        super().__init__()
+        self.net = net
+        self.card = card
+        self.name = card.name
+        self.weights_hash = weights_hash
+        self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1))
+        self.classes = int(getattr(net, "num_classes", 1000)) - card.label_offset
+        self._sizes = {card.input_size: card.input_size}
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor, zoom: float = 1.0) -> Tensor:
+        """Logits `[n, classes]` of `x` `[n, 3, h, h]` in [0, 1]; see `protocols.Classifier`."""
+        return self._logits(resize(x, self._size(zoom), self.card.interpolation, self.card.crop))
+
+    def taken(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
+        """`forward` of `take_pixels(x, rows, columns)`, but for rounding, without ever making that image.
+
+        Taking pixels is as linear and separable as resizing is: one pair of matrices an image does both.
+        Grey is zero here, so padding is what no pixel reaches.
+        """
+        matrix = _resize_matrix(
+            rows.shape[1], self._size(zoom), self.card.interpolation, self.card.crop, torch.device(x.device)
+        )
+        down, across = (_take_matrix(matrix, index.to(x.device), x.shape[-1]) for index in (rows, columns))
+        n, c, h, w = x.shape
+        # The products over all channels at once need no copies of the matrices.
+        x = torch.bmm((x - 0.5).view(n, c * h, w), across.mT).view(n, c, h, -1)
+        return self._logits(down[:, None] @ x + 0.5)
+
+    def features(self, x: Tensor, levels: tuple[int, ...] = (2,), zoom: float = 1.0) -> list[Tensor]:
+        """Feature maps of `x` at `levels`, counted as timm does: 0 is the first, of the largest size.
+
+        Without levels, the last map before pooling, which timm does not count where a convolution follows the stages.
+
+        Raises:
+            UsageError: the network does not give feature maps, or has no such level.
+        """
+        net: Any = self.net
+        stages = getattr(net, "feature_info", None)
+        if stages is None or not hasattr(net, "forward_intermediates"):
+            raise UsageError(f"timm gives no feature maps of {self.name}; use another network")
+        if levels and max(levels) >= len(stages):
+            raise UsageError(f"{self.name} has feature levels 0 to {len(stages) - 1}, asked for {max(levels)}")
+        x = resize(x, self._size(zoom), self.card.interpolation, self.card.crop)
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        if not levels:
+            return [net.forward_features(x)]
+        maps: list[Tensor] = net.forward_intermediates(
+            x, indices=sorted(levels), stop_early=True, intermediates_only=True
+        )
+        return maps
+
+    def _size(self, zoom: float) -> int:
+        """The side of the network's input for a zoomed image: the nearest that the network takes."""
+        own = self.card.input_size
+        wanted = own if self.card.fixed_size else round(own * zoom)
+        if wanted not in self._sizes:
+            found = self._sizes[wanted] = nearest_size(self.net, wanted, own)
+            if found != wanted:
+                log.warning("%s takes no input of %d pixels; zoomed images are shown at %d", self.name, wanted, found)
+        return self._sizes[wanted]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.net(x)
+        return logits[:, self.card.label_offset :]
+
+    def record(self) -> dict[str, Any]:
+        """Identity for cache keys; the same as `Member.record` of its card."""
+        return {"weights": self.weights_hash, "numerics": NUMERICS}
+
+
+STEP = 64
+"""The coarsest multiple that networks of timm want of their input."""
+
+
+def nearest_size(net: nn.Module, wanted: int, own: int) -> int:
+    """The side nearest to `wanted` of which `net` takes images; `own`, which it takes, where none is near.
+
+    Some networks (HRNet, DLA) raise unless the side is a multiple of 32, others at every side but theirs. Shapes alone
+    are computed, without numbers. Where that is not possible even at `own`, nothing is known and `wanted` is returned.
+    """
+    tensors = {name: tensor.to("meta") for name, tensor in (*net.named_parameters(), *net.named_buffers())}
+
+    def takes(side: int) -> bool:
+        try:
+            with torch.no_grad():
+                torch.func.functional_call(net, tensors, (torch.empty(1, 3, side, side, device="meta"),))
+        except Exception:  # whatever a network raises
+            return False
+        return True
+
+    if takes(wanted) or not takes(own):
+        return wanted
+    near = sorted(range(max(1, wanted - STEP // 2), wanted + STEP // 2 + 1), key=lambda side: abs(side - wanted))
+    return next((side for side in near if takes(side)), own)
+
+
+@lru_cache(maxsize=64)
+def _resize_matrix(old: int, new: int, mode: str, crop: float, device: torch.device) -> Tensor:
+    whole = round(new / crop)
+    eye = torch.eye(old)[None, None]
+    # Down the columns only; no antialiasing, as in the TF pipelines these networks were trained with.
+    matrix = interpolate(eye, size=(whole, old), mode=mode, align_corners=False)[0, 0]
+    margin = (whole - new) // 2
+    return matrix[margin : margin + new].contiguous().to(device)
+
+
+def resize(x: Tensor, size: int, mode: str = "bicubic", crop: float = 1.0) -> Tensor:
+    """The central `crop` of square images `[n, 3, h, h]`, resized to `[n, 3, size, size]`.
+
+    Resizing is linear and separable: R x R^T. Two matrix products cost less than `interpolate` and its
+    backward pass, and their sums have a fixed order on every device.
+    """
+    old = x.shape[-1]
+    if old == size and crop == 1:
+        return x
+    matrix = _resize_matrix(old, size, mode, crop, x.device)
+    return matrix @ x @ matrix.T
+
+
+def _take_matrix(matrix: Tensor, index: Tensor, size: int) -> Tensor:
+    """`matrix` `[new, old]` after taking `old` entries of `size`, for each row of `index` `[n, old]`; -1 takes none."""
+    n, new = len(index), len(matrix)
+    where = torch.where(index < 0, size, index)[:, None].expand(n, new, -1)
+    out = matrix.new_zeros(n, new, size + 1).scatter_add_(2, where, matrix.expand(n, -1, -1))
+    return out[:, :, :size]
+
+
+def unfolded_state(classifier: PixelClassifier) -> dict[str, Tensor]:
+    """The weights of a prepared network under timm's names: each folded batch-norm comes back as a shift alone."""
+    card = classifier.card
+    net = create(card).eval()
+    names = {module: name for name, module in net.named_modules()}
+    pairs, _ = norm_pairs(net, torch.zeros(1, 3, card.input_size, card.input_size))
+    trained = {name: tensor.detach().cpu() for name, tensor in classifier.net.state_dict().items()}
+    state = {name: trained.get(name, tensor) for name, tensor in net.state_dict().items()}
+    for conv, norm in pairs:
+        before, after = names[conv], names[norm]
+        if f"{after}.weight" in trained:
+            continue  # was not folded
+        state[f"{after}.running_mean"] = torch.zeros_like(norm.bias)
+        state[f"{after}.running_var"] = torch.ones_like(norm.bias)
+        state[f"{after}.weight"] = torch.ones_like(norm.bias)
+        state[f"{after}.bias"] = trained[f"{before}.bias"]
+        # What the norm divides by is put into the weights, not left to rounding.
+        state[f"{before}.weight"] = trained[f"{before}.weight"] * (1 + norm.eps) ** 0.5
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+
+
+_loaded: dict[tuple[str, str, str], PixelClassifier] = {}
+
+
+def load(member: Member, device: str) -> PixelClassifier:
+    """The classifier of `member` on `device`, prepared; kept for the length of the process under its weights' hash.
+
+    Raises:
+        BadModelError: weights that are not those that `member.weights_hash` says, cannot be read, or do not fit.
+    """
+    if member.file is None:
+        found = hub(member, device)
+        if found.weights_hash != member.weights_hash():
+            raise BadModelError(f"model {member.name}: {weight_files.CHANGED}")
+        return found
+    name = (canonical(member.record()), member.name, device)
+    if name not in _loaded:
+        _loaded[name] = _load(member).to(device)
+    return _loaded[name]
+
+
+def hub(member: Member, device: str) -> PixelClassifier:
+    """The classifier of a `member` without a file, with the weights that timm's hub gives."""
+    name = (member.card.arch, member.name, device)
+    if name not in _loaded:
+        _loaded[name] = _load(member).to(device)
+    return _loaded[name]
+
+
+def create(card: Card, *, pretrained: bool = False) -> nn.Module:
+    """The plain network of a card: one of ours, else timm's; untrained unless timm is to download its weights."""
+    if card.arch in resnet_v2.UNITS:
+        return resnet_v2.ResNetV2(resnet_v2.UNITS[card.arch])
+    if card.arch in resnet_denoise.UNITS:
+        return resnet_denoise.ResNetDenoise(resnet_denoise.UNITS[card.arch])
+    import timm
+
+    arch = card.arch.removeprefix("timm:")
+    net: nn.Module = timm.create_model(
+        arch if pretrained else arch.partition(".")[0], pretrained=pretrained, **card.kwargs
+    )
+    return net
+
+
+def read(path: Path) -> State:
+    """The tensors of a weight file of any kind that a model may come in."""
+    if path.suffix == ".npz":
+        return resnet_denoise.from_tensorpack(weight_files.read_npz(path))
+    if path.suffix == ".npy":
+        return resnet_v2.from_tensorflow(weight_files.read_named(path))
+    if path.suffix == ".ckpt" and not weight_files.is_torch(path):
+        return resnet_v2.from_tensorflow(weight_files.read_checkpoint(path))
+    return weight_files.read_tensors(path)
+
+
+def _load(member: Member) -> PixelClassifier:
+    card = member.card
+    try:
+        net = create(card, pretrained=member.file is None)
+    except Exception as error:  # timm and its hub raise many kinds; each means "no weights"
+        raise BadModelError(
+            f"model {card.name}: timm could not provide '{card.arch}' ({type(error).__name__}: {error}). Without "
+            f"network, put its weights as {card.name.removeprefix('timm:')}.safetensors into a folder and pass it as "
+            "--models-dir"
+        ) from error
+    if member.file is not None:
+        weights_hash = member.weights_hash()
+        with weight_files.unchanged(member.file, weights_hash):
+            fill(net, read(member.file), card, member.file)
+    else:
+        weights_hash = _state_hash(net)
+    net.requires_grad_(False).eval()
+    weight_files.channels_last(net)
+    count = fold_batch_norm(
+        net, torch.rand(1, 3, card.input_size, card.input_size, generator=torch.Generator().manual_seed(0))
+    )
+    replace_relu6(net)
+    log.info("%s: %d batch-norms folded", card.name, count)
+    return PixelClassifier(net, card, weights_hash)
+
+
+def fill(net: nn.Module, state: State, card: Card, path: Path) -> None:
+    """Load `state` into `net`, by name or, where the card says so, in order; every tensor must fit.
+
+    A layout that timm converts for its own downloads (torchvision's VGG, for one) is converted as timm does. The
+    constants of a normalisation layer before the network must be the card's.
+
+    Raises:
+        BadModelError: names, shapes, kinds of number or the normalisation differ.
+    """
+    wanted = net.state_dict()
+    state, constants = state_dict.split_normalisation(state_dict.fit(state, wanted), wanted)
+    for name, found in constants.items():
+        if not state_dict.same_constants(found, getattr(card, name)):
+            shown = ", ".join(f"{value:.4g}" for value in found)
+            raise BadModelError(
+                f"{path}: its images are normalised by {name} {shown}, those of {card.name} by "
+                f"{', '.join(f'{value:.4g}' for value in getattr(card, name))}. Name the model whose normalisation is "
+                "the file's, or register the network by a plugin"
+            )
+    if card.in_order and not set(state) & set(wanted):
+        if len(state) != len(wanted):
+            raise BadModelError(f"{path}: holds {len(state)} tensors, {card.arch} has {len(wanted)}")
+        state = OrderedDict(zip(wanted, state.values(), strict=True))
+    elif state_dict.problems(state, wanted):
+        state = state_dict.without_auxiliary(state, wanted)
+        if state_dict.problems(state, wanted) and (converted := _by_timm(net, card, state)) is not None:
+            state = converted
+    try:
+        weight_files.fill(net, state, card.arch, path)
+    except BadModelError as error:
+        if not set(state) & TORCHVISION:
+            raise
+        raise BadModelError(
+            f"{error}. The names are torchvision's, and timm does not convert them for this network: register "
+            "torchvision's own network by a plugin (docs/extend), or convert the file"
+        ) from error
+
+
+TORCHVISION = {"features.0.0.weight", "conv_proj.weight"}
+"""Names that torchvision alone gives, to the first convolution of its networks from MobileNetV2 on."""
+
+
+def _by_timm(net: nn.Module, card: Card, state: State) -> State | None:
+    """`state` after the filter of timm's loader for this architecture; None where it has none, or fails.
+
+    timm hands the filter to its loader only, so it creates the network once more here, with a loader that keeps it.
+    """
+    if card.arch in resnet_v2.UNITS or card.arch in resnet_denoise.UNITS:
+        return None
+    import timm
+    from timm.models import _builder as builder
+
+    kept: list[Any] = []
+    usual = getattr(builder, "load_pretrained", None)
+    if usual is None:
+        return None
+    try:
+        setattr(builder, "load_pretrained", lambda *_, filter_fn=None, **__: kept.append(filter_fn))  # noqa: B010
+        with torch.device("meta"):
+            timm.create_model(
+                card.arch.removeprefix("timm:").partition(".")[0],
+                pretrained=True,
+                pretrained_cfg_overlay={"state_dict": {}},
+                **card.kwargs,
+            )
+    except Exception as error:  # timm's own; then the file is refused for what it is
+        log.info("%s: timm tells no filter (%s)", card.name, error)
+    finally:
+        builder.load_pretrained = usual
+    for convert in filter(None, kept):
+        for arguments in ((dict(state), net), (dict(state),)):  # filters take one or both
+            try:
+                return OrderedDict(convert(*arguments))
+            except Exception as error:
+                log.info("%s: timm's filter fails on the file (%s: %s)", card.name, type(error).__name__, error)
+    return None
+
+
+def timm_card(label: str, *, pretrained: bool) -> Card:
+    """The card of `timm:<name>`, from timm's own record of the model."""
+    import timm
+    from timm.data.config import resolve_data_config
+
+    name = label.removeprefix("timm:")
+    arch = name.partition(".")[0]
+    if not timm.is_model(arch):
+        raise unknown("timm model", arch, timm.list_models())
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None or (pretrained and not config.has_weights):
+        raise BadModelError(f"timm has no pretrained weights for '{name}'; see timm.list_pretrained('{arch}*')")
+    data: dict[str, Any] = resolve_data_config(pretrained_cfg=asdict(config))  # type: ignore[no-untyped-call]
+    return Card(
+        name=label,
+        summary=f"timm {name}",
+        arch=name,
+        weights="hub",
+        input_size=int(data["input_size"][-1]),
+        interpolation=data["interpolation"] if data["interpolation"] in ("bilinear", "bicubic") else "bicubic",
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        fixed_size=bool(config.fixed_input_size),
+        licence=str(config.license or ""),
+    )
+
+
+def _state_hash(net: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()

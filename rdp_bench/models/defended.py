@@ -1,0 +1,150 @@
+"""Sources behind a defense: what an attacker who knows the defense differentiates.
+
+`exact(rdp, effnet-lite0)` is the true gradient through the purifier, `bpda(jpeg, effnet-lite0)` the purifier forward
+and its stand-in (usually the identity) backward (Athalye et al. 2018, Sec. 4.1), `adaptive(...)` whichever of the
+two the defense itself names, with the stronger gradient. A number at the end, `exact(r&p, effnet-lite0, 20)`, is how
+many draws of the defense each gradient is averaged over (EOT, Sec. 4.2). The source may be an ensemble,
+`bpda(nrp, a+b)`.
+
+`white-box`, or `white-box(20)` with EOT, stands for every cell's own target behind the cell's own defense.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from rdp_bench import registry
+from rdp_bench.errors import UsageError
+from rdp_bench.keys import Record
+from rdp_bench.protocols import Classifier, Defense, Purifier
+from rdp_bench.registry import Resolved
+from rdp_bench.specs import cut, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.rng import Draws
+
+MODES = ("exact", "bpda", "adaptive")
+
+_WHITE_BOX = "white-box"
+
+MOST_SAMPLES = 10_000
+"""EOT samples per gradient that a label may ask for."""
+
+
+@dataclass(frozen=True)
+class Through:
+    """A defense in front of a source, and how gradients get past it."""
+
+    mode: str
+    defense: Resolved[Defense]
+    samples: int = 1
+
+    def record(self) -> Record:
+        """Identity for cache keys."""
+        return {"mode": self.mode, "samples": self.samples, "defense": registry.identity(self.defense)}
+
+    def images(self, x: "Tensor", draws: "Draws") -> "Tensor":
+        """The purified images of `x` `[n, 3, h, w]`, with the gradient that `mode` says."""
+        purifier = cast("Purifier", self.defense.value)
+        ways: dict[str, Callable[[Tensor, Draws], Tensor]] = {
+            "exact": purifier.purify,
+            "bpda": purifier.straight_through,
+            "adaptive": purifier.bpda,
+        }
+        # A copy: a defense may write into its input, which here is the attack's own.
+        return ways[self.mode](x.clone(), draws)
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A classifier behind a defense, as an attacker sees it; see `protocols.Classifier`."""
+
+    inner: Classifier
+    through: Through
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def classes(self) -> int:
+        return self.inner.classes
+
+    def drawn(self, x: "Tensor", draws: "Draws", zoom: float = 1.0) -> "Tensor":
+        """Logits `[n, classes]` of purified `x`, the defense's randomness fresh from `draws`."""
+        pure = self.through.images(x, draws)
+        return self.inner(pure, zoom * pure.shape[-1] / x.shape[-1])
+
+    def __call__(self, x: "Tensor", zoom: float = 1.0) -> "Tensor":
+        """Logits for attacks that know no draws: only a defense without randomness can give them.
+
+        Raises:
+            UsageError: the defense is random, or gradients are to be averaged.
+        """
+        from rdp_bench.rng import Draws
+
+        if self.through.defense.value.random or self.through.samples > 1:
+            raise UsageError(
+                f"{self.through.defense.label} in front of {self.name} is random: only this package's own attacks draw "
+                "its randomness anew for every gradient"
+            )
+        return self.drawn(x, Draws([""] * len(x), x.device), zoom)
+
+    def record(self) -> dict[str, Any]:
+        """The classifier's and the defense's."""
+        return {**self.inner.record(), "through": self.through.record()}
+
+
+def parse(label: str) -> tuple[Through, str] | None:
+    """The defense that a source label names and the source behind it; None for a plain label.
+
+    Raises:
+        UsageError: no such form, an unknown defense, or one that has no gradient of this kind.
+    """
+    mode, inside = cut(label)
+    if mode not in MODES or inside is None:
+        return None
+    parts = split(inside, ",")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise UsageError(f"source '{label}': expected {mode}(DEFENSE, SOURCE) or {mode}(DEFENSE, SOURCE, SAMPLES)")
+    samples = _samples(label, parts[2] if len(parts) > 2 else "1")
+    resolved = registry.defense.resolve(parts[0])
+    defense = resolved.value
+    if not isinstance(defense, Purifier):
+        raise UsageError(f"source '{label}': defense {parts[0]} declares no backward pass; subclass Purifier")
+    if mode == "exact" and not defense.differentiable:
+        raise UsageError(f"source '{label}': {parts[0]} is not differentiable; use bpda({parts[0]}, {parts[1]})")
+    return Through(mode, resolved, samples), parts[1]
+
+
+def is_white_box(label: str) -> bool:
+    """Whether a source label stands for every cell's own defended target."""
+    return cut(label)[0] == _WHITE_BOX
+
+
+def white_box(label: str, defense: str, target: str) -> str:
+    """The source that `white-box` or `white-box(20)` stands for in the cell of this defense and target.
+
+    EOT applies to random defenses only; for `none` the source is the target itself.
+
+    Raises:
+        UsageError: an unknown defense, or no sample at all.
+    """
+    inside = cut(label)[1]
+    samples = None if inside is None else _samples(label, inside)
+    if defense == "none":
+        return target
+    if samples and registry.defense.resolve(defense).value.random:
+        return f"adaptive({defense}, {target}, {samples})"
+    return f"adaptive({defense}, {target})"
+
+
+def _samples(label: str, text: str) -> int:
+    count = int(text) if text.isdecimal() and len(text) < 10 else 0
+    if not 1 <= count <= MOST_SAMPLES:
+        raise UsageError(
+            f"source '{label}': the number of samples is a whole number from 1 to {MOST_SAMPLES}, found '{text}'"
+        )
+    return count

@@ -1,0 +1,1 @@
+"""Cells, rows and runs as files."""

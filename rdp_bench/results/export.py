@@ -1,0 +1,135 @@
+"""What a run made, for others to use: predictions of every image, adversarial images as PNG."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdp_bench import csvtext
+from rdp_bench.cache.store import Store, write_atomic
+from rdp_bench.data.image_hashes import batch, digest, fingerprints
+from rdp_bench.data.open import open_dataset
+from rdp_bench.errors import DamagedError, UnreadableError, UsageError
+from rdp_bench.protocols import Dataset
+from rdp_bench.results.rows import Run, chosen, load
+from rdp_bench.terminal import utf8
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "grid", "dataset", "source", "attack", "eps", "defense", "target", "index", "id", "label", "predicted", "margin",
+    "correct", "draw", "norm",
+)  # fmt: skip
+CELL = ("source", "attack", "eps", "defense", "target")
+BATCH = 50
+
+
+def export(
+    out: Path, store: Store, to: Path, dataset: str | None, *, images: bool, parquet: bool, only: Sequence[str] = ()
+) -> dict[str, int]:
+    """Write the runs in `out` (of the grids in `only`, if given) into `to`.
+
+    Returns how many predictions and images there are, and how many sets are lacking.
+
+    * `predictions.csv` (or .parquet): one row an image, cell and draw; `margin` is the best logit minus the second.
+    * `images/<set>/<index>.png` with `images/sets.csv`: every adversarial set once, pixel for pixel.
+
+    Image names come from the data set, so they are written as text, never used as paths.
+
+    Raises:
+        UsageError: no such run in `out`, the data set is not the run's, or it must be named.
+        DamagedError: a stored file.
+    """
+    runs = chosen(load(out, store), only)
+    names = {run.grid: _dataset(run, dataset, store) for run in runs}
+    rows = [row for run in runs for row in _predictions(run, store, names[run.grid])]
+    _write_predictions(to, rows, parquet)
+    counts = [_write_images(run, store, names[run.grid], to / "images") for run in runs] if images else []
+    found, lacking = (sum(count[i] for count in counts) for i in (0, 1))
+    return {"predictions": len(rows), "images": found, "lacking": lacking}
+
+
+def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
+    about = run.record["dataset"]
+    label = named or str(about.get("label") or about["name"])  # a name alone lacks its parameters: photos20(size=64)
+    try:
+        found = open_dataset(label, size=about.get("image_size"), limit=int(about["n"]))
+    except UsageError as error:
+        raise UsageError(
+            f"the run's data set {about['name']} is needed again: name it with --dataset ({error})"
+        ) from error
+    if digest(found, fingerprints(found, store.root)) != about["images"]:
+        raise UsageError(
+            f"{label} does not hold the images and labels of the run {run.grid}; "
+            "where runs have different images, export them one by one: --only GRID --dataset ... --to ..."
+        )
+    return found
+
+
+def _predictions(run: Run, store: Store, dataset: Dataset) -> Iterator[dict[str, Any]]:
+    for cell in run.record["cells"]:
+        if cell["status"] != "done":
+            continue
+        arrays = store.open("eval", cell["eval_key"]).read()
+        shared = {"grid": run.grid, "dataset": run.record["dataset"]["name"], **{name: cell[name] for name in CELL}}
+        labels = arrays["label"].tolist()
+        # One prediction an image, or one for each draw of a random defense.
+        said, margins = (arrays[name].reshape(len(labels), -1).tolist() for name in ("predicted", "margin"))
+        for index, label in enumerate(labels):
+            for draw, (predicted, margin) in enumerate(zip(said[index], margins[index], strict=True)):
+                yield shared | {
+                    "index": index,
+                    "id": dataset.ids[index],
+                    "label": label,
+                    "predicted": predicted,
+                    "margin": round(margin, 5),
+                    "correct": int(label == predicted),
+                    "draw": draw,
+                    "norm": run.norm,
+                }
+
+
+def _write_predictions(to: Path, rows: list[dict[str, Any]], parquet: bool) -> None:
+    if parquet:
+        from pandas import DataFrame
+
+        content = io.BytesIO()
+        try:
+            written = [{**row, "id": utf8(row["id"]).decode()} for row in rows]
+            DataFrame(written, columns=COLUMNS).to_parquet(content, index=False)
+        except ImportError as error:
+            raise UsageError("--parquet needs pyarrow: pip install pyarrow, or leave it out for CSV") from error
+        write_atomic(to / "predictions.parquet", content.getvalue())
+        return
+    write_atomic(to / "predictions.csv", utf8(csvtext.records(COLUMNS, rows)))
+
+
+def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[int, int]:
+    """Every set of the run as PNG; how many images, and how many sets are not there whole."""
+    from PIL import Image
+
+    sets = {cell["adv_key"]: cell for cell in run.record["cells"] if cell["adv_key"]}
+    lines, count = [], 0
+    for key, cell in sets.items():
+        try:
+            delta = store.open("adv", key).read()["delta"]
+        except (DamagedError, UnreadableError) as error:
+            log.warning("set %s is left out: %s", key[:12], error)
+            continue
+        folder = to / key[:16]
+        for low in range(0, len(delta), BATCH):
+            clean = batch(dataset, low, min(low + BATCH, len(delta)))
+            for offset, adv in enumerate((clean + delta[low : low + BATCH].astype(np.int16)).astype(np.uint8)):
+                file = io.BytesIO()
+                Image.fromarray(np.ascontiguousarray(adv.transpose(1, 2, 0))).save(file, "PNG")
+                write_atomic(folder / f"{low + offset:05d}.png", file.getvalue())
+                count += 1
+        lines.append({"folder": key[:16], **{name: cell[name] for name in ("source", "attack", "eps")}, "key": key})
+    about = {name: value for name, value in run.record["dataset"].items() if name != "label"}
+    record = {"dataset": about, "norm": run.norm, "ids": list(dataset.ids), "sets": lines}
+    write_atomic(to / f"{run.grid}.json", json.dumps(record, indent=1).encode())
+    return count, len(sets) - len(lines)

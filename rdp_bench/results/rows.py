@@ -1,0 +1,491 @@
+"""Predictions -> numbers: the rows of results.csv, and what reports read of a run.
+
+`row` and `write_results` serve the run and load neither pandas nor torch; `load` serves the reports.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rdp_bench import csvtext
+from rdp_bench.budgets import LINF, norm_of, show_eps
+from rdp_bench.cache.store import Store, alone, write_atomic
+from rdp_bench.environment import differing, merged
+from rdp_bench.errors import RdpBenchError, UsageError, unknown
+from rdp_bench.keys import Record
+from rdp_bench.metrics import stats
+from rdp_bench.metrics.correctness import WAYS, distances, wrong
+from rdp_bench.metrics.significance import UNDEFENDED as UNDEFENDED
+from rdp_bench.specs import cut, plain, show, split
+from rdp_bench.terminal import utf8
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from pandas import DataFrame
+
+    Counts = NDArray[np.int64]
+    Flags = NDArray[np.bool_]
+    Rates = NDArray[Any]  # flags, or shares
+
+COLUMNS = (
+    "grid", "dataset", "n", "source", "attack", "eps", "defense", "target", "metric", "value", "ci_low", "ci_high",
+    "paper", "status", "reason", "adv_key", "eval_key", "seconds",
+)  # fmt: skip
+
+FORMAT = 2
+"""Of OUT/runs/*.json."""
+
+Row = dict[str, Any]
+
+
+class Place(NamedTuple):
+    """Where a number stands: all of a cell but its run."""
+
+    source: str
+    attack: str
+    eps: float
+    target: str
+    defense: str
+
+    @classmethod
+    def of(cls, cell: Mapping[str, Any]) -> "Place":
+        return cls(cell["source"], cell["attack"], float(cell["eps"]), cell["target"], cell["defense"])
+
+
+# --- the paper's numbers ---------------------------------------------------------------------------------
+
+
+@cache
+def paper() -> Record:
+    """data/paper/paper.toml: captions, notes, and how names are written."""
+    text = files("rdp_bench.data").joinpath("paper", "paper.toml").read_text("utf-8")
+    return tomllib.loads(text)
+
+
+@cache
+def _printed(name: str) -> dict[Place, tuple[str, float]]:
+    text = files("rdp_bench.data").joinpath("paper", f"{name}.csv").read_text("utf-8")
+    return {Place.of(line): (line["metric"], float(line["value"])) for line in csv.DictReader(io.StringIO(text))}
+
+
+def printed(run: Record, place: Place, metric: str) -> float | None:
+    """The paper's number for this very cell, in `metric`; None where it prints none.
+
+    The run's own table is asked first, then the others in their order: two of them share cells. A run on
+    some of the data set's images still has the paper's cells; its interval says how far it can be trusted. The paper's
+    budgets are L-infinity.
+    """
+    if norm_of(run) != LINF:
+        return None
+    if place.source in run.get("sources", {}):
+        source = run["sources"][place.source]
+        place = place._replace(source=plain(place.source))
+        if not source.get("through") and sorted(source.get("members", [])) == sorted(paper()["ensemble"]):
+            place = place._replace(source="ensemble")
+        elif place.source == "ensemble":
+            return None
+    tables = paper()["tables"]
+    order = sorted(tables, key=lambda name: (name != run["grid"], name))
+    if place.attack == "average":
+        order = ["table1-averages"]
+    for name in order:
+        found = _printed(name).get(place)
+        if found and tables[name.removesuffix("-averages")]["dataset"] == run["dataset"]["name"]:
+            return found[1] if found[0] == metric else round(100 - found[1], 4)
+    return None
+
+
+def pretty(name: str) -> str:
+    """A registry name as the paper writes it; its parameters, and other names, as they are.
+
+    >>> pretty("mi-fgsm"), pretty("fd(inner=25,outer=30)"), pretty("effnet-lite2")
+    ('MI-FGSM', 'FD(inner=25, outer=30)', 'effnet-lite2')
+    >>> pretty("jpeg>>rdp")
+    'JPEG >> RDP'
+    """
+    try:
+        return " >> ".join(map(_pretty, split(name, ">>")))
+    except UsageError:  # a name of a plugin or a file that is no label
+        return name
+
+
+def _pretty(part: str) -> str:
+    names: dict[str, str] = paper()["names"]
+    stem, inside = cut(part)
+    arguments = "" if inside is None else f"({', '.join(split(inside, ','))})"
+    return names.get(stem, stem) + arguments
+
+
+# --- results.csv -----------------------------------------------------------------------------------------
+
+
+def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label: "NDArray[np.int32] | None") -> Row:
+    """One line of results.csv; `predicted` and `label` are `[n]`, or None where there is no prediction.
+
+    An error counts every image, also those that the target gets wrong without an attack: the paper's
+    Table 1 is over all 1000. Predictions `[n, draws]` give the mean over the draws, with an interval whose units
+    are images. A cell that says "done" without predictions becomes a failed one. Under an L2 budget, of which eps says
+    nothing by itself, the metric is error_l2.
+    """
+    place = Place.of(cell)
+    metric = "accuracy" if place.attack == "clean" else f"error{_suffix(run)}"
+    status, reason = cell["status"], cell.get("reason", "")
+    value, low, high = "", "", ""
+    if status == "done":
+        if predicted is None or label is None or not len(predicted) == len(label) == run["dataset"]["n"]:
+            have = 0 if predicted is None else len(predicted)
+            status, reason = "failed", f"{have} of {run['dataset']['n']} predictions are stored; run the grid again"
+        else:
+            value, low, high = percent(wrong(predicted, label), metric)
+    number = printed(run, place, metric)
+    return {
+        "grid": run["grid"],
+        "dataset": run["dataset"]["name"],
+        "n": run["dataset"]["n"],
+        "source": place.source,
+        "attack": place.attack,
+        "eps": show(place.eps),
+        "defense": place.defense,
+        "target": place.target,
+        "metric": metric,
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "paper": "" if number is None else show(number),
+        "status": status,
+        "reason": " ".join(str(reason).split()),
+        "adv_key": cell.get("adv_key") or "",
+        "eval_key": cell.get("eval_key") or "",
+        "seconds": f"{cell.get('seconds') or 0:.3f}",
+    }
+
+
+def _suffix(run: Record) -> str:
+    """What metrics of attacked cells end with: the norm, where it is not L-infinity."""
+    norm = norm_of(run)
+    return "" if norm == LINF else f"_{norm}"
+
+
+def draw_rows(line: Row, predicted: "NDArray[np.int32] | None", label: "NDArray[np.int32] | None") -> list[Row]:
+    """What `row` says of a cell of several draws, `predicted` `[n, draws]`, in each of the other `WAYS`."""
+    rows = []
+    for way in WAYS:
+        value, low, high = "", "", ""
+        if line["status"] == "done" and predicted is not None and label is not None:
+            value, low, high = percent(wrong(predicted, label, way), line["metric"])
+        found = {"metric": f"{line['metric']}_{way}", "value": value, "ci_low": low, "ci_high": high}
+        rows.append({**line, **found, "paper": "", "seconds": "0.000"})
+    return rows
+
+
+def success_row(line: Row, attacked: "Flags | None", clean: "Flags | None") -> Row:
+    """The success rate of the attack of an attacked cell's line, as a line of its own.
+
+    Of the images that the cell's target gets right behind its defense without an attack, the share that it gets wrong
+    under the attack; `n` is how many those are.
+
+    Args:
+        line: what `row` says of the cell.
+        attacked: which images are wrong under the attack, `[n]`; of several draws, in the first. None: not known.
+        clean: the same without the attack.
+    """
+    metric = line["metric"].replace("error", "success", 1)
+    found = {**line, "metric": metric, "value": "", "ci_low": "", "ci_high": "", "paper": "", "seconds": "0.000"}
+    if line["status"] != "done" or attacked is None:
+        return found
+    if clean is None:
+        return found | {"status": "pending", "reason": "the same cell without an attack is not done"}
+    lost = attacked[~clean]
+    if not len(lost):
+        return found | {"n": 0, "reason": "no image is right without an attack"}
+    value, low, high = percent(lost, "error")
+    return found | {"n": len(lost), "value": value, "ci_low": low, "ci_high": high}
+
+
+def targeted_row(line: Row, hits: "Rates | None") -> Row:
+    """The targeted success rate of an attacked cell's line, as a line of its own.
+
+    Args:
+        line: what `row` says of the cell.
+        hits: which images the target takes for their target class, `[n]` flags, or shares of several draws.
+    """
+    metric = line["metric"].replace("error", "targeted_success", 1)
+    value, low, high = percent(hits, "error") if hits is not None and line["status"] == "done" else ("", "", "")
+    found = {"metric": metric, "value": value, "ci_low": low, "ci_high": high}
+    return {**line, **found, "paper": "", "seconds": "0.000"}
+
+
+def restoration_rows(line: Row, key: str, near: "Mapping[str, Rates]") -> list[Row]:
+    """How near the images behind a cell's line come to the clean ones: means of `outcomes.distances`; no target."""
+    shared = {**line, "target": "-", "ci_low": "", "ci_high": "", "paper": "", "status": "done", "reason": ""}
+    norm = line["metric"].removeprefix("error") if line["metric"].startswith("error") else ""
+    return [
+        {**shared, "metric": metric + norm, "value": f"{values.mean():.4f}", "eval_key": key, "seconds": "0.000"}
+        for metric, values in near.items()
+    ]
+
+
+def percent(errors: "Rates", metric: str) -> tuple[str, str, str]:
+    """Mean and interval of `[n]` errors, or of accuracies, as results.csv has them: Wilson's where each is 0 or 1."""
+    rates = errors if metric.startswith("error") else 1 - errors
+    count, hits = len(rates), float(rates.sum())
+    ends = stats.wilson(int(hits), count) if errors.dtype == bool else stats.mean_interval(rates)
+    value, low, high = (f"{100 * part:.4f}" for part in (hits / count, *ends))
+    return value, low, high
+
+
+def write_results(out: Path, rows: Sequence[Row]) -> Path:
+    """Write OUT/results.csv whole; lines of other grids stay if OUT/runs has their record.
+
+    Raises:
+        UsageError: the file that is there has other columns; it is left as it is.
+    """
+    path = out / "results.csv"
+    with alone(out):
+        others = {record.stem for record in (out / "runs").glob("*.json")} - {line["grid"] for line in rows}
+        write_atomic(path, utf8(csvtext.records(COLUMNS, [*_others(path, others), *rows])))
+    return path
+
+
+def _others(path: Path, grids: set[str]) -> list[Row]:
+    """The lines of these grids."""
+    if not path.exists():
+        return []
+    try:
+        columns, lines = csvtext.read(path.read_bytes().decode("utf-8"))
+        if columns == COLUMNS:
+            return [line for line in lines if line["grid"] in grids]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read ({error}); move it away, or name another --out") from error
+    raise UsageError(f"{path} has other columns than results.csv; move it away, or name another --out")
+
+
+# --- what reports read -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its reports need it: the record, its tidy rows, and who was wrong on which image."""
+
+    record: Record
+    rows: list[Row]  # as in results.csv, one a cell
+    wrong: "dict[Place, Rates]"  # [n] of every cell that is done: flags, or the share of several draws
+    predicted: "dict[Place, NDArray[np.int32]]"  # [n], of the first draw
+    ways: "dict[tuple[Place, str], Flags]" = field(default_factory=dict)  # of several draws: WAYS, and "first"
+    restored: "dict[Place, dict[str, Rates]]" = field(default_factory=dict)
+    """`outcomes.distances` of the purified images of a place whose target is "-"."""
+    unread: dict[Place, str] = field(default_factory=dict)
+    """Why what the record calls done could not be read, by place; image quality has the target "-"."""
+    made: list[Record] = field(default_factory=list)
+    """What made each stored batch that the numbers come from: versions, device, threads, time."""
+
+    @property
+    def grid(self) -> str:
+        return str(self.record["grid"])
+
+    @property
+    def made_between(self) -> tuple[str, str] | None:
+        """When the first and the last stored batch behind the numbers was made; None where no batch says."""
+        times = sorted(str(made["time"]) for made in self.made if "time" in made)
+        return (times[0], times[-1]) if times else None
+
+    @property
+    def norm(self) -> str:
+        """The norm of the run's budgets."""
+        return norm_of(self.record)
+
+    def eps(self, value: float) -> str:
+        """A budget of the run in words: of other norms than L-infinity the name is said."""
+        return show_eps(value, self.norm)
+
+    @property
+    def draws(self) -> int:
+        """How many draws of a random defense the run judges."""
+        return int(self.record["axes"].get("draws", 1))
+
+    def errors(self, place: Place) -> "Counts":
+        """How many of `draws` looks at each image were wrong, `[n]`; all or none where nothing is random."""
+        return (self.wrong[place] * self.draws).round().astype(int)
+
+    def mistaken(self, place: Place) -> "Flags | None":
+        """Which images the target gets wrong, `[n]`, as they are kept for a look: behind the first draw."""
+        return self.ways.get((place, "first"), self.wrong.get(place))
+
+    @cached_property
+    def frame(self) -> "DataFrame":
+        """The rows as pandas reads results.csv: numbers are numbers, NaN where there is none."""
+        import pandas as pd  # half a second, which a report that does without it need not spend
+
+        frame = pd.DataFrame(self.rows, columns=list(COLUMNS))
+        for name in ("eps", "value", "ci_low", "ci_high", "paper", "seconds"):
+            frame[name] = pd.to_numeric(frame[name])
+        return frame
+
+    def axis(self, name: str) -> list[str]:
+        """The labels of an axis in the run's order, cells beyond the recorded axes included."""
+        singular = {"sources": "source", "targets": "target", "attacks": "attack", "defenses": "defense"}[name]
+        seen = [cell[singular] for cell in self.record["cells"]]
+        return [label for label in dict.fromkeys([*self.record["axes"].get(name, []), *seen]) if label in seen]
+
+
+def chosen(runs: list[Run], only: Sequence[str]) -> list[Run]:
+    """The runs of the grids in `only`; all where it names none.
+
+    Raises:
+        UsageError: a grid of `only` has no run.
+    """
+    grids = [run.grid for run in runs]
+    for name in only:
+        if name not in grids:
+            raise unknown("run of grid", name, grids)
+    return [run for run in runs if not only or run.grid in only]
+
+
+def load(out: Path, store: Store) -> list[Run]:
+    """Every run recorded under `out`, by grid name. A cell whose predictions cannot be read is a failed one.
+
+    Raises:
+        UsageError: there is no run, or a record cannot be read or was edited.
+    """
+    paths = sorted((out / "runs").glob("*.json"))
+    if not paths:
+        raise UsageError(f"no run in {out}; make one: rdp-bench run --grid table1 --out {out}")
+    return [_load(path, store) for path in paths]
+
+
+def _load(path: Path, store: Store) -> Run:
+    record = read_record(path)
+    run = Run(record, [], {}, {})
+    provenance = Provenance(store)
+    for cell in record["cells"]:
+        arrays: dict[str, Any] = {}
+        asked_done = cell["status"] == "done"
+        if asked_done:
+            try:
+                arrays = dict(store.open("eval", cell["eval_key"] or "").read())
+                provenance.add(cell)
+            except RdpBenchError as error:
+                cell = {**cell, "status": "failed", "reason": str(error)}
+        line = row(record, cell, arrays.get("predicted"), arrays.get("label"))
+        if asked_done and line["status"] != "done":
+            run.unread[Place.of(cell)] = line["reason"]
+        run.rows.append(line)
+        place = Place.of(cell)
+        if line["status"] == "done":
+            predicted, label = arrays["predicted"], arrays["label"]
+            run.wrong[place] = wrong(predicted, label)
+            run.predicted[place] = predicted if predicted.ndim == 1 else predicted[:, 0]
+            if predicted.ndim > 1:
+                run.ways.update({(place, way): wrong(predicted, label, way) for way in WAYS})
+                run.ways[place, "first"] = wrong(predicted[:, 0], label)
+        image = place._replace(target="-")
+        if (key := cell.get("restoration_key")) and image not in run.restored and image not in run.unread:
+            try:
+                run.restored[image] = distances(store.open("restoration", key).read())
+            except RdpBenchError as error:
+                if asked_done:  # else it was not measured either
+                    run.unread[image] = str(error)
+    run.made.extend(provenance.found)
+    if run.made:
+        record["environment"] = merged(run.made)
+    if run.unread:
+        record["warnings"] = [*record["warnings"], lost(run)]
+    if apart := differing(run.made):
+        told = "; ".join(f"{name} {text}" for name, text in apart.items())
+        record["warnings"] = [
+            *record["warnings"],
+            f"These numbers were not all made under the same conditions: {told}.",
+        ]
+    return run
+
+
+def lost(run: Run) -> str:
+    """How many results the run record calls done and could not be read, and why the first of them could not."""
+    place, reason = next(iter(run.unread.items()))
+    return (
+        f"{len(run.unread)} of the results that the record of {run.grid} calls done could not be read; run the grid "
+        "again. "
+        f"The first: {place.defense}, {place.attack}, {place.target}: {reason}"
+    )
+
+
+class Provenance:
+    """Collects what made the artefacts behind cells, each artefact once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen: set[str] = set()
+        self.found: list[Record] = []
+
+    def add(self, cell: Record) -> None:
+        """The predictions of a cell, its adversarial set and its image quality."""
+        for kind, name in (("eval", "eval_key"), ("adv", "adv_key"), ("restoration", "restoration_key")):
+            key = cell.get(name)
+            if not key or key in self._seen:
+                continue
+            self._seen.add(key)
+            with contextlib.suppress(RdpBenchError):  # a set may be gone that its predictions outlive
+                # Batches written without a worker, as tests do, know their time alone.
+                self.found += [made for made in self._store.open(kind, key).made() if made.keys() > {"time"}]
+
+
+# --- OUT/runs/<grid>.json --------------------------------------------------------------------------------
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a run record with its checksum, so that `read_record` notices an edit."""
+    plain = json.loads(json.dumps(record))
+    write_atomic(path, json.dumps({**plain, "sha256": _checksum(plain)}, indent=1).encode())
+
+
+def _checksum(record: Record) -> str:
+    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def read_record(path: Path) -> Record:
+    """A run record as it was written.
+
+    Raises:
+        UsageError: it is not one, is of another format, or was edited.
+    """
+    try:
+        raw = json.loads(path.read_bytes())
+        checksum = raw.pop("sha256", None)
+        record: Record = _readable(raw)
+        if "label" in record["dataset"]:
+            record["dataset"]["label"] = raw["dataset"]["label"]  # `export` opens it
+        if record["format"] != FORMAT:
+            raise UsageError(f"{path}: format {record['format']}, this version reads {FORMAT}; run the grid again")
+        if checksum != _checksum(raw):
+            raise UsageError(f"{path} was changed after the run wrote it (its checksum differs); run the grid again")
+        for cell in record["cells"]:
+            Place.of(cell), cell["status"], cell["eval_key"]
+        for name in ("axes", "environment", "models", "sources", "attacks", "defenses"):
+            record[name].items()
+        for name in ("grid", "profile", "command", "seed", "started", "seconds", "warnings"):
+            record[name]
+        for name in ("name", "size", "images"):
+            record["dataset"][name]
+        int(record["dataset"]["n"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{path} is not a run record ({error!r}); run the grid again, or move it away") from error
+    return record
+
+
+def _readable(value: Any) -> Any:
+    """A record without what no file can hold: the bytes of a path that were not UTF-8, see `terminal.utf8`."""
+    if isinstance(value, str):
+        return utf8(value).decode()
+    if isinstance(value, dict):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    return [_readable(item) for item in value] if isinstance(value, list) else value

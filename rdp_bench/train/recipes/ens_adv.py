@@ -1,0 +1,154 @@
+"""Ensemble adversarial training (Tramer et al. 2018) of a target, by distillation from its natural self."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from rdp_bench.attacks._iterate import normalise, smooth
+from rdp_bench.attacks.gradient_sign import GradientSign
+from rdp_bench.models.classifier import resize, unfolded_state
+from rdp_bench.models.zoo import LoadedSource, find
+from rdp_bench.rng import Draws
+from rdp_bench.train.extractor import WHOLE
+from rdp_bench.train.losses import distillation
+from rdp_bench.train.recipe import Recipe, Step
+
+STUDENT = "effnet-lite2"
+SHOWN = 256
+"""Pixels to which a crop is enlarged: photographs are smaller than the benchmark's images."""
+
+
+class EnsAdv(Recipe):
+    """The student sees clean images and images attacked from static sources; its teacher sees the clean ones.
+
+    Each batch draws its source (--features), one to three steps, and by a coin a smoothed gradient. A quarter of its
+    images are attacked at --eps, the others at U(1/4, 1) of it. Batch statistics stay as they are.
+
+    The product lies --blend of the way from the teacher's weights to the student's: between them robustness lasts
+    longer than the loss of clean accuracy does (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+    """
+
+    name = "ens-adv"
+    parts = ("clean", "adv")
+    without_effect = ("levels", "attack", "scale")
+    loss_weights: ClassVar = {"clean": 1.0, "adv": 1.0}
+    uses_features = False
+    frozen_statistics = True
+    defaults: ClassVar = {
+        "compact": {"steps": 2000, "batch": 16, "crop": 224, "rate": 1e-4, "schedule": "cosine",
+                    "features": ("effnet-lite0", "effnet-lite1"), "attack_steps": 3, "blend": 0.7},
+    }  # fmt: skip
+
+    def build(self) -> dict[str, nn.Module]:
+        """The student, a copy of the natural network."""
+        self.member: Any = find(STUDENT, self.models_dir)
+        teacher: Any = self.member.load(self.device)
+        self.teacher = teacher
+        self.sources: list[Any] = [find(label, self.models_dir).load(self.device) for label in self.options.features]
+        self.net_args = {"of": STUDENT}
+        student: Any = copy.deepcopy(teacher)
+        student.requires_grad_(True)
+        self.turn = 0
+        return {"student": student}
+
+    @property
+    def zoom(self) -> float:
+        """How much of a whole image's pixels a training image has."""
+        return SHOWN / WHOLE
+
+    def prepare(self, clean: Tensor, rng: Generator) -> Tensor:
+        """Attacked images of `clean` after enlarging, `[n, 3, 256, 256]`."""
+        x = resize(clean, SHOWN).clamp(0, 1)
+        with torch.no_grad():
+            self.wanted = self.teacher(x, self.zoom)
+        n, device = len(x), x.device
+        source = self.sources[int(torch.randint(len(self.sources), (), generator=rng, device=device))]
+        steps = int(torch.randint(1, self.options.attack_steps + 1, (), generator=rng, device=device))
+        coarse = bool(torch.rand((), generator=rng, device=device) < 0.5)
+        share = torch.rand(n, generator=rng, device=device) * 0.75 + 0.25
+        share[: n // 4] = 1.0
+        eps = (share * self.options.eps / 255).view(n, 1, 1, 1)
+        noise = (torch.rand(x.shape, generator=rng, device=device) * 2 - 1) * eps / 2
+        low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+        labels, adv, velocity = self.wanted.argmax(1), x + noise, torch.zeros_like(x)
+        for _ in range(steps):
+            leaf = adv.detach().requires_grad_()
+            loss = torch.nn.functional.cross_entropy(source(leaf, self.zoom), labels, reduction="sum")
+            (grad,) = torch.autograd.grad(loss, leaf)
+            velocity = velocity + normalise(smooth(grad, 15) if coarse else grad)
+            adv = torch.minimum(torch.maximum(adv + torch.sign(velocity) * eps * 1.25 / steps, low), high)
+        self.clean = x
+        return adv.detach()
+
+    def steps(self, clean: Tensor, inputs: Tensor, rng: Generator) -> Iterator[Step]:  # noqa: ARG002
+        """KL divergence from the teacher's view of the clean image, on clean and on attacked ones."""
+        student = self.nets["student"]
+        logits = student(torch.cat([self.clean, inputs]), self.zoom)
+        on_clean, on_adv = logits.chunk(2)
+        yield (
+            "main",
+            self.total({"clean": distillation(self.wanted, on_clean), "adv": distillation(self.wanted, on_adv)}),
+        )
+
+    def validation(self, clean: Tensor) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
+        """See `TargetValidation`."""
+        return TargetValidation(clean, self)
+
+    def purify(self, x: Tensor) -> Tensor:
+        """Nothing: what is trained is the target."""
+        return x
+
+    def blended(self) -> Any:
+        """The product: teacher and student mixed, weight by weight."""
+        mixed = copy.deepcopy(self.teacher)
+        for weight, trained in zip(mixed.parameters(), self.nets["student"].parameters(), strict=True):
+            weight.data.lerp_(trained.detach(), self.options.blend)
+        return mixed
+
+    def export(self) -> dict[str, Tensor]:
+        """The product under timm's names."""
+        return unfolded_state(self.blended())
+
+
+class TargetValidation:
+    """Agreement of the product with its teacher's clean view: clean, and under attacks from lite0 at eps 16."""
+
+    def __init__(self, clean: Tensor, recipe: EnsAdv) -> None:
+        self.product, self.sets = recipe.blended, {}
+        source = find("effnet-lite0", recipe.models_dir).load(recipe.device)
+        x = clean.to(recipe.device)
+        attacks = {
+            "fgsm": GradientSign(steps=1, label="own"),
+            "mi-fgsm": GradientSign(momentum=1.0, label="own"),
+            "ti-dim": GradientSign(momentum=1.0, diversity=0.7, kernel=15, label="own"),
+        }
+        draws = Draws([f"validation/{i}" for i in range(len(x))], recipe.device)
+        self.sets = {"clean": x}
+        for name, attack in attacks.items():
+            parts = [
+                attack(LoadedSource("effnet-lite0", [source]), part, torch.zeros(len(part), dtype=torch.long),
+                       16 / 255, draws.pick(torch.arange(i * 16, i * 16 + len(part))))
+                for i, part in enumerate(torch.split(x, 16))
+            ]  # fmt: skip
+            self.sets[name] = (torch.cat(parts) * 255).round() / 255
+        with torch.no_grad():
+            self.wanted = torch.cat([recipe.teacher(part) for part in torch.split(x, 16)])
+        found = self._judge(recipe.teacher)
+        self.undefended = {key: value for key, value in found.items() if key != "score"}
+
+    def __call__(self, purify: Callable[[Tensor], Tensor]) -> dict[str, float]:  # noqa: ARG002
+        """Agreement in percent on each set; `score`: KL divergence, clean plus the mean of the attacked."""
+        return self._judge(self.product())
+
+    def _judge(self, net: Any) -> dict[str, float]:
+        found, divergence = {}, {}
+        for name, images in self.sets.items():
+            with torch.no_grad():
+                logits = torch.cat([net(part) for part in torch.split(images, 16)])
+            found[f"agree_{name}"] = 100 * float((logits.argmax(1) == self.wanted.argmax(1)).float().mean())
+            divergence[name] = float(distillation(self.wanted, logits))
+        attacked = [value for name, value in divergence.items() if name != "clean"]
+        return found | {"score": divergence["clean"] + sum(attacked) / len(attacked)}

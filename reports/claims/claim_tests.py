@@ -1,0 +1,274 @@
+"""Does a run bear out what the paper concludes? Paired tests on the run's own predictions.
+
+A verdict is about the run's setting: its networks, images and weights, which need not be the paper's.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rdp_bench.budgets import LINF
+from rdp_bench.metrics import stats
+from rdp_bench.metrics.significance import paired
+from rdp_bench.reports.claims.claims import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    TIE,
+    Answer,
+    Claim,
+    Finding,
+    Scope,
+    claims,
+    matching,
+    scopes,
+)
+from rdp_bench.reports.claims.gain import Gain, gain, mode, plain
+from rdp_bench.reports.figures.ablation import variant
+from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
+from rdp_bench.specs import show
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SWAPS = 2000
+_SEED = 20211015  # any constant
+
+
+@dataclass(frozen=True)
+class _Rival:
+    """Whom the subject is compared with: a defense, or a target that stands beside the others undefended."""
+
+    name: str
+    behind: Callable[[Place], Place]
+
+
+@dataclass(frozen=True)
+class _Duel:
+    """What is compared, subject and rival (lower is better), and how sure the difference is."""
+
+    rival: str
+    mine: float
+    theirs: float
+    p: float
+
+
+def answers(run: Run) -> list[Answer]:
+    """Every claim about the run's grid; for another that is no mere figure, every claim that can be judged."""
+    if run.norm != LINF:
+        return []  # the paper's budgets are L-infinity
+    about = [claim for claim in claims() if run.grid in claim.grids]
+    if not about and run.record.get("figures"):
+        return []
+    found = [Answer(claim, _RULES[claim.rule](run, claim)) for claim in about or claims()]
+    return found if about else [answer for answer in found if set(answer.count) - {OPEN}]
+
+
+# --- best, worst, beats, steadiest -----------------------------------------------------------------------
+
+
+def _contest(run: Run, claim: Claim, *, sign: int = 1, each: bool = False, steady: bool = False) -> list[Finding]:
+    """The subject against its rivals in every scope: theirs must be the higher (`sign` 1) or the lower number (-1).
+
+    With `each`, every rival has a finding; else one stands for all, that of whom decides. Holm over all of them.
+    """
+    subject = next(iter(matching(run, [claim.subject])), claim.subject)
+    rivals = _rivals(run, claim, subject)
+    names = matching(run, claim.against)
+    left_out = [pattern for pattern in claim.against if "*" not in pattern and pattern not in names]
+    where = scopes(run, claim, subject)
+    if not where or not rivals:
+        behind = (
+            f" behind {_called(subject)}"
+            if not where
+            else f" behind {_names(map(pretty, left_out))}"
+            if left_out
+            else ""
+        )
+        return [Finding(OPEN, {}, "", note=f"this run has no such cells{behind}")]
+    duels: dict[tuple[int, str], _Duel] = {}
+    gaps: dict[tuple[int, str], str] = {}
+    for i, scope in enumerate(where):
+        for rival in rivals:
+            theirs = [rival.behind(place) for place in scope.cells]
+            if gap := _lacking(run, scope.cells) or _lacking(run, theirs):
+                gaps[i, rival.name] = gap
+            else:
+                duels[i, rival.name] = (_by_deviation if steady else _by_errors)(run, rival.name, scope.cells, theirs)
+    adjusted = stats.holm([duel.p for duel in duels.values()])
+    duels = {key: replace(duel, p=p) for (key, duel), p in zip(duels.items(), adjusted, strict=True)}
+    findings = []
+    for i, scope in enumerate(where):
+        for group in [[rival] for rival in rivals] if each else [rivals]:
+            fought = [duels[i, rival.name] for rival in group if (i, rival.name) in duels]
+            holes = list(dict.fromkeys(gaps[i, rival.name] for rival in group if (i, rival.name) in gaps))
+            findings.append(_decide(run, claim, scope, fought, holes, left_out, sign))
+    return findings + [Finding(OPEN, {}, "", note=f"no {pretty(name)} in this run") for name in left_out if each]
+
+
+def _rivals(run: Run, claim: Claim, subject: str) -> list[_Rival]:
+    def behind(place: Place, defense: str, target: str = "") -> Place:
+        return place._replace(defense=defense, target=target or place.target)
+
+    names = [name for name in matching(run, claim.against) if name != subject]
+    rivals = [_Rival(_called(name), partial(behind, defense=name)) for name in names]
+    if claim.beside:
+        defended = {cell["target"] for cell in run.record["cells"] if cell["defense"] != UNDEFENDED}
+        for target in (name for name in run.axis("targets") if name not in defended):
+            rivals += [_Rival(pretty(target), partial(behind, defense=UNDEFENDED, target=target))]
+    return rivals
+
+
+def _by_errors(run: Run, rival: str, mine: list[Place], theirs: list[Place]) -> _Duel:
+    """Error rates over all cells."""
+    first, second = _errors(run, mine), _errors(run, theirs)
+    looks = len(mine) * run.draws
+    return _Duel(rival, _percent(first / looks), _percent(second / looks), paired(first, second))
+
+
+def _by_deviation(run: Run, rival: str, mine: list[Place], theirs: list[Place]) -> _Duel:
+    """Population standard deviations over the cells.
+
+    Were the two alike, every image's answers could as well be the other's: p is by random patterns of such swaps.
+    """
+    first, second = (np.array([run.wrong[place] for place in places], float) for places in (mine, theirs))
+    n = first.shape[1]
+    swap = np.random.default_rng(_SEED).integers(0, 2, (_SWAPS, n)).astype(float)
+    moved = swap @ (second - first).T  # errors that change sides, [swap, cell]
+    chance = (first.sum(1) + moved).std(1) - (second.sum(1) - moved).std(1)
+    seen = abs(first.sum(1).std() - second.sum(1).std())
+    beyond = int((np.abs(chance) >= seen - 1e-9).sum())
+    mean = first.mean(1), second.mean(1)
+    return _Duel(rival, 100 * float(mean[0].std()), 100 * float(mean[1].std()), (1 + beyond) / (1 + _SWAPS))
+
+
+def _decide(
+    run: Run, claim: Claim, scope: Scope, duels: list[_Duel], holes: list[str], left_out: list[str], sign: int
+) -> Finding:
+    """Holds if every rival is told to be worse, fails if one is told to be better, else a tie."""
+    subject = _called(scope.cells[0].defense)
+    if not duels:
+        return Finding(OPEN, scope.where, scope.setting, subject, note="; ".join(holes))
+
+    def ahead(duel: _Duel) -> float:
+        return sign * (duel.theirs - duel.mine)
+
+    lost = [duel for duel in duels if duel.p <= 1 - stats.LEVEL and ahead(duel) < 0]
+    near = [duel for duel in duels if duel.p > 1 - stats.LEVEL or ahead(duel) == 0]
+    verdict = FAILS if lost else OPEN if holes else TIE if near else HOLDS
+    decisive = min(lost or near or duels, key=ahead)
+    notes = list(holes)
+    if len(duels) > 1:
+        if lost:
+            notes.append(f"behind {_names(duel.rival for duel in lost)}")
+        if near:
+            all_of_them = len(near) == len(duels)
+            which = f"any of {len(duels)}" if all_of_them else _names(duel.rival for duel in near)
+            notes.append(f"not told from {which}")
+        if left_out:
+            notes.append(f"without {_names(map(pretty, left_out))}")
+    shown = [100 - value if claim.metric == "accuracy" else value for value in (decisive.mine, decisive.theirs)]
+    test = f"{_SWAPS} swaps" if claim.metric == "deviation" else _test(run, scope.cells)
+    return Finding(
+        verdict, scope.where, scope.setting, subject, shown[0], decisive.rival, shown[1], test, decisive.p,
+        "; ".join(notes),
+    )  # fmt: skip
+
+
+# --- keeps, gain -----------------------------------------------------------------------------------------
+
+
+def _keeps(run: Run, claim: Claim) -> list[Finding]:
+    """At most `margin` points lost: holds or fails where the whole interval says so, a tie where it holds `margin`."""
+    findings = []
+    for scope in scopes(run, claim, claim.subject):
+        base = plain(run, scope.cells[0].source)
+        if claim.against:
+            rival, theirs = (
+                pretty(claim.against[0]),
+                [place._replace(defense=claim.against[0]) for place in scope.cells],
+            )
+        else:
+            rival, theirs = "crafted plainly", [place._replace(source=base) for place in scope.cells if base]
+        gap = "no plainly crafted cells in this run" if not theirs else ""
+        if gap := gap or _lacking(run, scope.cells) or _lacking(run, theirs):
+            findings.append(Finding(OPEN, scope.where, scope.setting, pretty(claim.subject), note=gap))
+            continue
+        duel = _by_errors(run, rival, scope.cells, theirs)
+        losses = (_errors(run, scope.cells) - _errors(run, theirs)) / (len(theirs) * run.draws)
+        lost, (low, high) = duel.mine - duel.theirs, (100 * end for end in stats.mean_interval(losses, least=-1))
+        verdict = HOLDS if high <= claim.margin else FAILS if low > claim.margin else TIE
+        note = f"loss {lost:.1f} ({low:.1f} to {high:.1f}), allowed {show(claim.margin)}".replace("-", "−")
+        findings.append(
+            Finding(
+                verdict, scope.where, scope.setting, pretty(claim.subject), 100 - duel.mine, rival, 100 - duel.theirs,
+                _test(run, theirs), duel.p, note,
+            )
+        )  # fmt: skip
+    return findings or [Finding(OPEN, {}, "", note=f"this run has no such cells behind {pretty(claim.subject)}")]
+
+
+def _gain(run: Run, claim: Claim) -> list[Finding]:
+    """At least `percent`: a tie where the interval holds it."""
+    crafted = {(scope.cells[0].attack, scope.cells[0].eps) for scope in scopes(run, claim, claim.subject)}
+    sources = [name for name in run.axis("sources") if name != "-" and mode(run, name) in claim.sources]
+    findings = []
+    for attack, eps in sorted(crafted):
+        found = gain(run, attack, eps, claim.subject, sources)
+        setting = f"{len(run.axis('targets'))} targets, {len(sources)} ways of crafting"
+        finding = Finding(OPEN, {"attack": attack, "eps": show(eps)}, setting, pretty(claim.subject))
+        if isinstance(found, Gain):
+            verdict = HOLDS if found.low >= claim.percent else FAILS if found.high < claim.percent else TIE
+            note = f"interval {found.interval}"
+            finding = replace(
+                finding, verdict=verdict, value=found.mean, rival="printed", other=claim.percent,
+                test="bootstrap over images", note=note,
+            )  # fmt: skip
+        else:
+            finding = replace(finding, note=found)
+        findings.append(finding)
+    return findings or [Finding(OPEN, {}, "", note=f"this run has no such cells behind {pretty(claim.subject)}")]
+
+
+_RULES: dict[str, Callable[[Run, Claim], list[Finding]]] = {
+    "best": _contest,
+    "worst": partial(_contest, sign=-1),
+    "beats": partial(_contest, each=True),
+    "steadiest": partial(_contest, steady=True),
+    "keeps": _keeps,
+    "gain": _gain,
+}
+
+
+def _errors(run: Run, places: list[Place]) -> "NDArray[np.int64]":
+    """Each image's errors over the cells and draws, `[n]`."""
+    total: NDArray[np.int64] = np.sum([run.errors(place) for place in places], axis=0)
+    return total
+
+
+def _percent(rates: "NDArray[np.float64]") -> float:
+    return round(100 * float(rates.mean()), 10)  # 41, not 40.99999999999999
+
+
+def _lacking(run: Run, places: list[Place]) -> str:
+    """What stands in the way of a number over these cells; empty if nothing does."""
+    done = sum(place in run.wrong for place in places)
+    if done == len(places):
+        return ""
+    name = _called(places[0].defense)
+    return f"{name}: {done} of {len(places)} cells are done" if len(places) > 1 else f"{name} is not done"
+
+
+def _test(run: Run, cells: list[Place]) -> str:
+    return "McNemar" if len(cells) == run.draws == 1 else "sign-flip"
+
+
+def _called(defense: str) -> str:
+    return variant(defense) if "rdp-ablation-" in defense else pretty(defense)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names)

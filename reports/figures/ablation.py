@@ -1,0 +1,103 @@
+"""RDP without one of its parts, attack by attack: the paper's Figure 8."""
+
+import re
+from typing import TYPE_CHECKING
+
+from rdp_bench.reports.figures import drawing
+from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, PAGE, SMALL, STYLE, Plate, short, tidy
+from rdp_bench.reports.tables.table import AVERAGE, Exhibit, Line
+from rdp_bench.results.rows import UNDEFENDED, pretty
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_PARTS = {
+    "recon": "reconstructor",
+    "lat": "latent loss",
+    "pix": "pixel loss",
+    "adv": "adversarial loss",
+    "feat": "feature loss",
+}
+_LINE = 0.19  # inches
+
+COLUMNS = ("source", "variant", "defense", "attack", "error", "ci_low", "ci_high", "status", "reason")
+
+
+def ablation(tables: list[Exhibit]) -> Plate | None:
+    """The error of every variant (rows) under every attack and on average (panels); None without attacked cells.
+
+    The dashed line is the whole RDP, the first row that is a defense.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    if not tables:
+        return None
+    table = tables[0]
+    group = table.groups[0]
+    rows = [
+        {
+            "source": group.source, "variant": variant(line.defense), "defense": line.defense, "attack": column,
+            **{key: "" if value is None else f"{value:.4f}" for key, value in
+               (("error", entry.value), ("ci_low", entry.low), ("ci_high", entry.high))},
+            "status": entry.status, "reason": entry.reason,
+        }
+        for line in group.lines
+        for column, entry in zip(table.columns, line.entries, strict=True)
+    ]  # fmt: skip
+    count = len(table.columns)
+    left = 0.1 + LETTER * max(len(variant(line.defense)) for line in group.lines)
+    between, above, below = 0.2, 0.25, 0.42
+    wide, tall = (PAGE - left - 0.12 - between * (count - 1)) / count, _LINE * len(group.lines)
+    height = above + tall + below
+    highest = max((entry.high or 0 for line in group.lines for entry in line.entries), default=0)
+    end = min(100, -(-highest // 20) * 20) or 100
+    with mpl.rc_context(STYLE):
+        figure = Figure((PAGE, height))
+        for i, column in enumerate(table.columns):
+            x = left + i * (wide + between)
+            ax = figure.add_axes((x / PAGE, below / height, wide / PAGE, tall / height))
+            _panel(ax, group.lines, i, end)
+            ax.set_title(short(column, 14), fontweight="bold" if column == AVERAGE else "normal")
+            if i == 0:
+                ax.set_yticks(range(len(group.lines)), [variant(line.defense) for line in group.lines])
+        figure.supxlabel("error, % (lower is better)", fontsize=SMALL + 1, x=(left + PAGE) / 2 / PAGE, y=0.02)
+        caption = (
+            f"What each part of RDP is worth. Error under attacks crafted on {group.name}, with 95 % intervals, of RDP "
+            "trained with one part left out at a time. Dashed: nothing left out."
+        )
+        return Plate("ablation", caption, drawing.save(figure), tidy(COLUMNS, rows))
+
+
+def variant(defense: str) -> str:
+    """How the figure calls a defense of the ablation.
+
+    >>> variant("rdp(weights=rdp-ablation-no-lat)"), variant("rdp(weights=rdp-ablation-full)"), variant("jpeg")
+    ('without latent loss', 'RDP, whole', 'JPEG')
+    """
+    if "rdp-ablation-full" in defense:
+        return "RDP, whole"
+    found = re.search(r"rdp-ablation-no-(\w+)", defense)
+    return f"without {_PARTS.get(found[1], found[1])}" if found else short(pretty(defense))
+
+
+def _panel(ax: "Axes", lines: list[Line], column: int, end: float) -> None:
+    """A dot and its interval a variant, on an axis from 0 to `end`."""
+    whole = next((line for line in lines if line.defense != UNDEFENDED), None)
+    if whole and (reach := whole.entries[column].value) is not None:
+        ax.axvline(reach, color=INK, linewidth=0.6, linestyle=(0, (3, 3)))
+    for y, line in enumerate(lines):
+        entry = line.entries[column]
+        if entry.value is None or entry.low is None or entry.high is None:
+            ax.text(2, y, entry.status, va="center", fontsize=SMALL)
+            continue
+        color = INK if line.defense == UNDEFENDED else ACCENT
+        ax.hlines(y, entry.low, entry.high, color=color, linewidth=1.2)
+        ax.scatter([entry.value], [y], s=20, color=color, linewidths=0, zorder=3, marker="D" if line is whole else "o")
+    ax.set_yticks([])
+    ax.set_ylim(len(lines) - 0.5, -0.5)
+    ax.set_xlim(0, end)
+    ax.set_xticks([0, end // 2, end])
+    ax.tick_params(labelsize=SMALL)
+    ax.tick_params(axis="y", length=0, labelsize=drawing.SIZE)
+    ax.spines[["top", "right", "left"]].set_visible(False)

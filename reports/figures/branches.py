@@ -1,0 +1,75 @@
+"""What each branch of RDP keeps of an attacked image: the paper's Figure 7."""
+
+from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.reports.figures import drawing
+from rdp_bench.reports.figures.drawing import PAGE, STYLE, Plate, tidy
+from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
+from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, Kept, at_size, psnr
+from rdp_bench.results.rows import UNDEFENDED, pretty
+from rdp_bench.specs import parse_spec
+
+_NAMED = {
+    (UNDEFENDED, None): "Adversarial",
+    ("rdp", None): "Purified",
+    ("rdp-reconstruction", None): "Reconstructed",
+    ("rdp-reconstruction", "random"): "Random latent",
+}
+_ROWS = 4
+
+
+def branches(kept: Kept) -> Plate | None:
+    """Kept images under the first attack: adversarial, and of each defense or branch of one; two images a row.
+
+    Below each is its PSNR to the clean and to the adversarial image. None where nothing is kept.
+    """
+    import matplotlib as mpl
+
+    attack = kept.attacks[0]
+    try:
+        clean, adversarial = kept.images(CLEAN), kept.images(attack)
+    except RdpBenchError:
+        return None
+    lines, blocks = [], []
+    guards = [UNDEFENDED, *kept.defenses]
+    for i in range(min(len(clean), _ROWS)):
+        tiles = []
+        for guard in guards:
+            try:
+                shown = at_size(kept.images(attack, guard)[i], clean.shape[-1])
+            except (RdpBenchError, IndexError) as error:
+                tiles.append(Tile(None, text=str(error)))
+                continue
+            numbers = [f"{psnr(image, shown):.1f}" for image in (clean[i], adversarial[i])]
+            text = " / ".join(numbers[: 1 + (guard != UNDEFENDED)]) + " dB"
+            tiles.append(Tile(shown, kept.right(attack, guard, i), text))
+            lines.append(kept.line(attack, guard, i, clean[i], shown))
+        blocks.append(tiles)
+    heads = [_name(guard) for guard in guards]
+    rows = [
+        Row(
+            [tile for block in blocks[i : i + 2] for tile in block],
+            heads=heads * len(blocks[i : i + 2]) if i == 0 else (),
+        )
+        for i in range(0, len(blocks), 2)
+    ]
+    caption = (
+        f"What the two branches of RDP keep. {pretty(attack)} {kept.crafted}. Purified: P's output; reconstructed: "
+        "R's, from P's natural latent and its own; random latent: R's, with noise of the same mean and deviation in "
+        "each channel in place of the natural latent. Numbers: PSNR to the clean / to the adversarial image. A tick on "
+        f"blue: {pretty(kept.target)} is right, a cross on red: it is wrong."
+    )
+    with mpl.rc_context(STYLE):
+        return Plate(
+            "branches",
+            caption,
+            drawing.save(rows_of_tiles(rows, PAGE, block=len(guards)), dpi=300),
+            tidy(COLUMNS, lines),
+        )
+
+
+def _name(guard: str) -> str:
+    try:
+        spec = parse_spec(guard)
+    except UsageError:  # a chain
+        return pretty(guard)
+    return _NAMED.get((spec.name, dict(spec.params).get("latent")), pretty(guard))

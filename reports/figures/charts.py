@@ -1,0 +1,138 @@
+"""The figures of every table of errors: the heat map of all cells and the dot plot of their averages.
+
+Axes are placed by hand, in inches, and a panel has few artists: automatic layout and a text in every cell would take
+longer than all the rest of a report.
+"""
+
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rdp_bench.reports.figures import drawing
+from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, SMALL, STYLE, Plate, short
+from rdp_bench.reports.tables.table import Exhibit, Group
+from rdp_bench.results.rows import UNDEFENDED, pretty
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+_MAP = "cividis_r"  # monotone in lightness, made for every kind of colour vision; reads in grey
+_PANELS = 6
+_LINE = 0.19  # inches
+
+
+def heat_map(tables: list[Exhibit]) -> Plate:
+    """Every error of the first tables, a panel each: rows are defenses, columns sources and attacks."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    grids = [_grid(table) for table in tables[:_PANELS]]
+    left = 0.2 + LETTER * max(len(short(name)) for rows, _, _ in grids for name in rows)
+    below = 0.2 + LETTER * max(len(short(column)) for _, columns, _ in grids for _, column in columns)
+    across = max(0.24 * max(len(columns) for _, columns, _ in grids), 2.4)
+    width, above = left + across + 0.8, 0.55
+    height = sum(_LINE * len(rows) + above + below for rows, _, _ in grids)
+    with mpl.rc_context(STYLE):
+        figure = Figure((width, height))
+        top = height
+        for table, grid in zip(tables, grids, strict=False):
+            tall = _LINE * len(grid[0])
+            top -= above + tall
+            ax = figure.add_axes((left / width, top / height, across / width, tall / height))
+            bar = figure.add_axes(((left + across + 0.15) / width, top / height, 0.1 / width, tall / height))
+            _heat(ax, bar, *grid, title=table.title if len(tables) > 1 else "")
+            top -= below
+        return Plate("heat", "Error of every cell, in percent; darker is worse.", drawing.save(figure))
+
+
+def dot_plot(tables: list[Exhibit]) -> Plate:
+    """The last column of the first tables (the average, where there is one), with its intervals."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    panels = [(table, group) for table in tables for group in table.groups][:_PANELS]
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    left = 0.2 + LETTER * max(len(short(line.name)) for _, group in panels for line in group.lines)
+    named = len({tuple(line.defense for line in group.lines) for _, group in panels}) > 1  # each has rows of its own
+    wide, tall = 1.75, _LINE * max(len(group.lines) for _, group in panels)
+    titles = [short(group.name, 24) + (f"\n{_apart(table)}" if len(tables) > 1 else "") for table, group in panels]
+    above, below = 0.18 + 0.16 * max(title.count("\n") + 1 for title in titles), 0.45
+    step = wide + (left if named else 0.25)
+    width, height = left + step * across + 0.1, (above + tall + below) * down
+    with mpl.rc_context(STYLE):
+        figure = Figure((width, height))
+        for i, (table, group) in enumerate(panels):
+            x = left + step * (i % across)
+            y = height - (above + tall + below) * (i // across) - above - tall
+            ax = figure.add_axes((x / width, y / height, wide / width, tall / height))
+            _dots(ax, table, group, named or i % across == 0)
+            ax.set_title(titles[i])
+        printed = any(entry.paper is not None for table in tables for entry in table.entries)
+        caption = "Error with 95 % intervals. Dashed: no defense." + " Diamonds: the paper's number." * printed
+        return Plate("dots", caption, drawing.save(figure))
+
+
+def _apart(table: Exhibit) -> str:
+    """What tells a table from the others of its run, in lines as wide as a panel."""
+    _, _, what = table.title.rpartition(": ")
+    return "\n".join(short(line, 24) for line in wrap(what, 24, break_on_hyphens=False))
+
+
+def _grid(table: Exhibit) -> tuple[list[str], list[tuple[str, str]], "NDArray[np.float64]"]:
+    """Defenses, (source, column) pairs, and the values between them, NaN where there is none."""
+    names = list(dict.fromkeys(line.defense for group in table.groups for line in group.lines))
+    count = len(table.columns) - table.average
+    columns = [(group.name, column) for group in table.groups for column in table.columns[:count]]
+    values = np.full((len(names), len(columns)), np.nan)
+    for g, group in enumerate(table.groups):
+        for line in group.lines:
+            for c, entry in enumerate(line.entries[:count]):
+                if entry.value is not None:
+                    values[names.index(line.defense), g * count + c] = entry.value
+    return [pretty(name) for name in names], columns, values
+
+
+def _heat(
+    ax: "Axes", bar: "Axes", rows: list[str], columns: list[tuple[str, str]], values: "NDArray[np.float64]", title: str
+) -> None:
+    mesh = ax.pcolormesh(np.ma.masked_invalid(values), vmin=0, vmax=100, cmap=_MAP, linewidth=0, rasterized=False)
+    ax.invert_yaxis()
+    ax.set_yticks(np.arange(len(rows)) + 0.5, map(short, rows))
+    ax.set_xticks(np.arange(len(columns)) + 0.5, [short(column) for _, column in columns], rotation=90)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    edges = [i for i in range(len(columns)) if i == 0 or columns[i][0] != columns[i - 1][0]]
+    for edge, end in zip(edges, [*edges[1:], len(columns)], strict=True):
+        ax.text(edge, -0.35, short(columns[edge][0], 4 * (end - edge)))
+    ax.vlines(edges[1:], 0, len(rows), color="white", linewidth=2.5)
+    ax.set_title(title, pad=18)
+    figure: Any = ax.figure
+    figure.colorbar(mesh, cax=bar, ticks=[0, 25, 50, 75, 100], label="error, %").outline.set_visible(False)
+
+
+def _dots(ax: "Axes", table: Exhibit, group: Group, named: bool) -> None:
+    """A dot and its interval a defense; a diamond where the paper prints a number; a line at no defense."""
+    entries = [(y, line.defense, line.entries[-1]) for y, line in enumerate(group.lines)]
+    done = [(y, e.low or 0.0, e.value, e.high or 0.0, name) for y, name, e in entries if e.value is not None]
+    colors = [INK if name == UNDEFENDED else ACCENT for *_, name in done]
+    ax.hlines([y for y, *_ in done], [d[1] for d in done], [d[3] for d in done], colors=colors, linewidth=1.2)
+    ax.scatter([d[2] for d in done], [y for y, *_ in done], s=20, c=colors, linewidths=0, zorder=3)
+    printed = [(entry.paper, y) for y, _, entry in entries if entry.paper is not None]
+    if printed:
+        x, y_printed = [x for x, _ in printed], [y for _, y in printed]
+        ax.scatter(x, y_printed, s=20, marker="D", c="none", edgecolors=INK, linewidths=0.7, zorder=4)
+    for y, name, entry in entries:
+        if entry.value is None:
+            ax.text(1, y, entry.status, va="center", fontsize=SMALL)
+        elif name == UNDEFENDED:
+            ax.axvline(entry.value, color=INK, linewidth=0.6, linestyle=(0, (3, 3)))
+    ax.set_yticks(range(len(entries)) if named else [], [short(line.name) for line in group.lines] if named else [])
+    ax.set_ylim(len(entries) - 0.5, -0.5)
+    ax.set_xlim(0, 100)
+    ax.set_xticks([0, 50, 100])
+    ax.tick_params(axis="y", length=0)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.set_xlabel("average error, %" if table.average else f"{short(table.columns[-1])}: error, %")

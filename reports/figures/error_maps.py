@@ -1,0 +1,102 @@
+"""What each defense leaves of an attack, and how far that is from the clean image: the paper's Figure 6."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rdp_bench.errors import RdpBenchError
+from rdp_bench.reports.figures import drawing
+from rdp_bench.reports.figures.drawing import PAGE, SMALL, STYLE, Plate, short, tidy
+from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
+from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, Kept, at_size, error, psnr
+from rdp_bench.results.rows import UNDEFENDED, pretty
+from rdp_bench.specs import show
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ACROSS = 6
+_MAP = "inferno"  # black is no error
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A restored image above, its error below."""
+
+    name: str
+    above: Tile
+    below: Tile | None = None
+
+
+def error_maps(kept: Kept) -> Plate | None:
+    """The first kept image under the first attack: restored images above their error maps, a column a defense.
+
+    The maps' scale ends at twice eps, so that the attack itself lies in its middle whatever the defenses do. None
+    where no clean image is kept.
+    """
+    import matplotlib as mpl
+
+    try:
+        clean = kept.images(CLEAN)[0]
+    except RdpBenchError:
+        return None
+    attack, top = kept.attacks[0], 2 * kept.eps
+    columns = [_Column("Clean", Tile(clean, kept.right(CLEAN, UNDEFENDED, 0)))]
+    lines, enlarged = [], []
+    for guard in [UNDEFENDED, *kept.defenses]:
+        name = "Attacked" if guard == UNDEFENDED else pretty(guard)
+        try:
+            found = kept.images(attack, guard)[0]
+        except RdpBenchError as problem:
+            columns.append(_Column(name, Tile(None, text=str(problem))))
+            continue
+        restored = at_size(found, clean.shape[-1])
+        enlarged += [name] if restored is not found else []
+        lines.append(kept.line(attack, guard, 0, clean, restored))
+        wrong = error(clean, restored)
+        text = f"{psnr(clean, restored):.1f} dB, {wrong.mean():.1f}"
+        columns.append(
+            _Column(name, Tile(restored, kept.right(attack, guard, 0)), Tile(wrong, None, text, _MAP, (0, top)))
+        )
+    caption = (
+        f"What each defense leaves of an attack. {pretty(attack)} {kept.crafted}: the image that each defense hands on "
+        f"and, below, how far it is from the clean one, mean over the channels, on one scale up to 2ε = {show(top)}; "
+        f"darker is better. Numbers: PSNR, and mean absolute error in /255. A tick on blue: {pretty(kept.target)} is "
+        f"right, a cross on red: it is wrong.{_moved(enlarged)}"
+    )
+    rows = []
+    for start in range(0, len(columns), _ACROSS):
+        part = columns[start : start + _ACROSS]
+        heads = [short(column.name, 16) for column in part]
+        rows.append(Row([column.above for column in part], heads=heads, gap=0.1 if start else 0.03))
+        rows.append(Row([column.below for column in part]))
+    with mpl.rc_context(STYLE):
+        figure = rows_of_tiles(rows, PAGE)
+        _bar(figure, top)
+        return Plate("error-maps", caption, drawing.save(figure, dpi=300), tidy(COLUMNS, lines))
+
+
+def _moved(enlarged: list[str]) -> str:
+    """What a reader must know of images of another size."""
+    if not enlarged:
+        return ""
+    text = f" Images of {' and '.join(enlarged)} are larger and were brought back to size (Lanczos)."
+    if moved := [name for name in enlarged if name.startswith("R&P")]:
+        text += f" {' and '.join(moved)} also shifts and may mirror them, and all of that counts as error."
+    return text
+
+
+def _bar(figure: "Figure", top: float) -> None:
+    """The scale, in the place below the clean image."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    above = figure.axes[0].get_position()
+    ax = figure.add_axes(
+        (above.x0 + 0.1 * above.width, above.y0 - 0.5 * above.height, 0.8 * above.width, 0.08 * above.height)
+    )
+    bar: Any = figure.colorbar(
+        ScalarMappable(Normalize(0, top), _MAP), cax=ax, orientation="horizontal", extend="max", ticks=[0, top / 2, top]
+    )
+    bar.outline.set_visible(False)
+    ax.tick_params(labelsize=SMALL, length=2)
+    ax.set_title("absolute error, /255", fontsize=SMALL, loc="center", pad=3)

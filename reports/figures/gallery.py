@@ -1,0 +1,47 @@
+"""Attacked images above purified ones, right or wrong: the paper's Figure 5."""
+
+from rdp_bench.errors import RdpBenchError
+from rdp_bench.reports.figures import drawing
+from rdp_bench.reports.figures.drawing import PAGE, STYLE, Plate, tidy
+from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
+from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, Kept, at_size
+from rdp_bench.results.rows import UNDEFENDED, pretty
+
+_IMAGES = 3  # of one defense they fill a page of a paper
+
+
+def gallery(kept: Kept) -> Plate | None:
+    """For each of the first kept images a row undefended and one a defense, a column an attack.
+
+    None where no clean image is kept.
+    """
+    import matplotlib as mpl
+
+    try:
+        clean = kept.images(CLEAN)
+    except RdpBenchError:
+        return None
+    attacks = [*([CLEAN] if CLEAN in kept.run.axis("attacks") else []), *kept.attacks]
+    guards = [UNDEFENDED, *kept.defenses]
+    lines, rows = [], []
+    for i, image in enumerate(clean[:_IMAGES]):
+        for guard in guards:
+            tiles = []
+            for attack in attacks:
+                try:
+                    shown = at_size(kept.images(attack, guard)[i], image.shape[-1])
+                except (RdpBenchError, IndexError) as error:
+                    tiles.append(Tile(None, text=str(error)))
+                    continue
+                tiles.append(Tile(shown, kept.right(attack, guard, i)))
+                lines.append(kept.line(attack, guard, i, image, shown))
+            first = guard == UNDEFENDED
+            heads = [pretty(attack).capitalize() if attack == CLEAN else pretty(attack) for attack in attacks]
+            name = "undefended" if first else pretty(guard)
+            rows.append(Row(tiles, name, heads if first and i == 0 else (), 0.09 if first and i else 0.03))
+    caption = (
+        f"Attacked and purified images. Attacks {kept.crafted}; above undefended, below purified. A tick on blue: "
+        f"{pretty(kept.target)} is right, a cross on red: it is wrong."
+    )
+    with mpl.rc_context(STYLE):
+        return Plate("gallery", caption, drawing.save(rows_of_tiles(rows, PAGE), dpi=300), tidy(COLUMNS, lines))

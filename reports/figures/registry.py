@@ -1,0 +1,53 @@
+"""Which figures a run gets: those that its grid names, or else those of every table of errors."""
+
+from typing import TYPE_CHECKING
+
+from rdp_bench.budgets import LINF
+from rdp_bench.reports.figures.drawing import Plate
+from rdp_bench.reports.figures.sample_images import Kept
+from rdp_bench.reports.tables.table import Exhibit
+from rdp_bench.results.rows import Run
+
+if TYPE_CHECKING:
+    from rdp_bench.cache.store import Store
+
+USUAL = ("heat", "dots", "sweep", "pareto")
+NAMES = (*USUAL, "spectra", "gallery", "error-maps", "branches", "ablation")
+
+
+def plates(run: Run, store: "Store", tables: list[Exhibit]) -> list[Plate]:
+    """The run's figures in order; one that has nothing to show is left out."""
+    names = run.record.get("figures") or USUAL
+    attacked = [table for table in tables if table.metric == "error" and table.done]
+    drawn = [_draw(name, run, store, attacked) for name in names if name in NAMES]
+    return [plate for plate in drawn if plate]
+
+
+def _draw(name: str, run: Run, store: "Store", attacked: list[Exhibit]) -> Plate | None:
+    from rdp_bench.reports.figures import ablation, branches, charts, error_maps, gallery, spectra, sweep
+    from rdp_bench.reports.tables import quality_and_cost
+
+    kept = Kept(run, store)
+    if not attacked:
+        return None
+    match name:
+        case "heat":
+            return charts.heat_map(attacked)
+        case "dots":
+            return charts.dot_plot(attacked)
+        case "sweep":
+            return sweep.sweep(run)
+        case "pareto":
+            return quality_and_cost.pareto(run)
+        case "spectra":
+            return spectra.spectra(kept)
+        case "gallery":
+            return gallery.gallery(kept)
+        case "error-maps" if run.norm != LINF:
+            return None  # its scale is twice eps in levels
+        case "error-maps":
+            return error_maps.error_maps(kept)
+        case "branches":
+            return branches.branches(kept)
+        case _:
+            return ablation.ablation(attacked)

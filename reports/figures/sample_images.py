@@ -1,0 +1,155 @@
+"""The purified images that a run keeps, and how near they are to the clean ones."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rdp_bench.cache.store import Store
+from rdp_bench.errors import RdpBenchError
+from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Image = NDArray[np.uint8]
+
+CLEAN = "clean"
+COLUMNS = (
+    "image", "source", "target", "eps", "attack", "defense", "correct", "predicted", "psnr", "mean_absolute_error",
+)  # fmt: skip
+"""Of the sheets that picture figures come from; the last two are to the clean image."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a run's first source and target at its largest eps."""
+
+    run: Run
+    store: Store
+
+    @cached_property
+    def _cells(self) -> dict[Place, Any]:
+        return {Place.of(cell): cell for cell in self.run.record["cells"]}
+
+    @cached_property
+    def _read(self) -> "dict[Place, Image]":
+        return {}
+
+    @property
+    def attacks(self) -> list[str]:
+        """In the run's order."""
+        return [name for name in self.run.axis("attacks") if name != CLEAN]
+
+    @property
+    def defenses(self) -> list[str]:
+        """In the run's order, but for no defense."""
+        return [name for name in self.run.axis("defenses") if name != UNDEFENDED]
+
+    @cached_property
+    def source(self) -> str:
+        """The first one."""
+        return next((name for name in self.run.axis("sources") if name != "-"), "-")
+
+    @cached_property
+    def target(self) -> str:
+        """The first one."""
+        return self.run.axis("targets")[0]
+
+    @cached_property
+    def eps(self) -> float:
+        """The largest one, in /255 or the run's norm."""
+        return max((place.eps for place in self._cells), default=0.0)
+
+    @property
+    def crafted(self) -> str:
+        """How the attacks were made, for a caption."""
+        on = "" if self.source == "elsewhere" else "on "
+        return f"crafted {on}{pretty(self.source)}, ε = {self.run.eps(self.eps)}"
+
+    def place(self, attack: str, defense: str = UNDEFENDED) -> Place:
+        """Where a number of these stands in the run."""
+        if attack == CLEAN:
+            return Place("-", CLEAN, 0.0, self.target, defense)
+        return Place(self.source, attack, self.eps, self.target, defense)
+
+    def images(self, attack: str, defense: str = UNDEFENDED) -> "Image":
+        """The kept images `[k, 3, h, w]`, as large as the defense made them.
+
+        Raises:
+            RdpBenchError: there are none; the message says why.
+        """
+        place = self.place(attack, defense)
+        if place not in self._read:
+            self._read[place] = sample(self.store, self._cells.get(place))
+        return self._read[place]
+
+    def perturbations(self, attack: str) -> "NDArray[np.integer[Any]]":
+        """What the attack added to every image of the run, `[n, 3, h, w]` in /255.
+
+        Raises:
+            RdpBenchError: the set is not there.
+        """
+        cell = self._cells.get(self.place(attack))
+        if cell is None or not cell.get("adv_key"):
+            raise RdpBenchError("not run yet")
+        return self.store.open("adv", cell["adv_key"]).read()["delta"]  # type: ignore[return-value]
+
+    def right(self, attack: str, defense: str, index: int) -> bool | None:
+        """Whether the target was right on an image; None where nobody asked."""
+        wrong = self.run.mistaken(self.place(attack, defense))
+        return None if wrong is None else not wrong[index]
+
+    def line(self, attack: str, defense: str, index: int, clean: "Image", image: "Image") -> dict[str, Any]:
+        """What a sheet says of one picture."""
+        place = self.place(attack, defense)
+        said = self.run.predicted.get(place)
+        right = self.right(attack, defense, index)
+        return {
+            "image": index + 1,
+            **{name: getattr(place, name) for name in ("source", "target", "attack", "defense")},
+            "eps": self.run.eps(place.eps),
+            "correct": "" if right is None else str(right).lower(),
+            "predicted": "" if said is None else int(said[index]),
+            "psnr": f"{psnr(clean, image):.4f}",
+            "mean_absolute_error": f"{error(clean, image).mean():.4f}",
+        }
+
+
+def sample(store: Store, cell: dict[str, Any] | None) -> "Image":
+    """The images `[k, 3, h, w]` that are kept of a run's cell.
+
+    Raises:
+        RdpBenchError: there are none; the message says why.
+    """
+    if cell is None or cell["status"] != "done":
+        raise RdpBenchError((cell or {}).get("reason") or "not run yet")
+    return store.open("sample", cell.get("sample_key") or "").read()["purified"]  # type: ignore[return-value]
+
+
+def at_size(image: "Image", size: int) -> "Image":
+    """An image `[3, h, w]` brought back to `size` where a defense enlarged it."""
+    if image.shape[-1] == size:
+        return image
+    from PIL import Image as Pillow
+
+    picture = Pillow.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    return np.asarray(picture.resize((size, size), Pillow.Resampling.LANCZOS)).transpose(2, 0, 1)
+
+
+def error(a: "Image", b: "Image") -> "NDArray[np.float64]":
+    """Absolute difference in /255, mean over the channels: `[h, w]`."""
+    wrong: NDArray[np.float64] = np.abs(a.astype(np.float64) - b).mean(0)
+    return wrong
+
+
+def psnr(a: "Image", b: "Image") -> float:
+    """Peak signal-to-noise ratio in dB; infinite for equal images.
+
+    >>> a = np.zeros((3, 2, 2), np.uint8)
+    >>> round(psnr(a, a + np.uint8(16)), 2)
+    24.05
+    """
+    mse = float(((a.astype(np.float64) - b) ** 2).mean())
+    return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))

@@ -1,0 +1,91 @@
+"""Accuracy against the size of the perturbation: the paper's Figure 4, for any run over several eps."""
+
+import numpy as np
+
+from rdp_bench.budgets import LINF
+from rdp_bench.reports.figures import drawing
+from rdp_bench.reports.figures.drawing import COLUMN, INK, SMALL, STYLE, Plate, Saved, short, tidy
+from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
+
+COLUMNS = ("source", "target", "attack", "defense", "eps", "accuracy", "ci_low", "ci_high", "n")
+
+
+def sweep(run: Run) -> Plate | None:
+    """A panel an attack (rows: source and target), a line a defense; None for a run at fewer than two eps.
+
+    Behind each defense's name stand the mean and the standard deviation of its accuracy over all attacks and eps, as in
+    the paper's figure (there of one source and target; population standard deviation).
+    """
+    points = _points(run)
+    if len({point["eps"] for point in points}) < 2:
+        return None
+    caption = (
+        "Accuracy against ε, with 95 % intervals. Behind the names: mean and standard deviation over all attacks and ε "
+        "of the panels."
+    )
+    return Plate("sweep", caption, _draw(run, points), tidy(COLUMNS, points))
+
+
+def _points(run: Run) -> list[dict[str, str | float]]:
+    done: list[dict[str, str | float]] = []
+    for row in run.rows:
+        place = Place.of(row)
+        if row["status"] != "done" or place.attack == "clean":
+            continue
+        value, low, high = (100 - float(row[name]) for name in ("value", "ci_high", "ci_low"))
+        done.append(
+            {
+                "source": place.source, "target": place.target, "attack": place.attack, "defense": place.defense,
+                "eps": place.eps, "accuracy": round(value, 4), "ci_low": round(low, 4), "ci_high": round(high, 4),
+                "n": int(row["n"]),
+            }
+        )  # fmt: skip
+    return sorted(done, key=lambda point: float(point["eps"]))
+
+
+def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
+    import matplotlib as mpl
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    pairs = list(dict.fromkeys((str(p["source"]), str(p["target"])) for p in points))
+    attacks = [attack for attack in run.axis("attacks") if attack != "clean"]
+    defenses = [name for name in run.axis("defenses") if any(p["defense"] == name for p in points)]
+    colors = dict(zip(defenses, sns.color_palette("colorblind", len(defenses)), strict=True))
+    if UNDEFENDED in colors:
+        colors[UNDEFENDED] = mpl.colors.to_rgb(INK)
+    marks = dict(zip(defenses, "osD^vP*X<>hd" * (1 + len(defenses) // 12), strict=False))
+    width = max(0.6 + 1.45 * len(attacks), COLUMN)  # or wider
+    across = int(width // 1.7)
+    height = 1.75 * len(pairs) + 0.3 + 0.19 * -(-len(defenses) // across)
+    with mpl.rc_context(STYLE):
+        figure = Figure((width, height), layout="constrained")
+        grid = figure.subplots(len(pairs), len(attacks), squeeze=False, sharex=True, sharey=True)
+        for row, (source, target) in zip(grid, pairs, strict=True):
+            for ax, attack in zip(row, attacks, strict=True):
+                here = [p for p in points if (p["source"], p["target"], p["attack"]) == (source, target, attack)]
+                for name in defenses:
+                    line = [p for p in here if p["defense"] == name]
+                    x, y = [float(p["eps"]) for p in line], np.array([float(p["accuracy"]) for p in line])
+                    reach = [y - [float(p["ci_low"]) for p in line], [float(p["ci_high"]) for p in line] - y]
+                    ax.errorbar(
+                        x, y, reach, color=colors[name], marker=marks[name], markersize=3, linewidth=1, elinewidth=0.5
+                    )
+                ax.set_title(pretty(attack))
+                ax.set_ylim(0, 100)
+                ax.set_xticks(sorted({float(p["eps"]) for p in points}))
+                ax.tick_params(labelsize=SMALL)
+                sns.despine(ax=ax)
+            row[0].set_ylabel("accuracy, %" if len(pairs) == 1 else f"{short(source, 16)}\nto {short(target, 16)}, %")
+        figure.supxlabel(
+            "ε, in /255" if run.norm == LINF else f"ε, {run.norm.upper()} norm", fontsize=STYLE["font.size"]
+        )
+        lines = [mpl.lines.Line2D([], [], color=colors[name], marker=marks[name], markersize=3) for name in defenses]
+        names = [f"{pretty(name)} {_spread(points, name)}" for name in defenses]
+        figure.legend(lines, names, loc="outside upper center", ncols=across, frameon=False, fontsize=SMALL)
+        return drawing.save(figure)
+
+
+def _spread(points: list[dict[str, str | float]], defense: str) -> str:
+    values = np.array([float(p["accuracy"]) for p in points if p["defense"] == defense])
+    return f"({values.mean():.1f} ± {values.std():.1f})"

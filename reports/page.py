@@ -1,0 +1,193 @@
+"""The pages: single files, nothing fetched, readable without scripts. Names reach them only through autoescape."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rdp_bench.metrics.stats import LEVEL
+from rdp_bench.reports.claims import gain
+from rdp_bench.reports.claims.claims import VERDICTS, Answer
+from rdp_bench.reports.examples import Examples
+from rdp_bench.reports.figures.drawing import Plate
+from rdp_bench.reports.summary import PROFILES, findings, missing, reading
+from rdp_bench.reports.tables.table import LEGEND, Exhibit, slug
+from rdp_bench.results.rows import Run, pretty
+from rdp_bench.specs import show
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that the page says about one run."""
+
+    run: Run
+    slug: str
+    answers: list[Answer]
+    exhibits: list[Exhibit]
+    plates: list[Plate]
+    examples: Examples
+
+
+def page(sections: Sequence[Section], absent: Sequence[tuple[str, str]] = ()) -> str:
+    """The report: a contents list, a section a run, and titles and commands of the grids that are `absent`."""
+    return write("report.html.j2", views=[_view(section) for section in sections], absent=absent, legend=LEGEND)
+
+
+def write(template: str, **values: Any) -> str:
+    """A page from one of the templates."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "pretty": pretty, "one": _one, "signed": _signed, "p": _p, "flat": flat, "plain": plain, "minutes": _minutes,
+        "tight": _tight,
+    }  # fmt: skip
+    return environment.get_template(template).render(
+        level=round(100 * LEVEL),
+        style=_TEMPLATES.joinpath("report.css").read_text("utf-8"),
+        script=_TEMPLATES.joinpath("report.js").read_text("utf-8"),
+        **values,
+    )
+
+
+def _view(section: Section) -> dict[str, Any]:
+    run, name = section.run, section.slug
+    checks = run.record.get("checks") or []
+    view = {
+        "id": name,
+        "record": run.record,
+        "title": run.record.get("title") or run.grid,
+        "reading": reading(run),
+        "caveat": PROFILES.get(str(run.record.get("profile")), PROFILES["custom"]),
+        "checks": checks,
+        "checked": _checked(checks),
+        "failed_checks": any(check["passed"] is False for check in checks),
+        "answers": section.answers,
+        "tally": _tally(section.answers),
+        "exhibits": section.exhibits,
+        "findings": [findings(table) for table in section.exhibits],
+        "gains": gain.notes(run),
+        "figures_first": run.grid.startswith("figure") or bool(run.record.get("figures")),
+        "drawings": [_drawing(run, plate) for plate in section.plates],
+        "examples": section.examples,
+        "missing": missing(run),
+        "done": sum(row["status"] == "done" for row in run.rows),
+        "cells": run.rows,
+        "accounts": accounts(run),
+        "made": " to ".join(dict.fromkeys(run.made_between or ("unknown",))),
+    }
+    return view | {"contents": _contents(view)}
+
+
+def _contents(view: dict[str, Any]) -> list[tuple[str, str]]:
+    """Id and name of everything in a run's section, in its order."""
+    name = view["id"]
+    tables = [(table.slug, table.title) for table in view["exhibits"]]
+    drawings = [(drawing["id"], drawing["title"]) for drawing in view["drawings"]]
+    return [
+        *([(f"{name}-checks", "Cross-check")] if view["checks"] else []),
+        *([(f"{name}-warnings", "Warnings")] if view["record"]["warnings"] else []),
+        *([(f"{name}-claims", "The paper's claims")] if view["answers"] else []),
+        *(drawings + tables if view["figures_first"] else tables + drawings),
+        (f"{name}-examples", "Examples"),
+        *([(f"{name}-missing", "Missing")] if view["missing"] else []),
+        (f"{name}-details", "Details"),
+    ]
+
+
+def _drawing(run: Run, plate: Plate) -> dict[str, str]:
+    title, _, rest = plate.caption.partition(". ")
+    title = title.rstrip(".")
+    name = f"{slug(run.grid)}-{slug(plate.name)}"
+    # Two drawings of the same marker give it the same id.
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", plate.inline)
+    svg = svg.replace("<svg ", f'<svg aria-label="{escape(title)}" ', 1)
+    return {"id": name, "title": title, "caption": rest, "svg": svg}
+
+
+def _checked(checks: Sequence[dict[str, Any]]) -> str:
+    """How the cross-check went, in a sentence."""
+    count = Counter(check["passed"] for check in checks)
+    words = {True: ("agrees", "agree"), False: ("does not", "do not"), None: ("was not measured", "were not measured")}
+    told = ", ".join(f"{count[kind]} {word[count[kind] > 1]}" for kind, word in words.items() if count[kind])
+    doubt = " Until that is explained, no number below is to be trusted." if count[False] else ""
+    return f"Of {len(checks)} numbers that others published for these networks, {told}.{doubt}"
+
+
+def _tally(answers: Sequence[Answer]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for answer in answers:
+        total.update(answer.count)
+    return {verdict: total[verdict] for verdict in VERDICTS if total[verdict]}
+
+
+def accounts(run: Run) -> list[tuple[str, list[tuple[str, str, dict[str, str]]]]]:
+    """Models, sources, attacks and defenses with every resolved parameter: (kind, [(label, summary, facts)])."""
+    kinds = []
+    for kind in ("attacks", "defenses", "sources", "models"):
+        things = []
+        for label, card in (run.record.get(kind) or {}).items():
+            facts = flat({name: value for name, value in card.items() if name not in ("summary", "resolved")})
+            # An attack's parameters are resolved per eps.
+            facts |= flat(card.get("resolved") or {}, "ε " if kind == "attacks" else "")
+            things.append((label, str(card.get("summary", "")), facts))
+        if things:
+            kinds.append((kind.capitalize(), things))
+    return kinds
+
+
+def flat(record: dict[str, Any], path: str = "") -> dict[str, str]:
+    """A nested record as dotted names.
+
+    >>> flat({"16": {"steps": 10, "decay": 1.0}})
+    {'16.steps': '10', '16.decay': '1'}
+    """
+    lines: dict[str, str] = {}
+    for name, value in record.items():
+        if isinstance(value, dict) and value:
+            lines |= flat(value, f"{path}{name}.")
+        else:
+            lines[f"{path}{name}"] = plain(value)
+    return lines
+
+
+def plain(value: Any) -> str:
+    """Anything of a record as a reader would write it."""
+    if isinstance(value, str):
+        return value
+    if value is None or isinstance(value, bool | int | float):
+        return show(value)
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return ", ".join(map(plain, value))
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _one(value: float | str | None) -> str:
+    return f"{float(value):.1f}" if value is not None and value != "" else ""
+
+
+def _signed(value: float) -> str:
+    return "±0.0" if abs(value) < 0.05 else f"{value:+.1f}".replace("-", "−")
+
+
+def _tight(text: str) -> str:
+    """No line break inside "ε = 16" and "47.0 %"."""
+    return text.replace("ε = ", "ε\u00a0=\u00a0").replace(" %", "\u00a0%")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _minutes(seconds: Any) -> str:
+    seconds = float(seconds or 0)
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,163 @@
+"""A run in words: what it is, how far it got, what its tables say, what is missing and how to get it."""
+
+import shlex
+import tomllib
+from collections.abc import Sequence
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any
+
+from rdp_bench.reports.claims.claims import claims
+from rdp_bench.reports.tables.table import AVERAGE, Exhibit
+from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
+from rdp_bench.specs import show
+
+PROFILES = {
+    "embedded": "The embedded profile is a small stand-in: networks that install with the package and, unless a run "
+    "names other images, 20 photos, far from the paper's networks and its 1000 images. Its numbers show that "
+    "everything works and how the methods compare here; they neither confirm nor contradict the paper's.",
+    "paper": "The paper profile is as near to the paper's setting as public weights allow. A printed number stands "
+    "only beside the very cell it was printed for.",
+    "custom": "A setting of its own, neither the embedded stand-in nor the paper's.",
+}
+
+# What a command for another grid takes over from the run that is there.
+_KEPT = (
+    "--profile",
+    "--dataset",
+    "--limit",
+    "--image-size",
+    "--models-dir",
+    "--device",
+    "--seed",
+    "--out",
+    "--cache",
+    "--plugin",
+)
+
+
+def reading(run: Run) -> list[str]:
+    """What ran, and how far it got."""
+    attacks = [attack for attack in run.axis("attacks") if attack != "clean"]
+    sources = [source for source in run.axis("sources") if source != "-"]
+    defenses = [name for name in run.axis("defenses") if name != UNDEFENDED]
+    count = {status: sum(row["status"] == status for row in run.rows) for status in ("done", "pending", "failed")}
+    total = len(run.rows)
+    on = "elsewhere" if sources == ["elsewhere"] else f"on {_count(len(sources), 'source')}"
+    crafted = f"{_count(len(attacks), 'attack')} crafted {on} against "
+    first = (
+        f"{crafted if attacks else ''}{_count(len(run.axis('targets')), 'target')} behind "
+        f"{_count(len(defenses), 'defense')}, on {_count(run.record['dataset']['n'], 'image')}."
+    )
+    if count["done"] == total:
+        return [first, f"All {total} cells are done."]
+    others = [f"{count[status]} {status}" for status in ("failed", "pending") if count[status]]
+    partial = f"This report is partial: of {total} cells {count['done']} are done, {' and '.join(others)}."
+    return [first, partial, "Averages stand only where every attack of a row is done."]
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Words as a sentence lists them.
+
+    >>> _listed(["JPEG", "FD", "TVM"]), _listed(["JPEG"])
+    ('JPEG, FD and TVM', 'JPEG')
+    """
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def findings(table: Exhibit) -> str:
+    """What the last column of an attacked table says about its last group (the strongest source, as a rule)."""
+    if table.metric != "error" or not table.groups:
+        return ""
+    group, column = table.groups[-1], table.columns[-1]
+    entries = {line.defense: line.entries[-1] for line in group.lines if line.entries[-1].value is not None}
+    best = [name for name, entry in entries.items() if entry.verdict.best]
+    if not best:
+        return ""
+    tied = sum(entry.verdict.tied for entry in entries.values())
+    where = "on average over the attacks" if column == AVERAGE else f"under {column}"
+    text = f"Crafted on {group.name}, {where}, "
+    if UNDEFENDED in entries:
+        text += f"the undefended target errs on {entries[UNDEFENDED].value:.1f} %; "
+    least = f"{entries[best[0]].value:.1f} %"
+    if len(best) == len(entries) - (UNDEFENDED in entries):
+        text += f"every defense errs on {least}."
+    else:
+        names = _listed([pretty(name) for name in best])
+        text += f"{names} {'has' if len(best) == 1 else 'have'} the lowest error, {least}"
+        text += f", and {_count(tied, 'other')} cannot be told from it." if tied else "."
+    worse = sum(entry.verdict.worse for entry in table.entries)
+    if worse:
+        text += f" {_count(worse, 'number')} of this table {'is' if worse == 1 else 'are'} worse than no defense."
+    return text
+
+
+def missing(run: Run) -> list[dict[str, Any]]:
+    """Cells without a number by state and reason (count, reason, which), then defenses that the run leaves out."""
+    groups: dict[tuple[str, str], list[Place]] = {}
+    for row in run.rows:
+        if row["status"] != "done":
+            groups.setdefault((row["status"], row["reason"]), []).append(Place.of(row))
+    gaps: list[dict[str, Any]] = []
+    for (status, reason), places in sorted(groups.items()):
+        what = f"{'cell' if len(places) == 1 else 'cells'} {status}: {reason or 'not run yet'}"
+        gaps.append({"count": len(places), "reason": what, "which": _which(run, places)})
+    asked = [claim for claim in claims() if run.grid in claim.grids]
+    names = dict.fromkeys(name for claim in asked for name in (claim.subject, *claim.against) if "*" not in name)
+    if left_out := [name for name in names if name not in run.axis("defenses")]:
+        reason = f"of the paper's defenses not in this run: {', '.join(map(pretty, left_out))}"
+        gaps.append(
+            {
+                "count": len(left_out),
+                "reason": reason,
+                "which": "not asked for, or not here: rdp-bench doctor says what each needs.",
+            }
+        )
+    return gaps
+
+
+def _which(run: Run, places: list[Place]) -> str:
+    """The cells by the values that they have on each axis, where those are not all that the run has."""
+    parts = []
+    for axis in ("source", "attack", "eps", "defense", "target"):
+        here = list(dict.fromkeys(getattr(place, axis) for place in places))
+        every = {getattr(Place.of(row), axis) for row in run.rows}
+        if set(here) != every:
+            parts.append(f"{axis} {', '.join(pretty(show(value)) for value in here)}")
+    return "; ".join(parts)
+
+
+def absent(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Grids of the paper that no run is of: title and command."""
+    folder, have = files("rdp_bench.data").joinpath("grids"), {run.grid for run in runs}
+    flags = _flags(str(runs[-1].record["command"]))
+    return [
+        (
+            str(tomllib.loads(folder.joinpath(f"{name}.toml").read_text("utf-8"))["title"]),
+            shlex.join(["rdp-bench", "run", "--grid", name, *flags]),
+        )
+        for name in _paper_grids()
+        if name not in have
+    ]
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """As the paper has them; others behind, by name."""
+    known = _paper_grids()
+    return sorted(runs, key=lambda run: known.index(run.grid) if run.grid in known else len(known))
+
+
+def _paper_grids() -> list[str]:
+    text = files("rdp_bench.data").joinpath("grids", "paper.toml").read_text("utf-8")
+    return list(tomllib.loads(text)["grids"])
+
+
+def _flags(command: str) -> list[str]:
+    """The flags of `_KEPT` that a command has, with their values."""
+    words = [part for word in shlex.split(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    return [part for flag, value in pairwise(words) if flag in _KEPT for part in (flag, value)]
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -1,0 +1,332 @@
+"""The tables of a report, before any format: groups of rows of entries, as the paper lays them out."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rdp_bench.budgets import LINF
+from rdp_bench.metrics import stats
+from rdp_bench.metrics.significance import Verdict, judge
+from rdp_bench.results.rows import UNDEFENDED, Place, Run, paper, pretty, printed
+from rdp_bench.specs import show
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Counts = NDArray[np.int64]
+
+AVERAGE = "Average"
+SEEN = "‡"
+"""After the name of an attack whose like the target was trained against."""
+LEGEND = (
+    "Bold: the best defense and those that no paired test tells from it (≈). "
+    "† worse than no defense; ° so measured, but within chance."
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of a table, in percent, with all that is said about it; no value unless done."""
+
+    status: str = "absent"  # done, failed, pending, absent (the grid has no such cell)
+    reason: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    paper: float | None = None
+    change: tuple[float, float, float] | None = None  # to no defense, with its interval; clean tables only
+    verdict: Verdict = field(default_factory=Verdict)
+
+    @property
+    def strong(self) -> bool:
+        """Bold: the best, or not to be told from it."""
+        return self.verdict.best or self.verdict.tied
+
+    @property
+    def marks(self) -> str:
+        """≈ tied with the best, † worse than no defense, ° so measured but within chance."""
+        return "≈" * self.verdict.tied + ("†" if self.verdict.worse else "°" * self.verdict.above)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A defense's row; `defense` is its registry name, `way` how its draws are judged where rows differ in that."""
+
+    defense: str
+    entries: list[Entry]
+    way: str = ""
+
+    @property
+    def name(self) -> str:
+        return ", ".join(filter(None, (pretty(self.defense), self.way)))
+
+    @property
+    def label(self) -> str:
+        """For sheets."""
+        return ", ".join(filter(None, (self.defense, self.way)))
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one source; `source` is "-" where nobody attacks."""
+
+    source: str
+    lines: list[Line]
+
+    @property
+    def name(self) -> str:
+        return "" if self.source == "-" else pretty(self.source)
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A table. `slug` is safe as a file name and as an HTML id."""
+
+    slug: str
+    title: str
+    caption: str
+    metric: str
+    columns: list[str]
+    groups: list[Group]
+    notes: list[str]
+    measure: str = ""
+    """The metric as results.csv has it, where that is another: error_l2."""
+
+    @property
+    def average(self) -> bool:
+        return self.columns[-1] == AVERAGE
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [entry for group in self.groups for line in group.lines for entry in line.entries]
+
+    @property
+    def legend(self) -> str:
+        """What its marks mean; nothing where it has none."""
+        return LEGEND if any(entry.strong or entry.marks for entry in self.entries) else ""
+
+    @property
+    def done(self) -> int:
+        """How many of its numbers there are."""
+        return sum(entry.value is not None for entry in self.entries)
+
+
+def slug(*parts: str) -> str:
+    """A file name and HTML id for any names; what differs in its parts differs in its name.
+
+    >>> slug("table1", "effnet-lite2", "eps16")
+    'table1_effnet-lite2_eps16'
+    >>> slug("../<b>") == slug("../<i>")
+    False
+    """
+    return "_".join(map(_safe, parts))
+
+
+def _safe(text: str) -> str:
+    """a-z, 0-9, dots and dashes; a text that is not so by itself gets its hash behind it."""
+    safe = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:48]
+    return safe if text and safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
+
+
+def exhibits(run: Run) -> list[Exhibit]:
+    """Every table of a run: attacked ones in the run's order, then the clean one."""
+    clean = clean_table(run)
+    return [*error_tables(run), *([clean] if clean else [])]
+
+
+def error_tables(run: Run) -> list[Exhibit]:
+    """Table 1 for each target and eps: rows are defenses by source, columns attacks and their average.
+
+    A run of one attack on several targets, or at several eps, has those as columns instead.
+    """
+    cells = {place: cell for cell in run.record["cells"] if (place := Place.of(cell)).attack != "clean"}
+    axes: dict[str, list[Any]] = {
+        "attack": [attack for attack in run.axis("attacks") if attack != "clean"],
+        "target": run.axis("targets"),
+        "eps": sorted({place.eps for place in cells}),
+    }
+    across = next((name for name, values in axes.items() if len(values) > 1), "attack")
+    fixed = [name for name in axes if name != across]
+    tables = []
+    for values in product(*(axes[name] for name in fixed)):
+        here = dict(zip(fixed, values, strict=True))
+        if any(all(getattr(place, name) == value for name, value in here.items()) for place in cells):
+            tables.append(_error_table(run, here, across, axes[across]))
+    return tables
+
+
+def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -> Exhibit:
+    sources = [source for source in run.axis("sources") if source != "-"]
+    defenses = _defenses(run)
+    average = across == "attack" and len(axis) > 1
+
+    def place(source: str, value: Any, defense: str) -> Place:
+        return Place(source=source, defense=defense, **{across: value}, **here)
+
+    columns = [[place(source, value, defense) for defense in defenses] for source in sources for value in axis]
+    entries = _entries(run, columns)
+    rows = {(source, name): [place(source, value, name) for value in axis] for source in sources for name in defenses}
+    means = _averages(run, rows, entries) if average else {}
+    groups = []
+    for source in sources:
+        lines = []
+        for name in defenses:
+            line = [entries[cell] for cell in rows[source, name]]
+            if any(entry.status != "absent" for entry in line):
+                lines.append(Line(name, line + ([means[source, name]] if average else [])))
+        if lines:
+            groups.append(Group(source, lines))
+    where = ", ".join(_heading(run, name, value) for name, value in reversed(here.items()))
+    return Exhibit(
+        slug(run.grid, *(_eps_slug(run, value) if name == "eps" else str(value) for name, value in here.items())),
+        f"Error under attack: {where}",
+        " ".join(
+            [f"Error in percent of all {_images(run)}, lower is better; {where}.", *_training(run, here, across, axis)]
+        ),
+        "error",
+        [
+            (pretty(value) if across == "target" else _heading(run, across, value))
+            + (SEEN if _seen(run, {**here, across: value}) else "")
+            for value in axis
+        ]
+        + ([AVERAGE] if average else []),
+        groups,
+        _notes(run, run.grid, groups),
+        "" if run.norm == LINF else f"error_{run.norm}",
+    )
+
+
+def clean_table(run: Run) -> Exhibit | None:
+    """Table 2: accuracy without an attack, by defense and target; None for a run without clean cells."""
+    places = [Place.of(cell) for cell in run.record["cells"] if cell["attack"] == "clean"]
+    targets = [target for target in run.axis("targets") if any(place.target == target for place in places)]
+    if not places:
+        return None
+    columns = [[Place("-", "clean", 0.0, target, name) for name in _defenses(run)] for target in targets]
+    entries = _entries(run, columns)
+    rows = [[entries[column[i]] for column in columns] for i in range(len(_defenses(run)))]
+    lines = [Line(name, row) for name, row in zip(_defenses(run), rows, strict=True)]
+    groups = [Group("-", [line for line in lines if any(entry.status != "absent" for entry in line.entries)])]
+    return Exhibit(
+        slug(run.grid, "clean"),
+        "Accuracy on clean images",
+        f"Top-1 accuracy in percent on {_images(run)} that nobody attacked, higher is better.",
+        "accuracy",
+        [pretty(target) for target in targets],
+        groups,
+        _notes(run, "table2", groups),
+    )
+
+
+def _seen(run: Run, here: dict[str, Any]) -> bool:
+    """Whether the target was trained against attacks like this one."""
+    return here["attack"] in run.record["models"].get(here["target"], {}).get("seen", ())
+
+
+def _training(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -> list[str]:
+    """What the targets of a table were trained against."""
+    notes = []
+    for target in axis if across == "target" else [here["target"]]:
+        how = run.record["models"].get(target, {}).get("trained_against")
+        if how:
+            marked = any(_seen(run, {**here, "target": target, across: value}) for value in axis)
+            notes.append(
+                f"{pretty(target)} was trained against {how}{f'; {SEEN} marks its relatives' if marked else ''}."
+            )
+    return notes
+
+
+def _eps_slug(run: Run, eps: float) -> str:
+    return f"{'' if run.norm == LINF else f'{run.norm}-'}eps{show(eps)}"
+
+
+def _heading(run: Run, axis: str, value: Any) -> str:
+    return (
+        f"ε = {run.eps(value)}" if axis == "eps" else f"target {pretty(value)}" if axis == "target" else pretty(value)
+    )
+
+
+def _defenses(run: Run) -> list[str]:
+    return sorted(run.axis("defenses"), key=lambda name: name != UNDEFENDED)
+
+
+def _images(run: Run) -> str:
+    return f"{run.record['dataset']['n']} images of {run.record['dataset']['name']}"
+
+
+def _entries(run: Run, columns: list[list[Place]]) -> dict[Place, Entry]:
+    """The entries of single cells, compared within their columns."""
+    rows = {Place.of(row): row for row in run.rows}
+    done = [{p.defense: run.errors(p) for p in column if p in run.wrong} for column in columns]
+    entries: dict[Place, Entry] = {}
+    for column, errors, verdicts in zip(columns, done, judge(done), strict=True):
+        for place in column:
+            row = rows.get(place)
+            if row is None:
+                entries[place] = Entry()
+            elif row["status"] != "done":
+                entries[place] = Entry(row["status"], row["reason"] or "not run yet", paper=_number(row["paper"]))
+            else:
+                change = None
+                if place.attack == "clean" and place.defense != UNDEFENDED and UNDEFENDED in errors:
+                    gain = (errors[UNDEFENDED] - errors[place.defense]) / run.draws
+                    least, most = stats.mean_interval(gain, least=-1)
+                    change = (100 * float(gain.mean()), 100 * least, 100 * most)
+                value, low, high, number = (_number(row[name]) for name in ("value", "ci_low", "ci_high", "paper"))
+                entries[place] = Entry("done", "", value, low, high, number, change, verdicts[place.defense])
+    return entries
+
+
+def _averages(
+    run: Run, rows: dict[tuple[str, str], list[Place]], cells: dict[Place, Entry]
+) -> dict[tuple[str, str], Entry]:
+    """The mean over the attacks by (source, defense), compared within the source; none where one is missing."""
+    columns: dict[str, dict[str, Counts]] = {source: {} for source, _ in rows}
+    entries: dict[tuple[str, str], Entry] = {}
+    for (source, name), places in rows.items():
+        have = [run.errors(place) for place in places if place in run.wrong]
+        if len(have) == len(places):
+            columns[source][name] = np.sum(have, axis=0)
+        else:
+            states = {cells[place].status for place in places}
+            status = next(status for status in ("failed", "pending", "absent") if status in states)
+            entries[source, name] = Entry(status, f"{len(have)} of {len(places)} attacks are done")
+    for (source, column), verdicts in zip(columns.items(), judge(list(columns.values())), strict=True):
+        for name, errors in column.items():
+            places = rows[source, name]
+            share = errors / (run.draws * len(places))
+            low, high = stats.mean_interval(share)
+            entries[source, name] = Entry(
+                "done", "", 100 * float(share.mean()), 100 * low, 100 * high, _printed_average(run, places), None,
+                verdicts[name],
+            )  # fmt: skip
+    return entries
+
+
+def _printed_average(run: Run, places: list[Place]) -> float | None:
+    """The paper's average, if each of these cells and no other is in it."""
+    five = 5
+    if len(places) != five or any(printed(run.record, place, "error") is None for place in places):
+        return None
+    return printed(run.record, places[0]._replace(attack="average"), "error")
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _notes(run: Run, printed_in: str, groups: Iterable[Group]) -> list[str]:
+    """What a reader of this table must know and cannot see in it."""
+    if not any(entry.paper is not None for group in groups for line in group.lines for entry in line.entries):
+        return []
+    table = paper()["tables"].get(printed_in, {})
+    notes = [f"Printed numbers: {paper()['authors']}, “{paper()['title']}”.", *table.get("notes", [])]
+    n = int(run.record["dataset"]["n"])
+    if table.get("n", n) != n:
+        notes.append(f"The printed numbers are over {table['n']} images, these over {n} of them.")
+    return notes

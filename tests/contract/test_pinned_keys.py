@@ -1,0 +1,105 @@
+"""Cache keys that must not change.
+
+Rule: never update an expected value here without a new `keys.KEY_VERSION`. A key that changes by accident voids every
+cache; a key that stays the same although its meaning changed gives one thing another's numbers. If a test here fails,
+something that was added must be left out where it is neutral (`keys.neutral`), or moved out of the record; only where
+all keys are meant to change, bump `KEY_VERSION` and then write the new values.
+
+The records are made by the real code from entries, images, a model card and a weight file that are the same everywhere.
+"""
+
+from dataclasses import make_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rdp_bench import keys, plugins, registry
+from rdp_bench.attacks.gradient_sign import GradientSign
+from rdp_bench.cache.store import Store
+from rdp_bench.engine.grid import Axes, Grid
+from rdp_bench.engine.plan import Plan
+from rdp_bench.metrics import lpips
+from rdp_bench.models.defended import parse
+from rdp_bench.models.zoo import Card, Member, SourceRef
+
+plugins.load()
+
+PINNED = {
+    "adv": "d9095c28b7ea0fdd7f037d451ebb262f4ee1270e7e903a45d89180b4fac87123",
+    "adv through a defense": "a8fc2cb9ab90bcd5637aeb50015681cbc1220b91b4370ce3811269cd9aa1b795",
+    "eval": "2dc0040f55bd37ccd8a82330d088f662c8c7c0d06f2aef610ccb6f41aa535fc2",
+    "eval of clean images": "6ff80879e7d6550a56972823edc55b85c1604ce5382d7fb9c42005a771bb79a4",
+    "eval of ten draws": "e5c542e7d7c6a54af2444969471117d9c07ede58dff6fd9656d955d6b55540cb",
+    "restoration": "3e533257e7a7471a4641b169e4eed7332cc5d1bc12a67331166e741977fc77f8",
+    "restoration with lpips": "025a898972a901ea13612d4f3b72d18e7ba12520e683914bf7b53341bae4acc1",
+    "sample": "d2ce7f92264f212d86c785ac9ed7a3f855c99436052d5c9d938d223aeba8b97a",
+}
+
+
+class Images:
+    """Three images, known by their hashes alone."""
+
+    name, size = "three", 8
+    ids = ("a", "b", "c")
+    labels = (0, 1, 2)
+
+
+def found(folder: Path, monkeypatch: pytest.MonkeyPatch, card: type = Card, attack: Any = None) -> dict[str, str]:
+    """The keys, with another class of model cards or another attack in place of mi-fgsm if given."""
+    file = folder / "net.safetensors"
+    file.write_bytes(b"the weights of a network")
+    net = Member(
+        card("net", "A network", "timm_net", "file", 224, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), kwargs={"depth": 3}),
+        file,
+    )
+    behind = parse("bpda(tvm(weight=.1), net, 5)")
+    assert behind
+    defenses = {name: registry.defense.resolve(name) for name in ("none", "bit-red(bits=4)", "r&p")}
+    attacks = {"mi-fgsm": registry.attack.resolve("mi-fgsm")}
+    if attack:
+        attacks["mi-fgsm"] = registry.Resolved("mi-fgsm", attack(momentum=1.0), "", "", "1", "mi-fgsm")
+    sources = {"net": SourceRef("net", (net,)), "behind": SourceRef("behind", (net, net), behind[0])}
+    grid = Grid("g", "G", "embedded", Axes(dataset="three", targets=("net",), defenses=tuple(defenses)))
+    made = Plan(grid, Store(folder), 0, "cpu", Images(), ["aa", "bb", "cc"], attacks, defenses, sources, {"net": net})  # type: ignore[arg-type]
+    adversarial = made.set_record("net", "mi-fgsm", 16.0)
+    pure = made.pure_record(adversarial, "bit-red(bits=4)")
+    monkeypatch.setattr(lpips, "record", lambda: None)
+    records = {
+        "adv": adversarial,
+        "adv through a defense": made.set_record("behind", "mi-fgsm", 4.5),
+        "eval": made.eval_record(pure, net),
+        "eval of clean images": made.eval_record(made.pure_record(None, "none"), net),
+        "eval of ten draws": made.eval_record(made.pure_record(adversarial, "r&p"), net, 10),
+        "restoration": made.restoration_record(pure),
+        "sample": made.sample_record(keys.key_of(pure)),
+    }
+    made._lpips = {"net": "alex", "weights": ["aa", "bb"]}
+    records["restoration with lpips"] = made.restoration_record(pure)
+    return {name: keys.key_of(record) for name, record in records.items()}
+
+
+def test_keys_are_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert keys.KEY_VERSION == 2
+    assert found(tmp_path, monkeypatch) == PINNED
+    assert len(set(PINNED.values())) == len(PINNED)
+
+
+def with_field(kind: type) -> type:
+    """`kind` with a field more, as a later version of this package may have it."""
+    own = {name: value for name, value in vars(kind).items() if name in ("identity", "__module__")}
+    added = [("added", float, keys.neutral(0.0))]
+    return make_dataclass(kind.__name__, added, bases=(kind,), frozen=True, namespace=own)
+
+
+def test_a_new_neutral_field_of_attacks_and_model_cards_changes_no_pinned_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found(tmp_path, monkeypatch, with_field(Card), with_field(GradientSign)) == PINNED
+
+
+def test_a_new_field_that_is_not_neutral_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = make_dataclass("Card", [("added", float, 0.0)], bases=(Card,), frozen=True)
+    new = found(tmp_path, monkeypatch, kind)
+    unchanged = {name for name in PINNED if new[name] == PINNED[name]}
+    assert unchanged == set()  # all depend on the model

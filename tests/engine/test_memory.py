@@ -1,0 +1,47 @@
+"""Memory goes back to the system between the phases of a run."""
+
+import subprocess
+import sys
+from typing import Any, cast
+
+import pytest
+
+from rdp_bench.engine import worker as work
+from rdp_bench.engine.jobs import CraftJob, JudgeJob
+
+MEASURE = """
+import torch
+from rdp_bench.engine.worker import prepare, release_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+prepare("cpu")
+before = resident()
+blocks = [torch.ones(2**18) for _ in range(400)]  # 400 MiB
+pins = [torch.ones(64) for _ in range(400)]
+del blocks
+held = resident() - before
+release_memory()
+print(held, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_was_freed_is_returned() -> None:
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    held, left = map(float, done.stdout.split())
+    assert held > 300  # kept for the next batch
+    assert left < 100
+
+
+def test_it_is_returned_between_phases_and_not_within_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(work, "release_memory", lambda: done.append("release"))
+    monkeypatch.setattr(work.Worker, "_craft", lambda *_: done.append("craft"))
+    monkeypatch.setattr(work.Worker, "_judge", lambda *_: done.append("judge"))
+    worker = work.Worker.__new__(work.Worker)
+    for kind in (CraftJob, CraftJob, JudgeJob, JudgeJob, CraftJob):
+        worker(cast("Any", kind.__new__(kind)))
+    assert done == ["release", "craft", "craft", "release", "judge", "judge", "release", "craft"]

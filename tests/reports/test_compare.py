@@ -1,0 +1,140 @@
+"""Two runs side by side: cells that both have, what differs between their records, what only one has."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from rdp_bench.cache.store import Store
+from rdp_bench.cli.main import main
+from rdp_bench.metrics.stats import wilson
+from rdp_bench.reports.compare import APART, PAIRED, Comparison, Pair, compare, newcombe, sheet
+from rdp_bench.results.rows import Place, load
+from tests.helpers.report_fixture import make_run
+
+FGSM = Place("a", "fgsm", 16.0, "t", "rdp")
+JPEG = FGSM._replace(defense="jpeg")
+CLEAN = Place("-", "clean", 0.0, "t", "rdp")
+
+
+def two(tmp_path: Path, a: dict[Place, int], b: dict[Place, int], **more: Any) -> Comparison:
+    """So many of the first images wrong in A and in B; B has results of its own where it says how many."""
+    store = Store(tmp_path / "store")
+    make_run(tmp_path / "A", store, lambda p: range(a.get(p, 0)), samples=1)
+    make_run(tmp_path / "B", store, lambda p: range(b.get(p, 0)), samples=1, apart=b, **more)
+    (first,), (second,) = load(tmp_path / "A", store), load(tmp_path / "B", store)
+    return compare(first, second)
+
+
+def of(found: Comparison, place: Place) -> Pair:
+    (pair,) = [pair for pair in found.pairs if pair.place == place]
+    return pair
+
+
+def test_the_same_images_are_compared_one_by_one(tmp_path: Path) -> None:
+    """RDP errs on ten more images in B, JPEG on two fewer; RDP loses one clean image."""
+    found = two(tmp_path, {JPEG: 4}, {FGSM: 10, JPEG: 2, CLEAN: 1})
+    rdp, jpeg, clean = of(found, FGSM), of(found, JPEG), of(found, CLEAN)
+
+    assert found.test == PAIRED
+    assert (rdp.values, rdp.difference, rdp.differs) == ((0, 50), 50, True)
+    assert rdp.p == pytest.approx(3 * 2 / 2**10)  # three cells were tested
+    assert (jpeg.difference, jpeg.p, jpeg.differs) == (-10, 1.0, False)  # 2 * 2/2^2 = 1
+    assert (clean.metric, clean.values, clean.difference) == ("accuracy", (100, 95), pytest.approx(-5))
+    assert found.pairs[0] == rdp
+    assert rdp.low is not None
+    assert rdp.high is not None
+    assert rdp.low < 50 < rdp.high
+
+
+def test_one_stored_result_is_no_test(tmp_path: Path) -> None:
+    found = two(tmp_path, {JPEG: 4}, {FGSM: 10})
+    jpeg = of(found, JPEG)
+
+    assert (jpeg.same, jpeg.difference, jpeg.p) == (True, 0, None)
+    assert sum(pair.same for pair in found.pairs) == len(found.pairs) - 1
+    assert of(found, FGSM).p == pytest.approx(2 / 2**10)
+
+
+def test_other_images_are_never_paired(tmp_path: Path) -> None:
+    data = {"name": "photos20", "n": 20, "size": 8, "images": "ef" * 32}
+    found = two(tmp_path, {JPEG: 4}, {FGSM: 10, JPEG: 2}, dataset=data)
+    rdp, jpeg = of(found, FGSM), of(found, JPEG)
+
+    assert found.test == APART
+    assert (rdp.p, rdp.differs, jpeg.differs) == (None, True, False)
+    none, half = wilson(0, 20), wilson(10, 20)
+    assert rdp.low == pytest.approx(50 - 100 * ((0.5 - half[0]) ** 2 + none[1] ** 2) ** 0.5, abs=1e-3)
+    assert rdp.high == pytest.approx(50 + 100 * (half[1] - 0.5), abs=1e-3)
+    assert ("dataset.images", "ab" * 32, "ef" * 32) in found.records
+
+
+def test_newcombe_as_published() -> None:
+    """56 of 70 against 48 of 80: Newcombe 1998, table II (a), method 10."""
+    low, high = newcombe((48 / 80, *wilson(48, 80)), (56 / 70, *wilson(56, 70)))
+
+    assert (low, high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+
+
+def test_what_differs_between_the_records(tmp_path: Path) -> None:
+    found = two(tmp_path, {}, {FGSM: 1}, seed=7, defenses=["none", "rdp", "mine"])
+    names = {name for name, _, _ in found.records}
+    assert names == {"seed", "axes.defenses"}  # not `mine`: A has no such defense
+
+    again = two(tmp_path / "2", {}, {}, environment={"rdp_bench": "0.2.0"}, started="later", command="other")
+    assert again.records == [
+        ("environment.rdp_bench", "0.1.0", "0.2.0"), ("environment.python", "3.11.7", "–"),
+        ("environment.device", "cpu", "–"),
+    ]  # fmt: skip
+
+
+def test_cells_of_one_run_alone(tmp_path: Path) -> None:
+    found = two(tmp_path, {}, {}, attacks=["fgsm", "dim"])
+
+    assert {place.attack for place in found.only[0]} == {"mi-fgsm"}
+    assert {place.attack for place in found.only[1]} == {"dim"}
+    lines = list(csv.DictReader(io.StringIO(sheet([found]))))
+    assert len(lines) == len(found.pairs) + 6
+    assert sorted(line["status_b"] for line in lines if line["attack"] == "mi-fgsm") == ["absent"] * 3
+
+
+def test_a_cell_that_one_run_lacks_is_said_not_compared(tmp_path: Path) -> None:
+    found = two(tmp_path, {}, {JPEG: 1}, states={FGSM: ("failed", "out of memory")})
+    rdp = of(found, FGSM)
+
+    assert (rdp.status, rdp.values, rdp.difference) == (("done", "failed"), (0, None), None)
+    assert of(found, JPEG).p == 1.0
+
+
+def test_command_writes_page_and_sheet(tmp_path: Path) -> None:
+    two(tmp_path, {}, {FGSM: 10}, note="<script>")
+    args = ["report", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "store"), "--compare"]
+    done = CliRunner().invoke(main, [*args, str(tmp_path / "A"), str(tmp_path / "B")])
+
+    assert done.exit_code == 0, done.output
+    page = Path(done.stdout.strip())
+    assert page == tmp_path / "out" / "report" / "compare.html"
+    text = page.read_text("utf-8")
+    assert (
+        "9 cells are in both, 9 could be compared, 8 of them the very same stored result. 1 differs beyond chance."
+        in text
+    )
+    assert (page.parent / "compare.csv").read_text().startswith("grid,source,attack")
+    nothing = CliRunner().invoke(main, [*args, str(tmp_path / "A"), str(tmp_path / "none")])
+    assert nothing.exit_code == 2
+    assert "no run in" in nothing.output
+
+
+def test_no_grid_in_common(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    make_run(tmp_path / "A", store, lambda p: (), samples=1)
+    make_run(tmp_path / "B", store, lambda p: (), samples=1, grid="table3")
+    args = ["report", "--out", str(tmp_path), "--cache", str(tmp_path / "store"), "--compare"]
+    done = CliRunner().invoke(main, [*args, str(tmp_path / "A"), str(tmp_path / "B")])
+
+    assert done.exit_code == 2
+    assert "A holds table1" in done.output
+    assert "B holds table3" in done.output
