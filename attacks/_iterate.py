@@ -14,43 +14,45 @@ from rdp_bench.errors import UsageError
 if TYPE_CHECKING:
     from rdp_bench.attacks.gradient_sign import GradientSign
     from rdp_bench.protocols import Classifier, Source
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 GREY = 0.5
 STRIP = 75  # columns: of many widths tried, the fastest on a CPU
 
 
-def iterate(attack: GradientSign, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
+def iterate(attack: GradientSign, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
     """Run `attack`; `eps` in [0, 1], or an L2 norm. The result is within `eps` of `x` and in [0, 1].
 
     `y` are the labels; for an attack that aims at the data set's targets, those.
     """
-    if attack.kernel > 2 * max(x.shape[2:]) + 1:
-        raise UsageError(f"kernel {attack.kernel} is longer than twice the images, {x.shape[3]} x {x.shape[2]} pixels")
+    if attack.kernel_size > 2 * max(x.shape[2:]) + 1:
+        raise UsageError(
+            f"kernel {attack.kernel_size} is longer than twice the images, {x.shape[3]} x {x.shape[2]} pixels"
+        )
     l2 = attack.norm == "l2"
     unit = 1 if l2 else 255
     alpha, mu = attack.step(eps * unit) / unit, attack.momentum
     low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
     adv = x.clone()
     if attack.random_start and l2:
-        direction, length = unit_l2(draws.normal(*x.shape[1:])), eps * draws.uniform()
+        direction, length = unit_l2(rng.normal(*x.shape[1:])), eps * rng.uniform()
         adv += length.view(-1, 1, 1, 1) * direction
     elif attack.random_start:
-        adv += draws.uniform(*x.shape[1:], low=-eps, high=eps)
-        if attack.start_in_range:
+        adv += rng.uniform(*x.shape[1:], low=-eps, high=eps)
+        if attack.clip_start:
             adv.clamp_(0, 1)
     sign = -1.0 if attack.targeted else 1.0
-    labels: Tensor | None = None if attack.label == "own" else y
+    labels: Tensor | None = None if attack.label == "predicted" else y
     if attack.targeted and attack.target == "random":
         # Uniform over the wrong classes: y + U{1 .. classes - 1}.
         classes = source.members[0].classes
-        labels = (y + draws.integers(1, classes).to(y.device)) % classes
+        labels = (y + rng.integers(1, classes).to(y.device)) % classes
     velocity, sign_of = torch.zeros_like(x), torch.empty_like(x)
     for _ in range(attack.count(eps * unit)):
         at = adv + sign * mu * alpha * velocity if attack.nesterov else adv
-        grad, labels = _gradient(attack, source, at, labels, draws)
-        if attack.kernel > 1:
-            grad = smooth(grad, attack.kernel)
+        grad, labels = _gradient(attack, source, at, labels, rng)
+        if attack.kernel_size > 1:
+            grad = smooth(grad, attack.kernel_size)
         if mu > 0:
             grad = velocity = normalise(grad).add_(velocity, alpha=mu)
         if l2:
@@ -62,16 +64,16 @@ def iterate(attack: GradientSign, source: Source, x: Tensor, y: Tensor, eps: flo
 
 
 def _gradient(
-    attack: GradientSign, source: Source, at: Tensor, labels: Tensor | None, draws: Draws
+    attack: GradientSign, source: Source, at: Tensor, labels: Tensor | None, rng: ImageRng
 ) -> tuple[Tensor, Tensor]:
     """Sum over the copies of the loss gradient at `at`, and the labels used."""
     total: Tensor | None = None
     # EOT averages over draws of the source's defense; a sum has the same sign, as it has over copies.
-    for i in [i for i in range(attack.copies) for _ in range(getattr(source, "samples", 1))]:
+    for i in [i for i in range(attack.scale_copies) for _ in range(getattr(source, "samples", 1))]:
         leaf = at.detach().requires_grad_()
         # Lin et al. scale images of [-1, 1] by 1/2^i; autograd brings the factor 2^-i of copy i.
         z = leaf if i == 0 else GREY + (leaf - GREY) * 0.5**i
-        outputs = [_logits(attack, member, z, draws) for member in source.members]
+        outputs = [_logits(attack, member, z, rng) for member in source.members]
         logits = _mean([main for main, _ in outputs])
         if labels is None:
             labels = _mean([main.detach().softmax(1) for main, _ in outputs]).argmax(1)
@@ -94,30 +96,34 @@ def _mean(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
 
 
-def _logits(attack: GradientSign, member: Classifier, z: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None]:
+def _logits(attack: GradientSign, member: Classifier, z: Tensor, rng: ImageRng) -> tuple[Tensor, Tensor | None]:
     """Logits (and auxiliary logits) of one source member behind its own draw of input diversity."""
 
     def look(images: Tensor, zoom: float = 1.0, which: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        if drawn := getattr(member, "drawn", None):  # a defense's randomness, fresh in every gradient
-            return drawn(images, draws if which is None else draws.pick(which), zoom), None
+        if drawn := getattr(member, "stochastic_logits", None):  # a defense's randomness, fresh in every gradient
+            return drawn(images, rng if which is None else rng.select(which), zoom), None
         if attack.aux_weight and (both := getattr(member, "logits_and_aux", None)):
             main, aux = both(images, zoom)
             return main, aux
         return member(images, zoom), None
 
-    if attack.diversity == 0:
+    if attack.diversity_prob == 0:
         return look(z)
-    applied, rows, columns = draw_diversity(attack, z.shape[-1], draws)
+    applied, rows, columns = sample_diversity(attack, z.shape[-1], rng)
 
     def taken(
         images: Tensor, rows: Tensor, columns: Tensor, zoom: float, which: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         # Up to a size of 2 at most two taken pixels are one: their gradients' sum has one order everywhere.
-        if not attack.aux_weight and attack.diversity_size <= 2 and (fused := getattr(member, "taken", None)):
+        if (
+            not attack.aux_weight
+            and attack.diversity_size <= 2
+            and (fused := getattr(member, "logits_of_gathered", None))
+        ):
             return fused(images, rows, columns, zoom), None
-        return look(take_pixels(images, rows, columns), zoom, which)
+        return look(gather_pixels(images, rows, columns), zoom, which)
 
-    if attack.diversity_back:
+    if attack.resize_back:
         return taken(z, rows, columns, 1.0)
     zoom = rows.shape[1] / z.shape[-1]
     if applied.all():
@@ -214,42 +220,42 @@ def _band(size: int, length: int, device: torch.device) -> Tensor:
     return torch.where((offset >= 0) & (offset < length), kernel[offset.clamp(0, length - 1)], 0.0).to(device)
 
 
-def draw_diversity(attack: GradientSign, size: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+def sample_diversity(attack: GradientSign, size: int, rng: ImageRng) -> tuple[Tensor, Tensor, Tensor]:
     """One draw of input diversity an image: applied `[n]`, and source row and column of each output pixel.
 
     A resized image of U{size .. padded - 1} pixels sits at U{0 .. rest - 1} in a padded one (Xie et al.,
     upper ends exclusive as in their code; they draw once a batch, we once an image). -1 is padding. With
-    `diversity_back` the maps `[n, size]` include the way back, and are the identity where not applied.
+    `resize_back` the maps `[n, size]` include the way back, and are the identity where not applied.
     """
     padded = round(size * attack.diversity_size)
-    applied = draws.uniform().cpu() < attack.diversity
-    resized = draws.integers(size, padded)
+    applied = rng.uniform().cpu() < attack.diversity_prob
+    resized = rng.integers(size, padded)
     rest = padded - resized
     maps = []
-    for offset in (draws.integers(0, rest), draws.integers(0, rest)):
+    for offset in (rng.integers(0, rest), rng.integers(0, rest)):
         at = torch.arange(padded) - offset[:, None]
         inside = (at >= 0) & (at < resized[:, None])
         # Nearest neighbour as TF and torch have it: floor(i * in / out).
         maps.append(torch.where(inside, at * size // resized[:, None], -1))
     rows, columns = maps
-    if attack.diversity_back:
+    if attack.resize_back:
         back = torch.arange(size) * padded // size
-        same = torch.arange(size).expand(len(draws), size)
+        same = torch.arange(size).expand(len(rng), size)
         rows = torch.where(applied[:, None], rows[:, back], same)
         columns = torch.where(applied[:, None], columns[:, back], same)
     return applied, rows, columns
 
 
-def take_pixels(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def gather_pixels(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Output pixel (i, j) of image k is `x[k, :, rows[k, i], columns[k, j]]`, or mid-grey where either is -1.
 
     `x` `[n, c, h, w]`; `rows` `[n, H]` and `columns` `[n, W]` grow along each image. Differentiable in `x`.
     """
-    out: Tensor = _TakePixels.apply(x, rows, columns)
+    out: Tensor = _GatherPixels.apply(x, rows, columns)
     return out
 
 
-class _TakePixels(torch.autograd.Function):
+class _GatherPixels(torch.autograd.Function):
     """A gather whose backward is a gather too: fast, and free of the order of atomic additions."""
 
     @staticmethod

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rdp_bench.protocols import Source
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
-Label = Literal["true", "own"]
+Label = Literal["true", "predicted"]
 Target = Literal["random", "dataset"]
 
 ENGINE_VERSION = 1
@@ -40,9 +40,9 @@ ENGINE_VERSION = 1
 PART_VERSIONS: dict[str, tuple[Any, int]] = {
     "momentum": (0.0, 1),
     "nesterov": (False, 1),
-    "copies": (1, 1),
-    "diversity": (0.0, 1),
-    "kernel": (1, 1),
+    "scale_copies": (1, 1),
+    "diversity_prob": (0.0, 1),
+    "kernel_size": (1, 1),
     "label": ("true", 1),
     "targeted": (False, 1),
     "target": ("random", 1),
@@ -71,15 +71,15 @@ class GradientSign:
     """mu of MI-FGSM (Dong et al. 2018, Eq. 6); above 0 each gradient is divided by its mean |.|."""
     nesterov: bool = False
     """Look-ahead (Lin et al. 2020, Eq. 6); the looked-ahead point is not clipped, as in their code."""
-    copies: int = 1
+    scale_copies: int = 1
     """m of SI (Lin et al. 2020, Eq. 8): copies at contrast 1, 1/2, ..., around mid-grey; gradients summed."""
-    diversity: float = 0.0
+    diversity_prob: float = 0.0
     """Probability of input diversity (Xie et al. 2019, Sec. 3.2), drawn anew for each image and gradient."""
     diversity_size: float = 330 / 299
     """Padded size over image size; the resized image is U{size .. padded - 1}, nearest neighbour."""
-    diversity_back: bool = False
+    resize_back: bool = False
     """Bring the padded image back to its size (nearest), as the SI-NI code does; else the network sees it larger."""
-    kernel: int = 1
+    kernel_size: int = 1
     """Length of the Gaussian kernel of TI (Dong et al. 2019, Sec. 3.3), sigma = (kernel - 1) / 6 pixels."""
     label: Label = "true"
     """Which class to leave: the true label, or the source's own prediction in its first forward pass."""
@@ -88,7 +88,7 @@ class GradientSign:
     target: Target = neutral("random")
     """Class that a targeted attack approaches: a random wrong one, or the data set's own target class."""
     random_start: bool = False
-    start_in_range: bool = True
+    clip_start: bool = True
     """Clip the random start to [0, 1] before the first gradient."""
     aux_weight: float = 0.0
     """Weight of the loss at a source's auxiliary head (.4 in the TI code); 0 leaves it out."""
@@ -103,14 +103,14 @@ class GradientSign:
             "alpha is at most 255": self.alpha is None or self.alpha <= 255,
             "step_ratio is above 0": self.step_ratio > 0,
             "momentum is not negative": self.momentum >= 0,
-            "copies is at least 1": self.copies >= 1,
-            "copies is 1 to 100": self.copies <= 100,  # the contrast of copy 100 is below any float32
-            "diversity is a probability": 0 <= self.diversity <= 1,
+            "scale_copies is at least 1": self.scale_copies >= 1,
+            "copies is 1 to 100": self.scale_copies <= 100,  # the contrast of copy 100 is below any float32
+            "diversity_prob is a probability": 0 <= self.diversity_prob <= 1,
             "diversity_size is above 1 and at most 10": 1 < self.diversity_size <= 10,
-            "kernel is odd and at least 1": self.kernel >= 1 and self.kernel % 2 == 1,
-            "kernel is at most 4001; images need no longer one": self.kernel <= 4001,
+            "kernel_size is odd and at least 1": self.kernel_size >= 1 and self.kernel_size % 2 == 1,
+            "kernel is at most 4001; images need no longer one": self.kernel_size <= 4001,
             f"label is one of {get_args(Label)}": self.label in get_args(Label),
-            "a targeted attack uses label=true": not (self.targeted and self.label == "own"),
+            "a targeted attack uses label=true": not (self.targeted and self.label == "predicted"),
             "nesterov needs momentum above 0": not self.nesterov or self.momentum > 0,
             f"target is one of {get_args(Target)}": self.target in get_args(Target),
             "target=dataset needs targeted=true": self.targeted or self.target == "random",
@@ -128,11 +128,11 @@ class GradientSign:
             if not holds:
                 raise ValueError(rule)
 
-    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
         """Adversarial images for `x` `[n, 3, h, w]` in [0, 1]; `eps` in [0, 1], or an L2 norm; see `Attack`."""
         from rdp_bench.attacks._iterate import iterate
 
-        return iterate(self, source, x, y, eps, draws)
+        return iterate(self, source, x, y, eps, rng)
 
     @property
     def aims_at_targets(self) -> bool:
@@ -168,7 +168,7 @@ class GradientSign:
 
     def gradients(self, eps_255: float) -> int:
         """Gradient evaluations per image and source member."""
-        return self.count(eps_255) * self.copies
+        return self.count(eps_255) * self.scale_copies
 
     def resolved(self, eps_255: float) -> dict[str, Any]:
         """Every field, with the steps and step size that `eps_255` gives.
@@ -194,27 +194,33 @@ PARTS: Parts = {
     "PGD": (("steps", "step_ratio"), {"random_start": True, "step_ratio": 2.5}),
     "MI": (("momentum",), {"momentum": 1.0}),
     "NI": (("momentum",), {"momentum": 1.0, "nesterov": True}),
-    "DI": (("diversity", "diversity_size", "diversity_back"), {"diversity": 0.7}),
-    "TI": (("kernel",), {"kernel": 15}),
-    "SI": (("copies",), {"copies": 5}),
-    "OWN": ((), {"label": "own"}),
+    "DI": (("diversity_prob", "diversity_size", "resize_back"), {"diversity_prob": 0.7}),
+    "TI": (("kernel_size",), {"kernel_size": 15}),
+    "SI": (("scale_copies",), {"scale_copies": 5}),
+    "OWN": ((), {"label": "predicted"}),
     "AUX": (("aux_weight",), {"aux_weight": 0.4}),
     "TARGETED": (("target",), {"targeted": True}),
 }
 
-ALIASES = {"p": "diversity", "size": "diversity_size", "back": "diversity_back", "mu": "momentum", "m": "copies"}
+ALIASES = {
+    "p": "diversity_prob",
+    "size": "diversity_size",
+    "back": "resize_back",
+    "mu": "momentum",
+    "m": "scale_copies",
+}
 
 
 def compose(text: str) -> GradientSign:
     """The attack that a composition such as `MI|DI(p=.7)|TI(15)|SI(5)` spells.
 
-    >>> compose("MI|TI(7)").kernel
+    >>> compose("MI|TI(7)").kernel_size
     7
 
     Raises:
         UsageError: an unknown part, an unknown argument, or the same part twice.
     """
-    from rdp_bench.errors import unknown
+    from rdp_bench.errors import unknown_name
     from rdp_bench.specs import Spec, parse_spec, split, values
 
     presets: dict[str, Any] = {}
@@ -223,7 +229,7 @@ def compose(text: str) -> GradientSign:
     for piece in split(text, "|"):
         spec = parse_spec(piece)
         if spec.name not in PARTS:
-            raise unknown("part of an attack", spec.name, PARTS)
+            raise unknown_name("part of an attack", spec.name, PARTS)
         if spec.name in seen:
             raise UsageError(f"attack '{text}': part {spec.name} stands there twice")
         seen.add(spec.name)
@@ -233,7 +239,7 @@ def compose(text: str) -> GradientSign:
         given = [*zip(names, spec.positional, strict=False), *((ALIASES.get(k, k), v) for k, v in spec.params)]
         for name, _ in given:
             if name not in names:
-                raise unknown(f"argument of {spec.name}", name, names)
+                raise unknown_name(f"argument of {spec.name}", name, names)
         if len(dict(given)) < len(given):
             raise UsageError(f"attack '{text}': an argument of {spec.name} stands there twice")
         for name, word in given:

@@ -10,7 +10,7 @@ from rdp_bench.attacks.gradient_sign import GradientSign, compose
 from rdp_bench.protocols import Attack
 from rdp_bench.registry import attack
 
-attack.dialect("composition", r".*\|.*|[A-Z]+(\(.*\))?", "MI|DI(p=.7)|TI(15)|SI(5)", compose)
+attack.label_scheme("composition", r".*\|.*|[A-Z]+(\(.*\))?", "MI|DI(p=.7)|TI(15)|SI(5)", compose)
 
 
 @attack("fgsm", source="Goodfellow et al. 2015, Sec. 4")
@@ -42,19 +42,19 @@ def ni_fgsm() -> Attack:
 @attack("dim", source="Xie et al. 2019, Sec. 3.3; cihangxie/DI-2-FGSM")
 def dim() -> Attack:
     """Momentum and input diversity (p .7): random nearest resize and grey padding, to 330 at 299 pixels."""
-    return GradientSign(steps=None, alpha=1.0, momentum=1.0, diversity=0.7, label="own")
+    return GradientSign(steps=None, alpha=1.0, momentum=1.0, diversity_prob=0.7, label="predicted")
 
 
 @attack("ti-dim", source="Dong et al. 2019; dongyp13/Translation-Invariant-Attacks")
 def ti_dim() -> Attack:
     """Momentum, input diversity (p .7) and a 15 x 15 Gaussian over the gradient."""
-    return GradientSign(momentum=1.0, diversity=0.7, kernel=15)
+    return GradientSign(momentum=1.0, diversity_prob=0.7, kernel_size=15)
 
 
 @attack("si-ni-fgsm", source="Lin et al. 2020, Alg. 1; JHL-HUST/SI-NI-FGSM")
 def si_ni_fgsm() -> Attack:
     """Nesterov momentum over five copies of falling contrast."""
-    return GradientSign(momentum=1.0, nesterov=True, copies=5, label="own")
+    return GradientSign(momentum=1.0, nesterov=True, scale_copies=5, label="predicted")
 
 
 # No released code composes all four as RDP names them; the same laboratory's later code (JHL-HUST/VT)
@@ -65,12 +65,12 @@ def sini_tidim() -> Attack:
     return GradientSign(
         momentum=1.0,
         nesterov=True,
-        copies=5,
-        diversity=0.5,
+        scale_copies=5,
+        diversity_prob=0.5,
         diversity_size=331 / 299,
-        diversity_back=True,
-        kernel=7,
-        label="own",
+        resize_back=True,
+        kernel_size=7,
+        label="predicted",
     )
 
 
@@ -83,4 +83,4 @@ def pgd() -> Attack:
 @attack("pgd-targeted", source="Xie et al. 2019a, Sec. 6.1; facebookresearch/ImageNet-Adversarial-Training")
 def pgd_targeted() -> Attack:
     """PGD-10 towards a random wrong class: random start, steps of max(1, eps/10)/255."""
-    return GradientSign(targeted=True, random_start=True, start_in_range=False, alpha_floor=1.0)
+    return GradientSign(targeted=True, random_start=True, clip_start=False, alpha_floor=1.0)

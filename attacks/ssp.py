@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rdp_bench.protocols import Source
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 Features = Callable[["Tensor"], "list[Tensor]"]
 
@@ -44,7 +44,7 @@ class SelfSupervised:
         """One a step."""
         return self.steps
 
-    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:  # noqa: ARG002
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:  # noqa: ARG002
         """Images within `eps` of `x` whose features at `level` are far from those of `x`, summed over members."""
         members: list[Any] = list(source.members)
         for member in members:
@@ -54,7 +54,7 @@ class SelfSupervised:
         def features(images: Tensor) -> list[Tensor]:
             return [member.features(images, (self.level,))[0] for member in members]
 
-        return distort(features, x, draws.normal(*x.shape[1:]), eps, self.steps, self.step)
+        return distort(features, x, rng.normal(*x.shape[1:]), eps, self.steps, self.step)
 
 
 def distort(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.budgets import LINF, allowed
-from rdp_bench.errors import UsageError, unknown
+from rdp_bench.errors import UsageError, unknown_name
 from rdp_bench.registry import attack
 from rdp_bench.specs import Param, parse_spec, read, show
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rdp_bench.protocols import Source
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 OURS = frozenset({"eps", "max_epsilon", "n_classes"})
 """Parameters that the cell and the source decide."""
@@ -108,7 +108,7 @@ class TorchAttack:
             for eps, far in told
         ]
 
-    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
         """Adversarial images by the library; cut to `eps` and [0, 1] where it strayed, which `notes` tells."""
         import torch
 
@@ -131,7 +131,7 @@ class TorchAttack:
         if "n_classes" in _parameters(kind):  # the library's default is CIFAR-10's
             params["n_classes"] = source.members[0].classes
         method = kind(Network().eval(), **params)
-        seeds = draws.fork("torchattacks").integers(0, 2**53).tolist()
+        seeds = rng.fork("torchattacks").integers(0, 2**53).tolist()
         outs = []
         for i in range(len(x)):
             # One image at a time: the library draws from the global stream, in batch order.
@@ -175,7 +175,7 @@ def _class(name: str) -> Any:
     classes = {n: k for n, k in vars(torchattacks).items() if isinstance(k, type) and hasattr(k, "forward")}
     known = {n: k for n, k in classes.items() if _needs(k) == ["model"]}  # MultiAttack and LGV want more
     if name not in known:
-        raise unknown("torchattacks attack", name, known)
+        raise unknown_name("torchattacks attack", name, known)
     return known[name]
 
 
@@ -205,7 +205,7 @@ def adapt(text: str) -> TorchAttack:
     params: list[tuple[str, Param]] = []
     for key, word in spec.params:
         if key not in known or key in OURS:
-            raise unknown(f"parameter of torchattacks:{name}", key, set(known) - OURS)
+            raise unknown_name(f"parameter of torchattacks:{name}", key, set(known) - OURS)
         params.append((key, read(word, _type(known[key]), f"attack '{text}', parameter '{key}'", known[key])))
     for key, value in params:
         if key in COUNTS and isinstance(value, int | float) and value > MOST:
@@ -219,4 +219,4 @@ def _type(default: object) -> Any:
     return Any if default is None else int | float if number else type(default)
 
 
-attack.dialect("torchattacks", r"torchattacks:.+", "torchattacks:PGD(steps=20)", adapt)
+attack.label_scheme("torchattacks", r"torchattacks:.+", "torchattacks:PGD(steps=20)", adapt)

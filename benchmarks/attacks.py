@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from rdp_bench import plugins
-from rdp_bench.attacks._iterate import draw_diversity
+from rdp_bench.attacks._iterate import sample_diversity
 from rdp_bench.attacks.gradient_sign import GradientSign, compose
 from rdp_bench.data.open import open_dataset
 from rdp_bench.engine import worker
-from rdp_bench.models.classifier import fill
-from rdp_bench.models.zoo import LoadedSource, Member, find
-from rdp_bench.rng import Draws
+from rdp_bench.models.classifier import load_state
+from rdp_bench.models.zoo import LoadedSource, ModelRef, find
+from rdp_bench.rng import ImageRng
 from rdp_bench.weights.files import read_tensors
 
 SIZE = 299
@@ -53,8 +53,8 @@ def photos(n: int) -> tuple[Tensor, Tensor]:
     return x, torch.tensor([data.labels[i] for i in index])
 
 
-def draws(n: int) -> Draws:
-    return Draws([str(i) for i in range(n)])
+def image_rng(n: int) -> ImageRng:
+    return ImageRng([str(i) for i in range(n)])
 
 
 def source(*labels: str) -> LoadedSource:
@@ -89,17 +89,17 @@ def bare(sees: list[list[tuple[Any, Tensor, float]]], y: Tensor) -> None:
 
 def sees(attack: GradientSign, members: LoadedSource, x: Tensor) -> list[list[tuple[Any, Tensor, float]]]:
     """What the classifiers of `attack` see: the same images counted, split and sized by the same draws."""
-    stream, padded = draws(len(x)), round(SIZE * attack.diversity_size)
+    stream, padded = image_rng(len(x)), round(SIZE * attack.diversity_size)
     large = interpolate(x, size=(padded, padded), mode="nearest")
     steps = []
     for _ in range(attack.count(16)):
         step: list[tuple[Any, Tensor, float]] = []
-        for _ in range(attack.copies):
+        for _ in range(attack.scale_copies):
             for member in members.members:
                 applied = torch.zeros(len(x), dtype=torch.bool)
-                if attack.diversity:
-                    applied, _, _ = draw_diversity(attack, SIZE, stream)
-                if attack.diversity_back:
+                if attack.diversity_prob:
+                    applied, _, _ = sample_diversity(attack, SIZE, stream)
+                if attack.resize_back:
                     applied[:] = False
                 parts = ((large, padded / SIZE, applied), (x, 1.0, ~applied))
                 step += [(member, images[: int(use.sum())], zoom) for images, zoom, use in parts if use.any()]
@@ -109,7 +109,7 @@ def sees(attack: GradientSign, members: LoadedSource, x: Tensor) -> list[list[tu
 
 def overheads(batch: int, steps: int, rounds: int) -> Iterator[Row]:
     """Attacks over their bare loops."""
-    worker.prepare("cpu")
+    worker.configure_torch("cpu")
     x, y = photos(batch)
     one, two = source(CLASSIFIER), source(CLASSIFIER, SECOND)
     short = f"I({steps})|"
@@ -123,7 +123,7 @@ def overheads(batch: int, steps: int, rounds: int) -> Iterator[Row]:
         attack = compose(text)
         seen = sees(attack, members, x)
         found = ratios(
-            lambda attack=attack, members=members: attack(members, x, y, EPS, draws(batch)),  # type: ignore[misc]
+            lambda attack=attack, members=members: attack(members, x, y, EPS, image_rng(batch)),  # type: ignore[misc]
             lambda seen=seen: bare(seen, y),  # type: ignore[misc]
             rounds,
         )
@@ -142,10 +142,10 @@ class Plain(nn.Module):
 
         super().__init__()
         member = find(label)
-        assert isinstance(member, Member)
+        assert isinstance(member, ModelRef)
         assert member.file is not None
         self.net = timm.create_model(member.card.arch, pretrained=False)
-        fill(self.net, read_tensors(member.file), member.card, member.file)
+        load_state(self.net, read_tensors(member.file), member.card, member.file)
         self.size = member.card.input_size
         self.requires_grad_(False).eval()
 
@@ -170,11 +170,11 @@ def speed(library: str, batch: int, steps: int, rounds: int) -> list[float]:
         def job() -> object:
             return method(x, y)
     else:
-        worker.prepare("cpu")
+        worker.configure_torch("cpu")
         attack, members = compose(f"I({steps})|MI"), source(CLASSIFIER)
 
         def job() -> object:
-            return attack(members, x, y, EPS, draws(batch))
+            return attack(members, x, y, EPS, image_rng(batch))
 
     wall, cpu = [], []
     for _ in range(rounds + 1):
@@ -212,7 +212,7 @@ def beside_torchattacks(steps: int, rounds: int) -> Iterator[Row]:
 def crafted(prepared: bool) -> Tensor:
     x, y = photos(20)
     members = source(CLASSIFIER) if prepared else LoadedSource("plain", [Plain(CLASSIFIER)])
-    adv = compose("MI")(members, x, y, EPS, draws(20))
+    adv = compose("MI")(members, x, y, EPS, image_rng(20))
     return (adv * 255).round() / 255
 
 

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 def main() -> None:
     start = perf_counter()
-    from rdp_bench.data.image_hashes import batch, fingerprints
+    from rdp_bench.data.image_hashes import batch, hash_images
     from rdp_bench.data.open import open_dataset
 
     print(f"import              {perf_counter() - start:7.3f} s")
@@ -21,10 +21,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cold", "warm"):
             start = perf_counter()
-            prints = fingerprints(dataset, Path(folder))
+            image_hashes = hash_images(dataset, Path(folder))
             print(f"fingerprints, {name}  {perf_counter() - start:7.3f} s")
     start = perf_counter()
-    batch(dataset, 0, min(n, 100), prints)
+    batch(dataset, 0, min(n, 100), image_hashes)
     print(f"batch of {min(n, 100):3d}, checked {perf_counter() - start:5.3f} s")
 
 

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from rdp_bench import plugins
 from rdp_bench.defenses._tv import inpaint, objective
 from rdp_bench.registry import defense
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 
 SIZE = 299
 MU = 1 / 0.03
@@ -64,7 +64,7 @@ def ratio(theirs: list[float], ours: list[float]) -> float:
 
 def ours(name: str, x: Tensor) -> Callable[[], object]:
     entry = defense.resolve(name).value
-    return lambda: entry.purify(x, Draws([str(i) for i in range(len(x))]))
+    return lambda: entry.purify(x, ImageRng([str(i) for i in range(len(x))]))
 
 
 def every_defense(n: int, repeats: int) -> list[Row]:
@@ -143,7 +143,7 @@ def total_variation(n: int, repeats: int, with_art: bool) -> list[Row]:
     from skimage.restoration import denoise_tv_bregman
 
     x = images(n)
-    kept = (Draws([str(i) for i in range(n)]).uniform(*x.shape[1:]) < 0.5).float()
+    kept = (ImageRng([str(i) for i in range(n)]).uniform(*x.shape[1:]) < 0.5).float()
     last = x.permute(0, 2, 3, 1).contiguous().numpy()
     taken = in_turn(
         {

@@ -19,20 +19,20 @@ from benchmarks.defenses import Row
 from rdp_bench import plugins, registry
 from rdp_bench.cache.store import Store
 from rdp_bench.data.open import open_dataset
-from rdp_bench.engine.worker import add_delta, prepare, to_delta, to_float
+from rdp_bench.engine.worker import add_delta, configure_torch, to_delta, to_float
 from rdp_bench.models import zoo
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 
 
 def store_rows(attack: str, images: int = 20, repeats: int = 5) -> list[Row]:
     """Bytes and reading time of an adversarial set of the photos, stored by us and as PNG."""
-    prepare("cpu")  # as a run does
+    configure_torch("cpu")  # as a run does
     data = open_dataset("photos20", limit=images)
     clean = np.stack([data.image(i) for i in range(len(data.labels))])
     source = zoo.LoadedSource("lite0", [zoo.find("effnet-lite0").load("cpu")])
     x, y = to_float(clean, "cpu"), torch.tensor(list(data.labels))
     made = registry.attack.resolve(attack).value
-    adv = made(source, x, y, 16 / 255, Draws([str(i) for i in range(len(x))]))
+    adv = made(source, x, y, 16 / 255, ImageRng([str(i) for i in range(len(x))]))
     delta = to_delta(adv, x, clean, 16, attack)
     final = add_delta(clean, delta)
     pngs = []

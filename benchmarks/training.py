@@ -23,7 +23,7 @@ from benchmarks.defenses import Row
 from rdp_bench.environment import choose_device
 from rdp_bench.models.classifier import PixelClassifier
 from rdp_bench.train import recipes
-from rdp_bench.train.loop import Pace, Training
+from rdp_bench.train.loop import LoopIntervals, Training
 from rdp_bench.train.photos import Photos
 
 NAMES = ("rdp", "nrp", "hgd", "comdefend", "sr", "ens-adv")
@@ -106,7 +106,7 @@ def rows(
         kind = recipes.get(name)
         with tempfile.TemporaryDirectory() as out:
             recipe = kind(kind.settings(size, {"steps": 10**6}), device, models)
-            taken, shares = measure(Training(recipe, photos(), Path(out), None, Pace()), rounds)
+            taken, shares = measure(Training(recipe, photos(), Path(out), None, LoopIntervals()), rounds)
         batch, crop = recipe.options.batch, recipe.options.crop
         yield Row(
             f"train {name}, {size}", batch / taken, f"crops of {crop} a second, {1e3 * taken:.0f} ms a step of {batch}"

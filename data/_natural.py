@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.data._labelled import Images
-from rdp_bench.errors import BadImageError, naming
+from rdp_bench.errors import BadImageError, wrap_errors
 from rdp_bench.protocols import Dataset
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Converted:
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as `_array` makes it; its shape and type are checked by whoever reads it."""
-        with naming(f"dataset '{self.name}', image '{self.ids[index]}'"):
+        with wrap_errors(f"dataset '{self.name}', image '{self.ids[index]}'"):
             return _array(self.whole.image(index))
 
 
@@ -45,7 +45,7 @@ def convert(found: Dataset, spec: str) -> Dataset:
     """
     if isinstance(found, Images):
         return found
-    with naming(f"dataset '{spec}'"):
+    with wrap_errors(f"dataset '{spec}'"):
         name, size, ids = str(found.name), _whole(found.size), [str(id_) for id_ in found.ids]
         labels = [_whole(label) for label in found.labels]
         targets = getattr(found, "targets", None)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench.data._images import SUFFIXES, decode, read_file
 from rdp_bench.data._labelled import Images
-from rdp_bench.data.image_hashes import batch, fingerprints
+from rdp_bench.data.image_hashes import batch, hash_images
 from rdp_bench.errors import BadImageError, UsageError
 from rdp_bench.keys import hash_many
 from rdp_bench.registry import Resolved, attack
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rdp_bench.protocols import Dataset, Source
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 ELSEWHERE = "elsewhere"
 """The source of images that no network of this run crafted."""
@@ -73,15 +73,15 @@ class AdversarialFiles:
     images: AdversarialImages | None = field(default=None, repr=False)
     hashes: Sequence[str] = field(default=(), repr=False)
 
-    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:  # noqa: ARG002
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:  # noqa: ARG002
         """Never called: images are read by id (`crafted`), which a batch of pixels does not have."""
         raise UsageError(f"attack '{SCHEME}{self.folder}' reads files and crafts nothing")
 
-    def resolved(self, eps: float) -> dict[str, Any]:  # noqa: ARG002 - part of the protocol
+    def resolved(self, eps_255: float) -> dict[str, Any]:  # noqa: ARG002 - part of the protocol
         """One hash of the pixels of all files."""
         return {"files": hash_many(self.hashes)}
 
-    def gradients(self, eps: float) -> int:  # noqa: ARG002 - part of the protocol
+    def gradients(self, eps_255: float) -> int:  # noqa: ARG002 - part of the protocol
         """None."""
         return 0
 
@@ -94,15 +94,15 @@ class AdversarialFiles:
             BadImageError: no such folder, images without a file or with several, or a file that cannot be read.
         """
         found = files_of(Path(self.folder).expanduser(), dataset)
-        return replace(self, images=found, hashes=fingerprints(found, cache, write=write))
+        return replace(self, images=found, hashes=hash_images(found, cache, write=write))
 
     def crafted(self, low: int, high: int) -> NDArray[np.uint8]:
         """Adversarial images `low..high` as uint8 `[high - low, 3, size, size]`."""
         assert self.images is not None
         return batch(self.images, low, high, self.hashes)
 
-    def check(self, dataset: Dataset, prints: Sequence[str], eps: float) -> None:
-        """Compare every image with the clean one; `eps` in /255, `prints` are the clean images' pixel hashes.
+    def check(self, dataset: Dataset, image_hashes: Sequence[str], eps: float) -> None:
+        """Compare every image with the clean one; `eps` in /255, `image_hashes` are the clean images' pixel hashes.
 
         Raises:
             BadImageError: images farther than `eps` from the clean ones in L-infinity, or none that differs.
@@ -111,9 +111,9 @@ class AdversarialFiles:
 
         assert self.images is not None
         far: list[int] = []
-        for low in range(0, len(prints), _BATCH):
-            high = min(low + _BATCH, len(prints))
-            clean = batch(dataset, low, high, prints).astype(np.int16)
+        for low in range(0, len(image_hashes), _BATCH):
+            high = min(low + _BATCH, len(image_hashes))
+            clean = batch(dataset, low, high, image_hashes).astype(np.int16)
             far += np.abs(self.crafted(low, high) - clean).max(axis=(1, 2, 3)).tolist()
         worst = max(range(len(far)), key=far.__getitem__)
         if far[worst] > eps:
@@ -211,4 +211,4 @@ def _adapt(text: str) -> Resolved[AdversarialFiles]:
     return Resolved(text, made, "Adversarial images crafted elsewhere, read from files.", "crafted elsewhere", "1")
 
 
-attack.dialect("files", r"files:.+", "files:FOLDER", _adapt)  # type: ignore[arg-type]
+attack.label_scheme("files", r"files:.+", "files:FOLDER", _adapt)  # type: ignore[arg-type]

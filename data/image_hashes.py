@@ -43,7 +43,7 @@ INDEX_VERSION = 1
 """Bump when `_images.prepare` gives other pixels, or the index another form."""
 
 
-def fingerprints(dataset: Dataset, cache: Path | None = None, *, write: bool = True) -> list[str]:
+def hash_images(dataset: Dataset, cache: Path | None = None, *, write: bool = True) -> list[str]:
     """`hash_pixels` of every image as `dataset.image` gives it, in order.
 
     With a `cache` folder, images whose files are unchanged since the last time are not decoded; unless `write` is
@@ -82,25 +82,25 @@ def fingerprints(dataset: Dataset, cache: Path | None = None, *, write: bool = T
     return [known[path][1] for path in paths]
 
 
-def digest(dataset: Dataset, prints: Sequence[str]) -> str:
-    """One sha256 for all pixels and labels, in order; `prints` are its `fingerprints`."""
-    return hash_many([*prints, *(str(label) for label in dataset.labels)])
+def digest(dataset: Dataset, image_hashes: Sequence[str]) -> str:
+    """One sha256 for all pixels and labels, in order; `image_hashes` are its `fingerprints`."""
+    return hash_many([*image_hashes, *(str(label) for label in dataset.labels)])
 
 
-def repeated(dataset: Dataset, prints: Sequence[str]) -> list[tuple[str, str]]:
+def repeated(dataset: Dataset, image_hashes: Sequence[str]) -> list[tuple[str, str]]:
     """Ids of images that have the same pixels as an earlier one: (this, that), for a warning."""
     first: dict[str, str] = {}
     return [
         (id_, first[hashed])
-        for id_, hashed in zip(dataset.ids, prints, strict=True)
+        for id_, hashed in zip(dataset.ids, image_hashes, strict=True)
         if first.setdefault(hashed, id_) != id_
     ]
 
 
-def batch(dataset: Dataset, low: int, high: int, prints: Sequence[str] | None = None) -> NDArray[np.uint8]:
+def batch(dataset: Dataset, low: int, high: int, image_hashes: Sequence[str] | None = None) -> NDArray[np.uint8]:
     """Images `low..high` (past the last) as uint8 `[high - low, 3, size, size]`.
 
-    `prints`, the fingerprints of the whole dataset, are compared with what is read: so nothing is
+    `image_hashes`, the fingerprints of the whole dataset, are compared with what is read: so nothing is
     ever computed on pixels other than those its key names.
 
     Raises:
@@ -112,7 +112,7 @@ def batch(dataset: Dataset, low: int, high: int, prints: Sequence[str] | None = 
         raise IndexError(f"dataset '{dataset.name}' has {len(dataset.ids)} images, asked for {low}..{high}")
     out = np.empty((high - low, 3, dataset.size, dataset.size), np.uint8)
     for row, image in enumerate(_each(dataset, range(low, high), lambda i: _image(dataset, i))):
-        if prints is not None and hash_pixels(image) != prints[low + row]:
+        if image_hashes is not None and hash_pixels(image) != image_hashes[low + row]:
             image_id = dataset.ids[low + row]
             raise BadImageError(f"dataset '{dataset.name}': image '{image_id}' changed since the run began; run again")
         out[row] = image

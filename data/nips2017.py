@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from rdp_bench.data._images import SUFFIXES
 from rdp_bench.data._labelled import SIZE, Images, Row, inside, read_rows
-from rdp_bench.errors import BadImageError, unknown
+from rdp_bench.errors import BadImageError, unknown_name
 
 if TYPE_CHECKING:
     from rdp_bench.protocols import Dataset
@@ -175,7 +175,7 @@ def _file(folder: Path, row: Row, id_: str, by_stem: dict[str, list[str]]) -> Pa
 
 def _subset(found: Images, name: str) -> Images:
     if name not in subsets():
-        raise unknown("subset of nips2017", name, subsets())
+        raise unknown_name("subset of nips2017", name, subsets())
     place = {id_: index for index, id_ in enumerate(found.ids)}
     wanted = subsets()[name]
     missing = [id_ for id_ in wanted if id_ not in place]

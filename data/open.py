@@ -18,7 +18,7 @@ from rdp_bench.data.csvlist import TRANSFER_ATTACK, csvlist
 from rdp_bench.data.ilsvrc import DEVKIT, KAGGLE, LISTS, kaggle, text_list
 from rdp_bench.data.imagefolder import imagefolder
 from rdp_bench.data.nips2017 import TABLES, nips2017
-from rdp_bench.errors import BadImageError, UsageError, unknown
+from rdp_bench.errors import BadImageError, UsageError, unknown_name
 from rdp_bench.protocols import Dataset
 from rdp_bench.registry import dataset
 from rdp_bench.specs import cut, outline, parse_spec, with_params
@@ -150,9 +150,9 @@ def _registered(text: str, path: Path, size: int | None) -> Dataset:
         spec = parse_spec(text)
         if size is not None and "size" not in dict(spec.params):
             text = str(replace(spec, params=(*spec.params, ("size", str(size)))))
-    elif not any(re.fullmatch(dialect.pattern, outline(text)) for dialect in dataset.dialects):
+    elif not any(re.fullmatch(scheme.pattern, outline(text)) for scheme in dataset.label_schemes):
         how = f"; {_HOW[name]}" if name in _HOW else ""
-        raise unknown("dataset", text, dataset.entries, f"Nor is there a folder or .csv file of that name{how}")
+        raise unknown_name("dataset", text, dataset.entries, f"Nor is there a folder or .csv file of that name{how}")
     return dataset.resolve(text).value
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
     from rdp_bench.weights.files import State
 
 NETWORKS = {
@@ -69,13 +69,13 @@ class Learned(Purifier):
         return self.hashes[0] if len(self.hashes) == 1 else hash_many(self.hashes)
 
     @cached_property
-    def said(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a file of ours says about itself; of anybody else's, nothing.
 
         Raises:
             BadModelError: no weight file, or one for another defense.
         """
-        said = files.about(self.paths[0])
+        said = files.read_metadata(self.paths[0])
         found = said.get("defense", self.kind)
         if found != self.kind:
             raise BadModelError(
@@ -85,16 +85,16 @@ class Learned(Purifier):
 
     def resolved(self) -> dict[str, Any]:
         """Every parameter, the weights by their hash, and the network's size where the file tells. No torch."""
-        return {**super().resolved(), "weights": self.digest, "net": self.said.get("net")}
+        return {**super().resolved(), "weights": self.digest, "net": self.metadata.get("net")}
 
     def read(self) -> tuple[dict[str, Any], State]:
         """What the network is built with, and its tensors."""
         state = files.read_tensors(self.paths[0])
-        if self.said:
-            return self.said.get("net", {}), state
-        return self.authors(OrderedDict((name.removeprefix("module."), t) for name, t in state.items()))
+        if self.metadata:
+            return self.metadata.get("net", {}), state
+        return self.convert_author_weights(OrderedDict((name.removeprefix("module."), t) for name, t in state.items()))
 
-    def authors(self, state: State) -> tuple[dict[str, Any], State]:
+    def convert_author_weights(self, state: State) -> tuple[dict[str, Any], State]:
         """The same from the tensors of a released file: `net` arguments, and our names."""
         return {}, state
 
@@ -113,7 +113,7 @@ class Learned(Purifier):
             net = self.build(**arguments)
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadModelError(f"{self.paths[0]}: no {self.kind} network is built with {arguments}") from error
-        files.fill(net, state, f"{self.kind} {arguments or ''}".strip(), self.paths[0])
+        files.load_strict(net, state, f"{self.kind} {arguments or ''}".strip(), self.paths[0])
         return net
 
     def net(self, device: torch.device | str) -> nn.Module:
@@ -122,18 +122,18 @@ class Learned(Purifier):
         Raises:
             BadModelError: as `load`.
         """
-        key = (type(self), self.digest, str(self.said.get("net")), str(device))
+        key = (type(self), self.digest, str(self.metadata.get("net")), str(device))
         if key not in _ready:
             with ExitStack() as files_unchanged:
                 for path, expected in zip(self.paths, self.hashes, strict=True):
                     files_unchanged.enter_context(files.unchanged(path, expected))
                 net = self.load()
-                if files.about(self.paths[0]) != self.said:  # the header may have been read at another time
+                if files.read_metadata(self.paths[0]) != self.metadata:  # the header may have been read at another time
                     raise BadModelError(f"{self.paths[0]}: {files.CHANGED}")
             _ready[key] = ready(net).to(device)
         return _ready[key]
 
-    def through(self, x: Tensor, *more: Any) -> Tensor:
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
         """The network's output for `x` `[n, 3, h, w]` and `more`: mirrored to the multiple it needs, then cropped."""
         from torch.nn.functional import pad
 
@@ -146,9 +146,9 @@ class Learned(Purifier):
         times = out.shape[-1] // x.shape[-1]  # super-resolution
         return out[..., : times * height, : times * width]
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """The network's images for `x` `[n, 3, h, w]`, of the same size, clamped to [0, 1]."""
-        return self.through(x).clamp(0, 1)
+        return self.forward(x).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -173,15 +173,15 @@ class Dynamic(Learned):
         """Two calls differ where noise is added."""
         return self.dynamic
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """The network's images for `x` `[n, 3, h, w]` or noisy `x`, clamped to [0, 1]."""
         if self.dynamic:
-            noise = self.sigma * draws.normal(*x.shape[1:])
+            noise = self.sigma * rng.normal(*x.shape[1:])
             x = (x + noise.clamp(-16 / 255, 16 / 255)).clamp(0, 1) if self.clip else x + noise
-        return super().purify(x, draws)
+        return super().purify(x, rng)
 
 
-def enlarge(x: Tensor, times: int) -> Tensor:
+def upsample_nearest(x: Tensor, times: int) -> Tensor:
     """Each pixel `times` times in both directions; backward, it gets the gradients of its copies together."""
     from torch.nn.functional import interpolate
 

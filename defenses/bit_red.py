@@ -16,7 +16,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 
 @defense("bit-red", source="Xu et al. 2018; mzweilin/EvadeML-Zoo")
@@ -31,7 +31,7 @@ class BitDepthReduction(Purifier):
         if not 1 <= self.bits <= 8:
             raise ValueError(f"bits is 1 to 8, found {self.bits}")
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """`x` on a grid of 2^bits values, halves to the even level."""
         levels = 2**self.bits - 1
         grid: Tensor = (x * levels).round() / levels

@@ -15,7 +15,7 @@ from rdp_bench.specs import split
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 MARK = ">>"
 
@@ -73,13 +73,13 @@ class Chain(Purifier):
         """Those of the one part that has several."""
         return prod(part.passes for part in self.parts)
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """`x` `[n, 3, h, w]` through every part in order."""
-        return self._in_order(x, draws, [part.purify for part in self.parts])
+        return self._in_order(x, rng, [part.purify for part in self.parts])
 
-    def straight_through(self, x: Tensor, draws: Draws) -> Tensor:
+    def straight_through(self, x: Tensor, rng: ImageRng) -> Tensor:
         """As `purify`, backward through each part in that part's own way; the same as `bpda`."""
-        return self._in_order(x, draws, [part.bpda for part in self.parts])
+        return self._in_order(x, rng, [part.bpda for part in self.parts])
 
     bpda = straight_through
 
@@ -87,20 +87,20 @@ class Chain(Purifier):
         """The identity of every part, in order."""
         return {"parts": [identity(each) for each in self.made]}
 
-    def _in_order(self, x: Tensor, draws: Draws, ways: list[Callable[[Tensor, Draws], Tensor]]) -> Tensor:
+    def _in_order(self, x: Tensor, rng: ImageRng, ways: list[Callable[[Tensor, ImageRng], Tensor]]) -> Tensor:
         for number, way in enumerate(ways):
-            x = self._checked(number, way(x, draws.fork(f"part {number}")), x)
+            x = self._checked(number, way(x, rng.fork(f"part {number}")), x)
         return x
 
-    def _checked(self, number: int, pure: Tensor, x: Tensor) -> Tensor:
+    def _checked(self, number: int, purified: Tensor, x: Tensor) -> Tensor:
         """The next part must not hide what this one did wrong: the engine sees the last part's output alone."""
         where = f"part '{self.made[number].label}' of a chain"
-        if pure.ndim != 4 or pure.shape[:2] != x.shape[:2]:
-            raise UsageError(f"{where} returned shape {list(pure.shape)} for {list(x.shape)}")
-        low, high = (float(end) for end in pure.detach().aminmax())
+        if purified.ndim != 4 or purified.shape[:2] != x.shape[:2]:
+            raise UsageError(f"{where} returned shape {list(purified.shape)} for {list(x.shape)}")
+        low, high = (float(end) for end in purified.detach().aminmax())
         if not (low >= -1e-4 and high <= 1 + 1e-4):  # so that NaN fails
             raise UsageError(f"{where} left the range [0, 1]: {low:.4f} to {high:.4f}")
-        return pure
+        return purified
 
 
 def chain(text: str) -> Resolved[Defense]:
@@ -128,4 +128,4 @@ def chain(text: str) -> Resolved[Defense]:
     )
 
 
-defense.dialect("chain of defenses, first to last", r".*>>.*", "jpeg >> rdp", chain, id="chain")
+defense.label_scheme("chain of defenses, first to last", r".*>>.*", "jpeg >> rdp", chain, id="chain")

@@ -17,7 +17,7 @@ from rdp_bench.weights import files
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
     from rdp_bench.weights.files import State
 
 
@@ -92,7 +92,7 @@ class ComDefend(Learned):
                 state[name] = tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor
         return {}, state
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """Reconstructions of `x` `[n, 3, h, h]`, of the same size, in [0, 1]."""
         from torch.nn.functional import interpolate, pad
 
@@ -106,7 +106,7 @@ class ComDefend(Learned):
             more = -own % self.patch
             x = pad(x, (0, more, 0, more), mode="reflect")
         side = self.patch or x.shape[-1]
-        noise = cut(draws.normal(BITS, *x.shape[2:]) * self.noise, side) if self.noise else 0.0
+        noise = cut(rng.normal(BITS, *x.shape[2:]) * self.noise, side) if self.noise else 0.0
         out = join(net(cut(x, side), noise), len(x))
         if self.size not in (0, own):
             out = interpolate(out, own, mode="bicubic", antialias=True).clamp(0, 1)

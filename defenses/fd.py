@@ -11,7 +11,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 
 @defense("fd", source="Liu et al. 2019; zihaoliu123/Feature-Distillation-DNN-Oriented-JPEG-Compression")
@@ -34,7 +34,7 @@ class FeatureDistillation(Purifier):
         if min(self.low, self.high) < 1:
             raise ValueError(f"low and high are steps of at least 1, found {self.low} and {self.high}")
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """Images of the size of `x` `[n, 3, h, w]`, clipped to [0, 1]."""
         import torch
         from torch.nn.functional import pad

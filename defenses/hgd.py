@@ -26,7 +26,7 @@ class GuidedDenoiser(Learned):
 
     kind: ClassVar[str] = "hgd"
 
-    def authors(self, state: State) -> tuple[dict[str, Any], State]:
+    def convert_author_weights(self, state: State) -> tuple[dict[str, Any], State]:
         """The denoiser out of a checkpoint that holds its classifier too; which tells the values it is fed with."""
         import torch
 

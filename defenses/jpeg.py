@@ -11,7 +11,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 
 @defense("jpeg", source="Guo et al. 2018; facebookarchive/adversarial_image_defenses")
@@ -29,7 +29,7 @@ class Jpeg(Purifier):
         """Every parameter, and the codec: versions of libjpeg round differently."""
         return {**super().resolved(), "codec": codec()}
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """What the codec makes of `x` `[n, 3, h, w]`, chroma at half resolution (4:2:0)."""
         return jpeg_round_trip(x, self.quality)
 

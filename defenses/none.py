@@ -11,7 +11,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 
 @defense("none", source="-")
@@ -22,6 +22,6 @@ class Undefended(Purifier):
     differentiable = True
     backward = "exact"
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """`x` itself."""
         return x

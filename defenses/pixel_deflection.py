@@ -11,7 +11,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 
 @defense("pixel-deflection", source="Prakash et al. 2018; iamaaditya/pixel-deflection")
@@ -38,21 +38,21 @@ class PixelDeflection(Purifier):
         if self.sigma < 0:
             raise ValueError(f"sigma is at least 0, found {self.sigma}")
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """The deflected and denoised images, of the shape of `x` `[n, 3, h, w]`."""
         import torch
 
         from rdp_bench.defenses._wavelet import denoise
 
         out = x.detach().clone()
-        for image, pairs in zip(out, self.copies(x, draws), strict=True):
+        for image, pairs in zip(out, self.copies(x, rng), strict=True):
             if pairs:
                 places = torch.tensor(list(pairs.items()), device=x.device).T
                 flat = image.view(-1)
                 flat[places[0]] = flat[places[1]]
         return torch.stack([denoise(image, self.sigma) for image in out]) if self.sigma else out
 
-    def copies(self, x: Tensor, draws: Draws) -> list[dict[int, int]]:
+    def copies(self, x: Tensor, rng: ImageRng) -> list[dict[int, int]]:
         """For each image, which flat place takes the value of which other place of `x`.
 
         Deflections follow one another, and a later one may copy what an earlier one wrote: that chain is
@@ -62,7 +62,7 @@ class PixelDeflection(Purifier):
 
         channels, height, width = x.shape[1:]
         rounds = -(-self.deflections // channels)
-        unit = draws.uniform(rounds, channels, 4).double().cpu()
+        unit = rng.uniform(rounds, channels, 4).double().cpu()
         row, column = (unit[..., 0] * height).long(), (unit[..., 1] * width).long()
 
         def other(own: Tensor, size: int, chance: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def of_file(text: str) -> Resolved[Defense]:
     name = spec.name.removeprefix("purifier:")
     spec = replace(spec, params=(*spec.params, ("weights", Quoted(name))))
     path = files.find("purifier", file_name(name))
-    kind = files.about(path).get("defense")
+    kind = files.read_metadata(path).get("defense")
     if not isinstance(kind, str):
         raise BadModelError(
             f"{path}: does not say which defense it is; files that 'rdp-bench train' wrote do. Of another's, name the "
@@ -28,4 +28,4 @@ def of_file(text: str) -> Resolved[Defense]:
     return Resolved(text, value, entry.summary, entry.source, entry.version, entry.id)
 
 
-defense.dialect("weight file of ours", r"purifier:.+", "purifier:FILE", of_file)
+defense.label_scheme("weight file of ours", r"purifier:.+", "purifier:FILE", of_file)

@@ -11,7 +11,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 
 @defense("r&p", source="Xie et al. 2018; cihangxie/NIPS2017_adv_challenge_defense")
@@ -41,15 +41,15 @@ class Randomization(Purifier):
         """Patterns the classifier sees."""
         return self.patterns
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """One pattern: `[n, c, s, s]` to `[n, c, t, t]` with t = round(331/299 s)."""
         import torch
         from torch.nn.functional import interpolate
 
         least, size = round(310 / 299 * x.shape[3]), round(331 / 299 * x.shape[3])
-        edge = draws.integers(least, max(least + 1, size))  # 310..330 at 299
-        top, left = draws.integers(0, size - edge + 1), draws.integers(0, size - edge + 1)
-        mirror = draws.integers(0, 2)
+        edge = rng.integers(least, max(least + 1, size))  # 310..330 at 299
+        top, left = rng.integers(0, size - edge + 1), rng.integers(0, size - edge + 1)
+        mirror = rng.integers(0, 2)
 
         out = x.new_full((*x.shape[:2], size, size), 0.5)  # grey: 0 in the authors' [-1, 1]
         for i, (e, t, k, flip) in enumerate(torch.stack([edge, top, left, mirror], 1).tolist()):

@@ -11,7 +11,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 LATENTS = ("natural", "random")
 
@@ -41,6 +41,6 @@ class Reconstruction(Learned):
         """Two calls differ where the latent is drawn."""
         return self.latent == "random"
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """The rebuilt images for `x` `[n, 3, h, w]`, of the same size, clamped to [0, 1]."""
-        return self.through(x, draws.normal if self.random else None).clamp(0, 1)
+        return self.forward(x, rng.normal if self.random else None).clamp(0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rdp_bench.defenses._learned import Learned, enlarge
+from rdp_bench.defenses._learned import Learned, upsample_nearest
 from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.protocols import Backward
 from rdp_bench.registry import defense
@@ -15,7 +15,7 @@ from rdp_bench.weights import files
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 INSTALL = "pip install 'rdp-bench[spandrel]'"
 
@@ -72,9 +72,9 @@ class Spandrel(Learned):
 
         return Network()
 
-    def stand_in(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
+    def stand_in(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """See the class."""
-        return enlarge(x, int(self.scale))
+        return upsample_nearest(x, int(self.scale))
 
 
 def of_file(text: str) -> Spandrel:
@@ -84,6 +84,6 @@ def of_file(text: str) -> Spandrel:
     return with_params(Spandrel(), replace(spec, params=(*spec.params, ("weights", name))), "defense")
 
 
-defense.dialect(
+defense.label_scheme(
     "super-resolver or denoiser that spandrel knows", r"spandrel:.+", "spandrel:FILE", of_file, id="spandrel"
 )

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rdp_bench.defenses._learned import Learned, enlarge
+from rdp_bench.defenses._learned import Learned, upsample_nearest
 from rdp_bench.defenses.wavelet import Wavelet
 from rdp_bench.protocols import Backward
 from rdp_bench.registry import defense
@@ -15,7 +15,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
     from rdp_bench.weights.files import State
 
 RENAMED = (
@@ -62,7 +62,7 @@ class SuperResolution(Learned):
         """Every parameter, the weights by their hash, and the codec where one is used."""
         return {**super().resolved(), "codec": self.denoiser().resolved()["codec"]}
 
-    def authors(self, state: State) -> tuple[dict[str, Any], State]:
+    def convert_author_weights(self, state: State) -> tuple[dict[str, Any], State]:
         """EDSR-PyTorch's file: its two fixed layers hold the means that are constants here."""
         ours: State = OrderedDict()
         for name, tensor in state.items():
@@ -74,15 +74,15 @@ class SuperResolution(Learned):
         blocks = {name.split(".")[1] for name in ours if re.match(r"body\.\d+\.conv1", name)}
         return {"blocks": len(blocks)}, ours
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """`x` `[n, 3, h, w]` to `[n, 3, 2h, 2w]`, or back at its own size, in [0, 1]."""
         from torch.nn.functional import interpolate
 
-        large = self.through(self.denoiser().purify(x, draws)).clamp(0, 1)
+        large = self.forward(self.denoiser().purify(x, rng)).clamp(0, 1)
         if not self.resize:
             return large
         return interpolate(large, x.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
 
-    def stand_in(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
+    def stand_in(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """The same size without a network, so that gradients find their pixels."""
-        return enlarge(x, int(self.scale))
+        return upsample_nearest(x, int(self.scale))

@@ -11,7 +11,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 
 @defense("tvm", source="Guo et al. 2018; facebookarchive/adversarial_image_defenses")
@@ -41,9 +41,9 @@ class TotalVariationMinimisation(Purifier):
         if not 1 <= self.steps <= 100_000:
             raise ValueError(f"steps is 1 to 100000, found {self.steps}")
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """The painted images, of the shape of `x` `[n, 3, h, w]`."""
         from rdp_bench.defenses._tv import inpaint
 
-        kept = (draws.uniform(*x.shape[1:]) < self.keep).to(x)
+        kept = (rng.uniform(*x.shape[1:]) < self.keep).to(x)
         return inpaint(x.detach(), kept, 1 / self.weight, self.steps).clamp_(0, 1)

@@ -12,7 +12,7 @@ from rdp_bench.registry import defense
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 
 @defense("wavelet", source="Mustafa et al. 2020; aamir-mustafa/super-resolution-adversarial-defense")
@@ -38,7 +38,7 @@ class Wavelet(Purifier):
         """Every parameter, and the codec where one is used."""
         return {**super().resolved(), "codec": codec() if self.jpeg else None}
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - nothing is drawn
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """The denoised images, of the shape of `x` `[n, 3, h, w]`."""
         import torch
 

@@ -44,7 +44,7 @@ NEAREST = 5
 
 
 @contextmanager
-def naming(what: str) -> Iterator[None]:
+def wrap_errors(what: str) -> Iterator[None]:
     """Around a call of an entry's code: whatever it raises becomes a `UsageError` that begins with `what`."""
     try:
         yield
@@ -54,12 +54,12 @@ def naming(what: str) -> Iterator[None]:
         raise UsageError(f"{what}: {type(error).__name__}: {error}") from error
 
 
-def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UsageError:
+def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UsageError:
     """The error for a name that is not there, with the nearest one that is.
 
-    >>> print(unknown("attack", "mi-fgms", ["fgsm", "mi-fgsm"]))
+    >>> print(unknown_name("attack", "mi-fgms", ["fgsm", "mi-fgsm"]))
     unknown attack 'mi-fgms'. Did you mean 'mi-fgsm'? Known: fgsm, mi-fgsm
-    >>> print(unknown("run", "table1", [], "Runs lie in out/runs"))
+    >>> print(unknown_name("run", "table1", [], "Runs lie in out/runs"))
     unknown run 'table1'. Runs lie in out/runs
     """
     names = sorted(known)

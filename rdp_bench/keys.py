@@ -34,10 +34,10 @@ _NEUTRAL = "neutral"
 Record = dict[str, Any]
 
 
-def canonical(record: Record) -> str:
+def canonical_json(record: Record) -> str:
     """The one spelling of a record: sorted keys, no spaces, integral floats as integers.
 
-    >>> canonical({"eps": 16.0, "attack": "fgsm"})
+    >>> canonical_json({"eps": 16.0, "attack": "fgsm"})
     '{"attack":"fgsm","eps":16}'
 
     Raises:
@@ -48,7 +48,7 @@ def canonical(record: Record) -> str:
 
 def key_of(record: Record) -> str:
     """64 hex digits that name this record under this `KEY_VERSION`."""
-    return hashlib.sha256(f"rdp-bench {KEY_VERSION}\n{canonical(record)}".encode()).hexdigest()
+    return hashlib.sha256(f"rdp-bench {KEY_VERSION}\n{canonical_json(record)}".encode()).hexdigest()
 
 
 def hash_pixels(image: "NDArray[np.uint8]") -> str:
@@ -109,21 +109,22 @@ def without_neutral(kind: type, params: Record) -> Record:
     return {
         name: value
         for name, value in params.items()
-        if name not in idle or canonical({name: value}) != canonical({name: idle[name]})  # in Python, 0 == False
+        if name not in idle
+        or canonical_json({name: value}) != canonical_json({name: idle[name]})  # in Python, 0 == False
     }
 
 
-def explain(wanted: Record, found: Record, path: str = "") -> list[str]:
+def diff_records(wanted: Record, found: Record, path: str = "") -> list[str]:
     """Where two records differ, one line a difference: why a cached set did not fit.
 
-    >>> explain({"attack": {"steps": 20}}, {"attack": {"steps": 10}})
+    >>> diff_records({"attack": {"steps": 20}}, {"attack": {"steps": 10}})
     ['attack.steps: 10 -> 20']
     """
     lines: list[str] = []
     for name in sorted({*wanted, *found}):
         new, old = wanted.get(name), found.get(name)
         if isinstance(new, dict) and isinstance(old, dict):
-            lines += explain(new, old, f"{path}{name}.")
+            lines += diff_records(new, old, f"{path}{name}.")
         elif new != old:
             lines.append(f"{path}{name}: {old} -> {new}")
     return lines

@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 _OWN = Path(__file__).resolve().parent
 _LIBRARIES = tuple(
     {str(Path(path).resolve()) for name, path in sysconfig.get_paths().items() if name in ("stdlib", "platstdlib")}
-    | {str(_OWN), *(str((_OWN / shelf).resolve()) for shelf in ("attacks", "defenses", "data", "reports"))}
+    | {
+        str(_OWN),
+        *(str((_OWN / package_name).resolve()) for package_name in ("attacks", "defenses", "data", "reports")),
+    }
     | {"/proc", "/sys", "/dev", "/etc"}
 )
 

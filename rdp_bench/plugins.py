@@ -29,7 +29,7 @@ from rdp_bench.registry import registries
 
 log = logging.getLogger(__name__)
 
-SHELVES = ("attacks", "defenses", "data")
+BUILTIN_PACKAGES = ("attacks", "defenses", "data")
 
 _loaded: dict[str, dict[Path, str]] = {}
 """Plugin file or entry point -> the local files that its stamp was made from, and their hashes."""
@@ -37,7 +37,7 @@ _folders: set[Path] = set()
 """Of plugin files: modules in them are read by `_Loader` at any time."""
 
 
-def load(files: tuple[Path, ...] = (), shelves: tuple[str, ...] = SHELVES) -> None:
+def load(files: tuple[Path, ...] = (), packages: tuple[str, ...] = BUILTIN_PACKAGES) -> None:
     """Import every entry of the built-in `shelves`, every `rdp_bench` entry point, and each plugin file once.
 
     The folder of a plugin file is put on `sys.path`, as Python does for a script, and stays there.
@@ -46,11 +46,11 @@ def load(files: tuple[Path, ...] = (), shelves: tuple[str, ...] = SHELVES) -> No
         UsageError: a plugin cannot be imported, or was edited since this process imported it; the message names it and
             the reason.
     """
-    for shelf in shelves:
-        package = importlib.import_module(f"rdp_bench.{shelf}")
+    for package_name in packages:
+        package = importlib.import_module(f"rdp_bench.{package_name}")
         for module in pkgutil.iter_modules(package.__path__):
             if not module.name.startswith("_"):
-                importlib.import_module(f"rdp_bench.{shelf}.{module.name}")
+                importlib.import_module(f"rdp_bench.{package_name}.{module.name}")
     for point in entry_points(group="rdp_bench"):
         what = f"entry point {point.name} = {point.value}"
         if not _known(point.value, what):
@@ -97,7 +97,7 @@ class _Reads:
 def _stamping(what: str, name: str) -> Iterator[_Reads]:
     """Around the import of a plugin: what it registers gets its stamp; where it fails, nothing is left of it."""
     reads, before = _Reads(), set(sys.modules)
-    kept = [(registry, dict(registry.entries), list(registry.dialects)) for registry in registries.values()]
+    kept = [(registry, dict(registry.entries), list(registry.label_schemes)) for registry in registries.values()]
     _watched.append(reads)
     try:
         with _watching():
@@ -112,23 +112,25 @@ def _stamping(what: str, name: str) -> Iterator[_Reads]:
         if reads.environment and set(os.environ) <= set(reads.environment):
             log.warning("%s copies the whole environment; what it uses of it is in no cache key", what)
             reads.environment.clear()
-        stamp = _stamp(reads, modules, hashes)
+        version_suffix = _stamp(reads, modules, hashes)
     except (Exception, SystemExit) as error:  # a plugin may raise anything; the user gets one line
         _loaded.pop(name, None)
-        for registry, entries, dialects in kept:
+        for registry, entries, label_schemes in kept:
             registry.entries.clear()
             registry.entries.update(entries)
-            registry.dialects[:] = dialects
+            registry.label_schemes[:] = label_schemes
         for module in local_code.new_local_modules(before):
             sys.modules.pop(module, None)
         raise UsageError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
     finally:
         _watched.remove(reads)
-    for registry, entries, dialects in kept:
+    for registry, entries, label_schemes in kept:
         for each, entry in registry.entries.items():
             if each not in entries:
-                registry.entries[each] = replace(entry, stamp=stamp)
-        registry.dialects[:] = [each if each in dialects else replace(each, stamp=stamp) for each in registry.dialects]
+                registry.entries[each] = replace(entry, stamp=version_suffix)
+        registry.label_schemes[:] = [
+            each if each in label_schemes else replace(each, stamp=version_suffix) for each in registry.label_schemes
+        ]
 
 
 def _stamp(reads: _Reads, modules: local_code.Modules, hashes: dict[Path, str]) -> str:

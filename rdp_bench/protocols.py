@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 Backward = Literal["exact", "identity", "stand-in"]
 
@@ -26,8 +26,9 @@ class Classifier(Protocol):
     """A network in pixel space: it owns its resize, crop, mean and standard deviation.
 
     Optional methods are used where they exist: `logits_and_aux(x, zoom)` gives an auxiliary head's logits too,
-    `taken(x, rows, columns, zoom)` is a faster way to the same logits under input diversity, `features(x, levels,
-    zoom)` gives inner maps, and `drawn(x, draws, zoom)` the logits of a classifier that is random itself.
+    `logits_of_gathered(x, rows, columns, zoom)` is a faster way to the same logits under input diversity, `features(x,
+    levels,
+    zoom)` gives inner maps, and `stochastic_logits(x, rng, zoom)` the logits of a classifier that is random itself.
     """
 
     @property
@@ -62,10 +63,10 @@ class Source(Protocol):
 class Attack(Protocol):
     """Crafts adversarial images on a source."""
 
-    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
         """Adversarial images for `x` `[n, 3, h, w]`, labels `y` `[n]`, L-infinity `eps` in [0, 1].
 
-        All randomness comes from `draws` (one stream an image). The result is in [0, 1] and within
+        All randomness comes from `rng` (one stream an image). The result is in [0, 1] and within
         `eps` of `x`; the engine checks both and rounds to 8 bits.
         """
         ...
@@ -122,7 +123,7 @@ class Defense(Protocol):
     @property
     def passes(self) -> int: ...
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor: ...
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor: ...
 
     def resolved(self) -> dict[str, Any]: ...
 
@@ -133,7 +134,7 @@ class Purifier:
 
     Class attributes (or properties, where parameters decide) say what an attacker and a reader must know:
 
-    * `random`: two calls on one image may differ (randomness comes from `draws` only).
+    * `random`: two calls on one image may differ (randomness comes from `rng` only).
     * `purifies`: False for what is only to be looked at; `*` in a grid leaves it out.
     * `differentiable`: autograd through `purify` gives its true gradient.
     * `backward`: what BPDA uses: "exact" (autograd), "identity", or "stand-in" (`stand_in`).
@@ -160,33 +161,34 @@ class Purifier:
         """Random draws whose softmax outputs are averaged for one prediction."""
         return 1
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """Purified images for `x` `[n, 3, h, w]` in [0, 1]; float, in [0, 1], any square size."""
         raise NotImplementedError
 
-    def stand_in(self, x: Tensor, draws: Draws) -> Tensor:  # noqa: ARG002 - for subclasses
+    def stand_in(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - for subclasses
         """A differentiable map near `purify`, of the same output size; BPDA's backward pass."""
         return x
 
-    def straight_through(self, x: Tensor, draws: Draws) -> Tensor:
+    def straight_through(self, x: Tensor, rng: ImageRng) -> Tensor:
         """`purify` forward, `stand_in` backward: BPDA (Athalye et al. 2018, Sec. 4.1).
 
         Raises:
             UsageError: `purify` changes the images' size, and there is no stand-in that does.
         """
         # Copies: either may write into its input.
-        near = self.stand_in(x.clone(), draws.fork("stand-in"))
-        pure = self.purify(x.detach().clone(), draws)
-        if near.shape != pure.shape:
+        near = self.stand_in(x.clone(), rng.fork("stand-in"))
+        purified = self.purify(x.detach().clone(), rng)
+        if near.shape != purified.shape:
             raise UsageError(
-                f"BPDA: {type(self).__name__} makes {list(pure.shape)} of {list(x.shape)} and has no stand-in of that "
+                f"BPDA: {type(self).__name__} makes {list(purified.shape)} of {list(x.shape)} and has no stand-in of "
+                "that "
                 "size; use its true gradient, exact(...)"
             )
-        return near + (pure - near).detach()
+        return near + (purified - near).detach()
 
-    def bpda(self, x: Tensor, draws: Draws) -> Tensor:
+    def bpda(self, x: Tensor, rng: ImageRng) -> Tensor:
         """The strongest gradient there is, as `backward` says: `purify` itself or `straight_through`."""
-        return self.purify(x, draws) if self.backward == "exact" else self.straight_through(x, draws)
+        return self.purify(x, rng) if self.backward == "exact" else self.straight_through(x, rng)
 
     def resolved(self) -> dict[str, Any]:
         """Every parameter, as JSON; part of the cache key."""

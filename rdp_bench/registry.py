@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from rdp_bench.errors import RdpBenchError, UsageError, naming, unknown
-from rdp_bench.keys import Record, canonical, without_neutral
+from rdp_bench.errors import RdpBenchError, UsageError, unknown_name, wrap_errors
+from rdp_bench.keys import Record, canonical_json, without_neutral
 from rdp_bench.protocols import Attack, Classifier, Dataset, Defense
 from rdp_bench.specs import cut, outline, parse_spec, with_params
 
@@ -42,8 +42,8 @@ class Entry(Generic[T]):
         """The number in its decorator and, of code outside this package, a hash of that code."""
         from rdp_bench import local_code
 
-        stamp = local_code.stamp_of(self.factory) if self.stamp is None else self.stamp
-        return f"{self.number}+{stamp}" if stamp else str(self.number)
+        version_suffix = local_code.stamp_of(self.factory) if self.stamp is None else self.stamp
+        return f"{self.number}+{version_suffix}" if version_suffix else str(self.number)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def identity(made: Resolved[Any], *at: Any) -> Record:
     if engine and made.version.partition("+")[0] != "1":
         raise ValueError(f"a setting of {own[0]} has no version of its own; bump that of the engine or of its part")
     record = {"id": own[0], "version": own[1], "params": without_neutral(kind, made.value.resolved(*at))}
-    plain: Record = json.loads(canonical(record))  # a copy: what the entry returned may still be its own
+    plain: Record = json.loads(canonical_json(record))  # a copy: what the entry returned may still be its own
     return plain
 
 
@@ -93,7 +93,7 @@ def refuse_shared_keys(kind: str, made: list[tuple[Resolved[Any], Record]]) -> N
     """
     groups: dict[str, list[tuple[Resolved[Any], Record]]] = {}
     for one, record in made:
-        groups.setdefault(canonical(record), []).append((one, record))
+        groups.setdefault(canonical_json(record), []).append((one, record))
     for group in groups.values():
         for (one, record), (two, _) in combinations(group, 2):
             if one.label == two.label:
@@ -140,7 +140,7 @@ def _equal(one: object, two: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Dialect(Generic[T]):
+class LabelScheme(Generic[T]):
     """A family of names with a grammar of its own, such as `timm:...` or `MI|DI|TI`."""
 
     name: str
@@ -156,8 +156,8 @@ class Dialect(Generic[T]):
         """As an entry's: of what `make` makes."""
         from rdp_bench import local_code
 
-        stamp = local_code.stamp_of(self.make) if self.stamp is None else self.stamp
-        return f"{self.number}+{stamp}" if stamp else str(self.number)
+        version_suffix = local_code.stamp_of(self.make) if self.stamp is None else self.stamp
+        return f"{self.number}+{version_suffix}" if version_suffix else str(self.number)
 
 
 @dataclass
@@ -166,7 +166,7 @@ class Registry(Generic[T]):
 
     kind: str
     entries: dict[str, Entry[T]] = field(default_factory=dict)
-    dialects: list[Dialect[T]] = field(default_factory=list)
+    label_schemes: list[LabelScheme[T]] = field(default_factory=list)
 
     def __call__(
         self,
@@ -203,7 +203,7 @@ class Registry(Generic[T]):
 
         return enter
 
-    def dialect(
+    def label_scheme(
         self,
         name: str,
         pattern: str,
@@ -219,11 +219,11 @@ class Registry(Generic[T]):
         (by default `name`) and `version` are for cache keys of everything else that it makes.
         """
         self._refuse_taken(id or name, f"{self.kind} scheme '{name}'")
-        self.dialects.append(Dialect(name, pattern, example, make, id or name, version))
+        self.label_schemes.append(LabelScheme(name, pattern, example, make, id or name, version))
 
     def _refuse_taken(self, wanted: str, what: str) -> None:
         taken = [(other.id, other.name) for other in self.entries.values()]
-        taken += [(other.id, other.name) for other in self.dialects]
+        taken += [(other.id, other.name) for other in self.label_schemes]
         for id_, name in taken:
             if id_ == wanted:
                 raise RdpBenchError(
@@ -238,15 +238,15 @@ class Registry(Generic[T]):
         """
         text = text.strip()
         if cut(text)[0] not in self.entries:
-            for dialect in self.dialects:
-                if re.fullmatch(dialect.pattern, outline(text)):
+            for scheme in self.label_schemes:
+                if re.fullmatch(scheme.pattern, outline(text)):
                     try:
-                        made = dialect.make(text)
+                        made = scheme.make(text)
                     except (ValueError, TypeError) as error:
                         raise UsageError(f"{self.kind} '{text}': {error}") from error
                     if isinstance(made, Resolved):
                         return made
-                    return Resolved(text, made, dialect.name, dialect.name, dialect.version, dialect.id)
+                    return Resolved(text, made, scheme.name, scheme.name, scheme.version, scheme.id)
         spec = parse_spec(text)
         entry = self.get(spec.name)
         value = with_params(self.make(entry.name), spec, self.kind)
@@ -259,13 +259,13 @@ class Registry(Generic[T]):
             UsageError: there is no such entry, or its factory raises.
         """
         entry = self.get(name)
-        with naming(f"{self.kind} '{name}' cannot be made"):
+        with wrap_errors(f"{self.kind} '{name}' cannot be made"):
             return entry.factory()
 
     def get(self, name: str) -> Entry[T]:
         """The entry called `name`; an unknown one raises `UsageError` with the nearest name."""
         if name not in self.entries:
-            raise unknown(self.kind, name, self.entries, f"See: rdp-bench list {self.kind}s")
+            raise unknown_name(self.kind, name, self.entries, f"See: rdp-bench list {self.kind}s")
         return self.entries[name]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 
-class Draws:
+class ImageRng:
     """One random stream an image. Every method returns a tensor whose first axis is the images."""
 
     def __init__(self, seeds: Sequence[str], device: torch.device | str = "cpu") -> None:
@@ -23,13 +23,13 @@ class Draws:
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def fork(self, name: str) -> "Draws":
+    def fork(self, name: str) -> "ImageRng":
         """New streams derived from these images and `name`; these streams do not advance."""
-        return Draws([f"{seed}/{name}" for seed in self.seeds], self.device)
+        return ImageRng([f"{seed}/{name}" for seed in self.seeds], self.device)
 
-    def pick(self, index: Tensor) -> "Draws":
+    def select(self, index: Tensor) -> "ImageRng":
         """The streams of some of the images, shared with this object, not copied."""
-        part = Draws([], self.device)
+        part = ImageRng([], self.device)
         part.seeds = [self.seeds[i] for i in index.tolist()]
         part._streams = [self._streams[i] for i in index.tolist()]
         return part

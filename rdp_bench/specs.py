@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from rdp_bench.errors import UsageError, unknown
+from rdp_bench.errors import UsageError, unknown_name
 
 Param = bool | int | float | str | None
 T = TypeVar("T")
@@ -307,7 +307,7 @@ def values(default: object, spec: Spec, kind: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, word in spec.params:
         if key not in fields:
-            raise unknown(f"parameter of {kind} '{spec.name}'", key, fields)
+            raise unknown_name(f"parameter of {kind} '{spec.name}'", key, fields)
         now = getattr(default, key)
         found[key] = read(word, _annotation(default, fields[key], now), f"{kind} '{spec.name}', parameter '{key}'", now)
     return found

@@ -11,7 +11,7 @@ from rdp_bench.errors import RdpBenchError
 if TYPE_CHECKING:
     from rdp_bench.cache.store import Store
     from rdp_bench.reports.page import Section
-    from rdp_bench.reports.tables.table import Exhibit
+    from rdp_bench.reports.tables.table import Table
     from rdp_bench.results.rows import Run
 
 FEW = 3
@@ -31,14 +31,14 @@ def render(
     """
     from rdp_bench.reports import page as html
     from rdp_bench.reports import summary
-    from rdp_bench.results.rows import chosen, load, lost
+    from rdp_bench.results.rows import load, lost, select_runs
 
     runs = summary.in_order(load(out, store))
-    shown = chosen(runs, only or ())
+    shown = select_runs(runs, only or ())
     _require_predictions(shown, out, store)
     pen = _Pen(out / "report")
     sections = [_section(pen, run, store, len(shown) > FEW) for run in shown]
-    page = pen.write("index.html", html.page(sections, summary.absent(runs)).encode())
+    page = pen.write("index.html", html.page(sections, summary.grids_not_run(runs)).encode())
     pen.tidy(keep=bool(only))
     for run in shown:
         if run.unread and complain:
@@ -90,32 +90,32 @@ def _section(pen: _Pen, run: "Run", store: "Store", crowded: bool) -> "Section":
     """Write a run's tables and figures; what the page needs of it."""
     from rdp_bench.reports import examples, success
     from rdp_bench.reports.claims import claims
-    from rdp_bench.reports.claims.claim_tests import answers
-    from rdp_bench.reports.figures.registry import plates
+    from rdp_bench.reports.claims.claim_tests import evaluate_claims
+    from rdp_bench.reports.figures.registry import draw_figures
     from rdp_bench.reports.page import Section
     from rdp_bench.reports.tables import quality_and_cost, samples
-    from rdp_bench.reports.tables.table import exhibits, slug
+    from rdp_bench.reports.tables.table import all_tables, slug
 
-    found = answers(run)
+    found = evaluate_claims(run)
     if found:
-        pen.write(f"tables/{slug(run.grid, 'claims')}.csv", claims.sheet(run, found).encode())
-    tables = [*exhibits(run), *success.tables(run), *samples.tables(run), *quality_and_cost.tables(run)]
+        pen.write(f"tables/{slug(run.grid, 'claims')}.csv", claims.claims_csv(run, found).encode())
+    tables = [*all_tables(run), *success.tables(run), *samples.tables(run), *quality_and_cost.tables(run)]
     for table in tables:
         _write_table(pen, table)
-    drawn = plates(run, store, tables)
-    for plate in drawn:
-        for ending, content in plate.files.items():
-            pen.write(f"figures/{slug(run.grid, plate.name)}.{ending}", content)
+    drawn = draw_figures(run, store, tables)
+    for figure in drawn:
+        for ending, content in figure.files.items():
+            pen.write(f"figures/{slug(run.grid, figure.name)}.{ending}", content)
     return Section(run, slug(run.grid), found, tables, drawn, examples.examples(run, store, crowded))
 
 
-def _write_table(pen: _Pen, table: "Exhibit") -> None:
+def _write_table(pen: _Pen, table: "Table") -> None:
     from rdp_bench.reports.formats import csv_table, latex, markdown
 
     for ending, text in {
         ".csv": csv_table.shape(table),
         ".tests.csv": csv_table.tests(table),
-        ".tex": latex.table(table),
-        ".md": markdown.table(table),
+        ".tex": latex.render(table),
+        ".md": markdown.render(table),
     }.items():
         pen.write(f"tables/{table.slug}{ending}", text.encode())

@@ -12,7 +12,7 @@ from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.metrics import stats
 from rdp_bench.metrics.significance import paired
 from rdp_bench.reports.page import flat, write
-from rdp_bench.results.rows import Place, Row, Run, load, pretty
+from rdp_bench.results.rows import CellKey, Row, Run, display_name, load
 from rdp_bench.specs import show
 
 COLUMNS = (
@@ -33,7 +33,7 @@ class Pair:
     not the same: then only the interval speaks.
     """
 
-    place: Place
+    place: CellKey
     metric: str
     status: tuple[str, str]
     values: tuple[float | None, float | None]
@@ -59,7 +59,7 @@ class Comparison:
     same_images: bool
     pairs: list[Pair]
     records: list[tuple[str, str, str]]  # name, in A, in B
-    only: tuple[list[Place], list[Place]]
+    only: tuple[list[CellKey], list[CellKey]]
 
     @property
     def compared(self) -> int:
@@ -80,8 +80,10 @@ def compare(a: Run, b: Run) -> Comparison:
     if a.norm != b.norm:
         raise UsageError(f"the two runs of {a.grid} have budgets in {a.norm} and in {b.norm}: equal eps mean nothing")
     same = all(a.record["dataset"][name] == b.record["dataset"][name] for name in ("images", "n"))
-    rows = [{Place.of(row): row for row in run.rows} for run in (a, b)]
-    pairs = [_pair(a, b, place, rows[0][place], rows[1][place], same) for place in rows[0] if place in rows[1]]
+    rows = [{CellKey.of(row): row for row in run.rows} for run in (a, b)]
+    pairs = [
+        _pair(a, b, cell_key, rows[0][cell_key], rows[1][cell_key], same) for cell_key in rows[0] if cell_key in rows[1]
+    ]
     adjusted = iter(stats.holm([pair.p for pair in pairs if pair.p is not None]))
     pairs = [pair if pair.p is None else replace(pair, p=next(adjusted)) for pair in pairs]
     pairs.sort(key=lambda pair: (not pair.differs, -abs(pair.difference or 0.0)))
@@ -89,18 +91,18 @@ def compare(a: Run, b: Run) -> Comparison:
     return Comparison(a.grid, same, pairs, differing(a.record, b.record), only)
 
 
-def _pair(a: Run, b: Run, place: Place, first: Row, second: Row, same: bool) -> Pair:
+def _pair(a: Run, b: Run, cell_key: CellKey, first: Row, second: Row, same: bool) -> Pair:
     values = tuple(float(row["value"]) if row["value"] else None for row in (first, second))
-    pair = Pair(place, first["metric"], (first["status"], second["status"]), (values[0], values[1]))
-    if place not in a.wrong or place not in b.wrong:
+    pair = Pair(cell_key, first["metric"], (first["status"], second["status"]), (values[0], values[1]))
+    if cell_key not in a.wrong or cell_key not in b.wrong:
         return pair
     if first["eval_key"] == second["eval_key"]:
         return replace(pair, same=True, difference=0.0, low=0.0, high=0.0)
     sign = 1 if first["metric"].startswith("error") else -1
     if same:
         # Over as many draws each, so that runs of one draw and of ten can be told apart or not.
-        errors = a.errors(place) * b.draws, b.errors(place) * a.draws
-        change = sign * (b.wrong[place].astype(float) - a.wrong[place].astype(float))
+        errors = a.errors(cell_key) * b.defense_samples, b.errors(cell_key) * a.defense_samples
+        change = sign * (b.wrong[cell_key].astype(float) - a.wrong[cell_key].astype(float))
         low, high = stats.mean_interval(change, least=-1)
         return replace(
             pair, difference=100 * float(change.mean()), low=100 * low, high=100 * high, p=paired(*errors)
@@ -133,7 +135,7 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]
     return lines
 
 
-def sheet(comparisons: Sequence[Comparison]) -> str:
+def comparison_csv(comparisons: Sequence[Comparison]) -> str:
     """Every common cell as a line of CSV, then the cells that only one run has."""
     return csvtext.rows(COLUMNS, _lines(comparisons))
 
@@ -147,12 +149,12 @@ def _lines(comparisons: Sequence[Comparison]) -> Iterator[Sequence[str]]:
                 "" if pair.p is None else f"{pair.p:.6g}", found.test, str(pair.differs).lower(), *pair.status,
             )  # fmt: skip
         for places, status in zip(found.only, (("", "absent"), ("absent", "")), strict=True):
-            for place in places:
-                yield (found.grid, *_words(place), *[""] * 9, *status)
+            for cell_key in places:
+                yield (found.grid, *_words(cell_key), *[""] * 9, *status)
 
 
-def _words(place: Place) -> tuple[str, ...]:
-    return place.source, place.attack, show(place.eps), place.defense, place.target
+def _words(cell_key: CellKey) -> tuple[str, ...]:
+    return cell_key.source, cell_key.attack, show(cell_key.eps), cell_key.defense, cell_key.target
 
 
 def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[str] = ()) -> tuple[Path, str]:
@@ -183,15 +185,15 @@ def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[s
         )
     report = out / "report"
     views = [{"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)]
-    write_atomic(report / "compare.csv", sheet(found).encode())
+    write_atomic(report / "compare.csv", comparison_csv(found).encode())
     page = write("compare.html.j2", views=views, names=[folder.name or str(folder) for folder in folders], label=_label)
     write_atomic(report / "compare.html", page.encode())
     return report / "compare.html", f"{compared} of {cells} cells of both runs were compared"
 
 
-def _label(place: Place) -> str:
+def _label(cell_key: CellKey) -> str:
     """A cell in words."""
-    if place.attack == "clean":
-        return f"clean, {pretty(place.defense)}, {pretty(place.target)}"
-    crafted = f"{pretty(place.attack)} from {pretty(place.source)}, ε = {show(place.eps)}"
-    return f"{crafted}, {pretty(place.defense)}, {pretty(place.target)}"
+    if cell_key.attack == "clean":
+        return f"clean, {display_name(cell_key.defense)}, {display_name(cell_key.target)}"
+    crafted = f"{display_name(cell_key.attack)} from {display_name(cell_key.source)}, ε = {show(cell_key.eps)}"
+    return f"{crafted}, {display_name(cell_key.defense)}, {display_name(cell_key.target)}"

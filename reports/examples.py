@@ -10,7 +10,7 @@ import numpy as np
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.reports.figures.sample_images import at_size, sample
-from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
+from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,22 +27,22 @@ _PICTURED = {"spectra", "gallery", "error-maps", "branches"}
 
 
 @dataclass(frozen=True)
-class Tile:
+class ExampleImage:
     """One picture and what the target said to it: right, wrong, or None where nobody asked."""
 
     name: str
     uri: str
     right: bool | None = None
-    said: int | None = None
+    predicted_class: int | None = None
     reason: str = ""
 
 
 @dataclass(frozen=True)
-class Strip:
+class ExampleRow:
     """The tiles of one image; `index` is its place in the data set."""
 
     index: int
-    tiles: list[Tile]
+    images: list[ExampleImage]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Examples:
     """The strips of one run, all under the same attack; `reason` where there are none."""
 
     caption: str = ""
-    strips: tuple[Strip, ...] = ()
+    rows: tuple[ExampleRow, ...] = ()
     reason: str = ""
 
 
@@ -61,23 +61,27 @@ def examples(run: Run, store: Store, crowded: bool = False) -> Examples:
     """
     if _PICTURED & set(run.record.get("figures") or ()):
         return Examples(reason="The figures of this run are its pictures.")
-    cells = {Place.of(cell): cell for cell in run.record["cells"]}
-    bare = {place: run.wrong[place] for place in run.wrong if place.defense == UNDEFENDED and place.attack != "clean"}
+    cells = {CellKey.of(cell): cell for cell in run.record["cells"]}
+    bare = {
+        cell_key: run.wrong[cell_key]
+        for cell_key in run.wrong
+        if cell_key.defense == UNDEFENDED and cell_key.attack != "clean"
+    }
     if not bare:
         return Examples(reason="No undefended attack is done yet.")
-    attacked = max(bare, key=lambda place: int(bare[place].sum()))
-    clean = Place("-", "clean", 0.0, attacked.target, UNDEFENDED)
+    attacked = max(bare, key=lambda cell_key: int(bare[cell_key].sum()))
+    clean = CellKey("-", "clean", 0.0, attacked.target, UNDEFENDED)
     try:
-        images, adv = (sample(store, cells.get(place)) for place in (clean, attacked))
+        images, adv = (sample(store, cells.get(cell_key)) for cell_key in (clean, attacked))
     except RdpBenchError as error:
         return Examples(reason=f"No pictures: {error}")
     how = images.shape[-1], _QUALITY[crowded]
     defended: dict[str, Image | str] = {}
     for name in run.axis("defenses"):
-        place = attacked._replace(defense=name)
-        if name != UNDEFENDED and place in cells:
+        cell_key = attacked._replace(defense=name)
+        if name != UNDEFENDED and cell_key in cells:
             try:
-                defended[name] = sample(store, cells[place])
+                defended[name] = sample(store, cells[cell_key])
             except RdpBenchError as error:
                 defended[name] = str(error)
     strips = []
@@ -86,22 +90,22 @@ def examples(run: Run, store: Store, crowded: bool = False) -> Examples:
         tiles = [
             _tile("Clean", images, i, run, clean, how),
             _tile("Attacked", adv, i, run, attacked, how),
-            Tile(f"Perturbation ×{GAIN}", _uri(noise, how)),
+            ExampleImage(f"Perturbation ×{GAIN}", _uri(noise, how)),
         ]
         for name, kept in defended.items():
-            tiles.append(_tile(pretty(name), kept, i, run, attacked._replace(defense=name), how))
-        strips.append(Strip(i, tiles))
-    crafted = f"{pretty(attacked.attack)} on {pretty(attacked.source)}, ε = {run.eps(attacked.eps)}"
-    return Examples(f"{crafted}; the target is {pretty(attacked.target)}.", tuple(strips))
+            tiles.append(_tile(display_name(name), kept, i, run, attacked._replace(defense=name), how))
+        strips.append(ExampleRow(i, tiles))
+    crafted = f"{display_name(attacked.attack)} on {display_name(attacked.source)}, ε = {run.eps(attacked.eps)}"
+    return Examples(f"{crafted}; the target is {display_name(attacked.target)}.", tuple(strips))
 
 
-def _tile(name: str, kept: "Image | str", i: int, run: Run, place: Place, how: tuple[int, int]) -> Tile:
+def _tile(name: str, kept: "Image | str", i: int, run: Run, cell_key: CellKey, how: tuple[int, int]) -> ExampleImage:
     if isinstance(kept, str) or i >= len(kept):
-        return Tile(name, "", reason=kept if isinstance(kept, str) else "not kept")
-    wrong = run.mistaken(place)
+        return ExampleImage(name, "", reason=kept if isinstance(kept, str) else "not kept")
+    wrong = run.wrong_first_sample(cell_key)
     if wrong is None:
-        return Tile(name, _uri(kept[i], how))
-    return Tile(name, _uri(kept[i], how), not wrong[i], int(run.predicted[place][i]))
+        return ExampleImage(name, _uri(kept[i], how))
+    return ExampleImage(name, _uri(kept[i], how), not wrong[i], int(run.predicted[cell_key][i]))
 
 
 def _uri(image: "Image", how: tuple[int, int]) -> str:

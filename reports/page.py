@@ -11,12 +11,12 @@ from typing import Any
 
 from rdp_bench.metrics.stats import LEVEL
 from rdp_bench.reports.claims import gain
-from rdp_bench.reports.claims.claims import VERDICTS, Answer
+from rdp_bench.reports.claims.claims import VERDICTS, ClaimResult
 from rdp_bench.reports.examples import Examples
-from rdp_bench.reports.figures.drawing import Plate
-from rdp_bench.reports.summary import PROFILES, findings, missing, reading
-from rdp_bench.reports.tables.table import LEGEND, Exhibit, slug
-from rdp_bench.results.rows import Run, pretty
+from rdp_bench.reports.figures.drawing import ReportFigure
+from rdp_bench.reports.summary import PROFILES, findings, missing, summary_sentences
+from rdp_bench.reports.tables.table import LEGEND, Table, slug
+from rdp_bench.results.rows import Run, display_name
 from rdp_bench.specs import show
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -28,15 +28,15 @@ class Section:
 
     run: Run
     slug: str
-    answers: list[Answer]
-    exhibits: list[Exhibit]
-    plates: list[Plate]
+    claim_results: list[ClaimResult]
+    tables: list[Table]
+    figures: list[ReportFigure]
     examples: Examples
 
 
-def page(sections: Sequence[Section], absent: Sequence[tuple[str, str]] = ()) -> str:
-    """The report: a contents list, a section a run, and titles and commands of the grids that are `absent`."""
-    return write("report.html.j2", views=[_view(section) for section in sections], absent=absent, legend=LEGEND)
+def page(sections: Sequence[Section], not_run: Sequence[tuple[str, str]] = ()) -> str:
+    """The report: a contents list, a section a run, and titles and commands of the grids that are `not_run`."""
+    return write("report.html.j2", views=[_view(section) for section in sections], not_run=not_run, legend=LEGEND)
 
 
 def write(template: str, **values: Any) -> str:
@@ -48,7 +48,8 @@ def write(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "pretty": pretty, "one": _one, "signed": _signed, "p": _p, "flat": flat, "plain": plain, "minutes": _minutes,
+        "pretty": display_name, "one": _one, "signed": _signed, "p": _p, "flat": flat, "plain": plain,
+        "minutes": _minutes,
         "tight": _tight,
     }  # fmt: skip
     return environment.get_template(template).render(
@@ -66,18 +67,18 @@ def _view(section: Section) -> dict[str, Any]:
         "id": name,
         "record": run.record,
         "title": run.record.get("title") or run.grid,
-        "reading": reading(run),
+        "summary": summary_sentences(run),
         "caveat": PROFILES.get(str(run.record.get("profile")), PROFILES["custom"]),
         "checks": checks,
         "checked": _checked(checks),
         "failed_checks": any(check["passed"] is False for check in checks),
-        "answers": section.answers,
-        "tally": _tally(section.answers),
-        "exhibits": section.exhibits,
-        "findings": [findings(table) for table in section.exhibits],
+        "claim_results": section.claim_results,
+        "tally": _tally(section.claim_results),
+        "tables": section.tables,
+        "findings": [findings(table) for table in section.tables],
         "gains": gain.notes(run),
         "figures_first": run.grid.startswith("figure") or bool(run.record.get("figures")),
-        "drawings": [_drawing(run, plate) for plate in section.plates],
+        "drawings": [_drawing(run, figure) for figure in section.figures],
         "examples": section.examples,
         "missing": missing(run),
         "done": sum(row["status"] == "done" for row in run.rows),
@@ -91,12 +92,12 @@ def _view(section: Section) -> dict[str, Any]:
 def _contents(view: dict[str, Any]) -> list[tuple[str, str]]:
     """Id and name of everything in a run's section, in its order."""
     name = view["id"]
-    tables = [(table.slug, table.title) for table in view["exhibits"]]
+    tables = [(table.slug, table.title) for table in view["tables"]]
     drawings = [(drawing["id"], drawing["title"]) for drawing in view["drawings"]]
     return [
         *([(f"{name}-checks", "Cross-check")] if view["checks"] else []),
         *([(f"{name}-warnings", "Warnings")] if view["record"]["warnings"] else []),
-        *([(f"{name}-claims", "The paper's claims")] if view["answers"] else []),
+        *([(f"{name}-claims", "The paper's claims")] if view["claim_results"] else []),
         *(drawings + tables if view["figures_first"] else tables + drawings),
         (f"{name}-examples", "Examples"),
         *([(f"{name}-missing", "Missing")] if view["missing"] else []),
@@ -104,12 +105,12 @@ def _contents(view: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _drawing(run: Run, plate: Plate) -> dict[str, str]:
-    title, _, rest = plate.caption.partition(". ")
+def _drawing(run: Run, figure: ReportFigure) -> dict[str, str]:
+    title, _, rest = figure.caption.partition(". ")
     title = title.rstrip(".")
-    name = f"{slug(run.grid)}-{slug(plate.name)}"
+    name = f"{slug(run.grid)}-{slug(figure.name)}"
     # Two drawings of the same marker give it the same id.
-    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", plate.inline)
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", figure.inline)
     svg = svg.replace("<svg ", f'<svg aria-label="{escape(title)}" ', 1)
     return {"id": name, "title": title, "caption": rest, "svg": svg}
 
@@ -123,7 +124,7 @@ def _checked(checks: Sequence[dict[str, Any]]) -> str:
     return f"Of {len(checks)} numbers that others published for these networks, {told}.{doubt}"
 
 
-def _tally(answers: Sequence[Answer]) -> dict[str, int]:
+def _tally(answers: Sequence[ClaimResult]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for answer in answers:
         total.update(answer.count)

@@ -7,8 +7,8 @@ import numpy as np
 
 from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
-from rdp_bench.reports.tables.table import Entry, Exhibit, Group, Line, slug
-from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
+from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, slug
+from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
 from rdp_bench.specs import show
 
 if TYPE_CHECKING:
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     Flags = NDArray[np.bool_]
 
-Count = Callable[[Run, Place], "Flags | None"]
+Count = Callable[[Run, CellKey], "Flags | None"]
 """Which of the images that count the attack succeeds on; None where that is not known."""
 
 
-def tables(run: Run) -> list[Exhibit]:
+def tables(run: Run) -> list[Table]:
     """A table per target and eps: of success if the grid asks for it, of targeted success for attacks that have it."""
     aiming = [name for name, about in run.record["attacks"].items() if about.get("aims_at_targets")]
     attacks = [name for name in run.axis("attacks") if name != "clean"]
@@ -40,41 +40,44 @@ _TARGETED = (
 )
 
 
-def _lost(run: Run, place: Place) -> "Flags | None":
-    attacked, clean = run.mistaken(place), run.mistaken(place._replace(source="-", attack="clean", eps=0.0))
+def _lost(run: Run, cell_key: CellKey) -> "Flags | None":
+    attacked, clean = (
+        run.wrong_first_sample(cell_key),
+        run.wrong_first_sample(cell_key._replace(source="-", attack="clean", eps=0.0)),
+    )
     return None if attacked is None or clean is None else attacked[~clean]
 
 
-def _hit(run: Run, place: Place) -> "Flags | None":
-    predicted = run.predicted.get(place)
+def _hit(run: Run, cell_key: CellKey) -> "Flags | None":
+    predicted = run.predicted.get(cell_key)
     return None if predicted is None else predicted == np.array(run.record["dataset"]["targets"])
 
 
-def _tables(run: Run, attacks: list[str], name: str, title: str, caption: str, count: Count) -> list[Exhibit]:
-    cells = {place: cell for cell in run.record["cells"] if (place := Place.of(cell)).attack in attacks}
+def _tables(run: Run, attacks: list[str], name: str, title: str, caption: str, count: Count) -> list[Table]:
+    cells = {cell_key: cell for cell in run.record["cells"] if (cell_key := CellKey.of(cell)).attack in attacks}
     defenses = sorted(run.axis("defenses"), key=lambda each: each != UNDEFENDED)
     found = []
-    for target, eps in dict.fromkeys((place.target, place.eps) for place in cells):
-        where = f"target {pretty(target)}, ε = {run.eps(eps)}"
+    for target, eps in dict.fromkeys((cell_key.target, cell_key.eps) for cell_key in cells):
+        where = f"target {display_name(target)}, ε = {run.eps(eps)}"
         groups = []
-        for source in dict.fromkeys(place.source for place in cells):
+        for source in dict.fromkeys(cell_key.source for cell_key in cells):
             lines = []
             for defense in defenses:
-                places = [Place(source, attack, eps, target, defense) for attack in attacks]
-                if any(place in cells for place in places):
-                    lines.append(Line(defense, [_entry(count(run, place)) for place in places]))
+                places = [CellKey(source, attack, eps, target, defense) for attack in attacks]
+                if any(cell_key in cells for cell_key in places):
+                    lines.append(Row(defense, [_entry(count(run, cell_key)) for cell_key in places]))
             groups.append(Group(source, lines))
         key = slug(run.grid, name, target, f"{'' if run.norm == LINF else f'{run.norm}-'}eps{show(eps)}")
-        columns = [pretty(attack) for attack in attacks]
-        found.append(Exhibit(key, f"{title}: {where}", f"{caption} {where}.", name, columns, groups, []))
+        columns = [display_name(attack) for attack in attacks]
+        found.append(Table(key, f"{title}: {where}", f"{caption} {where}.", name, columns, groups, []))
     return found
 
 
-def _entry(flags: "Flags | None") -> Entry:
+def _entry(flags: "Flags | None") -> TableCell:
     if flags is None:
-        return Entry("pending", "not run yet")
+        return TableCell("pending", "not run yet")
     if not len(flags):
-        return Entry("failed", "no image is right without an attack")
+        return TableCell("failed", "no image is right without an attack")
     hits = int(flags.sum())
     low, high = stats.wilson(hits, len(flags))
-    return Entry("done", "", 100 * hits / len(flags), 100 * low, 100 * high)
+    return TableCell("done", "", 100 * hits / len(flags), 100 * low, 100 * high)

@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from rdp_bench.reports.claims.claims import claims
-from rdp_bench.reports.tables.table import AVERAGE, Exhibit
-from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
+from rdp_bench.reports.tables.table import AVERAGE, Table
+from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
 from rdp_bench.specs import show
 
 PROFILES = {
@@ -36,7 +36,7 @@ _KEPT = (
 )
 
 
-def reading(run: Run) -> list[str]:
+def summary_sentences(run: Run) -> list[str]:
     """What ran, and how far it got."""
     attacks = [attack for attack in run.axis("attacks") if attack != "clean"]
     sources = [source for source in run.axis("sources") if source != "-"]
@@ -66,12 +66,12 @@ def _listed(words: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def findings(table: Exhibit) -> str:
+def findings(table: Table) -> str:
     """What the last column of an attacked table says about its last group (the strongest source, as a rule)."""
     if table.metric != "error" or not table.groups:
         return ""
     group, column = table.groups[-1], table.columns[-1]
-    entries = {line.defense: line.entries[-1] for line in group.lines if line.entries[-1].value is not None}
+    entries = {line.defense: line.cells[-1] for line in group.rows if line.cells[-1].value is not None}
     best = [name for name, entry in entries.items() if entry.verdict.best]
     if not best:
         return ""
@@ -84,10 +84,10 @@ def findings(table: Exhibit) -> str:
     if len(best) == len(entries) - (UNDEFENDED in entries):
         text += f"every defense errs on {least}."
     else:
-        names = _listed([pretty(name) for name in best])
+        names = _listed([display_name(name) for name in best])
         text += f"{names} {'has' if len(best) == 1 else 'have'} the lowest error, {least}"
         text += f", and {_count(tied, 'other')} cannot be told from it." if tied else "."
-    worse = sum(entry.verdict.worse for entry in table.entries)
+    worse = sum(entry.verdict.significantly_worse for entry in table.cells)
     if worse:
         text += f" {_count(worse, 'number')} of this table {'is' if worse == 1 else 'are'} worse than no defense."
     return text
@@ -95,10 +95,10 @@ def findings(table: Exhibit) -> str:
 
 def missing(run: Run) -> list[dict[str, Any]]:
     """Cells without a number by state and reason (count, reason, which), then defenses that the run leaves out."""
-    groups: dict[tuple[str, str], list[Place]] = {}
+    groups: dict[tuple[str, str], list[CellKey]] = {}
     for row in run.rows:
         if row["status"] != "done":
-            groups.setdefault((row["status"], row["reason"]), []).append(Place.of(row))
+            groups.setdefault((row["status"], row["reason"]), []).append(CellKey.of(row))
     gaps: list[dict[str, Any]] = []
     for (status, reason), places in sorted(groups.items()):
         what = f"{'cell' if len(places) == 1 else 'cells'} {status}: {reason or 'not run yet'}"
@@ -106,7 +106,7 @@ def missing(run: Run) -> list[dict[str, Any]]:
     asked = [claim for claim in claims() if run.grid in claim.grids]
     names = dict.fromkeys(name for claim in asked for name in (claim.subject, *claim.against) if "*" not in name)
     if left_out := [name for name in names if name not in run.axis("defenses")]:
-        reason = f"of the paper's defenses not in this run: {', '.join(map(pretty, left_out))}"
+        reason = f"of the paper's defenses not in this run: {', '.join(map(display_name, left_out))}"
         gaps.append(
             {
                 "count": len(left_out),
@@ -117,18 +117,18 @@ def missing(run: Run) -> list[dict[str, Any]]:
     return gaps
 
 
-def _which(run: Run, places: list[Place]) -> str:
+def _which(run: Run, places: list[CellKey]) -> str:
     """The cells by the values that they have on each axis, where those are not all that the run has."""
     parts = []
     for axis in ("source", "attack", "eps", "defense", "target"):
-        here = list(dict.fromkeys(getattr(place, axis) for place in places))
-        every = {getattr(Place.of(row), axis) for row in run.rows}
+        here = list(dict.fromkeys(getattr(cell_key, axis) for cell_key in places))
+        every = {getattr(CellKey.of(row), axis) for row in run.rows}
         if set(here) != every:
-            parts.append(f"{axis} {', '.join(pretty(show(value)) for value in here)}")
+            parts.append(f"{axis} {', '.join(display_name(show(value)) for value in here)}")
     return "; ".join(parts)
 
 
-def absent(runs: Sequence[Run]) -> list[tuple[str, str]]:
+def grids_not_run(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Grids of the paper that no run is of: title and command."""
     folder, have = files("rdp_bench.data").joinpath("grids"), {run.grid for run in runs}
     flags = _flags(str(runs[-1].record["command"]))

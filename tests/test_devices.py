@@ -17,7 +17,7 @@ from rdp_bench import environment, plugins, registry
 from rdp_bench.cli.main import main
 from rdp_bench.engine import worker
 from rdp_bench.models import zoo
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 from rdp_bench.train import loop, recipes
 from tests.helpers import far, toy, toy_train
 
@@ -64,7 +64,7 @@ def test_the_device_differentiates(device: str) -> None:
 def crafted(attack: str, label: str, x: Tensor, device: str) -> Tensor:
     source = zoo.find_source(label, {"both": ["toy/one", "toy/two"]}).load(device)
     y = torch.tensor([0, 3, 5], device=device)
-    adv: Tensor = registry.attack.resolve(attack).value(source, x.to(device), y, 16 / 255, Draws(SEEDS, device))
+    adv: Tensor = registry.attack.resolve(attack).value(source, x.to(device), y, 16 / 255, ImageRng(SEEDS, device))
     assert adv.device.type == device
     return adv.cpu()
 
@@ -106,7 +106,7 @@ def test_defenses(name: str, device: str) -> None:
 
     def purified(where: str) -> Tensor:
         with torch.no_grad():
-            found: Tensor = registry.defense.resolve(name).value.purify(x.to(where), Draws(SEEDS, where))
+            found: Tensor = registry.defense.resolve(name).value.purify(x.to(where), ImageRng(SEEDS, where))
         assert found.device.type == where
         return found.cpu()
 
@@ -149,7 +149,7 @@ def test_a_run(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> 
     grid = tmp_path / "tiny.toml"
     grid.write_text(
         '[axes]\nattacks = ["fgsm", "pgd-targeted(steps=2)"]\ndefenses = ["none", "jpeg", "r&p"]\neps = [16]\n'
-        'clean = true\nrestoration = true\ndataset = "tiny/noise"\n'
+        'clean = true\nimage_quality = true\ndataset = "tiny/noise"\n'
         'sources = ["tiny/one", "white-box(2)"]\ntargets = ["tiny/two"]\n'
     )
 
@@ -159,7 +159,19 @@ def test_a_run(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> 
         out = tmp_path / where
         found = CliRunner().invoke(
             main,
-            ["run", "--grid", str(grid), "--plugin", str(PLUGIN), "--device", where, "--draws", "3", "--out", str(out)],
+            [
+                "run",
+                "--grid",
+                str(grid),
+                "--plugin",
+                str(PLUGIN),
+                "--device",
+                where,
+                "--defense-samples",
+                "3",
+                "--out",
+                str(out),
+            ],
             env={"RDP_BENCH_CACHE": str(tmp_path / "cache")},
         )
         assert found.exit_code == 0, found.output

@@ -10,10 +10,10 @@ from click.testing import CliRunner, Result
 from rdp_bench import plugins, registry
 from rdp_bench.cli.main import main
 from rdp_bench.data.open import open_dataset
-from rdp_bench.engine.worker import prepare, to_float, to_uint8
+from rdp_bench.engine.worker import configure_torch, to_float, to_uint8
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import zoo
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -31,7 +31,7 @@ def pixels(name: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return to_float(np.stack([data.image(i) for i in range(count)]), "cpu"), torch.tensor(list(data.labels))
 
 
-def right(model: zoo.AnyMember, x: torch.Tensor, y: torch.Tensor) -> int:
+def right(model: zoo.AnyModelRef, x: torch.Tensor, y: torch.Tensor) -> int:
     with torch.no_grad():
         return int((model.load("cpu")(x).argmax(1) == y).sum())
 
@@ -48,7 +48,7 @@ def test_white_box_momentum_succeeds_and_stays_in_its_ball() -> None:
     x, y = pixels("photos20", 4)
     network = zoo.find("effnet-lite0").load("cpu")
     source = zoo.LoadedSource("lite0", [network])
-    adv = registry.attack.resolve("mi-fgsm").value(source, x, y, 16 / 255, Draws(list("abcd")))
+    adv = registry.attack.resolve("mi-fgsm").value(source, x, y, 16 / 255, ImageRng(list("abcd")))
     final = to_float(to_uint8(adv), "cpu")
     assert float((final - x).abs().max()) <= 16 / 255 + 1e-6
     with torch.no_grad():
@@ -87,7 +87,7 @@ class TestGpu:
     pytestmark = needs_gpu
 
     def test_logits_and_gradients_are_those_of_the_cpu(self) -> None:
-        prepare("cuda")
+        configure_torch("cuda")
         x, y = pixels("photos20", 4)
         member = zoo.find("effnet-lite0")
         found = []

@@ -13,7 +13,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        start_small(self)
+        init_near_identity(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, width, h, w]` to the same."""
@@ -21,7 +21,7 @@ class ResidualBlock(nn.Module):
         return x + out
 
 
-class Shrink(nn.Sequential):
+class UnshuffleConv(nn.Sequential):
     """Image `[n, 3, h, w]` to features `[n, width, h/u, w/u]`: pixels to channels, then a 3x3 convolution.
 
     The first 3 u^2 features start as the pixels themselves, so that a purifier without a global skip starts
@@ -37,7 +37,7 @@ class Shrink(nn.Sequential):
             nn.init.dirac_(conv.weight[: 3 * unshuffle**2])
 
 
-class Grow(nn.Sequential):
+class ConvShuffle(nn.Sequential):
     """Features `[n, width, h/u, w/u]` to an image `[n, 3, h, w]`: a 3x3 convolution, then channels to pixels."""
 
     def __init__(self, width: int, unshuffle: int) -> None:
@@ -49,7 +49,7 @@ class Grow(nn.Sequential):
             nn.init.dirac_(conv.weight[:, : 3 * unshuffle**2])
 
 
-def start_small(module: nn.Module, gain: float = 0.1) -> None:
+def init_near_identity(module: nn.Module, gain: float = 0.1) -> None:
     """Kaiming weights times `gain`, zero biases: a deep stack of residual blocks starts near the identity."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

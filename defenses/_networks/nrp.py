@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
-from rdp_bench.defenses._networks.blocks import Grow, ResidualBlock, Shrink, start_small
+from rdp_bench.defenses._networks.blocks import ConvShuffle, ResidualBlock, UnshuffleConv, init_near_identity
 
 SIZES = {
     "paper": {"width": 64, "growth": 32, "blocks": 23, "unshuffle": 1},
@@ -22,7 +22,7 @@ class DenseBlock(nn.Module):
         for i in range(4):
             self.add_module(f"conv{i + 1}", nn.Conv2d(width + i * growth, growth, 3, padding=1))
         self.conv5 = nn.Conv2d(width + 4 * growth, width, 3, padding=1)
-        start_small(self)
+        init_near_identity(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, width, h, w]` to the same."""
@@ -52,9 +52,9 @@ class RRDBNet(nn.Module):
     def __init__(self, width: int = 64, growth: int = 32, blocks: int = 23, unshuffle: int = 1) -> None:
         super().__init__()
         self.multiple = unshuffle
-        self.conv_first = Shrink(width, unshuffle)
+        self.conv_first = UnshuffleConv(width, unshuffle)
         self.RRDB_trunk = nn.Sequential(*(RRDB(width, growth) for _ in range(blocks)))
-        self.conv_last = Grow(width, unshuffle)
+        self.conv_last = ConvShuffle(width, unshuffle)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `[n, 3, h, w]` to images of the same size, not clamped."""
@@ -68,9 +68,9 @@ class ResNetG(nn.Module):
     def __init__(self, width: int = 64, blocks: int = 23, unshuffle: int = 1) -> None:
         super().__init__()
         self.multiple = unshuffle
-        self.conv_first = Shrink(width, unshuffle)
+        self.conv_first = UnshuffleConv(width, unshuffle)
         self.trunk = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
-        self.conv_last = Grow(width, unshuffle)
+        self.conv_last = ConvShuffle(width, unshuffle)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `[n, 3, h, w]` to images of the same size, not clamped."""

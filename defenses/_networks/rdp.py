@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from rdp_bench.defenses._networks.blocks import Grow, ResidualBlock, Shrink
+from rdp_bench.defenses._networks.blocks import ConvShuffle, ResidualBlock, UnshuffleConv
 
 SIZES = {
     "paper": {"width": 64, "blocks": 8, "unshuffle": 1},
@@ -25,7 +25,9 @@ class Encoder(nn.Sequential):
     """`[n, 3, h, w]` to the latent `[n, width, h/u, w/u]`: convolution, leaky ReLU .1, `blocks` residual blocks."""
 
     def __init__(self, width: int, blocks: int, unshuffle: int) -> None:
-        super().__init__(Shrink(width, unshuffle), nn.LeakyReLU(0.1), *(ResidualBlock(width) for _ in range(blocks)))
+        super().__init__(
+            UnshuffleConv(width, unshuffle), nn.LeakyReLU(0.1), *(ResidualBlock(width) for _ in range(blocks))
+        )
 
 
 class Purifier(nn.Module):
@@ -35,7 +37,7 @@ class Purifier(nn.Module):
         super().__init__()
         self.multiple = unshuffle
         self.encoder = Encoder(width, blocks, unshuffle)
-        self.decoder = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)), Grow(width, unshuffle))
+        self.decoder = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)), ConvShuffle(width, unshuffle))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `[n, 3, h, w]` to images of the same size, not clamped."""
@@ -50,7 +52,7 @@ class Reconstructor(nn.Module):
         super().__init__()
         self.encoder = Encoder(width, blocks, unshuffle)
         self.join = nn.Conv2d(2 * width, width, 1)
-        self.decoder = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)), Grow(width, unshuffle))
+        self.decoder = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)), ConvShuffle(width, unshuffle))
 
     def forward(self, x: Tensor, natural: Tensor) -> Tensor:
         """Image of `x` `[n, 3, h, w]` and the natural latent V `[n, width, h/u, w/u]`, not clamped."""

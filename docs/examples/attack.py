@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rdp_bench.protocols import Source
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 
 @attack("mine/halfstep", source="my thesis, Alg. 1")
@@ -27,7 +27,7 @@ class Halfstep:
         x: Tensor,
         y: Tensor,
         eps: float,
-        draws: Draws,
+        rng: ImageRng,
     ) -> Tensor:
         """Images near `x` `[n, 3, h, w]`; labels `y` `[n]`, `eps` in [0, 1]."""
         import torch

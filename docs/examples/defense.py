@@ -11,7 +11,7 @@ from rdp_bench.protocols import Backward
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 
 @defense("mine/coarsen", source="my thesis, Sec. 3")
@@ -24,7 +24,7 @@ class Coarsen(Purifier):
     differentiable: ClassVar[bool] = True
     backward: ClassVar[Backward] = "exact"
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """`x` `[n, 3, h, h]` in [0, 1] -> the same, block-averaged."""
         from torch.nn.functional import avg_pool2d, interpolate
 

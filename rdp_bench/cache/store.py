@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, UnreadableError, UsageError
-from rdp_bench.keys import Record, canonical, explain, key_of
+from rdp_bench.keys import Record, canonical_json, diff_records, key_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +68,7 @@ KINDS: dict[str, dict[str, ArraySpec]] = {
         "margin": ArraySpec(("float32",), ("draws?",)),
         "seconds": ArraySpec(("float32",)),
     },
-    "restoration": {
+    "image_quality": {
         "mse": ArraySpec(("float32",)),
         "ssim": ArraySpec(("float32",)),
         "lpips": ArraySpec(("float32",), optional=True),
@@ -140,7 +140,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Among the processes that say so of the same `folder`, where the system can lock one."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -198,7 +198,7 @@ class Artefact:
     @property
     def complete(self) -> bool:
         """Whether every image is there (its content is checked when it is read), and the record."""
-        return not self.missing(self.n or 1) and (self._described or self.key in self.store.lent)
+        return not self.missing(self.n or 1) and (self._record_written or self.key in self.store.lent)
 
     def write(self, low: int, high: int, arrays: "Mapping[str, NDArray[Any]]") -> None:
         """Store rows `low..high` of every array (first axis: images); atomic.
@@ -221,12 +221,12 @@ class Artefact:
         }
         if why := self._misfit(header, low, high):
             raise ValueError(f"{self.kind} {self.key[:12]}, images {low} to {high}: {why}")
-        self.describe()
+        self.write_record()
         path = self.folder / f"{low:06d}-{high:06d}.safetensors"
         write_atomic(path, _serialized(header, packed))
         self.store.rejected.discard(path)
 
-    def take_over(self, other: "Artefact") -> int:
+    def link_shards_of(self, other: "Artefact") -> int:
         """Copy the shards of `other`, whose first rows are this one's, that this one lacks; returns how many.
 
         Each is checked first and written anew under this key. One that is longer than this artefact is cut.
@@ -294,15 +294,15 @@ class Artefact:
             raise DamagedError("; ".join([*problems, lost]))
         return out
 
-    def describe(self) -> None:
+    def write_record(self) -> None:
         """Write the record beside the shards, unless it is there and whole."""
-        if not self._described:
+        if not self._record_written:
             self.store.mark()
             text = json.dumps(self.record, indent=1, sort_keys=True)
             write_atomic(self.folder / "record.json", text.encode())
 
     @property
-    def _described(self) -> bool:
+    def _record_written(self) -> bool:
         try:
             return bool(key_of(json.loads((self.folder / "record.json").read_bytes())) == self.key)
         except (OSError, ValueError, TypeError, RecursionError):
@@ -322,7 +322,7 @@ class Artefact:
             except (DamagedError, UnreadableError) as error:
                 yield path, error
 
-    def heal(self) -> list[Path]:
+    def drop_damaged(self) -> list[Path]:
         """Delete the shards that fail their check, so that a run makes them again; returns them."""
         broken = []
         for path, error in [*self.failing()]:
@@ -440,14 +440,16 @@ class Store:
                 if named and folder.is_dir() and not folder.is_symlink():
                     yield kind, key
 
-    def nearest(self, kind: str, record: Record) -> list[str]:
+    def closest_record_diff(self, kind: str, record: Record) -> list[str]:
         """Why `record` missed: its differences from the stored record that is most like it."""
         best: list[str] | None = None
         for found, key in self.everything():
             if found != kind:
                 continue
             with contextlib.suppress(DamagedError, UnreadableError):
-                lines = explain(json.loads(canonical(record)), json.loads(canonical(self.open(kind, key).record)))
+                lines = diff_records(
+                    json.loads(canonical_json(record)), json.loads(canonical_json(self.open(kind, key).record))
+                )
                 if best is None or len(lines) < len(best):
                     best = lines
         return best or []
@@ -602,7 +604,7 @@ def _compressed(arrays: "Mapping[str, NDArray[Any]]") -> _Packed:
 def _serialized(header: Record, packed: _Packed) -> bytes:
     from safetensors.numpy import save
 
-    text = canonical(header)
+    text = canonical_json(header)
     return save(dict(packed.blobs), {"header": text, "sha256": sha256(text.encode()).hexdigest()})
 
 

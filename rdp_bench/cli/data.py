@@ -36,11 +36,11 @@ def get(name: str, source: str | None, to: Path) -> None:
     what differs from copy A. A download resumes where it stopped, and a second call adds what is missing.
     """  # noqa: D301 - click wants the control character
     from rdp_bench.data.nips2017 import COPY_B, manifest
-    from rdp_bench.download.nips2017 import DIFFERENCES, obtain
+    from rdp_bench.download.nips2017 import DIFFERENCES, fetch_nips2017
 
     bar = _Bar()
     try:
-        found = obtain(to, source, bar)
+        found = fetch_nips2017(to, source, bar)
     finally:
         bar.close()
     click.echo(f"{name} in {to}: {found.images} of {len(manifest())} images, pixels and labels verified")

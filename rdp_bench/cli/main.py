@@ -71,8 +71,8 @@ def list_(kind: str, plugins_: tuple[Path, ...]) -> None:
     """List attacks, defenses, models, datasets or grids."""
     from rdp_bench import plugins, registry
 
-    shelf = {"attacks": ("attacks",), "defenses": ("defenses",), "datasets": ("data",)}.get(kind, ())
-    plugins.load(plugins_, shelf)
+    package_name = {"attacks": ("attacks",), "defenses": ("defenses",), "datasets": ("data",)}.get(kind, ())
+    plugins.load(plugins_, package_name)
     if kind == "grids":
         from rdp_bench.engine import grid
 
@@ -80,7 +80,7 @@ def list_(kind: str, plugins_: tuple[Path, ...]) -> None:
     else:
         reg: registry.Registry[Any] = registry.registries[kind.removesuffix("s")]
         rows = [(name, f"{entry.summary}  [{entry.source}]") for name, entry in sorted(reg.entries.items())]
-        rows += [(dialect.example, f"any {dialect.name}") for dialect in reg.dialects]
+        rows += [(scheme.example, f"any {scheme.name}") for scheme in reg.label_schemes]
     if kind == "models":
         from rdp_bench.models import zoo
 
@@ -112,7 +112,7 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
     from rdp_bench.weights import files as weight_files
 
     plugins.load()
-    weight_files.look_in(models_dir)
+    weight_files.set_search_dir(models_dir)
     for name, value in environment.versions().items():
         click.echo(f"{name:14} {value}")
     for extra in ("torchattacks", "spandrel"):
@@ -127,7 +127,7 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
     for name, card in zoo.zoo().items():
         try:
             member = zoo.find(name, models_dir)
-            here = "here" if isinstance(member, zoo.Member) and member.file else "downloaded at first use (network)"
+            here = "here" if isinstance(member, zoo.ModelRef) and member.file else "downloaded at first use (network)"
         except RdpBenchError as error:
             here = f"missing: {error}"
         click.echo(f"  {card.name:18} {here}")

@@ -53,7 +53,7 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 @click.option("--defense", **_AXIS, help='Defense, like "jpeg(quality=95)" or a chain, "jpeg >> rdp"; repeatable.')
 @click.option("--eps", multiple=True, help="L-infinity budget in /255, like 8 or 8/255; repeatable.")
 @click.option("--norm", type=click.Choice(NORMS), help="Norm of the budget.  [default: the grid's, or linf]")
-@click.option("--draws", type=int, help="Draws judged of a random defense.  [default: the grid's, or 1]")
+@click.option("--defense-samples", type=int, help="Draws judged of a random defense.  [default: the grid's, or 1]")
 @click.option(
     "--success", is_flag=True, default=None, help="Also attack success over images that are right when clean."
 )
@@ -85,7 +85,7 @@ def run(**options: Any) -> None:
 
     _checked(options)
     options["made"] = set() if options["fresh"] else None
-    names = grid.listed(options["grid_name"])
+    names = grid.expand_suite(options["grid_name"])
     if names != [options["grid_name"]]:
         from rdp_bench.cli import suite
 
@@ -128,22 +128,22 @@ def perform(plan: "Plan", options: dict[str, Any], heading: str = "") -> "Run":
 
 
 def _work(running: "Run", jobs: list[Any], options: dict[str, Any]) -> None:
-    from rdp_bench.engine.progress import Bar, Costs, measure
+    from rdp_bench.engine.progress import Costs, ProgressBar, measure
 
-    bar = Bar(jobs, Costs(running.plan), show_bar=options["progress"])
+    bar = ProgressBar(jobs, Costs(running.plan), show_bar=options["progress"])
     try:
-        bar.say("loading torch and the networks, measuring clean accuracy")
+        bar.set_description("loading torch and the networks, measuring clean accuracy")
         from rdp_bench.engine.worker import Worker
 
         batch = options["batch_size"]
         worker = Worker(running.plan, None if batch == "auto" else int(batch))
         running.check_accuracy(worker)
-        bar.say("timing each part on two images")
-        bar.use(measure(running.plan, jobs))
+        bar.set_description("timing each part on two images")
+        bar.set_costs(measure(running.plan, jobs))
         worker.report = bar
         running.execute(jobs, worker)
         if running.lacks_cost:
-            bar.say("measuring what each defense costs")
+            bar.set_description("measuring what each defense costs")
             from rdp_bench.engine import defense_cost
 
             running.keep_cost(defense_cost.measure(worker))
@@ -170,7 +170,7 @@ def changes(options: dict[str, Any]) -> dict[str, Any]:
         given["baselines"] = ()
     if not options["source"] and options["attack"] and all(label.startswith(SCHEME) for label in options["attack"]):
         given["sources"] = (ELSEWHERE,)
-    scalars = ("dataset", "draws", "norm", "success", "image_size")
+    scalars = ("dataset", "defense_samples", "norm", "success", "image_size")
     return given | {name: options[name] for name in scalars if options[name] is not None}
 
 
@@ -181,7 +181,7 @@ def load_grid(name: str, options: dict[str, Any], given: dict[str, Any]) -> "Gri
     from rdp_bench.weights import files as weight_files
 
     plugins.load(options["plugins_"])
-    weight_files.look_in(options["models_dir"])
+    weight_files.set_search_dir(options["models_dir"])
     chosen, files = grid.load(name, options["profile"], given)
     if files:
         plugins.load(files)
@@ -227,7 +227,7 @@ def _dry_run(plan: "Plan", options: dict[str, Any]) -> None:
         to_do = jobs
     else:
         prefix_reuse.drop_damaged(plan, jobs)
-        prefix_reuse.take_over(plan)
+        prefix_reuse.link_shared_shards(plan)
         to_do = plan.to_do(jobs)
     keys = {job.key for job in to_do}
     costs = measure(plan, to_do) if to_do else None
@@ -236,7 +236,7 @@ def _dry_run(plan: "Plan", options: dict[str, Any]) -> None:
             state = f"about {duration(costs.of(job))}" if costs and job.key in keys else "cached"
             click.echo(f"{job.key[:8]}  {job!s:44} {plan.n} images  {state}")
             if job.key in keys and log.isEnabledFor(logging.INFO):
-                why = plan.store.nearest("adv", job.record)
+                why = plan.store.closest_record_diff("adv", job.record)
                 click.echo(f"          nearest cached set differs in {'; '.join(why[:4]) or 'everything'}")
     judges = [job for job in to_do if not isinstance(job, CraftJob)]
     click.echo(f"{sum(1 for _ in plan.grid.cells())} cells; {len(judges)} judgements to make")
@@ -298,17 +298,17 @@ def _print_table(running: "Run") -> None:
         return f"{float(value):{width}.1f}" if value not in ("", None) else f"{rows[cell]['status']:>{width}}"
 
     for target in axes.targets + axes.baselines:
-        guards = [guard for guard in axes.defenses if target in axes.behind(guard)]
+        guards = [defense for defense in axes.defenses if target in axes.targets_for(defense)]
         for eps in axes.eps if axes.attacks else ():
             for source in axes.sources:
                 crafted = source if source == ELSEWHERE else f"on {source}"
                 click.echo(f"\nerror % of {target}, crafted {crafted}, eps {show_eps(eps, axes.norm)}")
                 heads = [f"{column:>{size}}" for column, size in zip(columns, wide, strict=True)]
                 click.echo(f"{'':{width}} {' '.join(heads)}")
-                for guard in guards:
-                    cells = [Cell(name, source, attack, eps, target, guard) for attack in axes.attacks]
-                    click.echo(f"{guard:{width}} {' '.join(map(number, cells, wide))}")
+                for defense in guards:
+                    cells = [Cell(name, source, attack, eps, target, defense) for attack in axes.attacks]
+                    click.echo(f"{defense:{width}} {' '.join(map(number, cells, wide))}")
         if clean:
             click.echo(f"\naccuracy % of {target} on clean images")
-            for guard in guards:
-                click.echo(f"{guard:{width}} {number(Cell(name, '-', 'clean', 0.0, target, guard))}")
+            for defense in guards:
+                click.echo(f"{defense:{width}} {number(Cell(name, '-', 'clean', 0.0, target, defense))}")

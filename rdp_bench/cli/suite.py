@@ -13,7 +13,7 @@ from rdp_bench.engine import prefix_reuse
 from rdp_bench.engine.jobs import CraftJob, Job
 from rdp_bench.engine.progress import duration, measure
 from rdp_bench.engine.run import summary
-from rdp_bench.errors import RdpBenchError, StorageError, UsageError, unknown
+from rdp_bench.errors import RdpBenchError, StorageError, UsageError, unknown_name
 from rdp_bench.keys import key_of
 from rdp_bench.specs import plain, show
 
@@ -63,13 +63,13 @@ def _chosen(names: list[str], options: dict[str, Any]) -> list["Grid"]:
     Raises:
         UsageError: a flag names what no grid has, or nothing is left.
     """
-    from rdp_bench.engine.grid import selected
+    from rdp_bench.engine.grid import narrow
 
     given = changes(options)
     if "norm" in given:
         raise UsageError("--norm is for one grid; each grid of a list has its own")
     wanted = {axis: given[axis] for axis in FLAGS if axis in given}
-    every = {key: value for key, value in given.items() if key in ("dataset", "draws", "success")}
+    every = {key: value for key, value in given.items() if key in ("dataset", "defense_samples", "success")}
     grids = [load_grid(name, options, every) for name in names]
     for axis, labels in wanted.items():
         known = {show(label) for grid in grids for label in getattr(grid.axes, axis)}
@@ -79,8 +79,10 @@ def _chosen(names: list[str], options: dict[str, Any]) -> list["Grid"]:
         known_plain = {plain(label) for label in known}
         for label in labels:
             if plain(label) not in known_plain:
-                raise unknown(FLAGS[axis], show(label), known, "With a list of grids, flags select what its grids have")
-    kept = [selected(grid, wanted) for grid in grids]
+                raise unknown_name(
+                    FLAGS[axis], show(label), known, "With a list of grids, flags select what its grids have"
+                )
+    kept = [narrow(grid, wanted) for grid in grids]
     if left_out := [grid.name for grid, one in zip(grids, kept, strict=True) if one is None]:
         click.echo(f"left out, for they have none of what the flags select: {', '.join(left_out)}", err=True)
     if not any(kept):
@@ -97,7 +99,7 @@ def _dry_run(grids: list["Grid"], options: dict[str, Any], width: int) -> int:
             jobs = plan.jobs()
             if not options["fresh"]:
                 prefix_reuse.drop_damaged(plan, jobs)
-                prefix_reuse.take_over(plan)
+                prefix_reuse.link_shared_shards(plan)
                 jobs = plan.to_do(jobs)
             jobs = [job for job in jobs if not _makes(job) <= seen]
         except RdpBenchError as error:

@@ -79,7 +79,9 @@ def train(name: str, images: Path, out: Path | None, resume: bool, **given: Any)
     photos = open_photos(images, options.crop, given["cache"] or default_root(), short)
     made = recipe(options, device, given["models_dir"])
     if start:
-        weight_files.fill(made.product, weight_files.read_tensors(start), f"{name} of size {options.size}", start)
+        weight_files.load_strict(
+            made.product, weight_files.read_tensors(start), f"{name} of size {options.size}", start
+        )
     with only_training(out):
         _unused(out, resume)  # another may have ended since
         _train(made, photos, out, resume, given)
@@ -91,13 +93,13 @@ def _unused(out: Path, resume: bool) -> None:
 
 
 def _train(made: "Recipe", photos: "Photos", out: Path, resume: bool, given: dict[str, Any]) -> None:
-    from rdp_bench.train.loop import Pace, Training
+    from rdp_bench.train.loop import LoopIntervals, Training
 
     validate = None
     if given["validation_images"]:
         click.echo("making validation sets", err=True)
         validate = made.validation(photos.validation(given["validation_images"]))
-    training = Training(made, photos, out, validate, Pace(validate_every=given["validate_every"]))
+    training = Training(made, photos, out, validate, LoopIntervals(validate_every=given["validate_every"]))
     if resume:
         training.resume()
     try:

@@ -36,7 +36,9 @@ class _AgainError(Exception):
     """A connection brought no more; the next one may."""
 
 
-def download(url: str, path: Path, magic: bytes = b"", tell: Callable[[int, int | None], None] | None = None) -> None:
+def download(
+    url: str, path: Path, magic: bytes = b"", progress: Callable[[int, int | None], None] | None = None
+) -> None:
     """Fetch `url` (http or https) to `path`; `magic` is how the file must begin.
 
     `tell` is called with the bytes that are there and the bytes there will be (None where nobody knows).
@@ -52,7 +54,7 @@ def download(url: str, path: Path, magic: bytes = b"", tell: Callable[[int, int 
     while True:
         before = _size(part)
         try:
-            _fetch(url, part, magic, tell or (lambda *_: None))
+            _fetch(url, part, magic, progress or (lambda *_: None))
         except (_AgainError, http.client.HTTPException, OSError) as error:
             tries = 1 if _size(part) > before else tries + 1
             if tries == TRIES:
@@ -67,7 +69,7 @@ def download(url: str, path: Path, magic: bytes = b"", tell: Callable[[int, int 
             return
 
 
-def _fetch(url: str, part: Path, magic: bytes, tell: Callable[[int, int | None], None]) -> None:
+def _fetch(url: str, part: Path, magic: bytes, progress: Callable[[int, int | None], None]) -> None:
     """Get what is missing of `part` over one connection; returns when it is whole."""
     have = _size(part)
     headers = {"User-Agent": f"rdp-bench/{__version__}"}
@@ -103,7 +105,7 @@ def _fetch(url: str, part: Path, magic: bytes, tell: Callable[[int, int | None],
         with _writing(part) as write:
             if tag.startswith('"'):  # a weak one, W/"...", names no exact bytes
                 _tag(part).write_text(tag)
-            tell(have, end)
+            progress(have, end)
             while chunk := answer.read1(1 << 16):
                 if not have and chunk[: len(magic)] != magic[: len(chunk)]:
                     _forget(part)
@@ -114,7 +116,7 @@ def _fetch(url: str, part: Path, magic: bytes, tell: Callable[[int, int | None],
                     _forget(part)
                     raise FetchError(f"{url}: more than {LARGEST >> 30} GiB, which cannot be right")
                 write(chunk)
-                tell(have, end)
+                progress(have, end)
         if end is not None and have < end:
             raise _AgainError(f"the connection ended after {have:,} of {end:,} bytes")
 

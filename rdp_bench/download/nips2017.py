@@ -45,7 +45,7 @@ DIFFERENCES = "differences.csv"
 
 _LARGEST = 1 << 24  # bytes of one file; the images have about 150 kB
 
-Tell = Callable[[str, int, int | None], None]
+Progress = Callable[[str, int, int | None], None]
 """Called with what is counted, how many there are, and how many there will be if anybody knows."""
 
 Rows = dict[str, Row]
@@ -59,7 +59,7 @@ Entries = Mapping[str, list[Entry]]
 
 
 @dataclass
-class Obtained:
+class FetchResult:
     """What is in the folder now, by ImageId; `refused` says why an image was not taken."""
 
     copy_a: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Obtained:
         return {image: found.get(image, "missing") for image in nips2017.manifest() if image not in {*self.copy_a}}
 
 
-def obtain(to: Path, source: str | None = None, tell: Tell = lambda *_: None) -> Obtained:
+def fetch_nips2017(to: Path, source: str | None = None, progress: Progress = lambda *_: None) -> FetchResult:
     """Bring images and labels into `to`, as far as they are not there yet.
 
     `source` is a folder, a zip, or the address of one; without it, `SOURCES`.
@@ -90,12 +90,12 @@ def obtain(to: Path, source: str | None = None, tell: Tell = lambda *_: None) ->
     """
     held = _held(to)
     if len(held) == len(nips2017.manifest()) and all(_copy_here(to, image) == "A" for image in held):
-        return Obtained(copy_a=[*held])
+        return FetchResult(copy_a=[*held])
     problems = []
     for place in (source,) if source else SOURCES:
         try:
-            with _opened(place, to, tell) as entries:
-                return _take(entries, place, to, tell)
+            with _opened(place, to, progress) as entries:
+                return _take(entries, place, to, progress)
         except (FetchError, BadImageError) as error:
             if source:
                 raise
@@ -103,13 +103,13 @@ def obtain(to: Path, source: str | None = None, tell: Tell = lambda *_: None) ->
     raise FetchError("\n".join(problems) + "\nget the set in another way, and pass its folder or zip as --from")
 
 
-def _take(entries: Entries, place: str, to: Path, tell: Tell) -> Obtained:
+def _take(entries: Entries, place: str, to: Path, progress: Progress) -> FetchResult:
     table, read = _table(entries, place)
     rows = _rows(read(), table) | _held(to)
     rows = {image: rows[image] for image in nips2017.manifest() if image in rows}
-    found = Obtained()
+    found = FetchResult()
     for number, image in enumerate(rows, 1):
-        tell("images", number, len(rows))
+        progress("images", number, len(rows))
         here, why = _copy_here(to, image), ""
         if here != "A":
             try:
@@ -134,7 +134,7 @@ def _take(entries: Entries, place: str, to: Path, tell: Tell) -> Obtained:
     return found
 
 
-def _list_differences(to: Path, found: Obtained) -> None:
+def _list_differences(to: Path, found: FetchResult) -> None:
     if lines := [{"ImageId": image, "difference": what} for image, what in found.differences.items()]:
         write_atomic(to / DIFFERENCES, _as_csv(lines))
     else:
@@ -232,9 +232,9 @@ def _table(entries: Entries, place: str) -> Entry:
 
 
 @contextmanager
-def _opened(place: str, to: Path, tell: Tell) -> Iterator[Entries]:
+def _opened(place: str, to: Path, progress: Progress) -> Iterator[Entries]:
     if place.startswith(("http://", "https://")):
-        with _downloaded(place, to, tell) as archive, _zip(archive, place) as entries:
+        with _downloaded(place, to, progress) as archive, _zip(archive, place) as entries:
             yield entries
         return
     path = Path(place).expanduser()
@@ -251,11 +251,11 @@ def _opened(place: str, to: Path, tell: Tell) -> Iterator[Entries]:
 
 
 @contextmanager
-def _downloaded(url: str, to: Path, tell: Tell) -> Iterator[Path]:
+def _downloaded(url: str, to: Path, progress: Progress) -> Iterator[Path]:
     """The archive at `url`; kept beside the images until they are out of it, whatever interrupts that."""
     archive = to / f".{hashlib.sha256(url.encode()).hexdigest()[:12]}.zip"
     if not archive.is_file():
-        download(url, archive, b"PK\x03\x04", partial(tell, "bytes"))
+        download(url, archive, b"PK\x03\x04", partial(progress, "bytes"))
     try:
         yield archive
     except (KeyboardInterrupt, StorageError):

@@ -34,7 +34,7 @@ class Rate:
     accuracy: float  # of the target on the same images, unattacked
 
     @property
-    def taken(self) -> float:
+    def attack_success_rate(self) -> float:
         """Percentage of right answers that the attack takes away: comparable between sets of images."""
         return 100 * (1 - (100 - self.wrong) / self.accuracy)
 
@@ -83,7 +83,7 @@ def check_clean(label: str, published: float, n: int, found: "Predictions | None
 
 def check_rate(rate: Rate, clean: "Predictions | None", attacked: "Predictions | None") -> Check:
     """A transfer rate of the run, from its target's predictions, against the published one."""
-    published = f"published {rate.taken:.1f} %"
+    published = f"published {rate.attack_success_rate:.1f} %"
     right = int((clean["predicted"] == clean["label"]).sum()) if clean else 0
     if clean is None or attacked is None:
         return Check(None, f"{rate}: not measured, {published}")
@@ -93,5 +93,5 @@ def check_rate(rate: Rate, clean: "Predictions | None", attacked: "Predictions |
     lost = max(0, right - int((attacked["predicted"] == attacked["label"]).sum()))
     low, high = (100 * end for end in wilson(lost, right))
     slack = _table()["slack"]
-    passed = low - slack <= rate.taken <= high + slack
+    passed = low - slack <= rate.attack_success_rate <= high + slack
     return Check(passed, f"{rate}: takes {100 * lost / right:.1f} % of {right} right answers, {published}")

@@ -36,7 +36,7 @@ def asked(plan: Plan) -> Record:
         "batch": min(BATCH[plan.device.partition(":")[0]], plan.n),
         "size": plan.dataset.size,
         "target": plan.grid.axes.targets[0],
-        "defenses": {label: plan.pure_record(None, label)["defense"] for label in plan.grid.axes.defenses},
+        "defenses": {label: plan.purified_record(None, label)["defense"] for label in plan.grid.axes.defenses},
     }
 
 
@@ -67,20 +67,20 @@ def measure(worker: Worker) -> Record:
 
 
 def _of(defense: Defense, model: Classifier, x: Tensor, bare: float, device: str) -> Record:
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
-    draws = Draws([str(i) for i in range(len(x))], device)
+    rng = ImageRng([str(i) for i in range(len(x))], device)
     x = x.clone()  # a defense may write into its input
-    pure = defense.purify(x, draws)
-    zoom = pure.shape[-1] / x.shape[-1]
+    purified = defense.purify(x, rng)
+    zoom = purified.shape[-1] / x.shape[-1]
     # Images of the same size cost the target what they always cost.
-    seen = bare if pure.shape == x.shape else _seconds(lambda: model(pure, zoom), device)
-    spent = _seconds(lambda: defense.purify(x, draws), device)
+    seen = bare if purified.shape == x.shape else _seconds(lambda: model(purified, zoom), device)
+    spent = _seconds(lambda: defense.purify(x, rng), device)
     return {
         "ms": 1000 * defense.passes * spent / len(x),
         "ratio": defense.passes * (spent + seen) / bare,
         "parameters": parameters(defense),
-        "memory": extra_memory(lambda: defense.purify(x, draws), device),
+        "memory": extra_memory(lambda: defense.purify(x, rng), device),
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rdp_bench.budgets import LINF, NORMS, parse_eps
-from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown
+from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown_name
 from rdp_bench.registry import dataset as datasets
 from rdp_bench.registry import defense as defenses
 from rdp_bench.specs import Cell, cut, files_from, plain, show
@@ -42,8 +42,8 @@ class Axes:
     clean: bool = True
     ensembles: dict[str, list[str]] = field(default_factory=dict)
     checks: tuple[str, ...] = ()  # models that the cross-check alone looks at
-    draws: int = 1  # of a random defense, each judged on its own
-    restoration: bool = False  # how near purified images come to the clean ones
+    defense_samples: int = 1  # of a random defense, each judged on its own
+    image_quality: bool = False  # how near purified images come to the clean ones
     success: bool = False  # also the share of originally right images that an attack makes wrong
     cost: bool = False  # what a defense takes: time, memory, parameters
     limit: int | None = None  # at most so many images: pictures need few
@@ -52,7 +52,7 @@ class Axes:
     figures: tuple[str, ...] = ()  # what a report draws; none named: what it draws of every table
     note: str = ""
 
-    def behind(self, defense: str) -> tuple[str, ...]:
+    def targets_for(self, defense: str) -> tuple[str, ...]:
         """The targets that are judged behind this defense."""
         return self.targets + (self.baselines if defense == UNDEFENDED else ())
 
@@ -73,21 +73,21 @@ class Grid:
         """How many cells there are, without making them."""
         a = self.axes
         crafted = len(a.eps) * len(a.sources) * len(a.attacks)
-        return (a.clean + crafted) * sum(len(a.behind(guard)) for guard in a.defenses)
+        return (a.clean + crafted) * sum(len(a.targets_for(defense)) for defense in a.defenses)
 
     def cells(self) -> Iterator[Cell]:
         """Every cell: first the clean ones, then grouped by adversarial set."""
         a = self.axes
         if a.clean:
-            for guard in a.defenses:
-                for target in a.behind(guard):
-                    yield Cell(a.dataset, "-", CLEAN, 0.0, target, guard)
+            for defense in a.defenses:
+                for target in a.targets_for(defense):
+                    yield Cell(a.dataset, "-", CLEAN, 0.0, target, defense)
         for eps in a.eps:
             for source in a.sources:
                 for attack in a.attacks:
-                    for guard in a.defenses:
-                        for target in a.behind(guard):
-                            yield Cell(a.dataset, source, attack, eps, target, guard)
+                    for defense in a.defenses:
+                        for target in a.targets_for(defense):
+                            yield Cell(a.dataset, source, attack, eps, target, defense)
 
 
 def builtin() -> dict[str, str]:
@@ -115,7 +115,7 @@ def load(name: str, profile: str, changes: dict[str, Any]) -> tuple[Grid, tuple[
     return _read(name, table, profile, changes, folder), tuple(folder / each for each in plugins)
 
 
-def listed(name: str, within: tuple[Path, ...] = ()) -> list[str]:
+def expand_suite(name: str, within: tuple[Path, ...] = ()) -> list[str]:
     """The grids that `name`, a grid of grids, lists, in order; [name] for any other. A listed list stands for its own.
 
     Raises:
@@ -126,7 +126,7 @@ def listed(name: str, within: tuple[Path, ...] = ()) -> list[str]:
         return [name]
     for key in table:
         if key not in ("title", "grids"):
-            raise unknown(f"key of grid {stem}, which lists grids", key, ("title", "grids"))
+            raise unknown_name(f"key of grid {stem}, which lists grids", key, ("title", "grids"))
     names = table["grids"]
     if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
         raise UsageError(f"grid {stem}: 'grids' is a list of names and paths ending in .toml, found {names!r}")
@@ -136,7 +136,7 @@ def listed(name: str, within: tuple[Path, ...] = ()) -> list[str]:
         path = str(folder / each) if each.endswith(".toml") else each
         if Path(path).resolve() in within:
             raise UsageError(f"grid {stem}: {each} is the list that it stands in")
-        found += listed(path, within)
+        found += expand_suite(path, within)
     stems = [Path(each).name.removesuffix(".toml") for each in found]
     twice = sorted({each for each in stems if stems.count(each) > 1})
     if twice:
@@ -155,14 +155,14 @@ def _table(name: str) -> tuple[str, dict[str, Any], Path]:
     elif name in builtin():
         file, folder = files("rdp_bench.data").joinpath("grids", f"{name}.toml"), Path()
     else:
-        raise unknown("grid", name, builtin(), "A grid of your own is a path ending in .toml")
+        raise unknown_name("grid", name, builtin(), "A grid of your own is a path ending in .toml")
     try:
         return name, tomllib.loads(file.read_text(encoding="utf-8-sig")), folder
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"grid {name}: not valid TOML: {error}") from error
 
 
-def selected(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | None:
+def narrow(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | None:
     """`grid` with what its axes share with `wanted`; None where that is nothing. An axis without use is left alone."""
     kept: dict[str, Any] = {}
     for axis, labels in wanted.items():
@@ -182,7 +182,7 @@ def selected(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | 
 def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any], folder: Path) -> Grid:
     for key in table:
         if key not in ("title", "axes", "profile", "plugins"):
-            raise unknown(f"key of grid {name}", key, ("title", "axes", "profile", "plugins"))
+            raise unknown_name(f"key of grid {name}", key, ("title", "axes", "profile", "plugins"))
     profiles = table.get("profile", {})
     for key, part in (("axes", table.get("axes", {})), ("profile", profiles)):
         if not isinstance(part, dict):
@@ -193,12 +193,12 @@ def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any
     if not isinstance(table.get("title", ""), str):
         raise UsageError(f"grid {name}: 'title' is a text, found {table['title']!r}")
     if profiles and profile not in profiles:
-        raise unknown(f"profile of grid {name}", profile, profiles)
+        raise unknown_name(f"profile of grid {name}", profile, profiles)
     values = {**table.get("axes", {}), **profiles.get(profile, {})}
     known = [f.name for f in fields(Axes)]
     for key in values:
         if key not in known:
-            raise unknown(f"axis of grid {name}", key, known)
+            raise unknown_name(f"axis of grid {name}", key, known)
     read = {key: _value(name, key, value) for key, value in values.items()}
     norm = read.get("norm", LINF)
     if changes.get("norm", norm) != norm and "eps" not in changes:
@@ -210,12 +210,12 @@ def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any
         read["dataset"] = _dataset(read["dataset"], folder)
     read |= changes
     if "norm" in read and read["norm"] not in NORMS:
-        raise unknown(f"norm of grid {name}", read["norm"], NORMS)
+        raise unknown_name(f"norm of grid {name}", read["norm"], NORMS)
     read["eps"] = tuple(parse_eps(value, read.get("norm", LINF)) for value in read.get("eps", ()))
     axes = replace(Axes(), **read)
     folders = {key: folder for key in values if key not in changes}
     with files_from(folders.get("defenses")):
-        axes = replace(axes, defenses=_spread(axes.defenses))
+        axes = replace(axes, defenses=_expand_wildcards(axes.defenses))
     return Grid(name, table.get("title", name), profile, _checked(name, axes), folders)
 
 
@@ -240,8 +240,8 @@ def _value(grid: str, key: str, value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool)
     good, wanted = {
         **dict.fromkeys(("dataset", "norm", "note"), (isinstance(value, str), "a text")),
-        **dict.fromkeys(("clean", "restoration", "success", "cost"), (isinstance(value, bool), "true or false")),
-        **dict.fromkeys(("draws", "limit", "samples", "image_size"), (whole, "a whole number")),
+        **dict.fromkeys(("clean", "image_quality", "success", "cost"), (isinstance(value, bool), "true or false")),
+        **dict.fromkeys(("defense_samples", "limit", "samples", "image_size"), (whole, "a whole number")),
         "eps": (numbers, "a list of numbers, like [8, 16]"),
         "ensembles": (members, 'a table of lists of models, like { both = ["a", "b"] }'),
     }.get(key, (words, "a list of names"))
@@ -250,7 +250,7 @@ def _value(grid: str, key: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _spread(labels: Sequence[str]) -> tuple[str, ...]:
+def _expand_wildcards(labels: Sequence[str]) -> tuple[str, ...]:
     """Only those that can be used here: of every registered defense in the place of "*", and of names ending in "?"."""
     named = [label.removesuffix("?") for label in labels]
     rest = [name for name in sorted(defenses.entries) if name not in named] if "*" in labels else []
@@ -291,9 +291,10 @@ def _checked(grid: str, axes: Axes) -> Axes:
         raise UsageError(f"grid {grid}: success is a share of images that are right when clean; it needs clean = true")
     if not axes.dataset:
         raise UsageError(f"grid {grid}: no data set; give it in the file or with --dataset")
-    if not 1 <= axes.draws <= 10_000:
+    if not 1 <= axes.defense_samples <= 10_000:
         raise UsageError(
-            f"grid {grid}: draws is {axes.draws}; a random defense is judged on at least one, at most 10000"
+            f"grid {grid}: defense_samples is {axes.defense_samples}; a random defense is judged on at least one, at "
+            "most 10000"
         )
     for key in ("limit", "samples"):
         if (count := getattr(axes, key)) is not None and count < 1:
@@ -302,7 +303,7 @@ def _checked(grid: str, axes: Axes) -> Axes:
         raise UsageError(f"image size is at least {LEAST_SIZE} pixels, found {axes.image_size}")
     for figure in axes.figures:
         if figure not in FIGURES:
-            raise unknown(f"figure of grid {grid}", figure, FIGURES)
+            raise unknown_name(f"figure of grid {grid}", figure, FIGURES)
     for key in ("sources", "targets", "attacks", "defenses", "eps"):
         labels = getattr(axes, key) + (axes.baselines if key == "targets" else ())
         twice = {show(label) for label in labels if labels.count(label) > 1}

@@ -1,6 +1,6 @@
 """Where work is done. A run is a list of independent, keyed jobs; an executor decides who does them when.
 
-`Here` does them one after another in this process. An executor for many GPUs or machines needs only what
+`SerialExecutor` does them one after another in this process. An executor for many GPUs or machines needs only what
 a job carries: everything in it is plain data, and finished work is found again in the store by its key.
 """
 
@@ -28,7 +28,7 @@ class CraftJob:
 
 
 @dataclass(frozen=True)
-class JudgeJob:
+class EvaluateJob:
     """Purify one set (adversarial, or the clean images) with one defense and classify it by every target."""
 
     key: str
@@ -37,24 +37,24 @@ class JudgeJob:
     evals: tuple[tuple[str, Record], ...]  # target label, eval record
     set_key: str | None
     set_name: str
-    draws: int = 1
-    restoration: Record | None = None  # where the distance to the clean images is kept, if asked for
+    defense_samples: int = 1
+    image_quality: Record | None = None  # where the distance to the clean images is kept, if asked for
     cost: float = 1.0
 
     @property
     def records(self) -> list[Record]:
         """Of everything it makes."""
-        return [record for _, record in self.evals] + ([self.restoration] if self.restoration else [])
+        return [record for _, record in self.evals] + ([self.image_quality] if self.image_quality else [])
 
     def __str__(self) -> str:
         return f"{self.defense} against {self.set_name}"
 
 
-Job = CraftJob | JudgeJob
+Job = CraftJob | EvaluateJob
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """A finished job; `reason` says why it failed, or is empty."""
 
     job: Job
@@ -64,17 +64,17 @@ class Outcome:
 class Executor(Protocol):
     """Does jobs, in any order that does a set before what needs it, and reports each as it ends."""
 
-    def run(self, jobs: Iterable[Job], work: Callable[[Job], Any]) -> Iterator[Outcome]: ...
+    def run(self, jobs: Iterable[Job], work: Callable[[Job], Any]) -> Iterator[JobResult]: ...
 
 
-class Here:
+class SerialExecutor:
     """One job after another in this process; a failed job does not stop the others."""
 
-    def run(self, jobs: Iterable[Job], work: Callable[[Job], Any]) -> Iterator[Outcome]:
+    def run(self, jobs: Iterable[Job], work: Callable[[Job], Any]) -> Iterator[JobResult]:
         failed: dict[str, str] = {}
         for job in jobs:
-            if isinstance(job, JudgeJob) and job.set_key in failed:
-                yield Outcome(job, f"its adversarial set failed: {failed[job.set_key]}")
+            if isinstance(job, EvaluateJob) and job.set_key in failed:
+                yield JobResult(job, f"its adversarial set failed: {failed[job.set_key]}")
                 continue
             try:
                 work(job)
@@ -85,7 +85,7 @@ class Here:
             except Exception as error:  # an entry may raise anything: its cells fail, the others go on
                 reason = f"{type(error).__name__}: {error}"
             else:
-                yield Outcome(job)
+                yield JobResult(job)
                 continue
             failed[job.key] = reason
-            yield Outcome(job, reason)
+            yield JobResult(job, reason)

@@ -13,17 +13,17 @@ from rdp_bench.cache.store import Artefact, Store
 from rdp_bench.data import nips2017
 from rdp_bench.data._labelled import SIZE, Images
 from rdp_bench.data.adversarial import ELSEWHERE, AdversarialFiles
-from rdp_bench.data.image_hashes import digest, fingerprints
+from rdp_bench.data.image_hashes import digest, hash_images
 from rdp_bench.data.open import open_dataset
 from rdp_bench.engine import crosscheck
 from rdp_bench.engine.crosscheck import Rate
 from rdp_bench.engine.grid import CLEAN, UNDEFENDED, Axes, Grid
-from rdp_bench.engine.jobs import CraftJob, Job, JudgeJob
-from rdp_bench.errors import UsageError, naming
+from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
+from rdp_bench.errors import UsageError, wrap_errors
 from rdp_bench.keys import Record, hash_many, key_of, plain
 from rdp_bench.metrics import lpips
 from rdp_bench.models.defended import is_white_box, white_box
-from rdp_bench.models.zoo import AnyMember, SourceRef, find, find_or_absent, find_source
+from rdp_bench.models.zoo import AnyModelRef, SourceSpec, find, find_or_missing, find_source
 from rdp_bench.protocols import Attack, ChoosesNorm, Dataset, Defense, aims_at_targets
 from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
 from rdp_bench.specs import Cell, files_from, show
@@ -31,8 +31,8 @@ from rdp_bench.weights import files as weight_files
 
 log = logging.getLogger(__name__)
 
-RESTORATION = {"metrics": ["mse", "ssim"], "window": 11, "sigma": 1.5, "channels": "rgb"}
-"""What is measured of purified images; `restoration.py` does it."""
+QUALITY_MEASURES = {"metrics": ["mse", "ssim"], "window": 11, "sigma": 1.5, "channels": "rgb"}
+"""What is measured of purified images; `metrics/image_quality.py` does it."""
 
 
 SET_FACTS = ("source", "attack", "eps", "seed")
@@ -46,7 +46,7 @@ class Keys:
     adv: str | None
     sample: str
     eval: str
-    restoration: str | None = None
+    image_quality: str | None = None
 
 
 @dataclass
@@ -58,12 +58,12 @@ class Plan:
     seed: int
     device: str
     dataset: Dataset
-    prints: list[str]
+    image_hashes: list[str]
     attacks: dict[str, Resolved[Attack]] = field(default_factory=dict)
     defenses: dict[str, Resolved[Defense]] = field(default_factory=dict)
-    sources: dict[str, SourceRef] = field(default_factory=dict)
-    targets: dict[str, AnyMember] = field(default_factory=dict)
-    checks: dict[str, AnyMember] = field(default_factory=dict)
+    sources: dict[str, SourceSpec] = field(default_factory=dict)
+    targets: dict[str, AnyModelRef] = field(default_factory=dict)
+    checks: dict[str, AnyModelRef] = field(default_factory=dict)
     """Models that only the cross-check needs."""
     remarks: list[str] = field(default_factory=list)
     """What a reader of the results must know; the run warns of it, and work adds to it."""
@@ -93,23 +93,23 @@ class Plan:
         return getattr(self.dataset, "targets", ())
 
     @property
-    def models(self) -> dict[str, AnyMember]:
+    def models(self) -> dict[str, AnyModelRef]:
         """Every model of the run by name, members of sources included."""
         members = {m.name: m for source in self.sources.values() for m in source.members}
         return {**members, **self.targets, **self.checks}
 
-    def model_record(self, part: AnyMember | SourceRef) -> Record:
+    def model_record(self, part: AnyModelRef | SourceSpec) -> Record:
         """A model's or source's record, computed once: hashing weights takes time."""
         name = f"{type(part).__name__} {part.name}"
         if name not in self._records:
-            with naming(f"model '{name}' cannot say its record"):
+            with wrap_errors(f"model '{name}' cannot say its record"):
                 self._records[name] = plain(part.record())
         return self._records[name]
 
     def _images(self) -> Record:
         return {
             "n": self.n,
-            "images": hash_many(self.prints),
+            "images": hash_many(self.image_hashes),
             "labels": hash_many(str(label) for label in self.dataset.labels),
             "seed": self.seed,
             # Arithmetic differs in its last bits between kinds of device, and then so may a pixel.
@@ -132,12 +132,12 @@ class Plan:
 
     def attack_record(self, attack: str, eps: float) -> Record:
         """Identity of an attack at `eps` (in /255)."""
-        with naming(f"attack '{attack}' cannot say its parameters"):
+        with wrap_errors(f"attack '{attack}' cannot say its parameters"):
             return identity(self.attacks[attack], eps)
 
     def defense_record(self, defense: str) -> Record:
         """Identity of a defense."""
-        with naming(f"defense '{defense}' cannot say its parameters"):
+        with wrap_errors(f"defense '{defense}' cannot say its parameters"):
             return {**identity(self.defenses[defense]), "passes": self.defenses[defense].value.passes}
 
     def refuse_shared_keys(self) -> None:
@@ -151,7 +151,7 @@ class Plan:
             attacks = [(each, self.attack_record(label, eps)) for label, each in self.attacks.items()]
             refuse_shared_keys("attack", attacks)
             made |= {f"attack '{each.label}'": (each.value, record) for each, record in attacks}
-        behind = [source.through.defense for source in self.sources.values() if source.through]
+        behind = [source.attacked_defense.defense for source in self.sources.values() if source.attacked_defense]
         defenses = [(each, self.defense_record(label)) for label, each in self.defenses.items()]
         defenses += [(each, {**identity(each), "passes": each.value.passes}) for each in behind]
         refuse_shared_keys("defense", defenses)
@@ -160,41 +160,41 @@ class Plan:
             if names := left_out(value, record["params"]):
                 log.warning("%s: resolved() leaves out %s; all its values share their results", what, ", ".join(names))
 
-    def of(self, dataset: Dataset, prints: list[str]) -> "Plan":
+    def with_dataset(self, dataset: Dataset, image_hashes: list[str]) -> "Plan":
         """The same plan for other images."""
         fresh: dict[str, Any] = {"eval_records": {}, "job_of": {}, "crafts": {}, "_keys": {}}
-        return replace(self, dataset=dataset, prints=prints, **fresh)
+        return replace(self, dataset=dataset, image_hashes=image_hashes, **fresh)
 
-    def pure_record(self, made_set: Record | None, defense: str) -> Record:
+    def purified_record(self, made_set: Record | None, defense: str) -> Record:
         """Everything a purified set depends on; `made_set` is the adversarial set's record, None for clean images."""
         return {
             **self._images(),
-            "kind": "pure",
+            "kind": "purified",
             "set": key_of(made_set) if made_set else None,
             # What a random defense's draws follow from, besides itself, the seed and the image: not how many images.
             "stream": key_of({name: made_set[name] for name in SET_FACTS}) if made_set else None,
             "defense": self.defense_record(defense),
         }
 
-    def eval_record(self, pure: Record, target: AnyMember, draws: int = 1) -> Record:
+    def eval_record(self, purified: Record, target: AnyModelRef, defense_samples: int = 1) -> Record:
         """Everything a list of predictions depends on."""
-        record = {**pure, "kind": "eval", "target": self.model_record(target)}
-        return {**record, "draws": draws} if draws > 1 else record
+        record = {**purified, "kind": "eval", "target": self.model_record(target)}
+        return {**record, "defense_samples": defense_samples} if defense_samples > 1 else record
 
-    def draws(self, defense: str) -> int:
+    def defense_samples(self, defense: str) -> int:
         """How many draws of a defense are judged: one, unless it is random."""
-        return self.grid.axes.draws if self.defenses[defense].value.random else 1
+        return self.grid.axes.defense_samples if self.defenses[defense].value.random else 1
 
-    def restoration_record(self, pure: Record) -> Record:
+    def image_quality_record(self, purified: Record) -> Record:
         """Everything that the distances of a purified set's images to the clean ones depend on."""
         if self._lpips is None:
             self._lpips = lpips.record() or {}
         looks = {"lpips": self._lpips} if self._lpips else {}
-        return {**pure, "kind": "restoration", "measure": RESTORATION | looks}
+        return {**purified, "kind": "image_quality", "measure": QUALITY_MEASURES | looks}
 
-    def sample_record(self, pure_key: str) -> Record:
+    def sample_record(self, purified_key: str) -> Record:
         """The first few images of a purified set."""
-        return {"kind": "sample", "of": pure_key, "n": min(self.grid.axes.samples, self.n)}
+        return {"kind": "sample", "of": purified_key, "n": min(self.grid.axes.samples, self.n)}
 
     def artefact(self, record: Record) -> Artefact:
         return self.store.artefact(record["kind"], record, record["n"])
@@ -209,34 +209,38 @@ class Plan:
         Jobs whose results are all in the store are listed too; see `done`.
         """
         axes = self.grid.axes
-        behind = {guard: axes.behind(guard) for guard in axes.defenses}
+        targets_by_defense = {defense: axes.targets_for(defense) for defense in axes.defenses}
         jobs: list[Job] = []
         if axes.clean:
-            jobs += self._judges(None, "clean images", CLEAN, "-", 0.0, behind)
+            jobs += self._evaluate_jobs(None, "clean images", CLEAN, "-", 0.0, targets_by_defense)
         for eps, source, attack in product(axes.eps, axes.sources, axes.attacks):
             if not is_white_box(source):
-                jobs += self._set(source, source, attack, eps, behind)
+                jobs += self._set(source, source, attack, eps, targets_by_defense)
                 continue
-            for guard, target in _pairs(self.grid):
-                jobs += self._set(source, white_box(source, guard, target), attack, eps, {guard: (target,)})
+            for defense, target in _pairs(self.grid):
+                jobs += self._set(source, white_box(source, defense, target), attack, eps, {defense: (target,)})
         return jobs
 
-    def _set(self, label: str, source: str, attack: str, eps: float, behind: Mapping[str, Sequence[str]]) -> list[Job]:
+    def _set(
+        self, label: str, source: str, attack: str, eps: float, targets_by_defense: Mapping[str, Sequence[str]]
+    ) -> list[Job]:
         """An adversarial set and what is judged of it; `label` is the source in its cells."""
         record = self.set_record(source, attack, eps)
         craft = CraftJob(key_of(record), record, source, attack, eps)
         self.crafts[craft.key] = craft
         return [
             craft,
-            *self._judges(craft.key, f"{craft} at eps {show_eps(eps, self.norm)}", attack, label, eps, behind),
+            *self._evaluate_jobs(
+                craft.key, f"{craft} at eps {show_eps(eps, self.norm)}", attack, label, eps, targets_by_defense
+            ),
         ]
 
-    def clean_check(self) -> list[JudgeJob]:
+    def clean_check(self) -> list[EvaluateJob]:
         """Jobs that measure the clean accuracy of every model of the grid, sources included; one a model."""
         self.defenses.setdefault(UNDEFENDED, registry.defense.resolve(UNDEFENDED))
-        pure = self.pure_record(None, UNDEFENDED)
-        evals = [(name, self.eval_record(pure, model)) for name, model in self.models.items()]
-        return [JudgeJob(key_of(pure), pure, UNDEFENDED, (one,), None, "clean images") for one in evals]
+        purified = self.purified_record(None, UNDEFENDED)
+        evals = [(name, self.eval_record(purified, model)) for name, model in self.models.items()]
+        return [EvaluateJob(key_of(purified), purified, UNDEFENDED, (one,), None, "clean images") for one in evals]
 
     def cross_checks(self) -> list[tuple[Rate, Record]]:
         """Published transfer rates that this run measures too, and the record of what its target predicts."""
@@ -247,39 +251,43 @@ class Plan:
         for rate in crosscheck.rates():
             made = rate.source in axes.sources and rate.attack in axes.attacks and rate.eps in axes.eps
             if made and UNDEFENDED in axes.defenses and rate.target in self.models:
-                pure = self.pure_record(self.set_record(rate.source, rate.attack, rate.eps), UNDEFENDED)
-                found.append((rate, self.eval_record(pure, self.models[rate.target])))
+                purified = self.purified_record(self.set_record(rate.source, rate.attack, rate.eps), UNDEFENDED)
+                found.append((rate, self.eval_record(purified, self.models[rate.target])))
         return found
 
-    def _judges(
+    def _evaluate_jobs(
         self,
         set_key: str | None,
         name: str,
         attack: str,
         source: str,
         eps: float,
-        behind: Mapping[str, Sequence[str]],
+        targets_by_defense: Mapping[str, Sequence[str]],
     ) -> list[Job]:
         """A judgement a defense: `behind` holds the targets of each."""
         jobs: list[Job] = []
         asked = (source, attack, eps)
         checks = [check for check in self.cross_checks() if (check[0].source, check[0].attack, check[0].eps) == asked]
-        for guard, targets in behind.items():
-            pure = self.pure_record(self.crafts[set_key].record if set_key else None, guard)
-            sample = key_of(self.sample_record(key_of(pure)))
-            draws, evals = self.draws(guard), []
-            restoration = self.restoration_record(pure) if self.grid.axes.restoration else None
-            near = key_of(restoration) if restoration else None
+        for defense, targets in targets_by_defense.items():
+            purified = self.purified_record(self.crafts[set_key].record if set_key else None, defense)
+            sample = key_of(self.sample_record(key_of(purified)))
+            defense_samples, evals = self.defense_samples(defense), []
+            quality_record = self.image_quality_record(purified) if self.grid.axes.image_quality else None
+            near = key_of(quality_record) if quality_record else None
             for label in targets:
-                record = self.eval_record(pure, self.targets[label], draws)
+                record = self.eval_record(purified, self.targets[label], defense_samples)
                 evals.append((label, record))
-                cell = Cell(self.grid.axes.dataset, source, attack, eps, label, guard)
+                cell = Cell(self.grid.axes.dataset, source, attack, eps, label, defense)
                 keys = self._keys[cell] = Keys(set_key, sample, key_of(record), near)
                 self.eval_records[keys.eval] = record
-                self.job_of[keys.eval] = key_of(pure)
-            if guard == UNDEFENDED:
+                self.job_of[keys.eval] = key_of(purified)
+            if defense == UNDEFENDED:
                 evals += [(rate.target, record) for rate, record in checks if rate.target not in targets]
-            jobs.append(JudgeJob(key_of(pure), pure, guard, tuple(evals), set_key, name, draws, restoration))
+            jobs.append(
+                EvaluateJob(
+                    key_of(purified), purified, defense, tuple(evals), set_key, name, defense_samples, quality_record
+                )
+            )
         return jobs
 
     def done(self, job: Job) -> bool:
@@ -312,7 +320,7 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     axes = grid.axes
     if models_dir is not None and not models_dir.is_dir():
         raise UsageError(f"--models-dir {models_dir}: no such folder")
-    weight_files.look_in(models_dir)
+    weight_files.set_search_dir(models_dir)
     attacks = {label: _bounded(registry.attack.resolve(label), axes.norm) for label in axes.attacks}
     with files_from(grid.folders.get("defenses")):
         defenses = {label: registry.defense.resolve(label) for label in axes.defenses}
@@ -322,12 +330,12 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
         named |= {white_box(label, *pair): "defenses" for pair in _pairs(grid)} if adaptive else {label: "sources"}
     _crafted_here_or_elsewhere(list(named), attacks)
     beside = axes.baselines if UNDEFENDED in axes.defenses else ()
-    baselines = {label: find_or_absent(label, models_dir) for label in beside}
+    baselines = {label: find_or_missing(label, models_dir) for label in beside}
     targets = {label: find(label, models_dir) for label in axes.targets} | baselines
-    sources: dict[str, SourceRef] = {}
+    sources: dict[str, SourceSpec] = {}
     for label, axis in named.items():
         if label in baselines or label == ELSEWHERE:
-            sources[label] = SourceRef(label, (baselines[label],) if label in baselines else ())
+            sources[label] = SourceSpec(label, (baselines[label],) if label in baselines else ())
             continue
         with files_from(grid.folders.get(axis)):
             sources[label] = find_source(label, axes.ensembles, models_dir)
@@ -341,8 +349,8 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
             f"attack '{aiming[0]}' approaches the data set's target classes, and {axes.dataset} has none; use "
             "nips2017, a data set of your own with `targets`, or target=random"
         )
-    prints = fingerprints(dataset, store.root, write=not store.read_only)
-    remarks = nips2017.remarks(dataset, prints)
+    image_hashes = hash_images(dataset, store.root, write=not store.read_only)
+    remarks = nips2017.remarks(dataset, image_hashes)
     for label, made in attacks.items():
         if isinstance(made.value, AdversarialFiles):
             attacks[label] = replace(made, value=made.value.of(dataset, store.root, write=not store.read_only))
@@ -354,7 +362,7 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
             for eps in axes.eps
             if not eps.is_integer()
         ]
-    plan = Plan(grid, store, seed, device, dataset, prints, attacks, defenses, sources, targets, checks, remarks)
+    plan = Plan(grid, store, seed, device, dataset, image_hashes, attacks, defenses, sources, targets, checks, remarks)
     plan.refuse_shared_keys()
     _check_files(plan)
     return plan
@@ -380,7 +388,7 @@ def _check_files(plan: Plan) -> None:
         if isinstance(made.value, AdversarialFiles) and ELSEWHERE in plan.sources:
             for eps in plan.grid.axes.eps:
                 if not plan.artefact(plan.set_record(ELSEWHERE, label, eps)).complete:
-                    made.value.check(plan.dataset, plan.prints, eps)
+                    made.value.check(plan.dataset, plan.image_hashes, eps)
 
 
 def _bounded(made: Resolved[Attack], norm: str) -> Resolved[Attack]:
@@ -419,9 +427,9 @@ def _resized(axes: Axes, limit: int | None) -> Dataset:
 
 def _pairs(grid: Grid) -> list[tuple[str, str]]:
     """Every defense with every target behind it."""
-    return [(guard, target) for guard in grid.axes.defenses for target in grid.axes.behind(guard)]
+    return [(defense, target) for defense in grid.axes.defenses for target in grid.axes.targets_for(defense)]
 
 
 def dataset_digest(plan: Plan) -> str:
     """One hash for the images and labels of the run."""
-    return digest(plan.dataset, plan.prints)
+    return digest(plan.dataset, plan.image_hashes)

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Listed:
+class ImageList:
     """A data set of which only the order, the pixels' hashes and the labels are known."""
 
     name: str
@@ -46,10 +46,10 @@ class Listed:
         raise NotImplementedError(f"image {index} of {self.name} is known by its hash alone")
 
 
-def remember(plan: Plan) -> None:
+def register_images(plan: Plan) -> None:
     """Leave the list of this plan's images in the cache."""
-    path = plan.store.root / "lists" / f"{digest(plan.dataset, plan.prints)}.json"
-    content = json.dumps({"prints": plan.prints, "labels": list(plan.dataset.labels)}).encode()
+    path = plan.store.root / "lists" / f"{digest(plan.dataset, plan.image_hashes)}.json"
+    content = json.dumps({"image_hashes": plan.image_hashes, "labels": list(plan.dataset.labels)}).encode()
     with contextlib.suppress(OSError):
         if path.read_bytes() == content:
             return
@@ -60,10 +60,10 @@ def drop_damaged(plan: Plan, jobs: Iterable[Job]) -> None:
     """Delete the stored batches of `jobs` that fail their check; a read-only store ignores them from now on."""
     for job in jobs:
         for record in records(plan, job):
-            plan.artefact(record).heal()
+            plan.artefact(record).drop_damaged()
 
 
-def take_over(plan: Plan) -> int:
+def link_shared_shards(plan: Plan) -> int:
     """Copy into the artefacts that `plan` lacks what plans of fewer or more images have; returns how many shards.
 
     A read-only store only notes what would be copied.
@@ -75,7 +75,7 @@ def take_over(plan: Plan) -> int:
     for other in _others(plan):
         pairs = zip(jobs, [*other.jobs(), *other.clean_check()], strict=True)
         count += sum(
-            plan.artefact(mine).take_over(other.artefact(theirs))
+            plan.artefact(mine).link_shards_of(other.artefact(theirs))
             for pair in pairs
             for mine, theirs in zip(*(records(plan, job) for job in pair), strict=True)
         )
@@ -90,7 +90,7 @@ def records(plan: Plan, job: Job) -> list[Record]:
 
 
 def _others(plan: Plan) -> Iterator[Plan]:
-    ours = list(zip(plan.prints, plan.dataset.labels, strict=True))
+    ours = list(zip(plan.image_hashes, plan.dataset.labels, strict=True))
     for path in sorted(plan.store.root.glob("lists/*.json")):
         listed = _read(path, plan)
         if listed is None:
@@ -98,17 +98,17 @@ def _others(plan: Plan) -> Iterator[Plan]:
         theirs = list(zip(listed.ids, listed.labels, strict=True))
         common = min(len(ours), len(theirs))
         if theirs != ours and theirs[:common] == ours[:common]:
-            yield plan.of(listed, list(listed.ids))
+            yield plan.with_dataset(listed, list(listed.ids))
 
 
-def _read(path: Path, plan: Plan) -> Listed | None:
+def _read(path: Path, plan: Plan) -> ImageList | None:
     """The list of images in a file; None, and the file is deleted, where it is not what a run wrote."""
     try:
         content = json.loads(path.read_bytes())
-        prints = [str(one) for one in content["prints"]]
+        image_hashes = [str(one) for one in content["image_hashes"]]
         labels = [int(one) for one in content["labels"]]
-        found = Listed(plan.dataset.name, plan.dataset.size, prints, labels)
-        if not prints or len(prints) != len(labels) or digest(found, prints) != path.stem:
+        found = ImageList(plan.dataset.name, plan.dataset.size, image_hashes, labels)
+        if not image_hashes or len(image_hashes) != len(labels) or digest(found, image_hashes) != path.stem:
             raise ValueError("it does not have the hash that its name says")
     except OSError as error:
         log.warning("%s: cannot be read (%s); nothing is taken over from its runs", path, error.strerror or error)

@@ -17,7 +17,7 @@ from rdp_bench.terminal import printable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.models.zoo import AnyMember, SourceRef
+    from rdp_bench.models.zoo import AnyModelRef, SourceSpec
     from rdp_bench.protocols import Classifier
 
 log = logging.getLogger(__name__)
@@ -44,12 +44,12 @@ class Costs:
         if isinstance(job, CraftJob):
             count = self.plan.attacks[job.attack].value.gradients(job.eps)
             source = self.plan.sources[job.source]
-            samples = source.through.samples if source.through else 1
+            samples = source.attacked_defense.samples if source.attacked_defense else 1
             names = [_name(source, member) for member in source.members]
             return count * samples * sum(self.gradient.get(name, TYPICAL["gradient"]) for name in names)
         passes = self.plan.defenses[job.defense].value.passes
         looks = sum(self.forward.get(label, TYPICAL["forward"]) for label, _ in job.evals)
-        return passes * job.draws * (self.purify.get(job.defense, TYPICAL["purify"]) + looks)
+        return passes * job.defense_samples * (self.purify.get(job.defense, TYPICAL["purify"]) + looks)
 
     def images(self, job: Job) -> int:
         """Images of `job` that are not in the store."""
@@ -64,7 +64,7 @@ def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
     from torch.nn.functional import cross_entropy
 
     from rdp_bench.engine.worker import Worker, to_float
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
     costs = Costs(plan)
     worker = Worker(plan)
@@ -87,15 +87,15 @@ def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
         except Exception as error:  # an entry may raise anything
             log.info("%s cannot be timed: %s", name, error)
 
-    draws = Draws([str(i) for i in range(count)], plan.device)
+    rng = ImageRng([str(i) for i in range(count)], plan.device)
 
-    def gradient(source: SourceRef, number: int) -> Callable[[], Tensor]:
+    def gradient(source: SourceSpec, number: int) -> Callable[[], Tensor]:
         model = source.load(plan.device).members[number]
-        drawn = getattr(model, "drawn", None)
+        drawn = getattr(model, "stochastic_logits", None)
 
         def work() -> Tensor:
             leaf = x.detach().requires_grad_()
-            logits = drawn(leaf, draws) if drawn else model(leaf)
+            logits = drawn(leaf, rng) if drawn else model(leaf)
             return torch.autograd.grad(cross_entropy(logits, y, reduction="sum"), leaf)[0]
 
         return work
@@ -111,17 +111,17 @@ def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
                 clock(costs.gradient, _name(source, member), partial(gradient, source, number))
             continue
         defense = plan.defenses[job.defense].value
-        clock(costs.purify, job.defense, lambda d=defense, w=draws: partial(d.purify, x.clone(), w))  # type: ignore[misc]
+        clock(costs.purify, job.defense, lambda d=defense, w=rng: partial(d.purify, x.clone(), w))  # type: ignore[misc]
         for label, _ in job.evals:
             clock(costs.forward, label, lambda n=label: partial(forward, worker.model(n)))  # type: ignore[misc]
     return costs
 
 
-def _name(source: SourceRef, member: AnyMember) -> str:
-    return f"{source.name} {member.name}" if source.through else member.name
+def _name(source: SourceSpec, member: AnyModelRef) -> str:
+    return f"{source.name} {member.name}" if source.attacked_defense else member.name
 
 
-class Bar:
+class ProgressBar:
     """A progress bar over estimated seconds of work; silent where stderr is no terminal, unless told otherwise."""
 
     def __init__(self, jobs: Sequence[Job], costs: Costs, *, show_bar: bool | None = None) -> None:
@@ -132,9 +132,9 @@ class Bar:
         off = not sys.stderr.isatty() if show_bar is None else not show_bar
         line = "{percentage:3.0f}% |{bar:24}| {desc}"
         self.bar = tqdm(total=0.0, disable=off, file=sys.stderr, dynamic_ncols=True, bar_format=line)
-        self.use(costs)
+        self.set_costs(costs)
 
-    def use(self, costs: Costs) -> None:
+    def set_costs(self, costs: Costs) -> None:
         """Start counting with these estimates."""
         self.costs = {job.key: costs.each(job) for job in self.jobs}
         self.total = sum(costs.of(job) for job in self.jobs)
@@ -145,10 +145,10 @@ class Bar:
         """Count `images` of `job` as finished."""
         step = images * self.costs.get(job.key, 0.0)
         self.done += step
-        self.say(str(job), refresh=False)
+        self.set_description(str(job), refresh=False)
         self.bar.update(step)
 
-    def say(self, what: str, *, refresh: bool = True) -> None:
+    def set_description(self, what: str, *, refresh: bool = True) -> None:
         """Show what is being done, since when, and how long the rest will take."""
         now = time.perf_counter()
         share = min(1.0, self.done / self.total) if self.total else 1.0

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from rdp_bench.engine.plan import Plan, dataset_digest
 from rdp_bench.keys import Record, plain
-from rdp_bench.models.zoo import Member
+from rdp_bench.models.zoo import ModelRef
 from rdp_bench.protocols import aims_at_targets
 from rdp_bench.results.rows import FORMAT
 from rdp_bench.specs import show
@@ -17,7 +17,7 @@ def header(plan: Plan, command: str) -> Record:
     models = {}
     for label, model in plan.models.items():
         card = asdict(model.card)
-        if isinstance(model, Member):
+        if isinstance(model, ModelRef):
             card["sha256"] = model.weights_hash()
             card["from"] = model.file.name if model.file else "timm's hub"
         models[label] = card
@@ -74,7 +74,7 @@ def header(plan: Plan, command: str) -> Record:
             "success": axes.success,
             "defenses": list(axes.defenses),
             "clean": axes.clean,
-            "draws": axes.draws,
+            "defense_samples": axes.defense_samples,
         },
         "figures": list(axes.figures),
         "samples": axes.samples,
@@ -82,7 +82,7 @@ def header(plan: Plan, command: str) -> Record:
         "sources": {
             label: {
                 "members": [member.name for member in source.members],
-                "through": plain(source.through.record()) if source.through else None,
+                "attacked_defense": plain(source.attacked_defense.record()) if source.attacked_defense else None,
             }
             for label, source in plan.sources.items()
         },

@@ -10,14 +10,14 @@ from typing import Any
 from rdp_bench.engine import crosscheck, defense_cost, prefix_reuse
 from rdp_bench.engine.crosscheck import Check, check_rate
 from rdp_bench.engine.grid import CLEAN
-from rdp_bench.engine.jobs import Executor, Here, Job, JudgeJob
+from rdp_bench.engine.jobs import EvaluateJob, Executor, Job, SerialExecutor
 from rdp_bench.engine.plan import Plan
 from rdp_bench.engine.record import header, now
 from rdp_bench.environment import merged
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, UnreadableError, UsageError
 from rdp_bench.keys import Record, key_of
 from rdp_bench.metrics import stats
-from rdp_bench.metrics.correctness import distances, wrong
+from rdp_bench.metrics.correctness import distances, error_flags
 from rdp_bench.protocols import aims_at_targets
 from rdp_bench.results import rows as table
 from rdp_bench.specs import Cell
@@ -70,7 +70,7 @@ class Run:
             self.record["cost"] = self._known_cost()
         self.refresh(self.plan.grid.cells())
         self._warn_of_remarks()
-        self._say_what_goes()
+        self._warn_of_removed_cells()
         self.save()
         return self.plan.to_do(jobs)
 
@@ -83,16 +83,16 @@ class Run:
         prefix_reuse.drop_damaged(plan, jobs)
         try:
             plan.store.mark()
-            prefix_reuse.remember(plan)
+            prefix_reuse.register_images(plan)
             if reuse:
-                prefix_reuse.take_over(plan)
+                prefix_reuse.link_shared_shards(plan)
             for record in (one for job in jobs for one in prefix_reuse.records(plan, job)):
                 if (artefact := plan.artefact(record)).shards():
-                    artefact.describe()
+                    artefact.write_record()
         except StorageError as error:
             log.warning("%s; going on with what is stored", error)
 
-    def _say_what_goes(self) -> None:
+    def _warn_of_removed_cells(self) -> None:
         """Of the run that this one takes the place of: a narrower one must not seem to be all there ever was."""
         try:
             before = table.read_record(self._path)
@@ -114,13 +114,13 @@ class Run:
         """Do `jobs`; results and record are written as they come, and at the latest when this returns."""
         saved = time.perf_counter()
         try:
-            for outcome in (executor or Here()).run(jobs, work):
+            for outcome in (executor or SerialExecutor()).run(jobs, work):
                 self.failures.pop(outcome.job.key, None)
                 if outcome.reason:
                     self.failures[outcome.job.key] = outcome.reason
                     log.error("%s: %s", outcome.job, outcome.reason)
                 self._warn_of_remarks()
-                if isinstance(outcome.job, JudgeJob):
+                if isinstance(outcome.job, EvaluateJob):
                     self.refresh(self._cells_of(outcome.job))
                 if time.perf_counter() - saved > save_every:
                     self.save()
@@ -246,8 +246,8 @@ class Run:
                 "sample_key": keys.sample,
                 "eval_key": keys.eval,
                 "seconds": 0.0,
-                "draws": self.plan.draws(cell.defense),
-                "restoration_key": keys.restoration,
+                "defense_samples": self.plan.defense_samples(cell.defense),
+                "image_quality_key": keys.image_quality,
             }
             predicted: Any = None
             label: Any = None
@@ -265,13 +265,13 @@ class Run:
             elif reason := self.failures.get(self.plan.job_of[keys.eval]):
                 entry |= {"status": "failed", "reason": reason}
             line = self.rows[cell] = table.row(self.record, entry, predicted, label)
-            self.more[cell] = table.draw_rows(line, predicted, label) if entry["draws"] > 1 else []
+            self.more[cell] = table.aggregation_rows(line, predicted, label) if entry["defense_samples"] > 1 else []
             if predicted is not None:
-                self.wrong[cell] = wrong(predicted if predicted.ndim == 1 else predicted[:, 0], label)
+                self.wrong[cell] = error_flags(predicted if predicted.ndim == 1 else predicted[:, 0], label)
             if cell.attack != CLEAN and aims_at_targets(self.plan.attacks[cell.attack].value):
                 self.more[cell].append(table.targeted_row(line, self._hits(predicted)))
-            if keys.restoration and cell.target == self.plan.grid.axes.targets[0]:
-                self.more[cell] += self._restored(line, keys.restoration, cell)
+            if keys.image_quality and cell.target == self.plan.grid.axes.targets[0]:
+                self.more[cell] += self._restored(line, keys.image_quality, cell)
             self.record["cells"][cell] = entry
 
     def _hits(self, predicted: Any) -> Any:
@@ -280,7 +280,7 @@ class Run:
             return None
         import numpy as np
 
-        missed = wrong(predicted, np.array(self.plan.targets_of_images))
+        missed = error_flags(predicted, np.array(self.plan.targets_of_images))
         return ~missed if missed.dtype == bool else 1 - missed
 
     def _success(self, cell: Cell) -> list[table.Row]:
@@ -291,15 +291,15 @@ class Run:
 
     def _restored(self, line: table.Row, key: str, cell: Cell) -> list[table.Row]:
         adv = self.plan.keys(cell).adv
-        pure = self.plan.pure_record(self.plan.crafts[adv].record if adv else None, cell.defense)
-        artefact = self.plan.artefact(self.plan.restoration_record(pure))
+        purified = self.plan.purified_record(self.plan.crafts[adv].record if adv else None, cell.defense)
+        artefact = self.plan.artefact(self.plan.image_quality_record(purified))
         if not artefact.complete:
             return []
         try:
             near = artefact.read()
         except (DamagedError, UnreadableError):
             return []
-        return table.restoration_rows(line, key, distances(near))
+        return table.image_quality_rows(line, key, distances(near))
 
     def save(self) -> None:
         """Write OUT/runs/<grid>.json and OUT/results.csv, each whole or not at all."""
@@ -323,7 +323,7 @@ class Run:
             str(cell): entry["reason"] for cell, entry in self.record["cells"].items() if entry["status"] == "failed"
         }
 
-    def _cells_of(self, job: JudgeJob) -> list[Cell]:
+    def _cells_of(self, job: EvaluateJob) -> list[Cell]:
         return [cell for cell in self.record["cells"] if self.plan.job_of[self.plan.keys(cell).eval] == job.key]
 
 

@@ -18,31 +18,31 @@ from rdp_bench.budgets import LINF, allowed
 from rdp_bench.cache.store import Artefact
 from rdp_bench.data.adversarial import AdversarialFiles
 from rdp_bench.data.image_hashes import batch as read_batch
-from rdp_bench.engine.jobs import CraftJob, Job, JudgeJob
+from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.engine.plan import SET_FACTS, Plan
 from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError
-from rdp_bench.keys import canonical, hash_many
+from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import image_quality
 from rdp_bench.models.entry_calls import checked_logits, is_out_of_memory, naming_entry
 from rdp_bench.protocols import Classifier, Defense, Notes, aims_at_targets
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-RESTORED = ""
+IMAGE_QUALITY = ""
 """Among a job's targets: the distances of its images to the clean ones. No target has an empty name."""
 
 BATCH = {"cpu": 20, "cuda": 64}
-THROUGH = 4
+DEFENDED_BATCH_DIVISOR = 4
 """Times smaller where a purifier's activations are kept for its gradient: 350 MB an image for the compact NRP."""
 
 Report = Callable[[Job, int], None]  # job, images finished since the last call
 
 
-def prepare(device: str) -> None:
+def configure_torch(device: str) -> None:
     """Settings of torch that hold for a whole run: exact float32, a fixed order of sums, reused memory."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
@@ -76,7 +76,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.size = self.batch or BATCH[self.plan.device.partition(":")[0]]
-        prepare(self.plan.device)
+        configure_torch(self.plan.device)
         self.plan.store.made_by = describe(self.plan.device)
 
     def __call__(self, job: Job) -> None:
@@ -87,14 +87,14 @@ class Worker:
         if isinstance(job, CraftJob):
             self._craft(job)
         else:
-            self._judge(job)
+            self._evaluate(job)
 
     def clean(self, low: int, high: int) -> NDArray[np.uint8]:
         """Images `low..high` of the data set as uint8 `[k, 3, s, s]`, the last few batches kept."""
         if (low, high) not in self._clean:
             if len(self._clean) > 64:
                 self._clean.clear()
-            self._clean[low, high] = read_batch(self.plan.dataset, low, high, self.plan.prints)
+            self._clean[low, high] = read_batch(self.plan.dataset, low, high, self.plan.image_hashes)
         return self._clean[low, high]
 
     def _labels(self, low: int, high: int) -> Tensor:
@@ -118,28 +118,28 @@ class Worker:
                     f"target class {worst} of data set {plan.dataset.name} is beyond the classes of {source.name}"
                 )
         facts = {name: job.record[name] for name in SET_FACTS}
-        seed = hash_many([canonical(facts)])
+        seed = hash_many([canonical_json(facts)])
         artefact = plan.artefact(job.record)
-        artefact.describe()
+        artefact.write_record()
 
         def make(low: int, high: int) -> dict[str, NDArray[np.generic]]:
             u8 = self.clean(low, high)
             x = to_float(u8, plan.device)
-            draws = Draws([f"{seed}/{print_}" for print_ in plan.prints[low:high]], plan.device)
+            rng = ImageRng([f"{seed}/{image_hash}" for image_hash in plan.image_hashes[low:high]], plan.device)
             with naming_entry(f"attack '{job.attack}'"):
                 if isinstance(attack, AdversarialFiles):
                     adv = to_float(attack.crafted(low, high), plan.device)
                 else:
                     # A copy: what comes back is compared with the engine's own images.
                     eps = job.eps / 255 if plan.norm == LINF else job.eps
-                    adv = attack(source, x.clone(), aims(low, high), eps, draws)
+                    adv = attack(source, x.clone(), aims(low, high), eps, rng)
             return {"delta": to_delta(adv, x, u8, job.eps, str(job), plan.norm)}
 
         size = self.size
-        if self.batch is None and any(hasattr(member, "drawn") for member in source.members):
-            size = max(1, size // THROUGH)
+        if self.batch is None and any(hasattr(member, "stochastic_logits") for member in source.members):
+            size = max(1, size // DEFENDED_BATCH_DIVISOR)
         for low, high in artefact.missing(size):
-            for a, b, arrays in self._halving(make, low, high):
+            for a, b, arrays in self._retry_smaller_batches(make, low, high):
                 artefact.write(a, b, arrays)
                 if self.report:
                     self.report(job, b - a)
@@ -156,7 +156,7 @@ class Worker:
         try:
             delta = artefact.read(low, high)["delta"]
         except DamagedError:
-            artefact.heal()
+            artefact.drop_damaged()
             self._craft(craft)
             delta = artefact.read(low, high)["delta"]
         if not within(delta, craft.eps, self.plan.norm):
@@ -166,7 +166,7 @@ class Worker:
             )
         return add_delta(clean, delta)
 
-    def _judge(self, job: JudgeJob) -> None:
+    def _evaluate(self, job: EvaluateJob) -> None:
         plan = self.plan
         defense = plan.defenses[job.defense].value
         open_: dict[str, Artefact] = {}
@@ -177,26 +177,26 @@ class Worker:
                 open_[label] = plan.artefact(record)
             except RdpBenchError as error:
                 problems[label] = str(error)
-        if job.restoration:
-            open_[RESTORED] = plan.artefact(job.restoration)
+        if job.image_quality:
+            open_[IMAGE_QUALITY] = plan.artefact(job.image_quality)
         samples = plan.artefact(plan.sample_record(job.key))
         for artefact in (*open_.values(), samples):
-            artefact.describe()
+            artefact.write_record()
         missing = {label: artefact.missing(self.size) for label, artefact in open_.items()}
         ranges = sorted({r for label_ranges in missing.values() for r in label_ranges})
         # Images to be kept that no missing batch brings by the way.
         unkept = samples.missing(self.size)
         ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
-        seed = hash_many([canonical({k: job.record[k] for k in ("defense", "seed", "stream")})])
+        seed = hash_many([canonical_json({k: job.record[k] for k in ("defense", "seed", "stream")})])
         for low, high in ranges:
             wanted = [label for label in open_ if (low, high) in missing[label] and label not in problems]
 
             def make(a: int, b: int, wanted: list[str] = wanted) -> dict[str, dict[str, NDArray[np.generic]]]:
                 x = to_float(self.images(job.set_key, a, b), plan.device)
-                draws = Draws([f"{seed}/{print_}" for print_ in plan.prints[a:b]], plan.device)
-                return self._predict(job, defense, x, draws, wanted, a, b, problems)
+                rng = ImageRng([f"{seed}/{image_hash}" for image_hash in plan.image_hashes[a:b]], plan.device)
+                return self._predict(job, defense, x, rng, wanted, a, b, problems)
 
-            for a, b, found in self._halving(make, low, high):
+            for a, b, found in self._retry_smaller_batches(make, low, high):
                 for label, arrays in found.items():
                     open_[label].write(a, b, arrays)
                 if self.report:
@@ -207,45 +207,45 @@ class Worker:
     @torch.no_grad()
     def _predict(
         self,
-        job: JudgeJob,
+        job: EvaluateJob,
         defense: Defense,
         x: Tensor,
-        draws: Draws,
+        rng: ImageRng,
         wanted: list[str],
         low: int,
         high: int,
         problems: dict[str, str],
     ) -> dict[str, dict[str, NDArray[np.generic]]]:
         """Arrays to store by target; a target that fails goes to `problems` instead."""
-        models = {label: self.model(label) for label in wanted if label != RESTORED}
+        models = {label: self.model(label) for label in wanted if label != IMAGE_QUALITY}
         scores: dict[str, list[Tensor]] = {label: [] for label in models}  # of each draw
         spent = dict.fromkeys(models, 0.0)
         out: dict[str, dict[str, NDArray[np.generic]]] = {}
         shared = 0.0
         # Where only restoration is missing, the first pass of the first draw will do.
-        looks = product(range(job.draws), range(defense.passes)) if models else [(0, 0)]
+        looks = product(range(job.defense_samples), range(defense.passes)) if models else [(0, 0)]
         for draw, number in looks:
             begin = time.perf_counter()
-            streams = draws.fork(f"draw {draw}") if draw else draws  # draw 0 is that of a run with one draw
+            streams = rng.fork(f"draw {draw}") if draw else rng  # draw 0 is that of a run with one draw
             with naming_entry(f"defense '{job.defense}'"):
                 output = defense.purify(x.clone(), streams.fork(f"pass {number}"))
-            pure = checked_pure(output, x, job.defense)
+            purified = check_purified(output, x, job.defense)
             shared += time.perf_counter() - begin
             if draw == number == 0:
-                self._keep_sample(job, pure, low)
-                if RESTORED in wanted:
-                    assert job.restoration
+                self._keep_sample(job, purified, low)
+                if IMAGE_QUALITY in wanted:
+                    assert job.image_quality
                     clean = to_float(self.clean(low, high), self.plan.device)
-                    lpips = job.restoration["measure"].get("lpips", {}).get("weights")
-                    near = image_quality.measure(pure, clean, lpips=lpips)
-                    out[RESTORED] = {name: values.cpu().numpy() for name, values in near.items()}
+                    lpips = job.image_quality["measure"].get("lpips", {}).get("weights")
+                    near = image_quality.measure(purified, clean, lpips=lpips)
+                    out[IMAGE_QUALITY] = {name: values.cpu().numpy() for name, values in near.items()}
             for label, model in models.items():
                 if label in problems:
                     continue
                 begin = time.perf_counter()
                 try:
                     with naming_entry(f"target '{label}' behind '{job.defense}'"):
-                        logits = model(pure, pure.shape[-1] / x.shape[-1])
+                        logits = model(purified, purified.shape[-1] / x.shape[-1])
                     logits = checked_logits(logits, len(x), model.classes, f"target '{label}'")
                     if not torch.isfinite(logits).all():
                         raise RdpBenchError(f"target '{label}' gave NaN or infinite outputs behind '{job.defense}'")
@@ -262,7 +262,7 @@ class Worker:
         for label, each in scores.items():
             if label in problems:
                 continue
-            drawn = torch.stack(each, 1) if job.draws > 1 else each[0]  # [n, draws, classes], or [n, classes]
+            drawn = torch.stack(each, 1) if job.defense_samples > 1 else each[0]  # [n, draws, classes], or [n, classes]
             top = drawn.float().topk(2, dim=-1).values
             out[label] = {
                 "predicted": drawn.argmax(-1).int().cpu().numpy(),
@@ -278,13 +278,15 @@ class Worker:
         _check_labels(self.plan, label, model.classes)
         return model
 
-    def _keep_sample(self, job: JudgeJob, pure: Tensor, low: int) -> None:
+    def _keep_sample(self, job: EvaluateJob, purified: Tensor, low: int) -> None:
         artefact = self.plan.artefact(self.plan.sample_record(job.key))
-        high = min(low + len(pure), artefact.n)
+        high = min(low + len(purified), artefact.n)
         if low < high and not artefact.complete:
-            artefact.write(low, high, {"purified": to_uint8(pure[: high - low])})
+            artefact.write(low, high, {"purified": to_uint8(purified[: high - low])})
 
-    def _halving(self, make: Callable[[int, int], R], low: int, high: int) -> Iterator[tuple[int, int, R]]:
+    def _retry_smaller_batches(
+        self, make: Callable[[int, int], R], low: int, high: int
+    ) -> Iterator[tuple[int, int, R]]:
         """`make` over `low..high` in one go, or in halves where the device runs out of memory."""
         while low < high:
             step = min(self.size, high - low)
@@ -315,7 +317,7 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
 
 
 def to_delta(
-    adv: Tensor, x: Tensor, clean: NDArray[np.uint8], eps: float, what: str, norm: str = LINF
+    adv: Tensor, x: Tensor, clean: NDArray[np.uint8], eps_255: float, what: str, norm: str = LINF
 ) -> NDArray[np.integer]:
     """What an attack added, in 8-bit levels, after checking what the attack promised.
 
@@ -344,21 +346,23 @@ def to_delta(
         raise RdpBenchError(f"{what}: returned NaN or infinite pixels")
     if norm == LINF:
         moved = float((adv - x).abs().max()) * 255
-        if moved > eps + 1e-2:
-            raise RdpBenchError(f"{what}: moved a pixel by {moved:.2f}/255, allowed {allowed(eps, norm)}")
+        if moved > eps_255 + 1e-2:
+            raise RdpBenchError(f"{what}: moved a pixel by {moved:.2f}/255, allowed {allowed(eps_255, norm)}")
     else:
         moved = float((adv - x).flatten(1).norm(dim=1).max())
-        if moved > eps * (1 + 1e-4) + 1e-4:
-            raise RdpBenchError(f"{what}: moved an image by an L2 norm of {moved:.4f}, allowed {allowed(eps, norm)}")
+        if moved > eps_255 * (1 + 1e-4) + 1e-4:
+            raise RdpBenchError(
+                f"{what}: moved an image by an L2 norm of {moved:.4f}, allowed {allowed(eps_255, norm)}"
+            )
     if float(adv.min()) < -1e-4 or float(adv.max()) > 1 + 1e-4:
         raise RdpBenchError(f"{what}: left the range [0, 1]: {float(adv.min()):.4f} to {float(adv.max()):.4f}")
     delta = to_uint8(adv).astype(np.int16) - clean
     if norm != LINF:
         wanted = adv.cpu().double().numpy() * 255 - clean
-        return np.stack([_within_l2(*pair, eps) for pair in zip(delta, wanted, strict=True)])
+        return np.stack([_within_l2(*pair, eps_255) for pair in zip(delta, wanted, strict=True)])
     # Rounding moves by up to half a level: with a fractional eps that can lead outside it.
-    delta = delta.clip(-int(eps), int(eps))
-    return delta.astype(np.int8 if eps < 128 else np.int16)
+    delta = delta.clip(-int(eps_255), int(eps_255))
+    return delta.astype(np.int8 if eps_255 < 128 else np.int16)
 
 
 def _within_l2(delta: NDArray[np.int16], wanted: NDArray[np.float64], eps: float) -> NDArray[np.int16]:
@@ -396,17 +400,17 @@ def add_delta(clean: NDArray[np.uint8], delta: NDArray[np.generic]) -> NDArray[n
     return clean + delta.astype(np.int8, copy=False).view(np.uint8)
 
 
-def checked_pure(pure: Tensor, x: Tensor, what: str) -> Tensor:
+def check_purified(purified: Tensor, x: Tensor, what: str) -> Tensor:
     """A defense's output as float32 in [0, 1], or an error that names it."""
-    if not isinstance(pure, Tensor):
-        raise RdpBenchError(f"defense '{what}' returned {type(pure).__name__}, not a tensor")
-    if pure.ndim != 4 or pure.shape[:2] != x.shape[:2] or pure.shape[2] != pure.shape[3]:
-        raise RdpBenchError(f"defense '{what}' returned shape {list(pure.shape)} for {list(x.shape)}")
-    if not torch.isfinite(pure).all():
+    if not isinstance(purified, Tensor):
+        raise RdpBenchError(f"defense '{what}' returned {type(purified).__name__}, not a tensor")
+    if purified.ndim != 4 or purified.shape[:2] != x.shape[:2] or purified.shape[2] != purified.shape[3]:
+        raise RdpBenchError(f"defense '{what}' returned shape {list(purified.shape)} for {list(x.shape)}")
+    if not torch.isfinite(purified).all():
         raise RdpBenchError(f"defense '{what}' returned NaN or infinite pixels")
-    if float(pure.min()) < -1e-4 or float(pure.max()) > 1 + 1e-4:
+    if float(purified.min()) < -1e-4 or float(purified.max()) > 1 + 1e-4:
         raise RdpBenchError(f"defense '{what}' left the range [0, 1]")
-    return pure.float().clamp(0, 1)
+    return purified.float().clamp(0, 1)
 
 
 def _check_labels(plan: Plan, name: str, classes: int) -> None:

@@ -9,20 +9,20 @@ if TYPE_CHECKING:
 
     Rates = NDArray[Any]  # one number an image: flags, shares, decibels
 
-WAYS = {"worst": "wrong in any draw", "vote": "wrong by majority"}
+AGGREGATIONS = {"worst": "wrong in any draw", "vote": "wrong by majority"}
 """Other ways to judge a random defense of several draws, each with a metric of its own: error_worst, error_vote."""
 
 
-def wrong(predicted: "NDArray[np.int32]", label: "NDArray[np.int32]", way: str = "") -> "Rates":
+def error_flags(predicted: "NDArray[np.int32]", label: "NDArray[np.int32]", aggregation: str = "") -> "Rates":
     """How often each image is wrong, `[n]`: flags for `predicted` `[n]`, shares of the draws for `[n, draws]`.
 
-    In one of the `WAYS`, flags: worst is wrong in any draw, vote by majority (see `majority`).
+    In one of the `AGGREGATIONS`, flags: worst is wrong in any draw, vote by majority (see `majority`).
     """
-    if predicted.ndim > 1 and way == "vote":
+    if predicted.ndim > 1 and aggregation == "vote":
         predicted = majority(predicted)
     misses: Any = label != predicted.T  # [n], or [draws, n]
     if misses.ndim > 1:
-        misses = misses.any(0) if way else misses.mean(0)
+        misses = misses.any(0) if aggregation else misses.mean(0)
     rates: Rates = misses
     return rates
 
@@ -39,7 +39,7 @@ def majority(predicted: "NDArray[np.int32]") -> "NDArray[np.int32]":
 
 
 def distances(near: "Mapping[str, Rates]") -> "dict[str, Rates]":
-    """What tables show of what `restoration` stores, `[n]` each: psnr in dB, ssim and, if there, lpips in percent."""
+    """What tables show of what `image_quality` stores, `[n]` each: psnr in dB, ssim and, if there, lpips in percent."""
     found: dict[str, Rates] = {"psnr": psnr(near["mse"])}
     return found | {name: 100 * near[name].astype(float) for name in ("ssim", "lpips") if name in near}
 

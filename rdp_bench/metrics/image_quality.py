@@ -13,17 +13,17 @@ _GREY = 0.5
 _C1, _C2 = 0.01**2, 0.03**2  # their K1 and K2, for values in [0, 1]
 
 
-def measure(pure: Tensor, clean: Tensor, *, lpips: Sequence[str] | None = None) -> dict[str, Tensor]:
+def measure(purified: Tensor, clean: Tensor, *, lpips: Sequence[str] | None = None) -> dict[str, Tensor]:
     """`mse`, `ssim` and, if asked, `lpips`, `[n]` each, of `pure` `[n, 3, t, t]` to `clean` `[n, 3, s, s]` in [0, 1].
 
     `lpips` are the hashes of its weights (`perceptual.record`), or None where it is not asked for.
 
     Images of another size are brought back to the clean one's first (bicubic, antialiased).
     """
-    if pure.shape[-1] != clean.shape[-1]:
-        pure = interpolate(pure, clean.shape[-1], mode="bicubic", antialias=True).clamp(0, 1)
-    found = {"mse": (pure - clean).square().mean((1, 2, 3)), "ssim": ssim(pure, clean)}
-    return found | ({"lpips": perceptual.distance(pure, clean, lpips)} if lpips else {})
+    if purified.shape[-1] != clean.shape[-1]:
+        purified = interpolate(purified, clean.shape[-1], mode="bicubic", antialias=True).clamp(0, 1)
+    found = {"mse": (purified - clean).square().mean((1, 2, 3)), "ssim": ssim(purified, clean)}
+    return found | ({"lpips": perceptual.distance(purified, clean, lpips)} if lpips else {})
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def _load(
 
     net: Any = torchvision.models.alexnet(weights=None)
     with weight_files.unchanged(alexnet, hashes[0]), weight_files.unchanged(channels, hashes[1]):
-        weight_files.fill(net, weight_files.read_tensors(alexnet), "AlexNet", alexnet)
+        weight_files.load_strict(net, weight_files.read_tensors(alexnet), "AlexNet", alexnet)
         state = {name: tensor.clone() for name, tensor in weight_files.read_tensors(channels).items()}
     net.requires_grad_(False).eval().to(device)
     stages = [net.features[low:high] for low, high in zip((0, *_ENDS), _ENDS, strict=False)]

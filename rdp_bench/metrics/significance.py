@@ -24,13 +24,13 @@ class Verdict:
 
     best: bool = False  # the lowest error of all defenses
     tied: bool = False  # not the lowest, but no test tells it from the lowest
-    above: bool = False  # a higher error than no defense
-    worse: bool = False  # ... and the test agrees
+    higher_than_undefended: bool = False  # a higher error than no defense
+    significantly_worse: bool = False  # ... and the test agrees
     p_none: float | None = None
     p_best: float | None = None
 
 
-def judge(columns: "Sequence[Mapping[str, Counts]]") -> list[dict[str, Verdict]]:
+def compare_defenses(columns: "Sequence[Mapping[str, Counts]]") -> list[dict[str, Verdict]]:
     """Verdicts for the columns of one table; a column holds, per defense, each image's errors `[n]`.
 
     Each defense meets no defense and the column's best defense, image by image: McNemar's exact test
@@ -62,8 +62,8 @@ def judge(columns: "Sequence[Mapping[str, Counts]]") -> list[dict[str, Verdict]]
             verdicts[i][name] = Verdict(
                 best=name in leaders[i],
                 tied=p_best.get((i, name), 0.0) > 1 - stats.LEVEL,
-                above=above,
-                worse=above and p_none[i, name] <= 1 - stats.LEVEL,
+                higher_than_undefended=above,
+                significantly_worse=above and p_none[i, name] <= 1 - stats.LEVEL,
                 p_none=p_none.get((i, name)),
                 p_best=p_best.get((i, name)),
             )

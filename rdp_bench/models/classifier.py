@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rdp_bench.errors import BadModelError, UsageError, unknown
-from rdp_bench.keys import canonical
+from rdp_bench.errors import BadModelError, UsageError, unknown_name
+from rdp_bench.keys import canonical_json
 from rdp_bench.models import resnet_denoise, resnet_v2
 from rdp_bench.models.fold_batch_norm import fold_batch_norm, norm_pairs, replace_relu6
-from rdp_bench.models.zoo import NUMERICS, Card, Member
+from rdp_bench.models.zoo import NUMERICS, Card, ModelRef
 from rdp_bench.weights import files as weight_files
 from rdp_bench.weights import state_dict
 from rdp_bench.weights.files import State
@@ -46,8 +46,8 @@ class PixelClassifier(nn.Module):
         """Logits `[n, classes]` of `x` `[n, 3, h, h]` in [0, 1]; see `protocols.Classifier`."""
         return self._logits(resize(x, self._size(zoom), self.card.interpolation, self.card.crop))
 
-    def taken(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
-        """`forward` of `take_pixels(x, rows, columns)`, but for rounding, without ever making that image.
+    def logits_of_gathered(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
+        """`forward` of `gather_pixels(x, rows, columns)`, but for rounding, without ever making that image.
 
         Taking pixels is as linear and separable as resizing is: one pair of matrices an image does both.
         Grey is zero here, so padding is what no pixel reaches.
@@ -55,7 +55,7 @@ class PixelClassifier(nn.Module):
         matrix = _resize_matrix(
             rows.shape[1], self._size(zoom), self.card.interpolation, self.card.crop, torch.device(x.device)
         )
-        down, across = (_take_matrix(matrix, index.to(x.device), x.shape[-1]) for index in (rows, columns))
+        down, across = (_gather_matrix(matrix, index.to(x.device), x.shape[-1]) for index in (rows, columns))
         n, c, h, w = x.shape
         # The products over all channels at once need no copies of the matrices.
         x = torch.bmm((x - 0.5).view(n, c * h, w), across.mT).view(n, c, h, -1)
@@ -153,7 +153,7 @@ def resize(x: Tensor, size: int, mode: str = "bicubic", crop: float = 1.0) -> Te
     return matrix @ x @ matrix.T
 
 
-def _take_matrix(matrix: Tensor, index: Tensor, size: int) -> Tensor:
+def _gather_matrix(matrix: Tensor, index: Tensor, size: int) -> Tensor:
     """`matrix` `[new, old]` after taking `old` entries of `size`, for each row of `index` `[n, old]`; -1 takes none."""
     n, new = len(index), len(matrix)
     where = torch.where(index < 0, size, index)[:, None].expand(n, new, -1)
@@ -185,7 +185,7 @@ def unfolded_state(classifier: PixelClassifier) -> dict[str, Tensor]:
 _loaded: dict[tuple[str, str, str], PixelClassifier] = {}
 
 
-def load(member: Member, device: str) -> PixelClassifier:
+def load(member: ModelRef, device: str) -> PixelClassifier:
     """The classifier of `member` on `device`, prepared; kept for the length of the process under its weights' hash.
 
     Raises:
@@ -196,13 +196,13 @@ def load(member: Member, device: str) -> PixelClassifier:
         if found.weights_hash != member.weights_hash():
             raise BadModelError(f"model {member.name}: {weight_files.CHANGED}")
         return found
-    name = (canonical(member.record()), member.name, device)
+    name = (canonical_json(member.record()), member.name, device)
     if name not in _loaded:
         _loaded[name] = _load(member).to(device)
     return _loaded[name]
 
 
-def hub(member: Member, device: str) -> PixelClassifier:
+def hub(member: ModelRef, device: str) -> PixelClassifier:
     """The classifier of a `member` without a file, with the weights that timm's hub gives."""
     name = (member.card.arch, member.name, device)
     if name not in _loaded:
@@ -236,7 +236,7 @@ def read(path: Path) -> State:
     return weight_files.read_tensors(path)
 
 
-def _load(member: Member) -> PixelClassifier:
+def _load(member: ModelRef) -> PixelClassifier:
     card = member.card
     try:
         net = create(card, pretrained=member.file is None)
@@ -249,7 +249,7 @@ def _load(member: Member) -> PixelClassifier:
     if member.file is not None:
         weights_hash = member.weights_hash()
         with weight_files.unchanged(member.file, weights_hash):
-            fill(net, read(member.file), card, member.file)
+            load_state(net, read(member.file), card, member.file)
     else:
         weights_hash = _state_hash(net)
     net.requires_grad_(False).eval()
@@ -262,7 +262,7 @@ def _load(member: Member) -> PixelClassifier:
     return PixelClassifier(net, card, weights_hash)
 
 
-def fill(net: nn.Module, state: State, card: Card, path: Path) -> None:
+def load_state(net: nn.Module, state: State, card: Card, path: Path) -> None:
     """Load `state` into `net`, by name or, where the card says so, in order; every tensor must fit.
 
     A layout that timm converts for its own downloads (torchvision's VGG, for one) is converted as timm does. The
@@ -290,7 +290,7 @@ def fill(net: nn.Module, state: State, card: Card, path: Path) -> None:
         if state_dict.problems(state, wanted) and (converted := _by_timm(net, card, state)) is not None:
             state = converted
     try:
-        weight_files.fill(net, state, card.arch, path)
+        weight_files.load_strict(net, state, card.arch, path)
     except BadModelError as error:
         if not set(state) & TORCHVISION:
             raise
@@ -348,7 +348,7 @@ def timm_card(label: str, *, pretrained: bool) -> Card:
     name = label.removeprefix("timm:")
     arch = name.partition(".")[0]
     if not timm.is_model(arch):
-        raise unknown("timm model", arch, timm.list_models())
+        raise unknown_name("timm model", arch, timm.list_models())
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or (pretrained and not config.has_weights):
         raise BadModelError(f"timm has no pretrained weights for '{name}'; see timm.list_pretrained('{arch}*')")

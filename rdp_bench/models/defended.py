@@ -23,7 +23,7 @@ from rdp_bench.specs import cut, split
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.rng import Draws
+    from rdp_bench.rng import ImageRng
 
 MODES = ("exact", "bpda", "adaptive")
 
@@ -34,7 +34,7 @@ MOST_SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
-class Through:
+class AttackedDefense:
     """A defense in front of a source, and how gradients get past it."""
 
     mode: str
@@ -45,24 +45,24 @@ class Through:
         """Identity for cache keys."""
         return {"mode": self.mode, "samples": self.samples, "defense": registry.identity(self.defense)}
 
-    def images(self, x: "Tensor", draws: "Draws") -> "Tensor":
+    def purify(self, x: "Tensor", rng: "ImageRng") -> "Tensor":
         """The purified images of `x` `[n, 3, h, w]`, with the gradient that `mode` says."""
         purifier = cast("Purifier", self.defense.value)
-        ways: dict[str, Callable[[Tensor, Draws], Tensor]] = {
+        ways: dict[str, Callable[[Tensor, ImageRng], Tensor]] = {
             "exact": purifier.purify,
             "bpda": purifier.straight_through,
             "adaptive": purifier.bpda,
         }
         # A copy: a defense may write into its input, which here is the attack's own.
-        return ways[self.mode](x.clone(), draws)
+        return ways[self.mode](x.clone(), rng)
 
 
 @dataclass(frozen=True)
-class Defended:
+class DefendedClassifier:
     """A classifier behind a defense, as an attacker sees it; see `protocols.Classifier`."""
 
     inner: Classifier
-    through: Through
+    attacked_defense: AttackedDefense
 
     @property
     def name(self) -> str:
@@ -72,10 +72,10 @@ class Defended:
     def classes(self) -> int:
         return self.inner.classes
 
-    def drawn(self, x: "Tensor", draws: "Draws", zoom: float = 1.0) -> "Tensor":
-        """Logits `[n, classes]` of purified `x`, the defense's randomness fresh from `draws`."""
-        pure = self.through.images(x, draws)
-        return self.inner(pure, zoom * pure.shape[-1] / x.shape[-1])
+    def stochastic_logits(self, x: "Tensor", rng: "ImageRng", zoom: float = 1.0) -> "Tensor":
+        """Logits `[n, classes]` of purified `x`, the defense's randomness fresh from `rng`."""
+        purified = self.attacked_defense.purify(x, rng)
+        return self.inner(purified, zoom * purified.shape[-1] / x.shape[-1])
 
     def __call__(self, x: "Tensor", zoom: float = 1.0) -> "Tensor":
         """Logits for attacks that know no draws: only a defense without randomness can give them.
@@ -83,21 +83,22 @@ class Defended:
         Raises:
             UsageError: the defense is random, or gradients are to be averaged.
         """
-        from rdp_bench.rng import Draws
+        from rdp_bench.rng import ImageRng
 
-        if self.through.defense.value.random or self.through.samples > 1:
+        if self.attacked_defense.defense.value.random or self.attacked_defense.samples > 1:
             raise UsageError(
-                f"{self.through.defense.label} in front of {self.name} is random: only this package's own attacks draw "
+                f"{self.attacked_defense.defense.label} in front of {self.name} is random: only this package's own "
+                "attacks draw "
                 "its randomness anew for every gradient"
             )
-        return self.drawn(x, Draws([""] * len(x), x.device), zoom)
+        return self.stochastic_logits(x, ImageRng([""] * len(x), x.device), zoom)
 
     def record(self) -> dict[str, Any]:
         """The classifier's and the defense's."""
-        return {**self.inner.record(), "through": self.through.record()}
+        return {**self.inner.record(), "attacked_defense": self.attacked_defense.record()}
 
 
-def parse(label: str) -> tuple[Through, str] | None:
+def parse(label: str) -> tuple[AttackedDefense, str] | None:
     """The defense that a source label names and the source behind it; None for a plain label.
 
     Raises:
@@ -116,7 +117,7 @@ def parse(label: str) -> tuple[Through, str] | None:
         raise UsageError(f"source '{label}': defense {parts[0]} declares no backward pass; subclass Purifier")
     if mode == "exact" and not defense.differentiable:
         raise UsageError(f"source '{label}': {parts[0]} is not differentiable; use bpda({parts[0]}, {parts[1]})")
-    return Through(mode, resolved, samples), parts[1]
+    return AttackedDefense(mode, resolved, samples), parts[1]
 
 
 def is_white_box(label: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.protocols import Classifier
 
-_GIVE_LOGITS = ("drawn", "taken")
+_GIVE_LOGITS = ("stochastic_logits", "taken")
 _TAKE_IMAGES = (*_GIVE_LOGITS, "features", "logits_and_aux")
 """Optional methods of `protocols.Classifier` whose first argument is images."""
 

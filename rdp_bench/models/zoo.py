@@ -10,9 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.errors import BadModelError, UsageError, naming, unknown
-from rdp_bench.keys import Record, canonical, explain, known_hash, without_neutral
-from rdp_bench.models.defended import Defended, Through, parse
+from rdp_bench.errors import BadModelError, UsageError, unknown_name, wrap_errors
+from rdp_bench.keys import Record, canonical_json, diff_records, known_hash, without_neutral
+from rdp_bench.models.defended import AttackedDefense, DefendedClassifier, parse
 from rdp_bench.registry import model
 from rdp_bench.specs import split
 
@@ -67,7 +67,7 @@ def _card(name: str, values: dict[str, Any]) -> Card:
     known = {f.name for f in fields(Card)}
     for key in values:
         if key not in known:
-            raise unknown(f"field of model card {name}", key, known)
+            raise unknown_name(f"field of model card {name}", key, known)
     as_tuples: dict[str, Any] = {
         key: tuple(values[key]) for key in ("mean", "std", "files", "accuracy", "seen") if key in values
     }
@@ -79,7 +79,7 @@ _ABOUT = ("name", "summary", "install", "files", "licence", "accuracy", "sha256"
 
 
 @dataclass(frozen=True)
-class Member:
+class ModelRef:
     """One model, found: its card and the file its weights come from (None: timm's hub).
 
     The hash of its weights is taken when it is first asked for (while planning). `load` gives those weights or fails.
@@ -125,7 +125,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class PluginMember:
+class PluginModelRef:
     """A classifier that a plugin registered; it says its own record. Made anew for every plan."""
 
     name: str
@@ -162,10 +162,10 @@ class PluginMember:
         return self._made[device]
 
     def _said(self, made: "Classifier") -> Record:
-        with naming(f"model '{self.name}' cannot say its record"):
-            said = json.loads(canonical(made.record()))  # a copy: the classifier may go on changing its own
+        with wrap_errors(f"model '{self.name}' cannot say its record"):
+            said = json.loads(canonical_json(made.record()))  # a copy: the classifier may go on changing its own
         if self._records and said != self._records[0]:
-            what = "; ".join(explain(said, self._records[0])[:2])
+            what = "; ".join(diff_records(said, self._records[0])[:2])
             raise BadModelError(f"model {self.name}: its record changed since planning ({what}); run again")
         self._records[:] = [said]
         return self._records[0]
@@ -177,7 +177,7 @@ class PluginMember:
 
 
 @dataclass(frozen=True)
-class Absent:
+class MissingModel:
     """A known model whose weights are not here: whatever needs it fails, and says why."""
 
     card: Card
@@ -189,33 +189,37 @@ class Absent:
 
     def record(self) -> Record:
         """Of nothing that could be stored."""
-        return {"absent": self.name}
+        return {"missing": self.name}
 
     def load(self, device: str) -> "Classifier":  # noqa: ARG002 - one signature for all
         raise BadModelError(self.reason)
 
 
-AnyMember = Member | PluginMember | Absent
+AnyModelRef = ModelRef | PluginModelRef | MissingModel
 
 
 @dataclass(frozen=True)
-class SourceRef:
+class SourceSpec:
     """An attack's source before it is loaded: a label and one or more members."""
 
     name: str
-    members: tuple[AnyMember, ...]
-    through: Through | None = None
+    members: tuple[AnyModelRef, ...]
+    attacked_defense: AttackedDefense | None = None
 
     def record(self) -> Record:
         members = {"members": [member.record() for member in self.members]}
-        return {**members, "through": self.through.record()} if self.through else members
+        return {**members, "attacked_defense": self.attacked_defense.record()} if self.attacked_defense else members
 
     def load(self, device: str) -> "LoadedSource":
         """The source on `device`, ready to be attacked."""
         members: tuple[Classifier, ...] = tuple(member.load(device) for member in self.members)
-        if self.through is None:
+        if self.attacked_defense is None:
             return LoadedSource(self.name, members)
-        return LoadedSource(self.name, tuple(Defended(one, self.through) for one in members), self.through.samples)
+        return LoadedSource(
+            self.name,
+            tuple(DefendedClassifier(one, self.attacked_defense) for one in members),
+            self.attacked_defense.samples,
+        )
 
 
 @dataclass(frozen=True)
@@ -228,44 +232,44 @@ class LoadedSource:
     """Looks at each image whose gradients are averaged (EOT)."""
 
 
-def find(label: str, models_dir: Path | None = None) -> AnyMember:
+def find(label: str, models_dir: Path | None = None) -> AnyModelRef:
     """The model that `label` names, with its weights located but not loaded.
 
     Raises:
         UsageError: an unknown name. BadModelError: a known one whose weights are not here.
     """
     if label in model.entries:
-        return PluginMember(label)
+        return PluginModelRef(label)
     local = _local(label, models_dir)
     if label in zoo():
         card = zoo()[label]
-        return Member(card, local or _installed(card, models_dir))
+        return ModelRef(card, local or _installed(card, models_dir))
     if label.startswith("timm:") or local:
         from rdp_bench.models import classifier
 
-        return Member(classifier.timm_card(label, pretrained=local is None), local)
-    raise unknown("model", label, [*zoo(), *model.entries], "Any timm model works as timm:<name>")
+        return ModelRef(classifier.timm_card(label, pretrained=local is None), local)
+    raise unknown_name("model", label, [*zoo(), *model.entries], "Any timm model works as timm:<name>")
 
 
-def find_or_absent(label: str, models_dir: Path | None = None) -> AnyMember:
+def find_or_missing(label: str, models_dir: Path | None = None) -> AnyModelRef:
     """As `find`, but a known model whose weights are not here becomes one that says so when it is needed."""
     try:
         return find(label, models_dir)
     except BadModelError as error:
         if label not in zoo():
             raise
-        return Absent(zoo()[label], str(error))
+        return MissingModel(zoo()[label], str(error))
 
 
-def find_source(label: str, ensembles: dict[str, list[str]], models_dir: Path | None = None) -> SourceRef:
+def find_source(label: str, ensembles: dict[str, list[str]], models_dir: Path | None = None) -> SourceSpec:
     """The source that `label` names: a model, a named ensemble of the grid, `a+b`, or any of them behind a defense."""
     if behind := parse(label):
-        through, inner = behind
-        return replace(find_source(inner, ensembles, models_dir), name=label, through=through)
+        attacked_defense, inner = behind
+        return replace(find_source(inner, ensembles, models_dir), name=label, attacked_defense=attacked_defense)
     names = ensembles.get(label) or split(label, "+")
     if len(set(names)) < len(names):
         raise UsageError(f"source '{label}' names a model twice")
-    return SourceRef(label, tuple(find(name, models_dir) for name in names))
+    return SourceSpec(label, tuple(find(name, models_dir) for name in names))
 
 
 def _local(label: str, models_dir: Path | None) -> Path | None:

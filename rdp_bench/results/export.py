@@ -11,11 +11,11 @@ import numpy as np
 
 from rdp_bench import csvtext
 from rdp_bench.cache.store import Store, write_atomic
-from rdp_bench.data.image_hashes import batch, digest, fingerprints
+from rdp_bench.data.image_hashes import batch, digest, hash_images
 from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import DamagedError, UnreadableError, UsageError
 from rdp_bench.protocols import Dataset
-from rdp_bench.results.rows import Run, chosen, load
+from rdp_bench.results.rows import Run, load, select_runs
 from rdp_bench.terminal import utf8
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def export(
         UsageError: no such run in `out`, the data set is not the run's, or it must be named.
         DamagedError: a stored file.
     """
-    runs = chosen(load(out, store), only)
+    runs = select_runs(load(out, store), only)
     names = {run.grid: _dataset(run, dataset, store) for run in runs}
     rows = [row for run in runs for row in _predictions(run, store, names[run.grid])]
     _write_predictions(to, rows, parquet)
@@ -62,7 +62,7 @@ def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
         raise UsageError(
             f"the run's data set {about['name']} is needed again: name it with --dataset ({error})"
         ) from error
-    if digest(found, fingerprints(found, store.root)) != about["images"]:
+    if digest(found, hash_images(found, store.root)) != about["images"]:
         raise UsageError(
             f"{label} does not hold the images and labels of the run {run.grid}; "
             "where runs have different images, export them one by one: --only GRID --dataset ... --to ..."

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rdp_bench import csvtext
 from rdp_bench.budgets import LINF, norm_of, show_eps
-from rdp_bench.cache.store import Store, alone, write_atomic
+from rdp_bench.cache.store import Store, exclusive_lock, write_atomic
 from rdp_bench.environment import differing, merged
-from rdp_bench.errors import RdpBenchError, UsageError, unknown
+from rdp_bench.errors import RdpBenchError, UsageError, unknown_name
 from rdp_bench.keys import Record
 from rdp_bench.metrics import stats
-from rdp_bench.metrics.correctness import WAYS, distances, wrong
+from rdp_bench.metrics.correctness import AGGREGATIONS, distances, error_flags
 from rdp_bench.metrics.significance import UNDEFENDED as UNDEFENDED
 from rdp_bench.specs import cut, plain, show, split
 from rdp_bench.terminal import utf8
@@ -48,7 +48,7 @@ FORMAT = 2
 Row = dict[str, Any]
 
 
-class Place(NamedTuple):
+class CellKey(NamedTuple):
     """Where a number stands: all of a cell but its run."""
 
     source: str
@@ -58,7 +58,7 @@ class Place(NamedTuple):
     defense: str
 
     @classmethod
-    def of(cls, cell: Mapping[str, Any]) -> "Place":
+    def of(cls, cell: Mapping[str, Any]) -> "CellKey":
         return cls(cell["source"], cell["attack"], float(cell["eps"]), cell["target"], cell["defense"])
 
 
@@ -66,19 +66,19 @@ class Place(NamedTuple):
 
 
 @cache
-def paper() -> Record:
+def paper_metadata() -> Record:
     """data/paper/paper.toml: captions, notes, and how names are written."""
     text = files("rdp_bench.data").joinpath("paper", "paper.toml").read_text("utf-8")
     return tomllib.loads(text)
 
 
 @cache
-def _printed(name: str) -> dict[Place, tuple[str, float]]:
+def _paper_values(name: str) -> dict[CellKey, tuple[str, float]]:
     text = files("rdp_bench.data").joinpath("paper", f"{name}.csv").read_text("utf-8")
-    return {Place.of(line): (line["metric"], float(line["value"])) for line in csv.DictReader(io.StringIO(text))}
+    return {CellKey.of(line): (line["metric"], float(line["value"])) for line in csv.DictReader(io.StringIO(text))}
 
 
-def printed(run: Record, place: Place, metric: str) -> float | None:
+def paper_value(run: Record, cell_key: CellKey, metric: str) -> float | None:
     """The paper's number for this very cell, in `metric`; None where it prints none.
 
     The run's own table is asked first, then the others in their order: two of them share cells. A run on
@@ -87,30 +87,32 @@ def printed(run: Record, place: Place, metric: str) -> float | None:
     """
     if norm_of(run) != LINF:
         return None
-    if place.source in run.get("sources", {}):
-        source = run["sources"][place.source]
-        place = place._replace(source=plain(place.source))
-        if not source.get("through") and sorted(source.get("members", [])) == sorted(paper()["ensemble"]):
-            place = place._replace(source="ensemble")
-        elif place.source == "ensemble":
+    if cell_key.source in run.get("sources", {}):
+        source = run["sources"][cell_key.source]
+        cell_key = cell_key._replace(source=plain(cell_key.source))
+        if not source.get("attacked_defense") and sorted(source.get("members", [])) == sorted(
+            paper_metadata()["ensemble"]
+        ):
+            cell_key = cell_key._replace(source="ensemble")
+        elif cell_key.source == "ensemble":
             return None
-    tables = paper()["tables"]
+    tables = paper_metadata()["tables"]
     order = sorted(tables, key=lambda name: (name != run["grid"], name))
-    if place.attack == "average":
+    if cell_key.attack == "average":
         order = ["table1-averages"]
     for name in order:
-        found = _printed(name).get(place)
+        found = _paper_values(name).get(cell_key)
         if found and tables[name.removesuffix("-averages")]["dataset"] == run["dataset"]["name"]:
             return found[1] if found[0] == metric else round(100 - found[1], 4)
     return None
 
 
-def pretty(name: str) -> str:
+def display_name(name: str) -> str:
     """A registry name as the paper writes it; its parameters, and other names, as they are.
 
-    >>> pretty("mi-fgsm"), pretty("fd(inner=25,outer=30)"), pretty("effnet-lite2")
+    >>> display_name("mi-fgsm"), display_name("fd(inner=25,outer=30)"), display_name("effnet-lite2")
     ('MI-FGSM', 'FD(inner=25, outer=30)', 'effnet-lite2')
-    >>> pretty("jpeg>>rdp")
+    >>> display_name("jpeg>>rdp")
     'JPEG >> RDP'
     """
     try:
@@ -120,7 +122,7 @@ def pretty(name: str) -> str:
 
 
 def _pretty(part: str) -> str:
-    names: dict[str, str] = paper()["names"]
+    names: dict[str, str] = paper_metadata()["names"]
     stem, inside = cut(part)
     arguments = "" if inside is None else f"({', '.join(split(inside, ','))})"
     return names.get(stem, stem) + arguments
@@ -137,8 +139,8 @@ def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label:
     are images. A cell that says "done" without predictions becomes a failed one. Under an L2 budget, of which eps says
     nothing by itself, the metric is error_l2.
     """
-    place = Place.of(cell)
-    metric = "accuracy" if place.attack == "clean" else f"error{_suffix(run)}"
+    cell_key = CellKey.of(cell)
+    metric = "accuracy" if cell_key.attack == "clean" else f"error{_suffix(run)}"
     status, reason = cell["status"], cell.get("reason", "")
     value, low, high = "", "", ""
     if status == "done":
@@ -146,17 +148,17 @@ def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label:
             have = 0 if predicted is None else len(predicted)
             status, reason = "failed", f"{have} of {run['dataset']['n']} predictions are stored; run the grid again"
         else:
-            value, low, high = percent(wrong(predicted, label), metric)
-    number = printed(run, place, metric)
+            value, low, high = percent(error_flags(predicted, label), metric)
+    number = paper_value(run, cell_key, metric)
     return {
         "grid": run["grid"],
         "dataset": run["dataset"]["name"],
         "n": run["dataset"]["n"],
-        "source": place.source,
-        "attack": place.attack,
-        "eps": show(place.eps),
-        "defense": place.defense,
-        "target": place.target,
+        "source": cell_key.source,
+        "attack": cell_key.attack,
+        "eps": show(cell_key.eps),
+        "defense": cell_key.defense,
+        "target": cell_key.target,
         "metric": metric,
         "value": value,
         "ci_low": low,
@@ -176,14 +178,14 @@ def _suffix(run: Record) -> str:
     return "" if norm == LINF else f"_{norm}"
 
 
-def draw_rows(line: Row, predicted: "NDArray[np.int32] | None", label: "NDArray[np.int32] | None") -> list[Row]:
-    """What `row` says of a cell of several draws, `predicted` `[n, draws]`, in each of the other `WAYS`."""
+def aggregation_rows(line: Row, predicted: "NDArray[np.int32] | None", label: "NDArray[np.int32] | None") -> list[Row]:
+    """What `row` says of a cell of several draws, `predicted` `[n, draws]`, in each of the other `AGGREGATIONS`."""
     rows = []
-    for way in WAYS:
+    for aggregation in AGGREGATIONS:
         value, low, high = "", "", ""
         if line["status"] == "done" and predicted is not None and label is not None:
-            value, low, high = percent(wrong(predicted, label, way), line["metric"])
-        found = {"metric": f"{line['metric']}_{way}", "value": value, "ci_low": low, "ci_high": high}
+            value, low, high = percent(error_flags(predicted, label, aggregation), line["metric"])
+        found = {"metric": f"{line['metric']}_{aggregation}", "value": value, "ci_low": low, "ci_high": high}
         rows.append({**line, **found, "paper": "", "seconds": "0.000"})
     return rows
 
@@ -225,8 +227,8 @@ def targeted_row(line: Row, hits: "Rates | None") -> Row:
     return {**line, **found, "paper": "", "seconds": "0.000"}
 
 
-def restoration_rows(line: Row, key: str, near: "Mapping[str, Rates]") -> list[Row]:
-    """How near the images behind a cell's line come to the clean ones: means of `outcomes.distances`; no target."""
+def image_quality_rows(line: Row, key: str, near: "Mapping[str, Rates]") -> list[Row]:
+    """How near the images behind a cell's line come to the clean ones: means of `correctness.distances`; no target."""
     shared = {**line, "target": "-", "ci_low": "", "ci_high": "", "paper": "", "status": "done", "reason": ""}
     norm = line["metric"].removeprefix("error") if line["metric"].startswith("error") else ""
     return [
@@ -251,7 +253,7 @@ def write_results(out: Path, rows: Sequence[Row]) -> Path:
         UsageError: the file that is there has other columns; it is left as it is.
     """
     path = out / "results.csv"
-    with alone(out):
+    with exclusive_lock(out):
         others = {record.stem for record in (out / "runs").glob("*.json")} - {line["grid"] for line in rows}
         write_atomic(path, utf8(csvtext.records(COLUMNS, [*_others(path, others), *rows])))
     return path
@@ -279,12 +281,14 @@ class Run:
 
     record: Record
     rows: list[Row]  # as in results.csv, one a cell
-    wrong: "dict[Place, Rates]"  # [n] of every cell that is done: flags, or the share of several draws
-    predicted: "dict[Place, NDArray[np.int32]]"  # [n], of the first draw
-    ways: "dict[tuple[Place, str], Flags]" = field(default_factory=dict)  # of several draws: WAYS, and "first"
-    restored: "dict[Place, dict[str, Rates]]" = field(default_factory=dict)
-    """`outcomes.distances` of the purified images of a place whose target is "-"."""
-    unread: dict[Place, str] = field(default_factory=dict)
+    wrong: "dict[CellKey, Rates]"  # [n] of every cell that is done: flags, or the share of several draws
+    predicted: "dict[CellKey, NDArray[np.int32]]"  # [n], of the first draw
+    by_aggregation: "dict[tuple[CellKey, str], Flags]" = field(
+        default_factory=dict
+    )  # of several draws: AGGREGATIONS, and "first"
+    image_quality: "dict[CellKey, dict[str, Rates]]" = field(default_factory=dict)
+    """`correctness.distances` of the purified images of a place whose target is "-"."""
+    unread: dict[CellKey, str] = field(default_factory=dict)
     """Why what the record calls done could not be read, by place; image quality has the target "-"."""
     made: list[Record] = field(default_factory=list)
     """What made each stored batch that the numbers come from: versions, device, threads, time."""
@@ -309,17 +313,17 @@ class Run:
         return show_eps(value, self.norm)
 
     @property
-    def draws(self) -> int:
+    def defense_samples(self) -> int:
         """How many draws of a random defense the run judges."""
-        return int(self.record["axes"].get("draws", 1))
+        return int(self.record["axes"].get("defense_samples", 1))
 
-    def errors(self, place: Place) -> "Counts":
-        """How many of `draws` looks at each image were wrong, `[n]`; all or none where nothing is random."""
-        return (self.wrong[place] * self.draws).round().astype(int)
+    def errors(self, cell_key: CellKey) -> "Counts":
+        """How many of `rng` looks at each image were wrong, `[n]`; all or none where nothing is random."""
+        return (self.wrong[cell_key] * self.defense_samples).round().astype(int)
 
-    def mistaken(self, place: Place) -> "Flags | None":
+    def wrong_first_sample(self, cell_key: CellKey) -> "Flags | None":
         """Which images the target gets wrong, `[n]`, as they are kept for a look: behind the first draw."""
-        return self.ways.get((place, "first"), self.wrong.get(place))
+        return self.by_aggregation.get((cell_key, "first"), self.wrong.get(cell_key))
 
     @cached_property
     def frame(self) -> "DataFrame":
@@ -338,7 +342,7 @@ class Run:
         return [label for label in dict.fromkeys([*self.record["axes"].get(name, []), *seen]) if label in seen]
 
 
-def chosen(runs: list[Run], only: Sequence[str]) -> list[Run]:
+def select_runs(runs: list[Run], only: Sequence[str]) -> list[Run]:
     """The runs of the grids in `only`; all where it names none.
 
     Raises:
@@ -347,7 +351,7 @@ def chosen(runs: list[Run], only: Sequence[str]) -> list[Run]:
     grids = [run.grid for run in runs]
     for name in only:
         if name not in grids:
-            raise unknown("run of grid", name, grids)
+            raise unknown_name("run of grid", name, grids)
     return [run for run in runs if not only or run.grid in only]
 
 
@@ -378,20 +382,25 @@ def _load(path: Path, store: Store) -> Run:
                 cell = {**cell, "status": "failed", "reason": str(error)}
         line = row(record, cell, arrays.get("predicted"), arrays.get("label"))
         if asked_done and line["status"] != "done":
-            run.unread[Place.of(cell)] = line["reason"]
+            run.unread[CellKey.of(cell)] = line["reason"]
         run.rows.append(line)
-        place = Place.of(cell)
+        cell_key = CellKey.of(cell)
         if line["status"] == "done":
             predicted, label = arrays["predicted"], arrays["label"]
-            run.wrong[place] = wrong(predicted, label)
-            run.predicted[place] = predicted if predicted.ndim == 1 else predicted[:, 0]
+            run.wrong[cell_key] = error_flags(predicted, label)
+            run.predicted[cell_key] = predicted if predicted.ndim == 1 else predicted[:, 0]
             if predicted.ndim > 1:
-                run.ways.update({(place, way): wrong(predicted, label, way) for way in WAYS})
-                run.ways[place, "first"] = wrong(predicted[:, 0], label)
-        image = place._replace(target="-")
-        if (key := cell.get("restoration_key")) and image not in run.restored and image not in run.unread:
+                run.by_aggregation.update(
+                    {
+                        (cell_key, aggregation): error_flags(predicted, label, aggregation)
+                        for aggregation in AGGREGATIONS
+                    }
+                )
+                run.by_aggregation[cell_key, "first"] = error_flags(predicted[:, 0], label)
+        image = cell_key._replace(target="-")
+        if (key := cell.get("image_quality_key")) and image not in run.image_quality and image not in run.unread:
             try:
-                run.restored[image] = distances(store.open("restoration", key).read())
+                run.image_quality[image] = distances(store.open("image_quality", key).read())
             except RdpBenchError as error:
                 if asked_done:  # else it was not measured either
                     run.unread[image] = str(error)
@@ -411,11 +420,11 @@ def _load(path: Path, store: Store) -> Run:
 
 def lost(run: Run) -> str:
     """How many results the run record calls done and could not be read, and why the first of them could not."""
-    place, reason = next(iter(run.unread.items()))
+    cell_key, reason = next(iter(run.unread.items()))
     return (
         f"{len(run.unread)} of the results that the record of {run.grid} calls done could not be read; run the grid "
         "again. "
-        f"The first: {place.defense}, {place.attack}, {place.target}: {reason}"
+        f"The first: {cell_key.defense}, {cell_key.attack}, {cell_key.target}: {reason}"
     )
 
 
@@ -429,7 +438,7 @@ class Provenance:
 
     def add(self, cell: Record) -> None:
         """The predictions of a cell, its adversarial set and its image quality."""
-        for kind, name in (("eval", "eval_key"), ("adv", "adv_key"), ("restoration", "restoration_key")):
+        for kind, name in (("eval", "eval_key"), ("adv", "adv_key"), ("image_quality", "image_quality_key")):
             key = cell.get(name)
             if not key or key in self._seen:
                 continue
@@ -469,7 +478,7 @@ def read_record(path: Path) -> Record:
         if checksum != _checksum(raw):
             raise UsageError(f"{path} was changed after the run wrote it (its checksum differs); run the grid again")
         for cell in record["cells"]:
-            Place.of(cell), cell["status"], cell["eval_key"]
+            CellKey.of(cell), cell["status"], cell["eval_key"]
         for name in ("axes", "environment", "models", "sources", "attacks", "defenses"):
             record[name].items()
         for name in ("grid", "profile", "command", "seed", "started", "seconds", "warnings"):

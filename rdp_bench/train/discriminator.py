@@ -9,13 +9,13 @@ from torch import Generator, Tensor, nn
 from rdp_bench.defenses._networks.rdp import Discriminator
 from rdp_bench.errors import UsageError
 from rdp_bench.train.inputs import adversarial
-from rdp_bench.train.losses import critic_loss, generator_loss
+from rdp_bench.train.losses import discriminator_loss, generator_loss
 from rdp_bench.train.recipe import Recipe, Step
 
-CRITIC = "discriminator"
+DISCRIMINATOR = "discriminator"
 
 
-class AgainstCritic(Recipe):
+class AdversarialRecipe(Recipe):
     """Base of recipes with the part `adv`: D, of an Adam of its own, learns after the other networks in every step."""
 
     without_effect = ("blend",)
@@ -27,7 +27,7 @@ class AgainstCritic(Recipe):
         "compact": {"steps": 2000, "batch": 16, "crop": 96, "rate": 5e-4, "schedule": "cosine", "attack": "wide"},
     }  # fmt: skip
 
-    def critic(self) -> dict[str, nn.Module]:
+    def discriminator(self) -> dict[str, nn.Module]:
         """D, unless left out; to be built last.
 
         Raises:
@@ -41,28 +41,28 @@ class AgainstCritic(Recipe):
                 f"--batch {batch} --crop {crop} leave the discriminator of {self.name} one value a channel, and its "
                 "norms need two. The smallest that work: --batch 2, or --crop 64, or any with --without adv"
             )
-        return {CRITIC: Discriminator(64 if self.options.size == "paper" else 24, crop)}
+        return {DISCRIMINATOR: Discriminator(64 if self.options.size == "paper" else 24, crop)}
 
     def groups(self) -> dict[str, list[str]]:
         """One Adam for D, one for all others."""
-        others = [name for name in self.nets if name != CRITIC]
-        return {"main": others} | ({"critic": [CRITIC]} if CRITIC in self.nets else {})
+        others = [name for name in self.nets if name != DISCRIMINATOR]
+        return {"main": others} | ({"discriminator": [DISCRIMINATOR]} if DISCRIMINATOR in self.nets else {})
 
     def prepare(self, clean: Tensor, rng: Generator) -> Tensor:
         """The x' for each x, by SSP (RDP's Eq. 1)."""
         return adversarial(self.options, self.features, clean, rng)
 
-    def judged(self, terms: dict[str, Tensor], clean: Tensor, purified: Tensor) -> Iterator[Step]:
+    def adversarial_terms(self, terms: dict[str, Tensor], clean: Tensor, purified: Tensor) -> Iterator[Step]:
         """The step of the others, on `terms` and what D makes of `purified`; then D's."""
-        critic = self.nets.get(CRITIC)
-        if critic is None:
+        discriminator = self.nets.get(DISCRIMINATOR)
+        if discriminator is None:
             yield "main", self.total(terms)
             return
-        critic.requires_grad_(False)
+        discriminator.requires_grad_(False)
         with torch.no_grad():
-            real = critic(clean)
-        yield "main", self.total(terms | {"adv": generator_loss(real, critic(purified))})
-        critic.requires_grad_(True)
-        loss = critic_loss(critic(clean), critic(purified.detach()))
-        self.terms["critic"] = loss.detach()
-        yield "critic", loss
+            real = discriminator(clean)
+        yield "main", self.total(terms | {"adv": generator_loss(real, discriminator(purified))})
+        discriminator.requires_grad_(True)
+        loss = discriminator_loss(discriminator(clean), discriminator(purified.detach()))
+        self.terms["discriminator"] = loss.detach()
+        yield "discriminator", loss

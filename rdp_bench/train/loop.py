@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from rdp_bench.environment import processor, versions
 from rdp_bench.errors import RdpBenchError, StorageError, UsageError
-from rdp_bench.keys import explain
+from rdp_bench.keys import diff_records
 from rdp_bench.train.options import SCHEDULES
 from rdp_bench.train.photos import Photos
 from rdp_bench.train.recipe import Recipe
@@ -38,7 +38,7 @@ Validate = Callable[[Callable[[Tensor], Tensor]], dict[str, float]]
 
 
 @dataclass
-class Pace:
+class LoopIntervals:
     """How often the loop looks up from its work."""
 
     log_every: int = 20  # steps a row of train.csv
@@ -50,10 +50,15 @@ class Training:
     """A recipe under way in a folder, which holds checkpoint.pt, train.csv and the best weights so far."""
 
     def __init__(
-        self, recipe: Recipe, photos: Photos, out: Path, validate: Validate | None = None, pace: Pace | None = None
+        self,
+        recipe: Recipe,
+        photos: Photos,
+        out: Path,
+        validate: Validate | None = None,
+        pace: LoopIntervals | None = None,
     ) -> None:
         self.recipe, self.photos, self.out, self.validate = recipe, photos, out, validate
-        self.pace = pace or Pace()
+        self.pace = pace or LoopIntervals()
         self.options = recipe.options
         self.done = 0
         self.seconds = 0.0
@@ -187,9 +192,9 @@ class Training:
         """Remember these weights as the best and write them with their card."""
         self.best = {"score": metrics.get("score", math.inf), "step": self.done, "metrics": metrics}
         self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.recipe.export().items()}
-        about = self.about(command)
+        about = self.metadata(command)
         weight_files.save(self.product_file, self.best_state, about)
-        for name, net in self.recipe.beside().items():
+        for name, net in self.recipe.extra_exports().items():
             weight_files.save(self.out / f"{name}.safetensors", net.state_dict(), {**about, "defense": name})
 
     @property
@@ -197,7 +202,7 @@ class Training:
         """The best weights so far."""
         return self.out / f"{self.recipe.name}.safetensors"
 
-    def about(self, command: str) -> dict[str, Any]:
+    def metadata(self, command: str) -> dict[str, Any]:
         """What the weight file says of itself: how to build its network, and the card."""
         undefended = getattr(self.validate, "undefended", {})
         card = {
@@ -252,7 +257,7 @@ class Training:
         weight_files.require_safe_torch(self.checkpoint)
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            differs = explain(
+            differs = diff_records(
                 {"options": self.options.record(), "photos": self.photos.record},
                 {"options": state["options"], "photos": state["photos"]},
             )

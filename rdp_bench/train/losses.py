@@ -23,7 +23,7 @@ def generator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return bce(score, torch.ones_like(score))
 
 
-def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Relativistic average (Jolicoeur-Martineau 2019): real above the mean fake, fake below the mean real."""
     above, below = real - fake.mean(), fake - real.mean()
     return (bce(above, torch.ones_like(above)) + bce(below, torch.zeros_like(below))) / 2

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from rdp_bench.errors import UsageError, unknown
+from rdp_bench.errors import UsageError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Options:
         if self.crop % 32:
             raise UsageError(f"--crop is a multiple of 32, found {self.crop}")
         if self.schedule not in SCHEDULES:
-            raise unknown("schedule", self.schedule, SCHEDULES)
+            raise unknown_name("schedule", self.schedule, SCHEDULES)
         if self.attack not in ATTACKS:
-            raise unknown("training attack", self.attack, ATTACKS)
+            raise unknown_name("training attack", self.attack, ATTACKS)
         if self.scale not in SCALES:
-            raise unknown("scale", self.scale, SCALES)
+            raise unknown_name("scale", self.scale, SCALES)
         if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
+            raise unknown_name("precision", self.precision, PRECISIONS)
         for term, weight in self.weights:
             if not 0 <= weight < math.inf:
                 raise UsageError(f"--weight {term} is a number from 0 up, found {weight}")

@@ -149,7 +149,7 @@ def open_photos(folder: Path, crop: int, cache: Path, short: int = SHORT) -> Pho
     try:
         stored, shapes = _decoded(artefact, files, names, short)
     except DamagedError:
-        artefact.heal()
+        artefact.drop_damaged()
         stored, shapes = _decoded(artefact, files, names, short)
     except OSError as error:
         raise StorageError(f"the cache of decoded photographs cannot be used: {error}") from error

@@ -7,8 +7,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from rdp_bench.defenses._learned import Learned
-from rdp_bench.errors import UsageError, unknown
-from rdp_bench.rng import Draws
+from rdp_bench.errors import UsageError, unknown_name
+from rdp_bench.rng import ImageRng
 from rdp_bench.train.extractor import Extractor
 from rdp_bench.train.options import Options
 from rdp_bench.train.validate import Validation
@@ -45,10 +45,10 @@ class Recipe:
     def __init__(self, options: Options, device: str, models_dir: "Path | None" = None) -> None:
         for part in options.without:
             if part not in self.parts:
-                raise unknown(f"part of {self.name}", part, self.parts, "See --without")
+                raise unknown_name(f"part of {self.name}", part, self.parts, "See --without")
         for term, _ in options.weights:
             if term not in self.loss_weights:
-                raise unknown(f"loss weight of {self.name}", term, self.loss_weights)
+                raise unknown_name(f"loss weight of {self.name}", term, self.loss_weights)
         self.options, self.device = options, device
         self.weights = {**self.loss_weights, **dict(options.weights)}
         self.weights |= {part: 0.0 for part in options.without if part in self.weights}
@@ -86,7 +86,7 @@ class Recipe:
             if given.get(name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} has no effect on {cls.name}; leave it out")
         if size not in cls.defaults:
-            raise unknown(f"size of {cls.name}", size, cls.defaults)
+            raise unknown_name(f"size of {cls.name}", size, cls.defaults)
         return Options(cls.name, size, **cls.defaults[size]).with_given(given)
 
     def build(self) -> dict[str, nn.Module]:
@@ -105,15 +105,15 @@ class Recipe:
         """The losses of one step, in order; an optimizer has stepped when the next is asked for."""
         raise NotImplementedError
 
-    def entry(self) -> Learned:
+    def defense(self) -> Learned:
         """The defense that the product is for, with the parameters under which it is judged."""
         raise NotImplementedError
 
     def purify(self, x: Tensor) -> Tensor:
         """What the defense makes of images `[n, 3, h, w]` with the product as its network; for validation."""
-        entry = self.entry()
+        entry = self.defense()
         object.__setattr__(entry, "net", lambda _: self.product)  # frozen, and else it would look for a file
-        return entry.purify(x, Draws([str(i) for i in range(len(x))], x.device))
+        return entry.purify(x, ImageRng([str(i) for i in range(len(x))], x.device))
 
     def validation(self, clean: Tensor) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
         """What judges `purify` while training, on held-out photographs `clean` `[n, 3, h, h]`."""
@@ -128,7 +128,7 @@ class Recipe:
         """The tensors of the weight file."""
         return dict(self.product.state_dict())
 
-    def beside(self) -> dict[str, nn.Module]:
+    def extra_exports(self) -> dict[str, nn.Module]:
         """Networks that are kept with the product, each under the name of the entry that it is for.
 
         They are built with the product's `net_args`.

@@ -11,7 +11,7 @@ from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.attacks.ssp import SelfSupervised
 from rdp_bench.models.zoo import LoadedSource, find
 from rdp_bench.protocols import Attack
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 from rdp_bench.train.losses import distillation
 
 SOURCE, JUDGE = "effnet-lite0", "effnet-lite1"
@@ -42,16 +42,16 @@ class Validation:
         self.judge = find(JUDGE, models_dir).load(device)
         attacks: dict[str, Attack] = {
             "ssp": SelfSupervised(steps=10),
-            "mi-fgsm": GradientSign(momentum=1.0, label="own"),
+            "mi-fgsm": GradientSign(momentum=1.0, label="predicted"),
         }
         sets: dict[str, list[Tensor]] = {name: [] for name in SETS}
         for part in torch.split(clean, 16):
             x = part.to(device)
-            draws = Draws([f"validation/{i}" for i in range(len(x))], device)
+            rng = ImageRng([f"validation/{i}" for i in range(len(x))], device)
             labels = torch.zeros(len(x), dtype=torch.long, device=device)  # MI-FGSM takes the source's own
             sets["clean"].append(x)
             for name, attack in attacks.items():
-                adv = attack(LoadedSource(SOURCE, [source]), x, labels, eps / 255, draws.fork(name))
+                adv = attack(LoadedSource(SOURCE, [source]), x, labels, eps / 255, rng.fork(name))
                 sets[name].append((adv * 255).round() / 255)
         self.sets = {name: torch.cat(parts) for name, parts in sets.items()}
         with torch.no_grad():

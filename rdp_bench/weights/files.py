@@ -35,7 +35,7 @@ LARGEST = 2**29
 _folders: list[Path] = []
 
 
-def look_in(models_dir: Path | None) -> None:
+def set_search_dir(models_dir: Path | None) -> None:
     """Let `find` look for named files in this folder first (`--models-dir`).
 
     Raises:
@@ -108,7 +108,7 @@ def unchanged(path: Path, expected: str) -> Iterator[None]:
         raise BadModelError(f"{path}: {CHANGED}")
 
 
-def about(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """What a file of ours says about itself; empty for a file of anybody else. Loads no torch.
 
     Raises:
@@ -128,7 +128,7 @@ def about(path: Path) -> dict[str, Any]:
     return found
 
 
-def save(path: Path, state: "Mapping[str, Tensor]", about: Mapping[str, Any], half: bool = True) -> None:
+def save(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, Any], half: bool = True) -> None:
     """Write `state` as safetensors that says `about`; under `half`, floats are kept in 16 bits where they fit.
 
     Raises:
@@ -144,7 +144,7 @@ def save(path: Path, state: "Mapping[str, Tensor]", about: Mapping[str, Any], ha
         return tensor if (rounded := tensor.half()).isinf().any() else rounded
 
     tensors = {name: small(tensor) for name, tensor in state.items()}
-    write_atomic(path, to_bytes(tensors, {OURS: json.dumps(about, sort_keys=True)}))
+    write_atomic(path, to_bytes(tensors, {OURS: json.dumps(metadata, sort_keys=True)}))
 
 
 def require_safe_torch(path: Path) -> None:
@@ -209,7 +209,7 @@ def _kind(found: Any) -> str:
     return f"{type(found).__name__} of {keys}{', ...' if len(found) > 4 else ''}"
 
 
-def fill(net: "nn.Module", state: "Mapping[str, Tensor]", what: str, path: Path) -> None:
+def load_strict(net: "nn.Module", state: "Mapping[str, Tensor]", what: str, path: Path) -> None:
     """Load `state` into `net`, once a common prefix and the like are off its names; every tensor must fit.
 
     Args:

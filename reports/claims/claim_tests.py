@@ -18,8 +18,8 @@ from rdp_bench.reports.claims.claims import (
     HOLDS,
     OPEN,
     TIE,
-    Answer,
     Claim,
+    ClaimResult,
     Finding,
     Scope,
     claims,
@@ -28,7 +28,7 @@ from rdp_bench.reports.claims.claims import (
 )
 from rdp_bench.reports.claims.gain import Gain, gain, mode, plain
 from rdp_bench.reports.figures.ablation import variant
-from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
+from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
 from rdp_bench.specs import show
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ class _Rival:
     """Whom the subject is compared with: a defense, or a target that stands beside the others undefended."""
 
     name: str
-    behind: Callable[[Place], Place]
+    behind: Callable[[CellKey], CellKey]
 
 
 @dataclass(frozen=True)
-class _Duel:
+class _Comparison:
     """What is compared, subject and rival (lower is better), and how sure the difference is."""
 
     rival: str
@@ -56,21 +56,21 @@ class _Duel:
     p: float
 
 
-def answers(run: Run) -> list[Answer]:
+def evaluate_claims(run: Run) -> list[ClaimResult]:
     """Every claim about the run's grid; for another that is no mere figure, every claim that can be judged."""
     if run.norm != LINF:
         return []  # the paper's budgets are L-infinity
     about = [claim for claim in claims() if run.grid in claim.grids]
     if not about and run.record.get("figures"):
         return []
-    found = [Answer(claim, _RULES[claim.rule](run, claim)) for claim in about or claims()]
+    found = [ClaimResult(claim, _RULES[claim.rule](run, claim)) for claim in about or claims()]
     return found if about else [answer for answer in found if set(answer.count) - {OPEN}]
 
 
 # --- best, worst, beats, steadiest -----------------------------------------------------------------------
 
 
-def _contest(run: Run, claim: Claim, *, sign: int = 1, each: bool = False, steady: bool = False) -> list[Finding]:
+def _compare_all(run: Run, claim: Claim, *, sign: int = 1, each: bool = False, steady: bool = False) -> list[Finding]:
     """The subject against its rivals in every scope: theirs must be the higher (`sign` 1) or the lower number (-1).
 
     With `each`, every rival has a finding; else one stands for all, that of whom decides. Holm over all of them.
@@ -84,57 +84,61 @@ def _contest(run: Run, claim: Claim, *, sign: int = 1, each: bool = False, stead
         behind = (
             f" behind {_called(subject)}"
             if not where
-            else f" behind {_names(map(pretty, left_out))}"
+            else f" behind {_names(map(display_name, left_out))}"
             if left_out
             else ""
         )
         return [Finding(OPEN, {}, "", note=f"this run has no such cells{behind}")]
-    duels: dict[tuple[int, str], _Duel] = {}
+    comparisons: dict[tuple[int, str], _Comparison] = {}
     gaps: dict[tuple[int, str], str] = {}
     for i, scope in enumerate(where):
         for rival in rivals:
-            theirs = [rival.behind(place) for place in scope.cells]
+            theirs = [rival.behind(cell_key) for cell_key in scope.cells]
             if gap := _lacking(run, scope.cells) or _lacking(run, theirs):
                 gaps[i, rival.name] = gap
             else:
-                duels[i, rival.name] = (_by_deviation if steady else _by_errors)(run, rival.name, scope.cells, theirs)
-    adjusted = stats.holm([duel.p for duel in duels.values()])
-    duels = {key: replace(duel, p=p) for (key, duel), p in zip(duels.items(), adjusted, strict=True)}
+                comparisons[i, rival.name] = (_by_deviation if steady else _by_errors)(
+                    run, rival.name, scope.cells, theirs
+                )
+    adjusted = stats.holm([comparison.p for comparison in comparisons.values()])
+    comparisons = {
+        key: replace(comparison, p=p) for (key, comparison), p in zip(comparisons.items(), adjusted, strict=True)
+    }
     findings = []
     for i, scope in enumerate(where):
         for group in [[rival] for rival in rivals] if each else [rivals]:
-            fought = [duels[i, rival.name] for rival in group if (i, rival.name) in duels]
-            holes = list(dict.fromkeys(gaps[i, rival.name] for rival in group if (i, rival.name) in gaps))
-            findings.append(_decide(run, claim, scope, fought, holes, left_out, sign))
-    return findings + [Finding(OPEN, {}, "", note=f"no {pretty(name)} in this run") for name in left_out if each]
+            fought = [comparisons[i, rival.name] for rival in group if (i, rival.name) in comparisons]
+            missing = list(dict.fromkeys(gaps[i, rival.name] for rival in group if (i, rival.name) in gaps))
+            findings.append(_decide(run, claim, scope, fought, missing, left_out, sign))
+    return findings + [Finding(OPEN, {}, "", note=f"no {display_name(name)} in this run") for name in left_out if each]
 
 
 def _rivals(run: Run, claim: Claim, subject: str) -> list[_Rival]:
-    def behind(place: Place, defense: str, target: str = "") -> Place:
-        return place._replace(defense=defense, target=target or place.target)
+    def behind(cell_key: CellKey, defense: str, target: str = "") -> CellKey:
+        return cell_key._replace(defense=defense, target=target or cell_key.target)
 
     names = [name for name in matching(run, claim.against) if name != subject]
     rivals = [_Rival(_called(name), partial(behind, defense=name)) for name in names]
     if claim.beside:
         defended = {cell["target"] for cell in run.record["cells"] if cell["defense"] != UNDEFENDED}
         for target in (name for name in run.axis("targets") if name not in defended):
-            rivals += [_Rival(pretty(target), partial(behind, defense=UNDEFENDED, target=target))]
+            rivals += [_Rival(display_name(target), partial(behind, defense=UNDEFENDED, target=target))]
     return rivals
 
 
-def _by_errors(run: Run, rival: str, mine: list[Place], theirs: list[Place]) -> _Duel:
+def _by_errors(run: Run, rival: str, mine: list[CellKey], theirs: list[CellKey]) -> _Comparison:
     """Error rates over all cells."""
     first, second = _errors(run, mine), _errors(run, theirs)
-    looks = len(mine) * run.draws
-    return _Duel(rival, _percent(first / looks), _percent(second / looks), paired(first, second))
+    looks = len(mine) * run.defense_samples
+    return _Comparison(rival, _percent(first / looks), _percent(second / looks), paired(first, second))
 
 
-def _by_deviation(run: Run, rival: str, mine: list[Place], theirs: list[Place]) -> _Duel:
+def _by_deviation(run: Run, rival: str, mine: list[CellKey], theirs: list[CellKey]) -> _Comparison:
     """Population standard deviations over the cells.
 
     Were the two alike, every image's answers could as well be the other's: p is by random patterns of such swaps.
     """
-    first, second = (np.array([run.wrong[place] for place in places], float) for places in (mine, theirs))
+    first, second = (np.array([run.wrong[cell_key] for cell_key in places], float) for places in (mine, theirs))
     n = first.shape[1]
     swap = np.random.default_rng(_SEED).integers(0, 2, (_SWAPS, n)).astype(float)
     moved = swap @ (second - first).T  # errors that change sides, [swap, cell]
@@ -142,34 +146,40 @@ def _by_deviation(run: Run, rival: str, mine: list[Place], theirs: list[Place]) 
     seen = abs(first.sum(1).std() - second.sum(1).std())
     beyond = int((np.abs(chance) >= seen - 1e-9).sum())
     mean = first.mean(1), second.mean(1)
-    return _Duel(rival, 100 * float(mean[0].std()), 100 * float(mean[1].std()), (1 + beyond) / (1 + _SWAPS))
+    return _Comparison(rival, 100 * float(mean[0].std()), 100 * float(mean[1].std()), (1 + beyond) / (1 + _SWAPS))
 
 
 def _decide(
-    run: Run, claim: Claim, scope: Scope, duels: list[_Duel], holes: list[str], left_out: list[str], sign: int
+    run: Run,
+    claim: Claim,
+    scope: Scope,
+    comparisons: list[_Comparison],
+    missing: list[str],
+    left_out: list[str],
+    sign: int,
 ) -> Finding:
     """Holds if every rival is told to be worse, fails if one is told to be better, else a tie."""
     subject = _called(scope.cells[0].defense)
-    if not duels:
-        return Finding(OPEN, scope.where, scope.setting, subject, note="; ".join(holes))
+    if not comparisons:
+        return Finding(OPEN, scope.where, scope.setting, subject, note="; ".join(missing))
 
-    def ahead(duel: _Duel) -> float:
-        return sign * (duel.theirs - duel.mine)
+    def ahead(comparison: _Comparison) -> float:
+        return sign * (comparison.theirs - comparison.mine)
 
-    lost = [duel for duel in duels if duel.p <= 1 - stats.LEVEL and ahead(duel) < 0]
-    near = [duel for duel in duels if duel.p > 1 - stats.LEVEL or ahead(duel) == 0]
-    verdict = FAILS if lost else OPEN if holes else TIE if near else HOLDS
-    decisive = min(lost or near or duels, key=ahead)
-    notes = list(holes)
-    if len(duels) > 1:
+    lost = [comparison for comparison in comparisons if comparison.p <= 1 - stats.LEVEL and ahead(comparison) < 0]
+    near = [comparison for comparison in comparisons if comparison.p > 1 - stats.LEVEL or ahead(comparison) == 0]
+    verdict = FAILS if lost else OPEN if missing else TIE if near else HOLDS
+    decisive = min(lost or near or comparisons, key=ahead)
+    notes = list(missing)
+    if len(comparisons) > 1:
         if lost:
-            notes.append(f"behind {_names(duel.rival for duel in lost)}")
+            notes.append(f"behind {_names(comparison.rival for comparison in lost)}")
         if near:
-            all_of_them = len(near) == len(duels)
-            which = f"any of {len(duels)}" if all_of_them else _names(duel.rival for duel in near)
+            all_of_them = len(near) == len(comparisons)
+            which = f"any of {len(comparisons)}" if all_of_them else _names(comparison.rival for comparison in near)
             notes.append(f"not told from {which}")
         if left_out:
-            notes.append(f"without {_names(map(pretty, left_out))}")
+            notes.append(f"without {_names(map(display_name, left_out))}")
     shown = [100 - value if claim.metric == "accuracy" else value for value in (decisive.mine, decisive.theirs)]
     test = f"{_SWAPS} swaps" if claim.metric == "deviation" else _test(run, scope.cells)
     return Finding(
@@ -188,27 +198,31 @@ def _keeps(run: Run, claim: Claim) -> list[Finding]:
         base = plain(run, scope.cells[0].source)
         if claim.against:
             rival, theirs = (
-                pretty(claim.against[0]),
-                [place._replace(defense=claim.against[0]) for place in scope.cells],
+                display_name(claim.against[0]),
+                [cell_key._replace(defense=claim.against[0]) for cell_key in scope.cells],
             )
         else:
-            rival, theirs = "crafted plainly", [place._replace(source=base) for place in scope.cells if base]
+            rival, theirs = "crafted plainly", [cell_key._replace(source=base) for cell_key in scope.cells if base]
         gap = "no plainly crafted cells in this run" if not theirs else ""
         if gap := gap or _lacking(run, scope.cells) or _lacking(run, theirs):
-            findings.append(Finding(OPEN, scope.where, scope.setting, pretty(claim.subject), note=gap))
+            findings.append(Finding(OPEN, scope.where, scope.setting, display_name(claim.subject), note=gap))
             continue
-        duel = _by_errors(run, rival, scope.cells, theirs)
-        losses = (_errors(run, scope.cells) - _errors(run, theirs)) / (len(theirs) * run.draws)
-        lost, (low, high) = duel.mine - duel.theirs, (100 * end for end in stats.mean_interval(losses, least=-1))
+        comparison = _by_errors(run, rival, scope.cells, theirs)
+        losses = (_errors(run, scope.cells) - _errors(run, theirs)) / (len(theirs) * run.defense_samples)
+        lost, (low, high) = (
+            comparison.mine - comparison.theirs,
+            (100 * end for end in stats.mean_interval(losses, least=-1)),
+        )
         verdict = HOLDS if high <= claim.margin else FAILS if low > claim.margin else TIE
         note = f"loss {lost:.1f} ({low:.1f} to {high:.1f}), allowed {show(claim.margin)}".replace("-", "−")
         findings.append(
             Finding(
-                verdict, scope.where, scope.setting, pretty(claim.subject), 100 - duel.mine, rival, 100 - duel.theirs,
-                _test(run, theirs), duel.p, note,
+                verdict, scope.where, scope.setting, display_name(claim.subject), 100 - comparison.mine, rival,
+                100 - comparison.theirs,
+                _test(run, theirs), comparison.p, note,
             )
         )  # fmt: skip
-    return findings or [Finding(OPEN, {}, "", note=f"this run has no such cells behind {pretty(claim.subject)}")]
+    return findings or [Finding(OPEN, {}, "", note=f"this run has no such cells behind {display_name(claim.subject)}")]
 
 
 def _gain(run: Run, claim: Claim) -> list[Finding]:
@@ -219,7 +233,7 @@ def _gain(run: Run, claim: Claim) -> list[Finding]:
     for attack, eps in sorted(crafted):
         found = gain(run, attack, eps, claim.subject, sources)
         setting = f"{len(run.axis('targets'))} targets, {len(sources)} ways of crafting"
-        finding = Finding(OPEN, {"attack": attack, "eps": show(eps)}, setting, pretty(claim.subject))
+        finding = Finding(OPEN, {"attack": attack, "eps": show(eps)}, setting, display_name(claim.subject))
         if isinstance(found, Gain):
             verdict = HOLDS if found.low >= claim.percent else FAILS if found.high < claim.percent else TIE
             note = f"interval {found.interval}"
@@ -230,22 +244,22 @@ def _gain(run: Run, claim: Claim) -> list[Finding]:
         else:
             finding = replace(finding, note=found)
         findings.append(finding)
-    return findings or [Finding(OPEN, {}, "", note=f"this run has no such cells behind {pretty(claim.subject)}")]
+    return findings or [Finding(OPEN, {}, "", note=f"this run has no such cells behind {display_name(claim.subject)}")]
 
 
 _RULES: dict[str, Callable[[Run, Claim], list[Finding]]] = {
-    "best": _contest,
-    "worst": partial(_contest, sign=-1),
-    "beats": partial(_contest, each=True),
-    "steadiest": partial(_contest, steady=True),
+    "best": _compare_all,
+    "worst": partial(_compare_all, sign=-1),
+    "beats": partial(_compare_all, each=True),
+    "steadiest": partial(_compare_all, steady=True),
     "keeps": _keeps,
     "gain": _gain,
 }
 
 
-def _errors(run: Run, places: list[Place]) -> "NDArray[np.int64]":
+def _errors(run: Run, places: list[CellKey]) -> "NDArray[np.int64]":
     """Each image's errors over the cells and draws, `[n]`."""
-    total: NDArray[np.int64] = np.sum([run.errors(place) for place in places], axis=0)
+    total: NDArray[np.int64] = np.sum([run.errors(cell_key) for cell_key in places], axis=0)
     return total
 
 
@@ -253,21 +267,21 @@ def _percent(rates: "NDArray[np.float64]") -> float:
     return round(100 * float(rates.mean()), 10)  # 41, not 40.99999999999999
 
 
-def _lacking(run: Run, places: list[Place]) -> str:
+def _lacking(run: Run, places: list[CellKey]) -> str:
     """What stands in the way of a number over these cells; empty if nothing does."""
-    done = sum(place in run.wrong for place in places)
+    done = sum(cell_key in run.wrong for cell_key in places)
     if done == len(places):
         return ""
     name = _called(places[0].defense)
     return f"{name}: {done} of {len(places)} cells are done" if len(places) > 1 else f"{name} is not done"
 
 
-def _test(run: Run, cells: list[Place]) -> str:
-    return "McNemar" if len(cells) == run.draws == 1 else "sign-flip"
+def _test(run: Run, cells: list[CellKey]) -> str:
+    return "McNemar" if len(cells) == run.defense_samples == 1 else "sign-flip"
 
 
 def _called(defense: str) -> str:
-    return variant(defense) if "rdp-ablation-" in defense else pretty(defense)
+    return variant(defense) if "rdp-ablation-" in defense else display_name(defense)
 
 
 def _names(names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rdp_bench import csvtext
 from rdp_bench.reports.claims.gain import mode
-from rdp_bench.results.rows import Place, Run, pretty
+from rdp_bench.results.rows import CellKey, Run, display_name
 from rdp_bench.specs import show
 
 HOLDS, TIE, FAILS, OPEN = "holds", "tie", "does not hold", "cannot be said"
@@ -66,7 +66,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ClaimResult:
     """What a run says to one claim."""
 
     claim: Claim
@@ -85,7 +85,7 @@ class Scope:
 
     where: Mapping[str, str]
     setting: str
-    cells: list[Place]
+    cells: list[CellKey]
 
 
 @cache
@@ -109,17 +109,17 @@ def matching(run: Run, patterns: Iterable[str]) -> list[str]:
 
 def scopes(run: Run, claim: Claim, subject: str) -> list[Scope]:
     """The settings in which a claim is asked, in the run's order: one a value of every axis not in `over`."""
-    places = [Place.of(cell) for cell in run.record["cells"] if cell["defense"] == subject]
+    places = [CellKey.of(cell) for cell in run.record["cells"] if cell["defense"] == subject]
     cells = [
-        place
-        for place in places
-        if (place.attack == "clean") == claim.clean
-        and any(fnmatchcase(place.attack, attack) for attack in claim.attacks)
-        and (claim.clean or mode(run, place.source) in claim.sources)
+        cell_key
+        for cell_key in places
+        if (cell_key.attack == "clean") == claim.clean
+        and any(fnmatchcase(cell_key.attack, attack) for attack in claim.attacks)
+        and (claim.clean or mode(run, cell_key.source) in claim.sources)
     ]
     seen = {axis: list(dict.fromkeys(getattr(cell, axis) for cell in cells)) for axis in AXES}
     apart = [axis for axis in AXES if axis not in claim.over]
-    groups: dict[tuple[Any, ...], list[Place]] = {}
+    groups: dict[tuple[Any, ...], list[CellKey]] = {}
     for cell in cells:
         groups.setdefault(tuple(getattr(cell, axis) for axis in apart), []).append(cell)
 
@@ -135,19 +135,19 @@ def scopes(run: Run, claim: Claim, subject: str) -> list[Scope]:
 
 def _setting(where: Mapping[str, str], seen: Mapping[str, list[Any]]) -> str:
     """Target and source, and what else tells the setting from the claim's others."""
-    parts = [pretty(where["target"])]
+    parts = [display_name(where["target"])]
     if where.get("source", "-") != "-":
-        parts.append(("" if where["source"].startswith("white-box") else "from ") + pretty(where["source"]))
+        parts.append(("" if where["source"].startswith("white-box") else "from ") + display_name(where["source"]))
     elif len(seen["source"]) > 1:
         parts.append(f"all {len(seen['source'])} sources")
     if len(seen["eps"]) > 1:
         parts.append(f"ε = {where['eps']}" if "eps" in where else f"{len(seen['eps'])} ε")
     if "attack" in where and len(seen["attack"]) > 1:
-        parts.append(pretty(where["attack"]))
+        parts.append(display_name(where["attack"]))
     return ", ".join(parts)
 
 
-def sheet(run: Run, answers: Iterable[Answer]) -> str:
+def claims_csv(run: Run, answers: Iterable[ClaimResult]) -> str:
     """The verdicts as CSV, a line each; an axis over which cells are counted together says "all"."""
     lines: list[Sequence[object]] = []
     for claim, found in ((answer.claim, finding) for answer in answers for finding in answer.findings):

@@ -8,7 +8,7 @@ import numpy as np
 
 from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
-from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
+from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +41,7 @@ def mode(run: Run, source: str) -> str:
     """How a source of the run crafts: plain, bpda, exact or white-box."""
     if source.startswith("white-box"):
         return "white-box"
-    through = run.record["sources"].get(source, {}).get("through")
+    through = run.record["sources"].get(source, {}).get("attacked_defense")
     return str(through["mode"]) if through else "plain"
 
 
@@ -70,9 +70,9 @@ def gain(run: Run, attack: str, eps: float, defense: str, sources: list[str]) ->
         base = plain(run, source)
         if base is None:
             return f"no plainly crafted cells to compare {source} with"
-        bare = Place(base, attack, eps, target, UNDEFENDED)
+        bare = CellKey(base, attack, eps, target, UNDEFENDED)
         pairs.append((bare, bare._replace(source=source, defense=defense)))
-    lacking = {place for pair in pairs for place in pair if place not in run.wrong}
+    lacking = {cell_key for pair in pairs for cell_key in pair if cell_key not in run.wrong}
     if lacking or not pairs:
         return f"{len(lacking)} of its cells are not done" if pairs else "no such cells in this run"
     before, after = (np.array([1.0 - run.wrong[pair[i]] for pair in pairs]) for i in (0, 1))
@@ -93,13 +93,13 @@ def notes(run: Run) -> list[str]:
     """A sentence per defense, for a run that crafts both plainly and through a defense; else none."""
     if run.norm != LINF:
         return []  # the paper's budgets are L-infinity
-    cells = [Place.of(cell) for cell in run.record["cells"] if cell["attack"] != "clean"]
+    cells = [CellKey.of(cell) for cell in run.record["cells"] if cell["attack"] != "clean"]
     through = [name for name in run.axis("sources") if mode(run, name) in ("bpda", "exact")]
     defenses = [name for name in run.axis("defenses") if name != UNDEFENDED]
     sentences = []
     for base in dict.fromkeys(filter(None, (plain(run, name) for name in through))):
         sources = [base, *(name for name in through if plain(run, name) == base)]
-        attacks = dict.fromkeys((place.attack, place.eps) for place in cells if place.source == base)
+        attacks = dict.fromkeys((cell_key.attack, cell_key.eps) for cell_key in cells if cell_key.source == base)
         sentences += [_sentence(run, attack, eps, name, sources) for (attack, eps), name in product(attacks, defenses)]
     return sentences
 
@@ -109,13 +109,16 @@ def _sentence(run: Run, attack: str, eps: float, defense: str, sources: list[str
     parts = []
     for source in sources:
         found = gain(run, attack, eps, defense, [source])
-        parts.append(f"{pretty(source)} {f'{found.mean:.1f} %' if isinstance(found, Gain) else f'none ({found})'}")
+        parts.append(
+            f"{display_name(source)} {f'{found.mean:.1f} %' if isinstance(found, Gain) else f'none ({found})'}"
+        )
     both = [source for source in sources if mode(run, source) in PRINTED]
     whole = gain(run, attack, eps, defense, both)
     if isinstance(whole, Gain) and len(both) > 1:
-        parts.append(f"{' and '.join(map(pretty, both))} together {whole.mean:.1f} % ({whole.interval})")
+        parts.append(f"{' and '.join(map(display_name, both))} together {whole.mean:.1f} % ({whole.interval})")
     printed = f" The paper's: {PRINTED['plain']} %, {PRINTED['bpda']} %, together 74 %." if defense == "rdp" else ""
     return (
-        f"Relative gain of accuracy by {pretty(defense)} under {pretty(attack)}, mean over the targets, by what it is "
+        f"Relative gain of accuracy by {display_name(defense)} under {display_name(attack)}, mean over the targets, "
+        "by what it is "
         f"crafted on: {'; '.join(parts)}.{printed}"
     )

@@ -4,9 +4,9 @@ import re
 from typing import TYPE_CHECKING
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, PAGE, SMALL, STYLE, Plate, short, tidy
-from rdp_bench.reports.tables.table import AVERAGE, Exhibit, Line
-from rdp_bench.results.rows import UNDEFENDED, pretty
+from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, PAGE, SMALL, STYLE, ReportFigure, short, tidy
+from rdp_bench.reports.tables.table import AVERAGE, Row, Table
+from rdp_bench.results.rows import UNDEFENDED, display_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ _LINE = 0.19  # inches
 COLUMNS = ("source", "variant", "defense", "attack", "error", "ci_low", "ci_high", "status", "reason")
 
 
-def ablation(tables: list[Exhibit]) -> Plate | None:
+def ablation(tables: list[Table]) -> ReportFigure | None:
     """The error of every variant (rows) under every attack and on average (panels); None without attacked cells.
 
     The dashed line is the whole RDP, the first row that is a defense.
@@ -42,31 +42,31 @@ def ablation(tables: list[Exhibit]) -> Plate | None:
                (("error", entry.value), ("ci_low", entry.low), ("ci_high", entry.high))},
             "status": entry.status, "reason": entry.reason,
         }
-        for line in group.lines
-        for column, entry in zip(table.columns, line.entries, strict=True)
+        for line in group.rows
+        for column, entry in zip(table.columns, line.cells, strict=True)
     ]  # fmt: skip
     count = len(table.columns)
-    left = 0.1 + LETTER * max(len(variant(line.defense)) for line in group.lines)
+    left = 0.1 + LETTER * max(len(variant(line.defense)) for line in group.rows)
     between, above, below = 0.2, 0.25, 0.42
-    wide, tall = (PAGE - left - 0.12 - between * (count - 1)) / count, _LINE * len(group.lines)
+    wide, tall = (PAGE - left - 0.12 - between * (count - 1)) / count, _LINE * len(group.rows)
     height = above + tall + below
-    highest = max((entry.high or 0 for line in group.lines for entry in line.entries), default=0)
+    highest = max((entry.high or 0 for line in group.rows for entry in line.cells), default=0)
     end = min(100, -(-highest // 20) * 20) or 100
     with mpl.rc_context(STYLE):
         figure = Figure((PAGE, height))
         for i, column in enumerate(table.columns):
             x = left + i * (wide + between)
             ax = figure.add_axes((x / PAGE, below / height, wide / PAGE, tall / height))
-            _panel(ax, group.lines, i, end)
+            _panel(ax, group.rows, i, end)
             ax.set_title(short(column, 14), fontweight="bold" if column == AVERAGE else "normal")
             if i == 0:
-                ax.set_yticks(range(len(group.lines)), [variant(line.defense) for line in group.lines])
+                ax.set_yticks(range(len(group.rows)), [variant(line.defense) for line in group.rows])
         figure.supxlabel("error, % (lower is better)", fontsize=SMALL + 1, x=(left + PAGE) / 2 / PAGE, y=0.02)
         caption = (
             f"What each part of RDP is worth. Error under attacks crafted on {group.name}, with 95 % intervals, of RDP "
             "trained with one part left out at a time. Dashed: nothing left out."
         )
-        return Plate("ablation", caption, drawing.save(figure), tidy(COLUMNS, rows))
+        return ReportFigure("ablation", caption, drawing.save(figure), tidy(COLUMNS, rows))
 
 
 def variant(defense: str) -> str:
@@ -78,16 +78,16 @@ def variant(defense: str) -> str:
     if "rdp-ablation-full" in defense:
         return "RDP, whole"
     found = re.search(r"rdp-ablation-no-(\w+)", defense)
-    return f"without {_PARTS.get(found[1], found[1])}" if found else short(pretty(defense))
+    return f"without {_PARTS.get(found[1], found[1])}" if found else short(display_name(defense))
 
 
-def _panel(ax: "Axes", lines: list[Line], column: int, end: float) -> None:
+def _panel(ax: "Axes", lines: list[Row], column: int, end: float) -> None:
     """A dot and its interval a variant, on an axis from 0 to `end`."""
     whole = next((line for line in lines if line.defense != UNDEFENDED), None)
-    if whole and (reach := whole.entries[column].value) is not None:
+    if whole and (reach := whole.cells[column].value) is not None:
         ax.axvline(reach, color=INK, linewidth=0.6, linestyle=(0, (3, 3)))
     for y, line in enumerate(lines):
-        entry = line.entries[column]
+        entry = line.cells[column]
         if entry.value is None or entry.low is None or entry.high is None:
             ax.text(2, y, entry.status, va="center", fontsize=SMALL)
             continue

@@ -2,10 +2,10 @@
 
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import PAGE, STYLE, Plate, tidy
+from rdp_bench.reports.figures.drawing import PAGE, STYLE, ReportFigure, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
-from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, Kept, at_size, psnr
-from rdp_bench.results.rows import UNDEFENDED, pretty
+from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, SampleImages, at_size, psnr
+from rdp_bench.results.rows import UNDEFENDED, display_name
 from rdp_bench.specs import parse_spec
 
 _NAMED = {
@@ -17,7 +17,7 @@ _NAMED = {
 _ROWS = 4
 
 
-def branches(kept: Kept) -> Plate | None:
+def branches(kept: SampleImages) -> ReportFigure | None:
     """Kept images under the first attack: adversarial, and of each defense or branch of one; two images a row.
 
     Below each is its PSNR to the clean and to the adversarial image. None where nothing is kept.
@@ -33,18 +33,18 @@ def branches(kept: Kept) -> Plate | None:
     guards = [UNDEFENDED, *kept.defenses]
     for i in range(min(len(clean), _ROWS)):
         tiles = []
-        for guard in guards:
+        for defense in guards:
             try:
-                shown = at_size(kept.images(attack, guard)[i], clean.shape[-1])
+                shown = at_size(kept.images(attack, defense)[i], clean.shape[-1])
             except (RdpBenchError, IndexError) as error:
                 tiles.append(Tile(None, text=str(error)))
                 continue
             numbers = [f"{psnr(image, shown):.1f}" for image in (clean[i], adversarial[i])]
-            text = " / ".join(numbers[: 1 + (guard != UNDEFENDED)]) + " dB"
-            tiles.append(Tile(shown, kept.right(attack, guard, i), text))
-            lines.append(kept.line(attack, guard, i, clean[i], shown))
+            text = " / ".join(numbers[: 1 + (defense != UNDEFENDED)]) + " dB"
+            tiles.append(Tile(shown, kept.right(attack, defense, i), text))
+            lines.append(kept.line(attack, defense, i, clean[i], shown))
         blocks.append(tiles)
-    heads = [_name(guard) for guard in guards]
+    heads = [_name(defense) for defense in guards]
     rows = [
         Row(
             [tile for block in blocks[i : i + 2] for tile in block],
@@ -53,13 +53,14 @@ def branches(kept: Kept) -> Plate | None:
         for i in range(0, len(blocks), 2)
     ]
     caption = (
-        f"What the two branches of RDP keep. {pretty(attack)} {kept.crafted}. Purified: P's output; reconstructed: "
+        f"What the two branches of RDP keep. {display_name(attack)} {kept.crafted}. Purified: P's output; "
+        "reconstructed: "
         "R's, from P's natural latent and its own; random latent: R's, with noise of the same mean and deviation in "
         "each channel in place of the natural latent. Numbers: PSNR to the clean / to the adversarial image. A tick on "
-        f"blue: {pretty(kept.target)} is right, a cross on red: it is wrong."
+        f"blue: {display_name(kept.target)} is right, a cross on red: it is wrong."
     )
     with mpl.rc_context(STYLE):
-        return Plate(
+        return ReportFigure(
             "branches",
             caption,
             drawing.save(rows_of_tiles(rows, PAGE, block=len(guards)), dpi=300),
@@ -67,9 +68,9 @@ def branches(kept: Kept) -> Plate | None:
         )
 
 
-def _name(guard: str) -> str:
+def _name(defense: str) -> str:
     try:
-        spec = parse_spec(guard)
+        spec = parse_spec(defense)
     except UsageError:  # a chain
-        return pretty(guard)
-    return _NAMED.get((spec.name, dict(spec.params).get("latent")), pretty(guard))
+        return display_name(defense)
+    return _NAMED.get((spec.name, dict(spec.params).get("latent")), display_name(defense))

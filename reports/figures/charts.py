@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, SMALL, STYLE, Plate, short
-from rdp_bench.reports.tables.table import Exhibit, Group
-from rdp_bench.results.rows import UNDEFENDED, pretty
+from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, SMALL, STYLE, ReportFigure, short
+from rdp_bench.reports.tables.table import Group, Table
+from rdp_bench.results.rows import UNDEFENDED, display_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ _PANELS = 6
 _LINE = 0.19  # inches
 
 
-def heat_map(tables: list[Exhibit]) -> Plate:
+def heat_map(tables: list[Table]) -> ReportFigure:
     """Every error of the first tables, a panel each: rows are defenses, columns sources and attacks."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -44,10 +44,10 @@ def heat_map(tables: list[Exhibit]) -> Plate:
             bar = figure.add_axes(((left + across + 0.15) / width, top / height, 0.1 / width, tall / height))
             _heat(ax, bar, *grid, title=table.title if len(tables) > 1 else "")
             top -= below
-        return Plate("heat", "Error of every cell, in percent; darker is worse.", drawing.save(figure))
+        return ReportFigure("heat", "Error of every cell, in percent; darker is worse.", drawing.save(figure))
 
 
-def dot_plot(tables: list[Exhibit]) -> Plate:
+def dot_plot(tables: list[Table]) -> ReportFigure:
     """The last column of the first tables (the average, where there is one), with its intervals."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -55,9 +55,9 @@ def dot_plot(tables: list[Exhibit]) -> Plate:
     panels = [(table, group) for table in tables for group in table.groups][:_PANELS]
     across = min(len(panels), 3)
     down = -(-len(panels) // across)
-    left = 0.2 + LETTER * max(len(short(line.name)) for _, group in panels for line in group.lines)
-    named = len({tuple(line.defense for line in group.lines) for _, group in panels}) > 1  # each has rows of its own
-    wide, tall = 1.75, _LINE * max(len(group.lines) for _, group in panels)
+    left = 0.2 + LETTER * max(len(short(line.name)) for _, group in panels for line in group.rows)
+    named = len({tuple(line.defense for line in group.rows) for _, group in panels}) > 1  # each has rows of its own
+    wide, tall = 1.75, _LINE * max(len(group.rows) for _, group in panels)
     titles = [short(group.name, 24) + (f"\n{_apart(table)}" if len(tables) > 1 else "") for table, group in panels]
     above, below = 0.18 + 0.16 * max(title.count("\n") + 1 for title in titles), 0.45
     step = wide + (left if named else 0.25)
@@ -70,29 +70,29 @@ def dot_plot(tables: list[Exhibit]) -> Plate:
             ax = figure.add_axes((x / width, y / height, wide / width, tall / height))
             _dots(ax, table, group, named or i % across == 0)
             ax.set_title(titles[i])
-        printed = any(entry.paper is not None for table in tables for entry in table.entries)
+        printed = any(entry.paper is not None for table in tables for entry in table.cells)
         caption = "Error with 95 % intervals. Dashed: no defense." + " Diamonds: the paper's number." * printed
-        return Plate("dots", caption, drawing.save(figure))
+        return ReportFigure("dots", caption, drawing.save(figure))
 
 
-def _apart(table: Exhibit) -> str:
+def _apart(table: Table) -> str:
     """What tells a table from the others of its run, in lines as wide as a panel."""
     _, _, what = table.title.rpartition(": ")
     return "\n".join(short(line, 24) for line in wrap(what, 24, break_on_hyphens=False))
 
 
-def _grid(table: Exhibit) -> tuple[list[str], list[tuple[str, str]], "NDArray[np.float64]"]:
+def _grid(table: Table) -> tuple[list[str], list[tuple[str, str]], "NDArray[np.float64]"]:
     """Defenses, (source, column) pairs, and the values between them, NaN where there is none."""
-    names = list(dict.fromkeys(line.defense for group in table.groups for line in group.lines))
+    names = list(dict.fromkeys(line.defense for group in table.groups for line in group.rows))
     count = len(table.columns) - table.average
     columns = [(group.name, column) for group in table.groups for column in table.columns[:count]]
     values = np.full((len(names), len(columns)), np.nan)
     for g, group in enumerate(table.groups):
-        for line in group.lines:
-            for c, entry in enumerate(line.entries[:count]):
+        for line in group.rows:
+            for c, entry in enumerate(line.cells[:count]):
                 if entry.value is not None:
                     values[names.index(line.defense), g * count + c] = entry.value
-    return [pretty(name) for name in names], columns, values
+    return [display_name(name) for name in names], columns, values
 
 
 def _heat(
@@ -113,9 +113,9 @@ def _heat(
     figure.colorbar(mesh, cax=bar, ticks=[0, 25, 50, 75, 100], label="error, %").outline.set_visible(False)
 
 
-def _dots(ax: "Axes", table: Exhibit, group: Group, named: bool) -> None:
+def _dots(ax: "Axes", table: Table, group: Group, named: bool) -> None:
     """A dot and its interval a defense; a diamond where the paper prints a number; a line at no defense."""
-    entries = [(y, line.defense, line.entries[-1]) for y, line in enumerate(group.lines)]
+    entries = [(y, line.defense, line.cells[-1]) for y, line in enumerate(group.rows)]
     done = [(y, e.low or 0.0, e.value, e.high or 0.0, name) for y, name, e in entries if e.value is not None]
     colors = [INK if name == UNDEFENDED else ACCENT for *_, name in done]
     ax.hlines([y for y, *_ in done], [d[1] for d in done], [d[3] for d in done], colors=colors, linewidth=1.2)
@@ -129,7 +129,7 @@ def _dots(ax: "Axes", table: Exhibit, group: Group, named: bool) -> None:
             ax.text(1, y, entry.status, va="center", fontsize=SMALL)
         elif name == UNDEFENDED:
             ax.axvline(entry.value, color=INK, linewidth=0.6, linestyle=(0, (3, 3)))
-    ax.set_yticks(range(len(entries)) if named else [], [short(line.name) for line in group.lines] if named else [])
+    ax.set_yticks(range(len(entries)) if named else [], [short(line.name) for line in group.rows] if named else [])
     ax.set_ylim(len(entries) - 0.5, -0.5)
     ax.set_xlim(0, 100)
     ax.set_xticks([0, 50, 100])

@@ -55,7 +55,7 @@ Saved = dict[str, bytes]
 
 
 @dataclass(frozen=True)
-class Plate:
+class ReportFigure:
     """A finished figure.
 
     `saved` holds it as svg, png and pdf; `sheet` is the tidy CSV that it was drawn from, unless that is a table of
@@ -65,7 +65,7 @@ class Plate:
     name: str
     caption: str
     saved: Saved
-    sheet: str | None = None
+    csv: str | None = None
 
     @property
     def inline(self) -> str:
@@ -75,7 +75,7 @@ class Plate:
     @property
     def files(self) -> dict[str, bytes]:
         """What is written, by ending."""
-        return {**self.saved, **({} if self.sheet is None else {"csv": self.sheet.encode()})}
+        return {**self.saved, **({} if self.csv is None else {"csv": self.csv.encode()})}
 
 
 def tidy(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

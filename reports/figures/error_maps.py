@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import PAGE, SMALL, STYLE, Plate, short, tidy
+from rdp_bench.reports.figures.drawing import PAGE, SMALL, STYLE, ReportFigure, short, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
-from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, Kept, at_size, error, psnr
-from rdp_bench.results.rows import UNDEFENDED, pretty
+from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, SampleImages, at_size, error, psnr
+from rdp_bench.results.rows import UNDEFENDED, display_name
 from rdp_bench.specs import show
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class _Column:
     below: Tile | None = None
 
 
-def error_maps(kept: Kept) -> Plate | None:
+def error_maps(kept: SampleImages) -> ReportFigure | None:
     """The first kept image under the first attack: restored images above their error maps, a column a defense.
 
     The maps' scale ends at twice eps, so that the attack itself lies in its middle whatever the defenses do. None
@@ -42,25 +42,27 @@ def error_maps(kept: Kept) -> Plate | None:
     attack, top = kept.attacks[0], 2 * kept.eps
     columns = [_Column("Clean", Tile(clean, kept.right(CLEAN, UNDEFENDED, 0)))]
     lines, enlarged = [], []
-    for guard in [UNDEFENDED, *kept.defenses]:
-        name = "Attacked" if guard == UNDEFENDED else pretty(guard)
+    for defense in [UNDEFENDED, *kept.defenses]:
+        name = "Attacked" if defense == UNDEFENDED else display_name(defense)
         try:
-            found = kept.images(attack, guard)[0]
+            found = kept.images(attack, defense)[0]
         except RdpBenchError as problem:
             columns.append(_Column(name, Tile(None, text=str(problem))))
             continue
         restored = at_size(found, clean.shape[-1])
         enlarged += [name] if restored is not found else []
-        lines.append(kept.line(attack, guard, 0, clean, restored))
+        lines.append(kept.line(attack, defense, 0, clean, restored))
         wrong = error(clean, restored)
         text = f"{psnr(clean, restored):.1f} dB, {wrong.mean():.1f}"
         columns.append(
-            _Column(name, Tile(restored, kept.right(attack, guard, 0)), Tile(wrong, None, text, _MAP, (0, top)))
+            _Column(name, Tile(restored, kept.right(attack, defense, 0)), Tile(wrong, None, text, _MAP, (0, top)))
         )
     caption = (
-        f"What each defense leaves of an attack. {pretty(attack)} {kept.crafted}: the image that each defense hands on "
+        f"What each defense leaves of an attack. {display_name(attack)} {kept.crafted}: the image that each defense "
+        "hands on "
         f"and, below, how far it is from the clean one, mean over the channels, on one scale up to 2ε = {show(top)}; "
-        f"darker is better. Numbers: PSNR, and mean absolute error in /255. A tick on blue: {pretty(kept.target)} is "
+        "darker is better. Numbers: PSNR, and mean absolute error in /255. A tick on blue: "
+        f"{display_name(kept.target)} is "
         f"right, a cross on red: it is wrong.{_moved(enlarged)}"
     )
     rows = []
@@ -72,7 +74,7 @@ def error_maps(kept: Kept) -> Plate | None:
     with mpl.rc_context(STYLE):
         figure = rows_of_tiles(rows, PAGE)
         _bar(figure, top)
-        return Plate("error-maps", caption, drawing.save(figure, dpi=300), tidy(COLUMNS, lines))
+        return ReportFigure("error-maps", caption, drawing.save(figure, dpi=300), tidy(COLUMNS, lines))
 
 
 def _moved(enlarged: list[str]) -> str:

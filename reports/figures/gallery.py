@@ -2,15 +2,15 @@
 
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import PAGE, STYLE, Plate, tidy
+from rdp_bench.reports.figures.drawing import PAGE, STYLE, ReportFigure, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
-from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, Kept, at_size
-from rdp_bench.results.rows import UNDEFENDED, pretty
+from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, SampleImages, at_size
+from rdp_bench.results.rows import UNDEFENDED, display_name
 
 _IMAGES = 3  # of one defense they fill a page of a paper
 
 
-def gallery(kept: Kept) -> Plate | None:
+def gallery(kept: SampleImages) -> ReportFigure | None:
     """For each of the first kept images a row undefended and one a defense, a column an attack.
 
     None where no clean image is kept.
@@ -25,23 +25,25 @@ def gallery(kept: Kept) -> Plate | None:
     guards = [UNDEFENDED, *kept.defenses]
     lines, rows = [], []
     for i, image in enumerate(clean[:_IMAGES]):
-        for guard in guards:
+        for defense in guards:
             tiles = []
             for attack in attacks:
                 try:
-                    shown = at_size(kept.images(attack, guard)[i], image.shape[-1])
+                    shown = at_size(kept.images(attack, defense)[i], image.shape[-1])
                 except (RdpBenchError, IndexError) as error:
                     tiles.append(Tile(None, text=str(error)))
                     continue
-                tiles.append(Tile(shown, kept.right(attack, guard, i)))
-                lines.append(kept.line(attack, guard, i, image, shown))
-            first = guard == UNDEFENDED
-            heads = [pretty(attack).capitalize() if attack == CLEAN else pretty(attack) for attack in attacks]
-            name = "undefended" if first else pretty(guard)
+                tiles.append(Tile(shown, kept.right(attack, defense, i)))
+                lines.append(kept.line(attack, defense, i, image, shown))
+            first = defense == UNDEFENDED
+            heads = [
+                display_name(attack).capitalize() if attack == CLEAN else display_name(attack) for attack in attacks
+            ]
+            name = "undefended" if first else display_name(defense)
             rows.append(Row(tiles, name, heads if first and i == 0 else (), 0.09 if first and i else 0.03))
     caption = (
         f"Attacked and purified images. Attacks {kept.crafted}; above undefended, below purified. A tick on blue: "
-        f"{pretty(kept.target)} is right, a cross on red: it is wrong."
+        f"{display_name(kept.target)} is right, a cross on red: it is wrong."
     )
     with mpl.rc_context(STYLE):
-        return Plate("gallery", caption, drawing.save(rows_of_tiles(rows, PAGE), dpi=300), tidy(COLUMNS, lines))
+        return ReportFigure("gallery", caption, drawing.save(rows_of_tiles(rows, PAGE), dpi=300), tidy(COLUMNS, lines))

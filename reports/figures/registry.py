@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from rdp_bench.budgets import LINF
-from rdp_bench.reports.figures.drawing import Plate
-from rdp_bench.reports.figures.sample_images import Kept
-from rdp_bench.reports.tables.table import Exhibit
+from rdp_bench.reports.figures.drawing import ReportFigure
+from rdp_bench.reports.figures.sample_images import SampleImages
+from rdp_bench.reports.tables.table import Table
 from rdp_bench.results.rows import Run
 
 if TYPE_CHECKING:
@@ -15,19 +15,19 @@ USUAL = ("heat", "dots", "sweep", "pareto")
 NAMES = (*USUAL, "spectra", "gallery", "error-maps", "branches", "ablation")
 
 
-def plates(run: Run, store: "Store", tables: list[Exhibit]) -> list[Plate]:
+def draw_figures(run: Run, store: "Store", tables: list[Table]) -> list[ReportFigure]:
     """The run's figures in order; one that has nothing to show is left out."""
     names = run.record.get("figures") or USUAL
     attacked = [table for table in tables if table.metric == "error" and table.done]
     drawn = [_draw(name, run, store, attacked) for name in names if name in NAMES]
-    return [plate for plate in drawn if plate]
+    return [figure for figure in drawn if figure]
 
 
-def _draw(name: str, run: Run, store: "Store", attacked: list[Exhibit]) -> Plate | None:
+def _draw(name: str, run: Run, store: "Store", attacked: list[Table]) -> ReportFigure | None:
     from rdp_bench.reports.figures import ablation, branches, charts, error_maps, gallery, spectra, sweep
     from rdp_bench.reports.tables import quality_and_cost
 
-    kept = Kept(run, store)
+    kept = SampleImages(run, store)
     if not attacked:
         return None
     match name:

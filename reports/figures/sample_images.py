@@ -8,7 +8,7 @@ import numpy as np
 
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import RdpBenchError
-from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
+from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,18 +23,18 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Kept:
+class SampleImages:
     """What is kept of a run's first source and target at its largest eps."""
 
     run: Run
     store: Store
 
     @cached_property
-    def _cells(self) -> dict[Place, Any]:
-        return {Place.of(cell): cell for cell in self.run.record["cells"]}
+    def _cells(self) -> dict[CellKey, Any]:
+        return {CellKey.of(cell): cell for cell in self.run.record["cells"]}
 
     @cached_property
-    def _read(self) -> "dict[Place, Image]":
+    def _read(self) -> "dict[CellKey, Image]":
         return {}
 
     @property
@@ -60,19 +60,19 @@ class Kept:
     @cached_property
     def eps(self) -> float:
         """The largest one, in /255 or the run's norm."""
-        return max((place.eps for place in self._cells), default=0.0)
+        return max((cell_key.eps for cell_key in self._cells), default=0.0)
 
     @property
     def crafted(self) -> str:
         """How the attacks were made, for a caption."""
         on = "" if self.source == "elsewhere" else "on "
-        return f"crafted {on}{pretty(self.source)}, ε = {self.run.eps(self.eps)}"
+        return f"crafted {on}{display_name(self.source)}, ε = {self.run.eps(self.eps)}"
 
-    def place(self, attack: str, defense: str = UNDEFENDED) -> Place:
+    def place(self, attack: str, defense: str = UNDEFENDED) -> CellKey:
         """Where a number of these stands in the run."""
         if attack == CLEAN:
-            return Place("-", CLEAN, 0.0, self.target, defense)
-        return Place(self.source, attack, self.eps, self.target, defense)
+            return CellKey("-", CLEAN, 0.0, self.target, defense)
+        return CellKey(self.source, attack, self.eps, self.target, defense)
 
     def images(self, attack: str, defense: str = UNDEFENDED) -> "Image":
         """The kept images `[k, 3, h, w]`, as large as the defense made them.
@@ -80,10 +80,10 @@ class Kept:
         Raises:
             RdpBenchError: there are none; the message says why.
         """
-        place = self.place(attack, defense)
-        if place not in self._read:
-            self._read[place] = sample(self.store, self._cells.get(place))
-        return self._read[place]
+        cell_key = self.place(attack, defense)
+        if cell_key not in self._read:
+            self._read[cell_key] = sample(self.store, self._cells.get(cell_key))
+        return self._read[cell_key]
 
     def perturbations(self, attack: str) -> "NDArray[np.integer[Any]]":
         """What the attack added to every image of the run, `[n, 3, h, w]` in /255.
@@ -98,18 +98,18 @@ class Kept:
 
     def right(self, attack: str, defense: str, index: int) -> bool | None:
         """Whether the target was right on an image; None where nobody asked."""
-        wrong = self.run.mistaken(self.place(attack, defense))
+        wrong = self.run.wrong_first_sample(self.place(attack, defense))
         return None if wrong is None else not wrong[index]
 
     def line(self, attack: str, defense: str, index: int, clean: "Image", image: "Image") -> dict[str, Any]:
         """What a sheet says of one picture."""
-        place = self.place(attack, defense)
-        said = self.run.predicted.get(place)
+        cell_key = self.place(attack, defense)
+        said = self.run.predicted.get(cell_key)
         right = self.right(attack, defense, index)
         return {
             "image": index + 1,
-            **{name: getattr(place, name) for name in ("source", "target", "attack", "defense")},
-            "eps": self.run.eps(place.eps),
+            **{name: getattr(cell_key, name) for name in ("source", "target", "attack", "defense")},
+            "eps": self.run.eps(cell_key.eps),
             "correct": "" if right is None else str(right).lower(),
             "predicted": "" if said is None else int(said[index]),
             "psnr": f"{psnr(clean, image):.4f}",

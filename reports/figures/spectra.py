@@ -11,10 +11,10 @@ import numpy as np
 
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import COLORS, INK, PAGE, SMALL, STYLE, Plate, tidy
+from rdp_bench.reports.figures.drawing import COLORS, INK, PAGE, SMALL, STYLE, ReportFigure, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
-from rdp_bench.reports.figures.sample_images import CLEAN, Kept
-from rdp_bench.results.rows import pretty
+from rdp_bench.reports.figures.sample_images import CLEAN, SampleImages
+from rdp_bench.results.rows import display_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +89,7 @@ def gaussian(like: "NDArray[Any]", seed: int = _SEED) -> "Array":
     return noise
 
 
-def spectra(kept: Kept) -> Plate | None:
+def spectra(kept: SampleImages) -> ReportFigure | None:
     """Samples and spectra as the paper shows them, a column a kind of noise, and the radial average over all images.
 
     None where no adversarial set is stored.
@@ -99,7 +99,7 @@ def spectra(kept: Kept) -> Plate | None:
     sets: dict[str, Any] = {}
     for attack in kept.attacks:
         try:
-            sets[pretty(attack)] = kept.perturbations(attack)
+            sets[display_name(attack)] = kept.perturbations(attack)
         except RdpBenchError:
             continue
     if not sets:
@@ -127,10 +127,10 @@ def spectra(kept: Kept) -> Plate | None:
     with mpl.rc_context(STYLE):
         figure = _pictures(kept, noises)
         _curves(figure, lines, at, counts)
-        return Plate("spectra", caption, drawing.save(figure, dpi=300), tidy(COLUMNS, rows))
+        return ReportFigure("spectra", caption, drawing.save(figure, dpi=300), tidy(COLUMNS, rows))
 
 
-def _pictures(kept: Kept, noises: dict[str, Any]) -> "Figure":
+def _pictures(kept: SampleImages, noises: dict[str, Any]) -> "Figure":
     """The first image under each noise above the noise's spectrum."""
     levels = {name: np.log10(spectrum(noise[0]).mean(0) + 1e-12) / 2 for name, noise in noises.items()}
     limits = (-1.5, 1.5)  # decades of magnitude around white noise

@@ -4,13 +4,13 @@ import numpy as np
 
 from rdp_bench.budgets import LINF
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import COLUMN, INK, SMALL, STYLE, Plate, Saved, short, tidy
-from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
+from rdp_bench.reports.figures.drawing import COLUMN, INK, SMALL, STYLE, ReportFigure, Saved, short, tidy
+from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
 
 COLUMNS = ("source", "target", "attack", "defense", "eps", "accuracy", "ci_low", "ci_high", "n")
 
 
-def sweep(run: Run) -> Plate | None:
+def sweep(run: Run) -> ReportFigure | None:
     """A panel an attack (rows: source and target), a line a defense; None for a run at fewer than two eps.
 
     Behind each defense's name stand the mean and the standard deviation of its accuracy over all attacks and eps, as in
@@ -23,20 +23,21 @@ def sweep(run: Run) -> Plate | None:
         "Accuracy against ε, with 95 % intervals. Behind the names: mean and standard deviation over all attacks and ε "
         "of the panels."
     )
-    return Plate("sweep", caption, _draw(run, points), tidy(COLUMNS, points))
+    return ReportFigure("sweep", caption, _draw(run, points), tidy(COLUMNS, points))
 
 
 def _points(run: Run) -> list[dict[str, str | float]]:
     done: list[dict[str, str | float]] = []
     for row in run.rows:
-        place = Place.of(row)
-        if row["status"] != "done" or place.attack == "clean":
+        cell_key = CellKey.of(row)
+        if row["status"] != "done" or cell_key.attack == "clean":
             continue
         value, low, high = (100 - float(row[name]) for name in ("value", "ci_high", "ci_low"))
         done.append(
             {
-                "source": place.source, "target": place.target, "attack": place.attack, "defense": place.defense,
-                "eps": place.eps, "accuracy": round(value, 4), "ci_low": round(low, 4), "ci_high": round(high, 4),
+                "source": cell_key.source, "target": cell_key.target, "attack": cell_key.attack,
+                "defense": cell_key.defense,
+                "eps": cell_key.eps, "accuracy": round(value, 4), "ci_low": round(low, 4), "ci_high": round(high, 4),
                 "n": int(row["n"]),
             }
         )  # fmt: skip
@@ -71,7 +72,7 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
                     ax.errorbar(
                         x, y, reach, color=colors[name], marker=marks[name], markersize=3, linewidth=1, elinewidth=0.5
                     )
-                ax.set_title(pretty(attack))
+                ax.set_title(display_name(attack))
                 ax.set_ylim(0, 100)
                 ax.set_xticks(sorted({float(p["eps"]) for p in points}))
                 ax.tick_params(labelsize=SMALL)
@@ -81,7 +82,7 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
             "ε, in /255" if run.norm == LINF else f"ε, {run.norm.upper()} norm", fontsize=STYLE["font.size"]
         )
         lines = [mpl.lines.Line2D([], [], color=colors[name], marker=marks[name], markersize=3) for name in defenses]
-        names = [f"{pretty(name)} {_spread(points, name)}" for name in defenses]
+        names = [f"{display_name(name)} {_spread(points, name)}" for name in defenses]
         figure.legend(lines, names, loc="outside upper center", ncols=across, frameon=False, fontsize=SMALL)
         return drawing.save(figure)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from rdp_bench import csvtext
-from rdp_bench.reports.tables.table import Exhibit
+from rdp_bench.reports.tables.table import Table
 
 TEST_COLUMNS = (
     "source", "defense", "column", "metric", "value", "ci_low", "ci_high", "paper", "difference", "p_none", "p_best",
@@ -11,34 +11,34 @@ TEST_COLUMNS = (
 )  # fmt: skip
 
 
-def shape(exhibit: Exhibit) -> str:
+def shape(table: Table) -> str:
     """The table as printed: source, defense, then a column each; empty where there is no number."""
-    head = ["source", "defense", *exhibit.columns]
+    head = ["source", "defense", *table.columns]
     return csvtext.rows(
         head,
         (
-            [group.source, line.label, *(_number(entry.value) for entry in line.entries)]
-            for group in exhibit.groups
-            for line in group.lines
+            [group.source, line.label, *(_number(entry.value) for entry in line.cells)]
+            for group in table.groups
+            for line in group.rows
         ),
     )
 
 
-def tests(exhibit: Exhibit) -> str:
+def tests(table: Table) -> str:
     """Every number with its interval, the paper's, Holm-adjusted p-values and what follows from them."""
 
     def lines() -> Iterable[Sequence[str]]:
-        for group in exhibit.groups:
-            for line in group.lines:
-                for column, entry in zip(exhibit.columns, line.entries, strict=True):
+        for group in table.groups:
+            for line in group.rows:
+                for column, entry in zip(table.columns, line.cells, strict=True):
                     both = entry.value is not None and entry.paper is not None
                     verdict = entry.verdict
                     yield (
-                        group.source, line.label, column, exhibit.measure or exhibit.metric,
+                        group.source, line.label, column, table.measure or table.metric,
                         *map(_number, (entry.value, entry.low, entry.high, entry.paper)),
                         _number(entry.value - entry.paper if both else None),  # type: ignore[operator]
                         *("" if p is None else f"{p:.6g}" for p in (verdict.p_none, verdict.p_best)),
-                        *(str(flag).lower() for flag in (verdict.best, verdict.tied, verdict.worse)),
+                        *(str(flag).lower() for flag in (verdict.best, verdict.tied, verdict.significantly_worse)),
                         entry.status, entry.reason,
                     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import re
 
-from rdp_bench.reports.tables.table import Entry, Exhibit
+from rdp_bench.reports.tables.table import Table, TableCell
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -42,32 +42,32 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(letter, letter if " " <= letter < "\x7f" else "?") for letter in plain)
 
 
-def table(exhibit: Exhibit) -> str:
+def render(table: Table) -> str:
     """One `table` environment, to be input into a document that uses booktabs."""
-    columns = len(exhibit.columns) + 1
+    columns = len(table.columns) + 1
     lines = [
         r"% \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
-        r"\footnotesize" if sum(len(group.lines) + 1 for group in exhibit.groups) > _TALL else r"\small",
-        f"\\caption{{{escape(f'{exhibit.caption} {exhibit.legend}'.rstrip())}}}",
-        f"\\label{{tab:{exhibit.slug}}}",
+        r"\footnotesize" if sum(len(group.rows) + 1 for group in table.groups) > _TALL else r"\small",
+        f"\\caption{{{escape(f'{table.caption} {table.legend}'.rstrip())}}}",
+        f"\\label{{tab:{table.slug}}}",
         r"\smallskip",
         f"\\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
         r"\toprule",
-        " & ".join(["Defense", *map(escape, exhibit.columns)]) + r" \\",
+        " & ".join(["Defense", *map(escape, table.columns)]) + r" \\",
     ]
-    for group in exhibit.groups:
+    for group in table.groups:
         lines.append(r"\midrule")
         if group.name:
             lines.append(f"\\multicolumn{{{columns}}}{{l}}{{\\emph{{{escape(group.name)}}}}} \\\\")
-        lines += [" & ".join([escape(line.name), *map(_entry, line.entries)]) + r" \\" for line in group.lines]
+        lines += [" & ".join([escape(line.name), *map(_cell, line.cells)]) + r" \\" for line in group.rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
-def _entry(entry: Entry) -> str:
+def _cell(entry: TableCell) -> str:
     if entry.value is None:
         return "--"
     value = f"{entry.value:.1f}"
-    marks = f"\\rlap{{{escape(entry.marks)}}}" if entry.marks else ""  # outside the column, so that digits align
-    return (f"\\textbf{{{value}}}" if entry.strong else value) + marks
+    marks = f"\\rlap{{{escape(entry.symbols)}}}" if entry.symbols else ""  # outside the column, so that digits align
+    return (f"\\textbf{{{value}}}" if entry.bold else value) + marks

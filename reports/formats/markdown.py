@@ -2,7 +2,7 @@
 
 import re
 
-from rdp_bench.reports.tables.table import Entry, Exhibit
+from rdp_bench.reports.tables.table import Table, TableCell
 
 
 def escape(text: str) -> str:
@@ -15,30 +15,30 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]#|~$!])", r"\\\1", plain)
 
 
-def table(exhibit: Exhibit) -> str:
+def render(table: Table) -> str:
     """A heading, the table with a row a source and defense, the caption, and the notes."""
-    grouped = any(group.name for group in exhibit.groups)
-    head = [*(["Source"] if grouped else []), "Defense", *map(escape, exhibit.columns)]
+    grouped = any(group.name for group in table.groups)
+    head = [*(["Source"] if grouped else []), "Defense", *map(escape, table.columns)]
     lines = [
-        f"### {escape(exhibit.title)}",
+        f"### {escape(table.title)}",
         "",
-        _line(head),
-        _line([*(":--" for _ in head[: 1 + grouped]), *("--:" for _ in exhibit.columns)]),
+        _row(head),
+        _row([*(":--" for _ in head[: 1 + grouped]), *("--:" for _ in table.columns)]),
     ]
-    for group in exhibit.groups:
-        for i, line in enumerate(group.lines):
+    for group in table.groups:
+        for i, line in enumerate(group.rows):
             source = [escape(group.name) if i == 0 else ""] if grouped else []
-            lines.append(_line([*source, escape(line.name), *map(_entry, line.entries)]))
-    lines += ["", f"{escape(exhibit.caption)} {exhibit.legend}".rstrip()]
-    return "\n".join([*lines, *(f"\n{escape(note)}" for note in exhibit.notes), ""])
+            lines.append(_row([*source, escape(line.name), *map(_cell, line.cells)]))
+    lines += ["", f"{escape(table.caption)} {table.legend}".rstrip()]
+    return "\n".join([*lines, *(f"\n{escape(note)}" for note in table.notes), ""])
 
 
-def _line(cells: list[str]) -> str:
+def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _entry(entry: Entry) -> str:
+def _cell(entry: TableCell) -> str:
     if entry.value is None:
         return "–" if entry.status == "absent" else entry.status
     value = f"{entry.value:.1f}"
-    return (f"**{value}**" if entry.strong else value) + entry.marks
+    return (f"**{value}**" if entry.bold else value) + entry.symbols

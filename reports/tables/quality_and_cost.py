@@ -1,6 +1,6 @@
 """Beyond the error: how near a defense brings images to the clean ones, what it costs, and error against cost.
 
-A run has these where its grid asks for `restoration` and `cost`.
+A run has these where its grid asks for `image_quality` and `cost`.
 """
 
 import itertools
@@ -13,9 +13,9 @@ import numpy as np
 from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, COLUMN, INK, PAGE, SMALL, STYLE, Plate, short, tidy
-from rdp_bench.reports.tables.table import Entry, Exhibit, Group, Line, slug
-from rdp_bench.results.rows import UNDEFENDED, Place, Run, pretty
+from rdp_bench.reports.figures.drawing import ACCENT, COLUMN, INK, PAGE, SMALL, STYLE, ReportFigure, short, tidy
+from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, slug
+from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
 from rdp_bench.specs import show
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COLUMNS = ("source", "target", "eps", "defense", "error", "ci_low", "ci_high", "ms", "front")
 
 _MARKS: tuple[Any, ...] = (*"sD^vP*X<>hdp", (4, 1, 0))  # a circle is no defense
-_ABSENT = Entry(reason="not measured")
+_ABSENT = TableCell(reason="not measured")
 _DISTANCES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 _COST = ("ms", "× time", "k param.", "MiB")
 
@@ -37,16 +37,16 @@ class Setting:
     target: str
     eps: float
 
-    def places(self, run: Run, defense: str, target: str = "") -> list[Place]:
+    def places(self, run: Run, defense: str, target: str = "") -> list[CellKey]:
         """A cell an attack; `target` "-" for what all targets share."""
         attacks = [attack for attack in run.axis("attacks") if attack != "clean"]
-        return [Place(self.source, attack, self.eps, target or self.target, defense) for attack in attacks]
+        return [CellKey(self.source, attack, self.eps, target or self.target, defense) for attack in attacks]
 
 
-def tables(run: Run) -> list[Exhibit]:
+def tables(run: Run) -> list[Table]:
     """A table a target and eps: rows are defenses by source; none where nothing of it was asked for."""
     cost = run.record.get("cost")
-    if not run.restored and not cost:
+    if not run.image_quality and not cost:
         return []
     settings = _settings(run)
     found = []
@@ -54,10 +54,10 @@ def tables(run: Run) -> list[Exhibit]:
         groups = []
         for each in settings:
             if (each.target, each.eps) == (target, eps):
-                lines = [Line(name, _entries(run, each, name)) for name in _defenses(run, target)]
+                lines = [Row(name, _table_cells(run, each, name)) for name in _defenses(run, target)]
                 groups.append(Group(each.source, lines))
         several = len(settings[0].places(run, "")) > 1
-        where = f"target {pretty(target)}, ε = {run.eps(eps)}"
+        where = f"target {display_name(target)}, ε = {run.eps(eps)}"
         caption = (
             f"Error in percent{' over all attacks' * several}; how far attacked images, and clean ones, are from the "
             f"{run.record['dataset']['n']} clean images once purified; what the defense takes; {where}."
@@ -65,11 +65,11 @@ def tables(run: Run) -> list[Exhibit]:
         near = [_DISTANCES[name] for name in _measured(run)]
         columns = ["error", *near, *(f"clean {name}" for name in near), *_COST * bool(cost)]
         name = slug(run.grid, "beyond", target, f"eps{show(eps)}" if run.norm == LINF else f"{run.norm}-eps{show(eps)}")
-        found.append(Exhibit(name, f"Restoration and cost: {where}", caption, "beyond", columns, groups, _notes(run)))
+        found.append(Table(name, f"Restoration and cost: {where}", caption, "beyond", columns, groups, _notes(run)))
     return found
 
 
-def pareto(run: Run) -> Plate | None:
+def pareto(run: Run) -> ReportFigure | None:
     """Error against the time of a prediction, a panel a setting; None where times were not asked for."""
     if not run.record.get("cost"):
         return None
@@ -79,10 +79,11 @@ def pareto(run: Run) -> Plate | None:
     about = run.record["cost"]
     caption = (
         "Average error over the attacks, with 95 % intervals, against the time of one prediction: defense and "
-        f"{pretty(about['target'])} together, on {_machine(about)}. Filled and joined: no other defense is both faster "
+        f"{display_name(about['target'])} together, on {_machine(about)}. Filled and joined: no other defense is both "
+        "faster "
         "and less often wrong."
     )
-    return Plate("pareto", caption, _draw(points), tidy(COLUMNS, points))
+    return ReportFigure("pareto", caption, _draw(points), tidy(COLUMNS, points))
 
 
 def _settings(run: Run) -> list[Setting]:
@@ -97,21 +98,21 @@ def _defenses(run: Run, target: str) -> list[str]:
     return sorted((name for name in run.axis("defenses") if name in here), key=lambda name: name != UNDEFENDED)
 
 
-def _error(run: Run, places: Sequence[Place]) -> tuple[float, float, float] | None:
+def _error(run: Run, places: Sequence[CellKey]) -> tuple[float, float, float] | None:
     """Mean and interval in percent over these cells, or None where one is not done."""
-    if not all(place in run.wrong for place in places):
+    if not all(cell_key in run.wrong for cell_key in places):
         return None
-    rates = np.mean([run.wrong[place] for place in places], axis=0)
+    rates = np.mean([run.wrong[cell_key] for cell_key in places], axis=0)
     low, high = stats.mean_interval(rates)
     return 100 * float(rates.mean()), 100 * low, 100 * high
 
 
-def _entries(run: Run, setting: Setting, defense: str) -> list[Entry]:
+def _table_cells(run: Run, setting: Setting, defense: str) -> list[TableCell]:
     error = _error(run, setting.places(run, defense))
-    entries = [Entry("done", "", *error) if error else Entry("pending", "not every attack is done")]
-    if run.restored:
+    entries = [TableCell("done", "", *error) if error else TableCell("pending", "not every attack is done")]
+    if run.image_quality:
         entries += _restored(run, setting.places(run, defense, "-"))
-        entries += _restored(run, [Place("-", "clean", 0.0, "-", defense)])
+        entries += _restored(run, [CellKey("-", "clean", 0.0, "-", defense)])
     if about := run.record.get("cost"):
         entries += _cost(about["defenses"].get(defense, {}))
     return entries
@@ -119,33 +120,33 @@ def _entries(run: Run, setting: Setting, defense: str) -> list[Entry]:
 
 def _measured(run: Run) -> list[str]:
     """The distances that the run has of some purified set."""
-    return [name for name in _DISTANCES if any(name in near for near in run.restored.values())]
+    return [name for name in _DISTANCES if any(name in near for near in run.image_quality.values())]
 
 
-def _restored(run: Run, places: Sequence[Place]) -> list[Entry]:
+def _restored(run: Run, places: Sequence[CellKey]) -> list[TableCell]:
     """Means over the images of these places, one a distance that the run has."""
 
-    def entry(name: str) -> Entry:
-        if not all(name in run.restored.get(place, {}) for place in places):
+    def entry(name: str) -> TableCell:
+        if not all(name in run.image_quality.get(cell_key, {}) for cell_key in places):
             return _ABSENT
-        value = float(np.mean([run.restored[place][name] for place in places]))
+        value = float(np.mean([run.image_quality[cell_key][name] for cell_key in places]))
         if name == "psnr" and value == np.inf:
-            return Entry(reason="the very image")
-        return Entry("done", "", value) if np.isfinite(value) else _ABSENT
+            return TableCell(reason="the very image")
+        return TableCell("done", "", value) if np.isfinite(value) else _ABSENT
 
     return [entry(name) for name in _measured(run)]
 
 
-def _cost(found: dict[str, Any]) -> list[Entry]:
+def _cost(found: dict[str, Any]) -> list[TableCell]:
     units = {"ms": 1.0, "ratio": 1.0, "parameters": 1e-3, "memory": 2.0**-20}
-    missing = Entry(reason=found.get("reason", "not measured"))
+    missing = TableCell(reason=found.get("reason", "not measured"))
     values = [(found.get(name), unit) for name, unit in units.items()]
-    return [missing if value is None else Entry("done", "", unit * value) for value, unit in values]
+    return [missing if value is None else TableCell("done", "", unit * value) for value, unit in values]
 
 
 def _notes(run: Run) -> list[str]:
     notes = []
-    if run.restored:
+    if run.image_quality:
         notes.append(
             "PSNR in dB, the others in percent, means over images of what the classifier is shown, unrounded; SSIM has "
             "a Gaussian window of 11 pixels, σ 1.5, over red, green and blue each. Enlarged images are brought back. "
@@ -161,7 +162,7 @@ def _notes(run: Run) -> list[str]:
     if about := run.record.get("cost"):
         notes.append(
             f"Cost: on {_machine(about)}, images of {about['size']} pixels, the best of five. ms: purifying one image. "
-            f"× time: of a prediction by {pretty(about['target'])} behind the defense, over its "
+            f"× time: of a prediction by {display_name(about['target'])} behind the defense, over its "
             f"{about['forward_ms']:.1f} ms without one. k param.: thousand parameters of the defense's network. MiB: "
             "the most that purifying a batch held at once, beyond what was held before."
         )
@@ -214,14 +215,14 @@ def _draw(points: list[dict[str, Any]]) -> drawing.Saved:
         axes = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)
         for ax, ((source, target, eps), here) in zip(axes, panels.items(), strict=False):
             _panel(ax, here, marks)
-            ax.set_title(f"{short(pretty(source), 18)} to {short(pretty(target), 18)}, ε = {eps}")
+            ax.set_title(f"{short(display_name(source), 18)} to {short(display_name(target), 18)}, ε = {eps}")
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
         figure.supxlabel("ms a prediction", fontsize=STYLE["font.size"])
         figure.supylabel("average error, %", fontsize=STYLE["font.size"])
         style: dict[str, Any] = {"linestyle": "none", "markersize": 4, "color": INK}
         lines = [Line2D([], [], marker=marks[name], **style) for name in names]
-        labels = [short(pretty(name)) for name in names]
+        labels = [short(display_name(name)) for name in names]
         figure.legend(lines, labels, loc="outside upper center", ncols=3 * across, frameon=False, fontsize=SMALL)
         return drawing.save(figure)
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
-from rdp_bench.metrics.significance import Verdict, judge
-from rdp_bench.results.rows import UNDEFENDED, Place, Run, paper, pretty, printed
+from rdp_bench.metrics.significance import Verdict, compare_defenses
+from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name, paper_metadata, paper_value
 from rdp_bench.specs import show
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ LEGEND = (
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableCell:
     """One number of a table, in percent, with all that is said about it; no value unless done."""
 
     status: str = "absent"  # done, failed, pending, absent (the grid has no such cell)
@@ -43,32 +43,34 @@ class Entry:
     verdict: Verdict = field(default_factory=Verdict)
 
     @property
-    def strong(self) -> bool:
+    def bold(self) -> bool:
         """Bold: the best, or not to be told from it."""
         return self.verdict.best or self.verdict.tied
 
     @property
-    def marks(self) -> str:
+    def symbols(self) -> str:
         """≈ tied with the best, † worse than no defense, ° so measured but within chance."""
-        return "≈" * self.verdict.tied + ("†" if self.verdict.worse else "°" * self.verdict.above)
+        return "≈" * self.verdict.tied + (
+            "†" if self.verdict.significantly_worse else "°" * self.verdict.higher_than_undefended
+        )
 
 
 @dataclass(frozen=True)
-class Line:
+class Row:
     """A defense's row; `defense` is its registry name, `way` how its draws are judged where rows differ in that."""
 
     defense: str
-    entries: list[Entry]
-    way: str = ""
+    cells: list[TableCell]
+    aggregation: str = ""
 
     @property
     def name(self) -> str:
-        return ", ".join(filter(None, (pretty(self.defense), self.way)))
+        return ", ".join(filter(None, (display_name(self.defense), self.aggregation)))
 
     @property
     def label(self) -> str:
         """For sheets."""
-        return ", ".join(filter(None, (self.defense, self.way)))
+        return ", ".join(filter(None, (self.defense, self.aggregation)))
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,15 @@ class Group:
     """The rows of one source; `source` is "-" where nobody attacks."""
 
     source: str
-    lines: list[Line]
+    rows: list[Row]
 
     @property
     def name(self) -> str:
-        return "" if self.source == "-" else pretty(self.source)
+        return "" if self.source == "-" else display_name(self.source)
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class Table:
     """A table. `slug` is safe as a file name and as an HTML id."""
 
     slug: str
@@ -102,18 +104,18 @@ class Exhibit:
         return self.columns[-1] == AVERAGE
 
     @property
-    def entries(self) -> list[Entry]:
-        return [entry for group in self.groups for line in group.lines for entry in line.entries]
+    def cells(self) -> list[TableCell]:
+        return [entry for group in self.groups for line in group.rows for entry in line.cells]
 
     @property
     def legend(self) -> str:
         """What its marks mean; nothing where it has none."""
-        return LEGEND if any(entry.strong or entry.marks for entry in self.entries) else ""
+        return LEGEND if any(entry.bold or entry.symbols for entry in self.cells) else ""
 
     @property
     def done(self) -> int:
         """How many of its numbers there are."""
-        return sum(entry.value is not None for entry in self.entries)
+        return sum(entry.value is not None for entry in self.cells)
 
 
 def slug(*parts: str) -> str:
@@ -133,43 +135,43 @@ def _safe(text: str) -> str:
     return safe if text and safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
 
 
-def exhibits(run: Run) -> list[Exhibit]:
+def all_tables(run: Run) -> list[Table]:
     """Every table of a run: attacked ones in the run's order, then the clean one."""
     clean = clean_table(run)
     return [*error_tables(run), *([clean] if clean else [])]
 
 
-def error_tables(run: Run) -> list[Exhibit]:
+def error_tables(run: Run) -> list[Table]:
     """Table 1 for each target and eps: rows are defenses by source, columns attacks and their average.
 
     A run of one attack on several targets, or at several eps, has those as columns instead.
     """
-    cells = {place: cell for cell in run.record["cells"] if (place := Place.of(cell)).attack != "clean"}
+    cells = {cell_key: cell for cell in run.record["cells"] if (cell_key := CellKey.of(cell)).attack != "clean"}
     axes: dict[str, list[Any]] = {
         "attack": [attack for attack in run.axis("attacks") if attack != "clean"],
         "target": run.axis("targets"),
-        "eps": sorted({place.eps for place in cells}),
+        "eps": sorted({cell_key.eps for cell_key in cells}),
     }
     across = next((name for name, values in axes.items() if len(values) > 1), "attack")
     fixed = [name for name in axes if name != across]
     tables = []
     for values in product(*(axes[name] for name in fixed)):
         here = dict(zip(fixed, values, strict=True))
-        if any(all(getattr(place, name) == value for name, value in here.items()) for place in cells):
+        if any(all(getattr(cell_key, name) == value for name, value in here.items()) for cell_key in cells):
             tables.append(_error_table(run, here, across, axes[across]))
     return tables
 
 
-def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -> Exhibit:
+def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -> Table:
     sources = [source for source in run.axis("sources") if source != "-"]
     defenses = _defenses(run)
     average = across == "attack" and len(axis) > 1
 
-    def place(source: str, value: Any, defense: str) -> Place:
-        return Place(source=source, defense=defense, **{across: value}, **here)
+    def place(source: str, value: Any, defense: str) -> CellKey:
+        return CellKey(source=source, defense=defense, **{across: value}, **here)
 
     columns = [[place(source, value, defense) for defense in defenses] for source in sources for value in axis]
-    entries = _entries(run, columns)
+    entries = _table_cells(run, columns)
     rows = {(source, name): [place(source, value, name) for value in axis] for source in sources for name in defenses}
     means = _averages(run, rows, entries) if average else {}
     groups = []
@@ -178,11 +180,11 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
         for name in defenses:
             line = [entries[cell] for cell in rows[source, name]]
             if any(entry.status != "absent" for entry in line):
-                lines.append(Line(name, line + ([means[source, name]] if average else [])))
+                lines.append(Row(name, line + ([means[source, name]] if average else [])))
         if lines:
             groups.append(Group(source, lines))
     where = ", ".join(_heading(run, name, value) for name, value in reversed(here.items()))
-    return Exhibit(
+    return Table(
         slug(run.grid, *(_eps_slug(run, value) if name == "eps" else str(value) for name, value in here.items())),
         f"Error under attack: {where}",
         " ".join(
@@ -190,7 +192,7 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
         ),
         "error",
         [
-            (pretty(value) if across == "target" else _heading(run, across, value))
+            (display_name(value) if across == "target" else _heading(run, across, value))
             + (SEEN if _seen(run, {**here, across: value}) else "")
             for value in axis
         ]
@@ -201,23 +203,23 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
     )
 
 
-def clean_table(run: Run) -> Exhibit | None:
+def clean_table(run: Run) -> Table | None:
     """Table 2: accuracy without an attack, by defense and target; None for a run without clean cells."""
-    places = [Place.of(cell) for cell in run.record["cells"] if cell["attack"] == "clean"]
-    targets = [target for target in run.axis("targets") if any(place.target == target for place in places)]
+    places = [CellKey.of(cell) for cell in run.record["cells"] if cell["attack"] == "clean"]
+    targets = [target for target in run.axis("targets") if any(cell_key.target == target for cell_key in places)]
     if not places:
         return None
-    columns = [[Place("-", "clean", 0.0, target, name) for name in _defenses(run)] for target in targets]
-    entries = _entries(run, columns)
+    columns = [[CellKey("-", "clean", 0.0, target, name) for name in _defenses(run)] for target in targets]
+    entries = _table_cells(run, columns)
     rows = [[entries[column[i]] for column in columns] for i in range(len(_defenses(run)))]
-    lines = [Line(name, row) for name, row in zip(_defenses(run), rows, strict=True)]
-    groups = [Group("-", [line for line in lines if any(entry.status != "absent" for entry in line.entries)])]
-    return Exhibit(
+    lines = [Row(name, row) for name, row in zip(_defenses(run), rows, strict=True)]
+    groups = [Group("-", [line for line in lines if any(entry.status != "absent" for entry in line.cells)])]
+    return Table(
         slug(run.grid, "clean"),
         "Accuracy on clean images",
         f"Top-1 accuracy in percent on {_images(run)} that nobody attacked, higher is better.",
         "accuracy",
-        [pretty(target) for target in targets],
+        [display_name(target) for target in targets],
         groups,
         _notes(run, "table2", groups),
     )
@@ -236,7 +238,7 @@ def _training(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -> l
         if how:
             marked = any(_seen(run, {**here, "target": target, across: value}) for value in axis)
             notes.append(
-                f"{pretty(target)} was trained against {how}{f'; {SEEN} marks its relatives' if marked else ''}."
+                f"{display_name(target)} was trained against {how}{f'; {SEEN} marks its relatives' if marked else ''}."
             )
     return notes
 
@@ -247,7 +249,11 @@ def _eps_slug(run: Run, eps: float) -> str:
 
 def _heading(run: Run, axis: str, value: Any) -> str:
     return (
-        f"ε = {run.eps(value)}" if axis == "eps" else f"target {pretty(value)}" if axis == "target" else pretty(value)
+        f"ε = {run.eps(value)}"
+        if axis == "eps"
+        else f"target {display_name(value)}"
+        if axis == "target"
+        else display_name(value)
     )
 
 
@@ -259,61 +265,63 @@ def _images(run: Run) -> str:
     return f"{run.record['dataset']['n']} images of {run.record['dataset']['name']}"
 
 
-def _entries(run: Run, columns: list[list[Place]]) -> dict[Place, Entry]:
+def _table_cells(run: Run, columns: list[list[CellKey]]) -> dict[CellKey, TableCell]:
     """The entries of single cells, compared within their columns."""
-    rows = {Place.of(row): row for row in run.rows}
+    rows = {CellKey.of(row): row for row in run.rows}
     done = [{p.defense: run.errors(p) for p in column if p in run.wrong} for column in columns]
-    entries: dict[Place, Entry] = {}
-    for column, errors, verdicts in zip(columns, done, judge(done), strict=True):
-        for place in column:
-            row = rows.get(place)
+    entries: dict[CellKey, TableCell] = {}
+    for column, errors, verdicts in zip(columns, done, compare_defenses(done), strict=True):
+        for cell_key in column:
+            row = rows.get(cell_key)
             if row is None:
-                entries[place] = Entry()
+                entries[cell_key] = TableCell()
             elif row["status"] != "done":
-                entries[place] = Entry(row["status"], row["reason"] or "not run yet", paper=_number(row["paper"]))
+                entries[cell_key] = TableCell(
+                    row["status"], row["reason"] or "not run yet", paper=_number(row["paper"])
+                )
             else:
                 change = None
-                if place.attack == "clean" and place.defense != UNDEFENDED and UNDEFENDED in errors:
-                    gain = (errors[UNDEFENDED] - errors[place.defense]) / run.draws
+                if cell_key.attack == "clean" and cell_key.defense != UNDEFENDED and UNDEFENDED in errors:
+                    gain = (errors[UNDEFENDED] - errors[cell_key.defense]) / run.defense_samples
                     least, most = stats.mean_interval(gain, least=-1)
                     change = (100 * float(gain.mean()), 100 * least, 100 * most)
                 value, low, high, number = (_number(row[name]) for name in ("value", "ci_low", "ci_high", "paper"))
-                entries[place] = Entry("done", "", value, low, high, number, change, verdicts[place.defense])
+                entries[cell_key] = TableCell("done", "", value, low, high, number, change, verdicts[cell_key.defense])
     return entries
 
 
 def _averages(
-    run: Run, rows: dict[tuple[str, str], list[Place]], cells: dict[Place, Entry]
-) -> dict[tuple[str, str], Entry]:
+    run: Run, rows: dict[tuple[str, str], list[CellKey]], cells: dict[CellKey, TableCell]
+) -> dict[tuple[str, str], TableCell]:
     """The mean over the attacks by (source, defense), compared within the source; none where one is missing."""
     columns: dict[str, dict[str, Counts]] = {source: {} for source, _ in rows}
-    entries: dict[tuple[str, str], Entry] = {}
+    entries: dict[tuple[str, str], TableCell] = {}
     for (source, name), places in rows.items():
-        have = [run.errors(place) for place in places if place in run.wrong]
+        have = [run.errors(cell_key) for cell_key in places if cell_key in run.wrong]
         if len(have) == len(places):
             columns[source][name] = np.sum(have, axis=0)
         else:
-            states = {cells[place].status for place in places}
+            states = {cells[cell_key].status for cell_key in places}
             status = next(status for status in ("failed", "pending", "absent") if status in states)
-            entries[source, name] = Entry(status, f"{len(have)} of {len(places)} attacks are done")
-    for (source, column), verdicts in zip(columns.items(), judge(list(columns.values())), strict=True):
+            entries[source, name] = TableCell(status, f"{len(have)} of {len(places)} attacks are done")
+    for (source, column), verdicts in zip(columns.items(), compare_defenses(list(columns.values())), strict=True):
         for name, errors in column.items():
             places = rows[source, name]
-            share = errors / (run.draws * len(places))
+            share = errors / (run.defense_samples * len(places))
             low, high = stats.mean_interval(share)
-            entries[source, name] = Entry(
-                "done", "", 100 * float(share.mean()), 100 * low, 100 * high, _printed_average(run, places), None,
+            entries[source, name] = TableCell(
+                "done", "", 100 * float(share.mean()), 100 * low, 100 * high, _paper_average(run, places), None,
                 verdicts[name],
             )  # fmt: skip
     return entries
 
 
-def _printed_average(run: Run, places: list[Place]) -> float | None:
+def _paper_average(run: Run, places: list[CellKey]) -> float | None:
     """The paper's average, if each of these cells and no other is in it."""
     five = 5
-    if len(places) != five or any(printed(run.record, place, "error") is None for place in places):
+    if len(places) != five or any(paper_value(run.record, cell_key, "error") is None for cell_key in places):
         return None
-    return printed(run.record, places[0]._replace(attack="average"), "error")
+    return paper_value(run.record, places[0]._replace(attack="average"), "error")
 
 
 def _number(text: str) -> float | None:
@@ -322,10 +330,10 @@ def _number(text: str) -> float | None:
 
 def _notes(run: Run, printed_in: str, groups: Iterable[Group]) -> list[str]:
     """What a reader of this table must know and cannot see in it."""
-    if not any(entry.paper is not None for group in groups for line in group.lines for entry in line.entries):
+    if not any(entry.paper is not None for group in groups for line in group.rows for entry in line.cells):
         return []
-    table = paper()["tables"].get(printed_in, {})
-    notes = [f"Printed numbers: {paper()['authors']}, “{paper()['title']}”.", *table.get("notes", [])]
+    table = paper_metadata()["tables"].get(printed_in, {})
+    notes = [f"Printed numbers: {paper_metadata()['authors']}, “{paper_metadata()['title']}”.", *table.get("notes", [])]
     n = int(run.record["dataset"]["n"])
     if table.get("n", n) != n:
         notes.append(f"The printed numbers are over {table['n']} images, these over {n} of them.")

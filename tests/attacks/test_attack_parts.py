@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate, pad
 
 from rdp_bench.attacks import _iterate
-from rdp_bench.attacks._iterate import draw_diversity, gaussian, normalise, smooth, take_pixels
+from rdp_bench.attacks._iterate import gather_pixels, gaussian, normalise, sample_diversity, smooth
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.errors import UsageError
 from tests.helpers import toy
@@ -101,12 +101,12 @@ EQUATIONS = {
     "MI": (GradientSign(steps=3, momentum=1.0), {"mu": 1.0}),
     "MI, mu .6": (GradientSign(steps=7, momentum=0.6), {"mu": 0.6, "steps": 7}),
     "NI": (GradientSign(steps=6, momentum=1.0, nesterov=True), {"mu": 1.0, "nesterov": True, "steps": 6}),
-    "SI": (GradientSign(steps=4, copies=5), {"copies": 5, "steps": 4}),
+    "SI": (GradientSign(steps=4, scale_copies=5), {"copies": 5, "steps": 4}),
     "SI-NI": (
-        GradientSign(steps=6, momentum=0.8, nesterov=True, copies=3),
+        GradientSign(steps=6, momentum=0.8, nesterov=True, scale_copies=3),
         {"mu": 0.8, "nesterov": True, "copies": 3, "steps": 6},
     ),
-    "TI": (GradientSign(steps=4, momentum=1.0, kernel=7), {"mu": 1.0, "kernel": kernel_2d(7), "steps": 4}),
+    "TI": (GradientSign(steps=4, momentum=1.0, kernel_size=7), {"mu": 1.0, "kernel": kernel_2d(7), "steps": 4}),
 }
 
 
@@ -116,7 +116,7 @@ def test_the_equations_in_numpy(name: str, net: str) -> None:
     attack, setting = EQUATIONS[name]
     model, gradient = NETS[net]
     x, y = toy.images(6), torch.arange(6) % 5
-    adv = attack(toy.source(model), x, y, EPS, toy.draws(6))
+    adv = attack(toy.source(model), x, y, EPS, toy.image_rng(6))
     expected = by_hand(gradient, x.double().numpy(), y.numpy().astype(float), **setting)  # type: ignore[arg-type]
     assert np.abs(adv.numpy() - expected).max() < 1e-6
 
@@ -137,7 +137,7 @@ def test_momentum_sums_gradients_of_mean_absolute_value_one() -> None:
     model, gradient = NETS["tanh"]
     x, y = toy.images(2), torch.tensor([1, 4])
     model.seen.clear()
-    GradientSign(steps=3, momentum=2.0, nesterov=True)(toy.source(model), x, y, EPS, toy.draws(2))
+    GradientSign(steps=3, momentum=2.0, nesterov=True)(toy.source(model), x, y, EPS, toy.image_rng(2))
     alpha = EPS / 3
     first = gradient(x.double().numpy(), y.numpy().astype(float))
     g1 = first / np.abs(first).mean((1, 2, 3), keepdims=True)
@@ -153,7 +153,9 @@ def test_momentum_sums_gradients_of_mean_absolute_value_one() -> None:
 def test_look_ahead_is_not_clipped() -> None:
     model = toy.linear()
     x = toy.images(2).round()  # black and white: every second look-ahead leaves [0, 1]
-    GradientSign(steps=2, momentum=1.0, nesterov=True)(toy.source(model), x, torch.tensor([0, 1]), EPS, toy.draws(2))
+    GradientSign(steps=2, momentum=1.0, nesterov=True)(
+        toy.source(model), x, torch.tensor([0, 1]), EPS, toy.image_rng(2)
+    )
     assert model.seen[1].min() < -0.01
     assert model.seen[1].max() > 1.01
 
@@ -161,7 +163,7 @@ def test_look_ahead_is_not_clipped() -> None:
 def test_without_momentum_steps_ignore_the_size_of_earlier_gradients() -> None:
     model = toy.conv()
     x, y = toy.images(3), torch.arange(3)
-    GradientSign(steps=2)(toy.source(model), x, y, EPS, toy.draws(3))
+    GradientSign(steps=2)(toy.source(model), x, y, EPS, toy.image_rng(3))
     leaf = x.clone().requires_grad_()
     (grad,) = torch.autograd.grad(cross_entropy(model(leaf), y, reduction="sum"), leaf)
     assert torch.allclose(model.seen[1], (x + EPS / 2 * grad.sign()).clamp(0, 1), atol=1e-7)
@@ -170,7 +172,7 @@ def test_without_momentum_steps_ignore_the_size_of_earlier_gradients() -> None:
 def test_copies_lose_contrast_around_mid_grey() -> None:
     model = toy.conv()
     x = toy.images(2)
-    GradientSign(steps=1, copies=4)(toy.source(model), x, torch.tensor([0, 1]), EPS, toy.draws(2))
+    GradientSign(steps=1, scale_copies=4)(toy.source(model), x, torch.tensor([0, 1]), EPS, toy.image_rng(2))
     assert len(model.seen) == 4
     for i, seen in enumerate(model.seen):
         # In the authors' range [-1, 1] a copy is x / 2^i.
@@ -179,9 +181,13 @@ def test_copies_lose_contrast_around_mid_grey() -> None:
 
 def test_one_copy_is_no_copy() -> None:
     x, y = toy.images(4), torch.arange(4)
-    plain = GradientSign(momentum=1.0)(toy.source(toy.conv()), x, y, EPS, toy.draws(4))
-    assert torch.equal(GradientSign(momentum=1.0, copies=1)(toy.source(toy.conv()), x, y, EPS, toy.draws(4)), plain)
-    assert not torch.equal(GradientSign(momentum=1.0, copies=2)(toy.source(toy.conv()), x, y, EPS, toy.draws(4)), plain)
+    plain = GradientSign(momentum=1.0)(toy.source(toy.conv()), x, y, EPS, toy.image_rng(4))
+    assert torch.equal(
+        GradientSign(momentum=1.0, scale_copies=1)(toy.source(toy.conv()), x, y, EPS, toy.image_rng(4)), plain
+    )
+    assert not torch.equal(
+        GradientSign(momentum=1.0, scale_copies=2)(toy.source(toy.conv()), x, y, EPS, toy.image_rng(4)), plain
+    )
 
 
 def test_copies_weigh_two_to_the_minus_i() -> None:
@@ -189,7 +195,7 @@ def test_copies_weigh_two_to_the_minus_i() -> None:
     model, gradient = NETS["tanh"]
     x, y = toy.images(2), torch.tensor([2, 3])
     model.seen.clear()
-    GradientSign(steps=2, momentum=1.0, nesterov=True, copies=3)(toy.source(model), x, y, EPS, toy.draws(2))
+    GradientSign(steps=2, momentum=1.0, nesterov=True, scale_copies=3)(toy.source(model), x, y, EPS, toy.image_rng(2))
     labels, pixels = y.numpy().astype(float), x.double().numpy()
     total = sum(gradient(0.5 + (pixels - 0.5) / 2**i, labels) / 2**i for i in range(3))
     g1 = total / np.abs(total).mean((1, 2, 3), keepdims=True)
@@ -202,42 +208,42 @@ def test_copies_weigh_two_to_the_minus_i() -> None:
 
 @pytest.mark.parametrize("rest_share", [0.0, 0.5, 1.0])
 def test_diversity_is_nearest_interpolation_and_grey_padding(rest_share: float) -> None:
-    attack = GradientSign(diversity=1.0)
+    attack = GradientSign(diversity_prob=1.0)
     x = toy.images(1, 299)
     for resized in range(299, 330):
         rest = 330 - resized
         top, left = int((rest - 1) * rest_share), int((rest - 1) * (1 - rest_share))
-        draws = toy.Script(1, [resized, top, left])
-        applied, rows, columns = draw_diversity(attack, 299, draws)
+        rng = toy.Script(1, [resized, top, left])
+        applied, rows, columns = sample_diversity(attack, 299, rng)
         assert bool(applied.all())
         # Upper ends exclusive, as in the authors' code.
-        assert draws.bounds == [(299, 330), (0, rest), (0, rest)]
+        assert rng.bounds == [(299, 330), (0, rest), (0, rest)]
         wanted = interpolate(x, size=(resized, resized), mode="nearest")
         wanted = pad(wanted, (left, rest - left, top, rest - top), value=0.5)
-        assert torch.equal(take_pixels(x, rows, columns), wanted)
+        assert torch.equal(gather_pixels(x, rows, columns), wanted)
 
 
 def test_diversity_and_back_is_two_nearest_interpolations() -> None:
-    attack = GradientSign(diversity=1.0, diversity_size=331 / 299, diversity_back=True)
+    attack = GradientSign(diversity_prob=1.0, diversity_size=331 / 299, resize_back=True)
     x = toy.images(1, 299)
     for resized in range(299, 331):
         rest = 331 - resized
         top, left = rest - 1, (rest - 1) // 2
-        draws = toy.Script(1, [resized, top, left])
-        _, rows, columns = draw_diversity(attack, 299, draws)
-        assert draws.bounds == [(299, 331), (0, rest), (0, rest)]
+        rng = toy.Script(1, [resized, top, left])
+        _, rows, columns = sample_diversity(attack, 299, rng)
+        assert rng.bounds == [(299, 331), (0, rest), (0, rest)]
         there = interpolate(x, size=(resized, resized), mode="nearest")
         padded = pad(there, (left, rest - left, top, rest - top), value=0.5)
         back = interpolate(padded, size=(299, 299), mode="nearest")
-        assert torch.equal(take_pixels(x, rows, columns), back)
+        assert torch.equal(gather_pixels(x, rows, columns), back)
 
 
 @pytest.mark.parametrize("size", [(299, 330), (32, 40), (8, 9)])
 def test_diversity_draws_its_whole_range(size: tuple[int, int]) -> None:
     small, padded = size
     n = 3000
-    attack = GradientSign(diversity=1.0, diversity_size=padded / small)
-    _, rows, columns = draw_diversity(attack, small, toy.draws(n))
+    attack = GradientSign(diversity_prob=1.0, diversity_size=padded / small)
+    _, rows, columns = sample_diversity(attack, small, toy.image_rng(n))
     assert rows.shape == columns.shape == (n, padded)
     resized = (rows >= 0).sum(1)
     assert torch.equal(resized, (columns >= 0).sum(1))  # the image stays square
@@ -262,8 +268,8 @@ def test_diversity_is_applied_as_often_as_asked(probability: float) -> None:
     model = toy.conv()
     n = 600
     x = toy.images(n)
-    GradientSign(steps=1, diversity=probability, diversity_size=1.5)(
-        toy.source(model), x, torch.zeros(n, dtype=torch.long), EPS, toy.draws(n)
+    GradientSign(steps=1, diversity_prob=probability, diversity_size=1.5)(
+        toy.source(model), x, torch.zeros(n, dtype=torch.long), EPS, toy.image_rng(n)
     )
     by_zoom = dict(zip(model.zooms, model.seen, strict=True))
     larger = by_zoom.pop(1.5, torch.zeros(0, 3, 12, 12))
@@ -283,7 +289,7 @@ def test_diversity_is_applied_as_often_as_asked(probability: float) -> None:
 def test_diversity_passes_the_zoom_and_never_shrinks() -> None:
     model = toy.conv()
     x = 0.2 + toy.images(2, 299) / 5
-    GradientSign(steps=3, diversity=1.0)(toy.source(model), x, torch.tensor([0, 1]), EPS, toy.draws(2))
+    GradientSign(steps=3, diversity_prob=1.0)(toy.source(model), x, torch.tensor([0, 1]), EPS, toy.image_rng(2))
     assert model.zooms == [330 / 299] * 3
     assert all(seen.shape == (2, 3, 330, 330) for seen in model.seen)
     assert all((seen == 0.5).any() and not (seen < 0.1).any() for seen in model.seen)  # grey, not black
@@ -292,8 +298,8 @@ def test_diversity_passes_the_zoom_and_never_shrinks() -> None:
 def test_diversity_back_keeps_the_size() -> None:
     model = toy.conv()
     x = toy.images(40, 32)
-    attack = GradientSign(steps=1, diversity=0.5, diversity_size=1.5, diversity_back=True)
-    attack(toy.source(model), x, torch.zeros(40, dtype=torch.long), EPS, toy.draws(40))
+    attack = GradientSign(steps=1, diversity_prob=0.5, diversity_size=1.5, resize_back=True)
+    attack(toy.source(model), x, torch.zeros(40, dtype=torch.long), EPS, toy.image_rng(40))
     assert model.zooms == [1.0]
     same = (model.seen[0] == x).all(dim=1).all(dim=1).all(dim=1)
     assert 8 < int(same.sum()) < 32
@@ -302,8 +308,8 @@ def test_diversity_back_keeps_the_size() -> None:
 def test_diversity_is_drawn_for_each_image_gradient_and_copy() -> None:
     model = toy.conv()
     x = toy.images(1, 32).expand(6, -1, -1, -1)
-    attack = GradientSign(steps=2, alpha=1e-9, diversity=1.0, diversity_size=2.0, copies=2)
-    attack(toy.source(model), x, torch.zeros(6, dtype=torch.long), EPS, toy.draws(6))
+    attack = GradientSign(steps=2, alpha=1e-9, diversity_prob=1.0, diversity_size=2.0, scale_copies=2)
+    attack(toy.source(model), x, torch.zeros(6, dtype=torch.long), EPS, toy.image_rng(6))
     maps = torch.cat([(seen == 0.5).all(1) for seen in model.seen])  # where the padding lies
     assert len(maps) == 24
     assert len({tuple(map_.flatten().tolist()) for map_ in maps}) == 24
@@ -312,10 +318,10 @@ def test_diversity_is_drawn_for_each_image_gradient_and_copy() -> None:
 def test_mixed_sizes_come_back_in_order() -> None:
     """Logits of enlarged and plain images must meet the labels of their own images."""
     x = toy.images(12, 16)
-    attack = GradientSign(steps=1, diversity=0.5)
-    together, _ = _iterate._logits(attack, toy.conv(), x, toy.draws(12))
+    attack = GradientSign(steps=1, diversity_prob=0.5)
+    together, _ = _iterate._logits(attack, toy.conv(), x, toy.image_rng(12))
     for i in range(12):
-        alone, _ = _iterate._logits(attack, toy.conv(), x[i : i + 1], toy.draws(12).pick(torch.tensor([i])))
+        alone, _ = _iterate._logits(attack, toy.conv(), x[i : i + 1], toy.image_rng(12).select(torch.tensor([i])))
         assert torch.allclose(together[i], alone[0], atol=1e-5)
 
 
@@ -323,7 +329,7 @@ def test_gradient_through_diversity() -> None:
     """The whole step with scripted draws against autograd through F.interpolate and F.pad."""
     model = toy.conv()
     x, y = toy.images(2, 16), torch.tensor([0, 3])
-    attack = GradientSign(steps=1, diversity=1.0, diversity_size=1.5)
+    attack = GradientSign(steps=1, diversity_prob=1.0, diversity_size=1.5)
     adv = attack(toy.source(model), x, y, EPS, toy.Script(2, [20, 1, 3]))
     leaf = x.clone().requires_grad_()
     seen = pad(interpolate(leaf, size=(20, 20), mode="nearest"), (3, 1, 1, 3), value=0.5)
@@ -332,7 +338,7 @@ def test_gradient_through_diversity() -> None:
 
 
 def by_index(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """`take_pixels`, one image at a time with plain indexing."""
+    """`gather_pixels`, one image at a time with plain indexing."""
     outs = []
     for image, r, c in zip(x, rows, columns, strict=True):
         out = image[:, r.clamp(min=0)][:, :, c.clamp(min=0)]
@@ -356,7 +362,7 @@ def test_take_pixels_and_its_gradient(length: int, size: int) -> None:
     x = toy.images(5, size).double()
     rows, columns = growing(5, length, size, 0), growing(5, length + 1, size, 1)
     one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
-    out, expected = take_pixels(one, rows, columns), by_index(two, rows, columns)
+    out, expected = gather_pixels(one, rows, columns), by_index(two, rows, columns)
     assert torch.equal(out, expected)
     weight = toy.random(*out.shape, seed=2).double()
     (grad,) = torch.autograd.grad((out * weight).sum(), one)
@@ -368,14 +374,14 @@ def test_take_pixels_leaves_its_inputs_alone() -> None:
     x, rows, columns = toy.images(3), growing(3, 10, 8, 0), growing(3, 10, 8, 1)
     before = x.clone(), rows.clone(), columns.clone()
     leaf = x.requires_grad_()
-    torch.autograd.grad(take_pixels(leaf, rows, columns).sum(), leaf)
+    torch.autograd.grad(gather_pixels(leaf, rows, columns).sum(), leaf)
     assert all(torch.equal(a, b) for a, b in zip(before, (x, rows, columns), strict=True))
 
 
 def test_an_all_padding_map_is_grey_and_has_no_gradient() -> None:
     x = toy.images(2).requires_grad_()
     nothing = torch.full((2, 9), -1)
-    out = take_pixels(x, nothing, nothing)
+    out = gather_pixels(x, nothing, nothing)
     assert (out == 0.5).all()
     (grad,) = torch.autograd.grad(out.sum(), x)
     assert (grad == 0).all()
@@ -449,9 +455,9 @@ def test_own_label_is_the_first_prediction_and_stays() -> None:
     first = model(x).argmax(1)
     wrong = (first + 1) % 5
     attack = GradientSign(steps=6, momentum=1.0)
-    own = GradientSign(steps=6, momentum=1.0, label="own")(toy.source(model), x, wrong, 0.2, toy.draws(8))
-    assert torch.equal(own, attack(toy.source(model), x, first, 0.2, toy.draws(8)))
-    assert not torch.equal(own, attack(toy.source(model), x, wrong, 0.2, toy.draws(8)))
+    own = GradientSign(steps=6, momentum=1.0, label="predicted")(toy.source(model), x, wrong, 0.2, toy.image_rng(8))
+    assert torch.equal(own, attack(toy.source(model), x, first, 0.2, toy.image_rng(8)))
+    assert not torch.equal(own, attack(toy.source(model), x, wrong, 0.2, toy.image_rng(8)))
     assert (model(own).argmax(1) != first).all()  # it did change on the way, and the label with it would have
 
 
@@ -464,8 +470,8 @@ def test_own_label_with_diversity_is_that_of_the_diverse_image() -> None:
 
     model, x = toy.Toy(logits, 2), torch.full((1, 3, 8, 8), 0.45)
     assert model(x).argmax(1) == 1
-    attack = GradientSign(steps=1, diversity=1.0, diversity_size=1.5, label="own")
-    adv = attack(toy.source(model), x, torch.tensor([1]), EPS, toy.draws(1))
+    attack = GradientSign(steps=1, diversity_prob=1.0, diversity_size=1.5, label="predicted")
+    adv = attack(toy.source(model), x, torch.tensor([1]), EPS, toy.image_rng(1))
     assert model.seen[1].shape[-1] == 12
     assert logits(model.seen[1]).argmax(1) == 0
     # Leaving class 0 of the larger image, whose logit is -mean, means growing brighter; leaving 1, darker.
@@ -478,8 +484,8 @@ def test_own_label_of_an_ensemble_is_the_argmax_of_summed_softmaxes() -> None:
     two = biased(toy.random(192, 3, seed=1) * 1e-3, [-30.0, 1.0, 0.0])
     x = toy.images(4)
     both = toy.source(one, two)
-    own = GradientSign(steps=1, label="own")(both, x, torch.full((4,), 2), EPS, toy.draws(4))
-    labelled = [GradientSign(steps=1)(both, x, torch.full((4,), k), EPS, toy.draws(4)) for k in range(3)]
+    own = GradientSign(steps=1, label="predicted")(both, x, torch.full((4,), 2), EPS, toy.image_rng(4))
+    labelled = [GradientSign(steps=1)(both, x, torch.full((4,), k), EPS, toy.image_rng(4)) for k in range(3)]
     assert torch.equal(own, labelled[0])
     assert not torch.equal(own, labelled[1])
 
@@ -492,7 +498,7 @@ def regions(classes: int = 4) -> toy.Toy:
 def test_targeted_goes_to_every_wrong_class_and_never_to_the_true_one() -> None:
     n = 400
     x, y = torch.full((n, 3, 8, 8), 0.5), torch.arange(n) % 4
-    adv = GradientSign(steps=1, targeted=True)(toy.source(regions()), x, y, EPS, toy.draws(n))
+    adv = GradientSign(steps=1, targeted=True)(toy.source(regions()), x, y, EPS, toy.image_rng(n))
     moved = (adv - x).reshape(n, 3, 4, -1).mean((1, 3))  # [n, class]
     assert ((moved > 0).sum(1) == 1).all()  # up for the target, down for all others
     target = (moved > 0).int().argmax(1)
@@ -505,9 +511,9 @@ def test_targeted_goes_to_every_wrong_class_and_never_to_the_true_one() -> None:
 def test_targeted_lowers_the_loss_of_its_target() -> None:
     model = toy.conv()
     x, y = toy.images(3), torch.tensor([0, 2, 4])
-    draws = toy.Script(3, [3])
-    adv = GradientSign(steps=4, targeted=True)(toy.source(model), x, y, EPS, draws)
-    assert draws.bounds == [(1, 5)]
+    rng = toy.Script(3, [3])
+    adv = GradientSign(steps=4, targeted=True)(toy.source(model), x, y, EPS, rng)
+    assert rng.bounds == [(1, 5)]
     target = (y + 3) % 5
     before, after = (cross_entropy(model(z), target, reduction="none") for z in (x, adv))
     assert (after < before).all()
@@ -532,8 +538,8 @@ def test_targeted_look_ahead_looks_towards_the_target() -> None:
 def test_random_start(in_range: bool) -> None:
     model = toy.conv()
     x = torch.cat([torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.5), torch.ones(1, 3, 32, 32)])
-    attack = GradientSign(steps=1, random_start=True, start_in_range=in_range)
-    adv = attack(toy.source(model), x, torch.tensor([0, 1, 2]), EPS, toy.draws(3))
+    attack = GradientSign(steps=1, random_start=True, clip_start=in_range)
+    adv = attack(toy.source(model), x, torch.tensor([0, 1, 2]), EPS, toy.image_rng(3))
     start = model.seen[0] - x
     assert float(start.abs().max()) <= EPS + 1e-6
     middle = (start[1] / EPS).flatten().numpy()
@@ -574,14 +580,14 @@ def test_step_size(attack: GradientSign, eps: float, alpha: float) -> None:
     assert attack.resolved(eps) | {"steps": attack.count(eps), "alpha": attack.step(eps)} == attack.resolved(eps)
     adv_after_one = GradientSign(
         steps=1, alpha=attack.step(eps), alpha_floor=attack.alpha_floor, step_ratio=attack.step_ratio
-    )(toy.source(toy.conv()), torch.full((1, 3, 8, 8), 0.5), torch.tensor([0]), eps / 255, toy.draws(1))
+    )(toy.source(toy.conv()), torch.full((1, 3, 8, 8), 0.5), torch.tensor([0]), eps / 255, toy.image_rng(1))
     assert float((adv_after_one - 0.5).abs().max()) * 255 == pytest.approx(min(alpha, eps), abs=1e-3)
 
 
 def test_gradients_count_steps_and_copies() -> None:
     model = toy.conv()
-    attack = GradientSign(steps=None, copies=3, momentum=1.0)
-    attack(toy.source(model), toy.images(2), torch.tensor([0, 1]), EPS, toy.draws(2))
+    attack = GradientSign(steps=None, scale_copies=3, momentum=1.0)
+    attack(toy.source(model), toy.images(2), torch.tensor([0, 1]), EPS, toy.image_rng(2))
     assert len(model.seen) == attack.gradients(16) == 60
 
 
@@ -591,7 +597,7 @@ def test_gradients_count_steps_and_copies() -> None:
 def test_an_ensemble_averages_logits() -> None:
     one, two = toy.linear(scale=0.5), toy.linear(seed=1, scale=0.05)
     x, y = toy.images(4), torch.arange(4)
-    adv = GradientSign(steps=1)(toy.source(one, two), x, y, EPS, toy.draws(4))
+    adv = GradientSign(steps=1)(toy.source(one, two), x, y, EPS, toy.image_rng(4))
     leaf = x.clone().requires_grad_()
     (logits,) = torch.autograd.grad(cross_entropy((one(leaf) + two(leaf)) / 2, y, reduction="sum"), leaf)
     assert torch.allclose(adv, (x + EPS * logits.sign()).clamp(0, 1), atol=1e-7)
@@ -608,8 +614,8 @@ def test_an_ensemble_averages_logits() -> None:
 def test_each_member_of_an_ensemble_draws_its_own_diversity() -> None:
     one, two = toy.conv(), toy.conv(seed=50)
     x = toy.images(3, 32)
-    attack = GradientSign(steps=1, diversity=1.0, diversity_size=2.0)
-    attack(toy.source(one, two), x, torch.arange(3), EPS, toy.draws(3))
+    attack = GradientSign(steps=1, diversity_prob=1.0, diversity_size=2.0)
+    attack(toy.source(one, two), x, torch.arange(3), EPS, toy.image_rng(3))
     for a, b in zip(one.seen[0], two.seen[0], strict=True):
         assert not torch.equal(a, b)
 
@@ -628,35 +634,35 @@ def test_auxiliary_heads() -> None:
     def ce(logits: Tensor) -> Tensor:
         return cross_entropy(logits, y, reduction="sum")
 
-    alone = attack(toy.source(model), x, y, EPS, toy.draws(3))
+    alone = attack(toy.source(model), x, y, EPS, toy.image_rng(3))
     assert torch.allclose(alone, by_autograd(lambda z: ce(main(z)) + 0.4 * ce(side(z))), atol=1e-7)
-    without = GradientSign(steps=1)(toy.source(model), x, y, EPS, toy.draws(3))
+    without = GradientSign(steps=1)(toy.source(model), x, y, EPS, toy.image_rng(3))
     assert torch.allclose(without, by_autograd(lambda z: ce(main(z))), atol=1e-7)
     assert not torch.equal(alone, without)
     # Of two members only one has the head: its auxiliary loss is not halved.
-    both = attack(toy.source(model, plain), x, y, EPS, toy.draws(3))
+    both = attack(toy.source(model, plain), x, y, EPS, toy.image_rng(3))
     wanted = by_autograd(lambda z: ce((main(z) + plain(z)) / 2) + 0.4 * ce(side(z)))
     assert torch.allclose(both, wanted, atol=1e-7)
     with pytest.raises(UsageError, match=r"'linear-2' has no auxiliary head.*aux_weight"):
-        attack(toy.source(plain), x, y, EPS, toy.draws(3))
+        attack(toy.source(plain), x, y, EPS, toy.image_rng(3))
 
 
 def test_auxiliary_heads_behind_diversity_keep_their_order() -> None:
     model = toy.TwoHeads(toy.conv(), toy.conv(seed=20), 5)
     x = toy.images(10, 16)
-    attack = GradientSign(steps=1, diversity=0.5, aux_weight=0.4)
-    main, aux = _iterate._logits(attack, model, x, toy.draws(10))
+    attack = GradientSign(steps=1, diversity_prob=0.5, aux_weight=0.4)
+    main, aux = _iterate._logits(attack, model, x, toy.image_rng(10))
     assert aux is not None
     for i in range(10):
-        main_i, aux_i = _iterate._logits(attack, model, x[i : i + 1], toy.draws(10).pick(torch.tensor([i])))
+        main_i, aux_i = _iterate._logits(attack, model, x[i : i + 1], toy.image_rng(10).select(torch.tensor([i])))
         assert aux_i is not None
         assert torch.allclose(main[i], main_i[0], atol=1e-5)
         assert torch.allclose(aux[i], aux_i[0], atol=1e-5)
 
 
 def test_a_kernel_longer_than_twice_the_image_is_refused() -> None:
-    attack = GradientSign(kernel=19)
+    attack = GradientSign(kernel_size=19)
     x, y = toy.images(1, 8), torch.tensor([0])
     with pytest.raises(UsageError, match="kernel 19 is longer than twice the images, 8 x 8 pixels"):
-        attack(toy.source(toy.conv()), x, y, 8 / 255, toy.draws(1))
-    assert GradientSign(kernel=17)(toy.source(toy.conv()), x, y, 8 / 255, toy.draws(1)).shape == x.shape
+        attack(toy.source(toy.conv()), x, y, 8 / 255, toy.image_rng(1))
+    assert GradientSign(kernel_size=17)(toy.source(toy.conv()), x, y, 8 / 255, toy.image_rng(1)).shape == x.shape

@@ -16,8 +16,8 @@ from tests.helpers import toy
 
 EPS = 16 / 255
 PLAIN: dict[str, Any] = {
-    "momentum": 0.0, "nesterov": False, "copies": 1, "diversity": 0.0, "kernel": 1, "label": "true",
-    "targeted": False, "random_start": False, "aux_weight": 0.0, "diversity_back": False,
+    "momentum": 0.0, "nesterov": False, "scale_copies": 1, "diversity_prob": 0.0, "kernel_size": 1, "label": "true",
+    "targeted": False, "random_start": False, "aux_weight": 0.0, "resize_back": False,
 }  # fmt: skip
 
 # What each runs at eps 16, as the authors' released code runs it.
@@ -26,16 +26,17 @@ TABLE: dict[str, dict[str, Any]] = {
     "i-fgsm": {"steps": 10, "alpha": 1.6},
     "mi-fgsm": {"steps": 10, "alpha": 1.6, "momentum": 1.0},
     "ni-fgsm": {"steps": 10, "alpha": 1.6, "momentum": 1.0, "nesterov": True},
-    "dim": {"steps": 20, "alpha": 1.0, "momentum": 1.0, "diversity": 0.7, "padded": 330, "label": "own"},
-    "ti-dim": {"steps": 10, "alpha": 1.6, "momentum": 1.0, "diversity": 0.7, "padded": 330, "kernel": 15},
-    "si-ni-fgsm": {"steps": 10, "alpha": 1.6, "momentum": 1.0, "nesterov": True, "copies": 5, "label": "own"},
+    "dim": {"steps": 20, "alpha": 1.0, "momentum": 1.0, "diversity_prob": 0.7, "padded": 330, "label": "predicted"},
+    "ti-dim": {"steps": 10, "alpha": 1.6, "momentum": 1.0, "diversity_prob": 0.7, "padded": 330, "kernel_size": 15},
+    "si-ni-fgsm": {"steps": 10, "alpha": 1.6, "momentum": 1.0, "nesterov": True, "scale_copies": 5,
+    "label": "predicted"},
     "sini-tidim": {
-        "steps": 10, "alpha": 1.6, "momentum": 1.0, "nesterov": True, "copies": 5, "label": "own",
-        "diversity": 0.5, "padded": 331, "diversity_back": True, "kernel": 7,
+        "steps": 10, "alpha": 1.6, "momentum": 1.0, "nesterov": True, "scale_copies": 5, "label": "predicted",
+        "diversity_prob": 0.5, "padded": 331, "resize_back": True, "kernel_size": 7,
     },
-    "pgd": {"steps": 10, "alpha": 4.0, "random_start": True, "start_in_range": True},
+    "pgd": {"steps": 10, "alpha": 4.0, "random_start": True, "clip_start": True},
     "pgd-targeted": {
-        "steps": 10, "alpha": 1.6, "random_start": True, "start_in_range": False, "targeted": True,
+        "steps": 10, "alpha": 1.6, "random_start": True, "clip_start": False, "targeted": True,
     },
 }  # fmt: skip
 
@@ -47,7 +48,7 @@ def make(text: str) -> Attack:
 def run(
     attack: Attack, x: torch.Tensor, y: torch.Tensor, member: Any = None, eps: float = EPS, seed: str = ""
 ) -> torch.Tensor:
-    return attack(toy.source(member or toy.conv()), x, y, eps, toy.draws(len(x), seed))
+    return attack(toy.source(member or toy.conv()), x, y, eps, toy.image_rng(len(x), seed))
 
 
 def test_every_preset_is_in_the_table() -> None:
@@ -63,7 +64,7 @@ def test_presets(name: str) -> None:
     assert {key: resolved[key] for key in expected} == pytest.approx(expected)
     if padded:
         assert round(299 * resolved["diversity_size"]) == padded
-    assert make(name).gradients(16) == expected["steps"] * expected["copies"]
+    assert make(name).gradients(16) == expected["steps"] * expected["scale_copies"]
 
 
 def test_presets_at_other_eps() -> None:
@@ -95,14 +96,17 @@ def test_presets_say_what_they_are_and_whence(entry: Any) -> None:
         ("I(steps=auto, alpha=1)", {"steps": None, "alpha": 1.0}),
         ("PGD", {"random_start": True, "step_ratio": 2.5}),
         ("PGD(40)", {"random_start": True, "step_ratio": 2.5, "steps": 40}),
-        ("MI|DI(p=.7)|TI(15)|SI(5)", {"momentum": 1.0, "diversity": 0.7, "kernel": 15, "copies": 5}),
-        ("NI|DI|TI|SI", {"momentum": 1.0, "nesterov": True, "diversity": 0.7, "kernel": 15, "copies": 5}),
-        ("DI(.5, 1.2, true)", {"diversity": 0.5, "diversity_size": 1.2, "diversity_back": True}),
-        ("DI(p=1, back=true, size=1.1)", {"diversity": 1.0, "diversity_size": 1.1, "diversity_back": True}),
-        ("MI | TI(7) | OWN", {"momentum": 1.0, "kernel": 7, "label": "own"}),
+        ("MI|DI(p=.7)|TI(15)|SI(5)", {"momentum": 1.0, "diversity_prob": 0.7, "kernel_size": 15, "scale_copies": 5}),
+        (
+            "NI|DI|TI|SI",
+            {"momentum": 1.0, "nesterov": True, "diversity_prob": 0.7, "kernel_size": 15, "scale_copies": 5},
+        ),
+        ("DI(.5, 1.2, true)", {"diversity_prob": 0.5, "diversity_size": 1.2, "resize_back": True}),
+        ("DI(p=1, back=true, size=1.1)", {"diversity_prob": 1.0, "diversity_size": 1.1, "resize_back": True}),
+        ("MI | TI(7) | OWN", {"momentum": 1.0, "kernel_size": 7, "label": "predicted"}),
         ("MI|AUX", {"momentum": 1.0, "aux_weight": 0.4}),
         ("PGD|TARGETED", {"random_start": True, "step_ratio": 2.5, "targeted": True}),
-        ("SI(m=3)|MI", {"copies": 3, "momentum": 1.0}),
+        ("SI(m=3)|MI", {"scale_copies": 3, "momentum": 1.0}),
     ],
 )
 def test_compositions(text: str, fields: dict[str, Any]) -> None:
@@ -125,21 +129,21 @@ def test_compositions(text: str, fields: dict[str, Any]) -> None:
         ("MI||TI", "cannot read ''"),
         ("MI|MI", "part MI stands there twice"),
         ("MI|TI(7)|TI(15)", "part TI stands there twice"),
-        ("TI(14)", "kernel is odd"),
-        ("MI|TI(8)", "kernel is odd"),
-        ("TI(0)", "kernel is odd"),
+        ("TI(14)", "kernel_size is odd"),
+        ("MI|TI(8)", "kernel_size is odd"),
+        ("TI(0)", "kernel_size is odd"),
         ("TI(7.5)", "expected a whole number, like 1; found '7.5'"),
-        ("TI(-3)", "kernel is odd and at least 1"),
-        ("DI(p=1.5)", "diversity is a probability"),
-        ("DI(p=-.1)", "diversity is a probability"),
+        ("TI(-3)", "kernel_size is odd and at least 1"),
+        ("DI(p=1.5)", "diversity_prob is a probability"),
+        ("DI(p=-.1)", "diversity_prob is a probability"),
         ("DI(p=often)", "found 'often'"),
         ("DI(size=1)", "diversity_size is above 1"),
         ("DI(prob=.5)", "unknown argument of DI 'prob'"),
         ("DI(.5, p=.7)", "twice"),
-        ("DI(p=.5, diversity=.7)", "twice"),
-        ("DI(1, 2, true, 4)", "DI takes 3 values: diversity, diversity_size, diversity_back"),
+        ("DI(p=.5, diversity_prob=.7)", "twice"),
+        ("DI(1, 2, true, 4)", "DI takes 3 values: diversity_prob, diversity_size, resize_back"),
         ("FGSM(3)", "FGSM takes 0 values: none"),
-        ("SI(0)", "copies is at least 1"),
+        ("SI(0)", "scale_copies is at least 1"),
         ("SI(auto)", "SI"),
         ("MI(-1)", "momentum is not negative"),
         ("MI(0)|NI(0)", "nesterov needs momentum"),
@@ -150,7 +154,7 @@ def test_compositions(text: str, fields: dict[str, Any]) -> None:
         ("I(10, inf)", "finite"),
         ("I(true)", "found 'true'"),
         ("OWN|TARGETED", "a targeted attack uses label=true"),
-        ("mi-fgsm(kernel=4)", "kernel is odd"),
+        ("mi-fgsm(kernel_size=4)", "kernel_size is odd"),
         ("mi-fgsm(momentun=1)", r"unknown parameter of attack 'mi-fgsm' 'momentun'\. Did you mean 'momentum'\?"),
         ("mi-fgsm(label=mine)", "expected 'true' or 'own'; found 'mine'"),
         ("mi-fgsn", r"unknown attack 'mi-fgsn'\. Did you mean 'mi-fgsm'\?"),
@@ -173,7 +177,7 @@ def test_what_the_grammar_refuses(text: str, message: str) -> None:
         ("NI|SI(5)|OWN", "si-ni-fgsm"),
         ("I(auto, 1)|MI|DI|OWN", "dim"),
         ("PGD", "pgd"),
-        ("mi-fgsm(diversity=.7, kernel=15)", "ti-dim"),
+        ("mi-fgsm(diversity_prob=.7, kernel_size=15)", "ti-dim"),
     ],
 )
 def test_a_composition_is_its_preset(text: str, preset: str) -> None:
@@ -209,7 +213,7 @@ def test_every_attack_keeps_the_rules(name: str, members: str) -> None:
     weights = [p.clone() for m in source.members if hasattr(m, "logits") for p in _parameters(m)]
     attack = make(name)
     for eps in (0.0, EPS, 40 / 255):
-        adv = attack(source, x, y, eps, toy.draws(4))
+        adv = attack(source, x, y, eps, toy.image_rng(4))
         assert adv.shape == x.shape
         assert adv.dtype == torch.float32
         assert not adv.requires_grad
@@ -223,7 +227,7 @@ def test_every_attack_keeps_the_rules(name: str, members: str) -> None:
         elif members in ("conv", "ensemble"):
             assert float((adv - x).abs().mean()) > eps / 4  # it does something
         if eps == EPS:
-            assert torch.equal(adv, attack(source, x, y, eps, toy.draws(4)))
+            assert torch.equal(adv, attack(source, x, y, eps, toy.image_rng(4)))
     assert torch.equal(x, before[0])
     assert torch.equal(y, before[1])
     after = [p for m in source.members if hasattr(m, "logits") for p in _parameters(m)]
@@ -270,12 +274,12 @@ def test_neighbours_do_not_matter(name: str, members: str) -> None:
     x, y = toy.images(6, 16), torch.tensor([0, 1, 2, 3, 4, 0])
     source = toy.source(*(member() for member in MEMBERS[members]))
     attack = make(name)
-    together = attack(source, x, y, EPS, toy.draws(6))
+    together = attack(source, x, y, EPS, toy.image_rng(6))
     order = torch.tensor([4, 2, 0, 5])
-    shuffled = attack(source, x[order], y[order], EPS, toy.draws(6).pick(order))
+    shuffled = attack(source, x[order], y[order], EPS, toy.image_rng(6).select(order))
     assert torch.equal(shuffled, together[order])
     for i in (0, 3):
-        alone = attack(source, x[i : i + 1], y[i : i + 1], EPS, toy.draws(6).pick(torch.tensor([i])))
+        alone = attack(source, x[i : i + 1], y[i : i + 1], EPS, toy.image_rng(6).select(torch.tensor([i])))
         assert torch.equal(alone[0], together[i])
 
 

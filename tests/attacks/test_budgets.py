@@ -125,7 +125,7 @@ def test_classes_with_an_l2_budget_use_it(name: str) -> None:
     x, y = toy.images(3, 16), torch.arange(3)
     made = attacks.resolve(f"torchattacks:{name}").value.with_norm("l2")  # type: ignore[attr-defined]
     source = toy.source(toy.conv())
-    adv = made(source, x, y, 2.0, toy.draws(3))
+    adv = made(source, x, y, 2.0, toy.image_rng(3))
     far = norm_l2(adv - x).flatten()
     assert float(far.max()) <= 2.0 + 1e-4
     assert made.resolved(2.0)["params"]["eps"] == 2.0
@@ -137,7 +137,7 @@ def test_classes_with_an_l2_budget_use_it(name: str) -> None:
 def test_pifgsm_gets_the_budget_under_its_own_name() -> None:
     x, y = toy.images(2, 16), torch.arange(2)
     made = attacks.resolve("torchattacks:PIFGSM").value.with_norm("linf")  # type: ignore[attr-defined]
-    adv = made(toy.source(toy.conv()), x, y, 4 / 255, toy.draws(2))
+    adv = made(toy.source(toy.conv()), x, y, 4 / 255, toy.image_rng(2))
     assert made.notes() == []
     assert float((adv - x).abs().max()) <= 4 / 255 + 1e-6
     assert made.resolved(4)["params"]["max_epsilon"] == 4
@@ -162,7 +162,9 @@ def test_equal_to_pgdl2_of_torchattacks(steps: int, eps: float) -> None:
     net = toy.network()
     x, y = toy.images(5, 16), torch.arange(5) % 5
     theirs = torchattacks.PGDL2(net, eps=eps, alpha=2.5 * eps / steps, steps=steps, random_start=False)(x, y)
-    ours = GradientSign(steps=steps, step_ratio=2.5, norm="l2")(toy.source(toy.Toy(net, 5)), x, y, eps, toy.draws(5))
+    ours = GradientSign(steps=steps, step_ratio=2.5, norm="l2")(
+        toy.source(toy.Toy(net, 5)), x, y, eps, toy.image_rng(5)
+    )
     assert float((ours - theirs).abs().max()) < 1e-5
     assert float(norm_l2(ours - x).max()) > 0.5 * eps
 
@@ -176,14 +178,14 @@ def test_equal_to_l2_pgd_of_foolbox() -> None:
     _, theirs, _ = method(model, x, y, epsilons=1.0)
     ours = compose("PGD(6,1.5)")
     ours = GradientSign(**{**vars(ours), "random_start": False, "norm": "l2"})
-    found = ours(toy.source(toy.Toy(net, 5)), x, y, 1.0, toy.draws(5))
+    found = ours(toy.source(toy.Toy(net, 5)), x, y, 1.0, toy.image_rng(5))
     assert float((found - theirs).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("text", ["FGSM", "PGD", "MI", "MI|DI|TI(5)|SI(2)", "TARGETED", "OWN|MI"])
 def test_the_family_keeps_an_l2_budget(text: str) -> None:
     x, y = toy.images(4, 16), torch.arange(4)
-    adv = compose(text).with_norm("l2")(toy.source(toy.conv()), x, y, 1.5, toy.draws(4))
+    adv = compose(text).with_norm("l2")(toy.source(toy.conv()), x, y, 1.5, toy.image_rng(4))
     far = norm_l2(adv - x).flatten()
     assert float(far.max()) <= 1.5 + 1e-5
     assert float(far.min()) > 0.5

@@ -74,7 +74,7 @@ def test_it_moves_features_away_from_the_clean_ones() -> None:
         return float((member.features(adv, (1,))[0] - member.features(x, (1,))[0]).square().mean())
 
     source = toy.source(member)
-    few, many = (SelfSupervised(steps=n, level=1)(source, x, torch.zeros(2), EPS, toy.draws(2)) for n in (1, 20))
+    few, many = (SelfSupervised(steps=n, level=1)(source, x, torch.zeros(2), EPS, toy.image_rng(2)) for n in (1, 20))
     noise = (x + EPS * toy.random(2, 3, 16, 16).sign()).clamp(0, 1)
     assert distance(many) > 1.2 * distance(few)
     assert distance(many) > 2 * distance(noise)
@@ -84,13 +84,13 @@ def test_the_attack_starts_from_pure_noise_of_its_own_stream_and_sums_members() 
     one, two = toy_train.Maps("one", 0), toy_train.Maps("two", 10)
     x = toy.images(2, 16)
     attack = SelfSupervised(steps=3, step=0.02, level=0)
-    found = attack(toy.source(one, two), x, torch.zeros(2), EPS, toy.draws(2))
+    found = attack(toy.source(one, two), x, torch.zeros(2), EPS, toy.image_rng(2))
 
     def loss(a: Tensor) -> Tensor:
         parts = [(m.features(a, (0,))[0] - m.features(x, (0,))[0]).square().mean((1, 2, 3)).sum() for m in (one, two)]
         return parts[0] + parts[1]
 
-    a = toy.draws(2).normal(3, 16, 16)
+    a = toy.image_rng(2).normal(3, 16, 16)
     assert float(a.abs().max()) > 2  # no image
     for _ in range(3):
         leaf = a.clone().requires_grad_()
@@ -102,8 +102,8 @@ def test_the_attack_starts_from_pure_noise_of_its_own_stream_and_sums_members() 
 def test_an_image_does_not_depend_on_its_neighbours() -> None:
     member, x = toy_train.Maps("toy", 0), toy.images(3, 16)
     attack = SelfSupervised(steps=4, level=1)
-    together = attack(toy.source(member), x, torch.zeros(3), EPS, toy.draws(3))
-    alone = attack(toy.source(member), x[2:], torch.zeros(1), EPS, toy.draws(3).pick(torch.tensor([2])))
+    together = attack(toy.source(member), x, torch.zeros(3), EPS, toy.image_rng(3))
+    alone = attack(toy.source(member), x[2:], torch.zeros(1), EPS, toy.image_rng(3).select(torch.tensor([2])))
     assert torch.equal(together[2:], alone)
 
 
@@ -111,7 +111,7 @@ def test_an_image_does_not_depend_on_its_neighbours() -> None:
 def test_noise_puts_most_pixels_on_the_faces_of_the_ball(level: float, plus: float, minus: float) -> None:
     """The shares of N(0, 1) beyond either face, as computed for the facts; the image's range comes on top."""
     x = torch.full((1, 3, 200, 200), level)
-    found = distort(lambda z: [z * 0], x, toy.draws(1).normal(3, 200, 200), EPS, 1, 0.01)
+    found = distort(lambda z: [z * 0], x, toy.image_rng(1).normal(3, 200, 200), EPS, 1, 0.01)
     up, down = ((found == face.clamp(0, 1)).float().mean() for face in (x + EPS, x - EPS))
     within = 1 - plus - minus
     if level == 0:
@@ -136,7 +136,7 @@ def test_resolved_gradients_and_refusals() -> None:
 def test_a_source_without_features_is_named() -> None:
     blind, seeing = toy.conv(), toy_train.Maps("toy", 0)
     with pytest.raises(UsageError, match=f"ssp needs the features of {blind.name}, which has no method `features`"):
-        SelfSupervised(steps=1)(toy.source(seeing, blind), toy.images(1), torch.zeros(1), EPS, toy.draws(1))
+        SelfSupervised(steps=1)(toy.source(seeing, blind), toy.images(1), torch.zeros(1), EPS, toy.image_rng(1))
 
 
 # Feature maps of timm networks

@@ -46,7 +46,7 @@ def test_equal_where_the_definitions_are(ours: GradientSign, kind: str, params: 
     net = toy.network(seed=seed)
     x, y = toy.images(6, 32), torch.arange(6) % 5
     expected = theirs(kind, net, x, y, **params)
-    adv = ours(toy.source(toy.Toy(net, 5)), x, y, EPS, toy.draws(6))
+    adv = ours(toy.source(toy.Toy(net, 5)), x, y, EPS, toy.image_rng(6))
     assert float((adv - expected).abs().max()) < 1e-6
     assert float((adv - x).abs().max()) > EPS / 2
 
@@ -65,8 +65,8 @@ def test_the_equality_would_notice_another_attack() -> None:
 
 def run(text: str, x: Tensor, y: Tensor, picked: list[int] | None = None, seed: str = "") -> Tensor:
     index = list(range(len(x))) if picked is None else picked
-    draws = toy.draws(len(x), seed).pick(torch.tensor(index))
-    return make(text)(toy.source(toy.conv()), x[index], y[index], EPS, draws)
+    rng = toy.image_rng(len(x), seed).select(torch.tensor(index))
+    return make(text)(toy.source(toy.conv()), x[index], y[index], EPS, rng)
 
 
 @pytest.mark.parametrize("text", ["torchattacks:PGD(steps=3, random_start=true)", "torchattacks:FGSM"])
@@ -123,7 +123,7 @@ def test_adapter_averages_the_logits_of_an_ensemble() -> None:
 
     x, y = toy.images(3, 16), torch.arange(3)
     source = toy.source(toy.conv(), toy.conv(seed=30))
-    adv = make("torchattacks:FGSM")(source, x, y, EPS, toy.draws(3))
+    adv = make("torchattacks:FGSM")(source, x, y, EPS, toy.image_rng(3))
     assert float((adv - theirs("FGSM", Both(), x, y)).abs().max()) < 1e-6
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from rdp_bench.cache.store import Store, write_atomic
 from rdp_bench.errors import DamagedError, StorageError
-from rdp_bench.keys import KEY_VERSION, canonical, explain, hash_pixels, key_of
+from rdp_bench.keys import KEY_VERSION, canonical_json, diff_records, hash_pixels, key_of
 
 
 def test_a_key_is_pinned() -> None:
@@ -16,7 +16,7 @@ def test_a_key_is_pinned() -> None:
     assert KEY_VERSION == 2
     record = {"attack": {"steps": 10, "alpha": 1.6}, "eps": 16.0, "source": ["a", "b"], "none": None}
     # printf 'rdp-bench 2\n{"attack":{"alpha":1.6,"steps":10},...}' | sha256sum
-    assert canonical(record) == '{"attack":{"alpha":1.6,"steps":10},"eps":16,"none":null,"source":["a","b"]}'
+    assert canonical_json(record) == '{"attack":{"alpha":1.6,"steps":10},"eps":16,"none":null,"source":["a","b"]}'
     assert key_of(record) == "02d2f5efd25b7cb260aba2187aeca7f041d6c149566a07067f48dfc9946a9732"
 
 
@@ -51,7 +51,7 @@ def test_pixels_are_hashed_with_their_shape() -> None:
 
 
 def test_differences_are_explained() -> None:
-    assert explain({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}, "d": 4}) == ["b.c: 3 -> 2", "d: 4 -> None"]
+    assert diff_records({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}, "d": 4}) == ["b.c: 3 -> 2", "d: 4 -> None"]
 
 
 RECORD = {"kind": "adv", "n": 10, "what": "test"}
@@ -168,4 +168,4 @@ def test_the_nearest_record_explains_a_miss(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.artefact("adv", {**RECORD, "attack": {"steps": 10}}, 10).write(0, 10, rows(0, 10))
     store.artefact("adv", {**RECORD, "attack": {"steps": 10, "mu": 1}, "eps": 4}, 10).write(0, 10, rows(0, 10))
-    assert store.nearest("adv", {**RECORD, "attack": {"steps": 20}}) == ["attack.steps: 10 -> 20"]
+    assert store.closest_record_diff("adv", {**RECORD, "attack": {"steps": 20}}) == ["attack.steps: 10 -> 20"]

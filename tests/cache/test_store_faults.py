@@ -31,7 +31,7 @@ ARRAYS: dict[str, dict[str, Any]] = {
         "margin": np.ones(N, np.float32),
         "seconds": np.ones(N, np.float32),
     },
-    "restoration": {"mse": np.ones(N, np.float32), "ssim": np.ones(N, np.float32)},
+    "image_quality": {"mse": np.ones(N, np.float32), "ssim": np.ones(N, np.float32)},
     "sample": {"purified": np.arange(N * 12, dtype=np.uint8).reshape(N, 3, 2, 2)},
     "photos": {"pixels": np.arange(N * 18, dtype=np.uint8).reshape(N, 3, 2, 3)},
 }
@@ -132,7 +132,7 @@ def test_a_record_is_not_blessed_in_an_exchanged_folder(tmp_path: Path) -> None:
     one.folder.rename(tmp_path / "aside")
     two.folder.rename(one.folder)
     (tmp_path / "aside").rename(two.folder)
-    one.describe()  # what a run does
+    one.write_record()  # what a run does
     with pytest.raises(DamagedError, match="its key is"):
         Store(tmp_path).open("eval", one.key).read()
     assert one.missing(N) == [(0, N)]
@@ -141,7 +141,7 @@ def test_a_record_is_not_blessed_in_an_exchanged_folder(tmp_path: Path) -> None:
 def test_a_part_of_a_shard_is_taken_over_under_the_new_key(tmp_path: Path) -> None:
     whole = artefact(tmp_path, "adv", "whole")
     part = Store(tmp_path).artefact("adv", {"kind": "adv", "n": 5, "what": "part"}, 5)
-    assert part.take_over(whole) == 2
+    assert part.link_shards_of(whole) == 2
     assert [(low, high) for low, high, _ in part.shards()] == [(0, 3), (3, 5)]
     np.testing.assert_array_equal(part.read()["delta"], ARRAYS["adv"]["delta"][:5])
     assert part.made() == whole.made()  # by whom they were made, not by whom they were copied
@@ -152,7 +152,7 @@ def test_a_damaged_shard_is_not_taken_over(tmp_path: Path, end: int) -> None:
     whole = artefact(tmp_path, "adv", "whole")
     flip(whole.shards()[1][2], -40)
     part = Store(tmp_path).artefact("adv", {"kind": "adv", "n": end, "what": "part"}, end)
-    assert part.take_over(whole) == 1
+    assert part.link_shards_of(whole) == 1
     assert part.missing(N) == [(3, end)]
 
 
@@ -463,7 +463,7 @@ def test_a_dry_run_counts_what_a_run_would_take_over(toy: Toy) -> None:
     assert "everything is cached" in toy.run("--limit", 4, "--dry-run").output
 
 
-@pytest.mark.parametrize("kind", ["eval", "restoration"])
+@pytest.mark.parametrize("kind", ["eval", "image_quality"])
 @pytest.mark.parametrize("damage", [lambda path: flip(path, -80), lambda path: path.unlink()])
 def test_a_report_counts_what_it_could_not_read(toy: Toy, kind: str, damage: Any) -> None:
     damage(toy.shards(kind)[0])

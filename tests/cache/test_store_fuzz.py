@@ -259,7 +259,7 @@ def exchange_rows(toy: Toy) -> None:
 
 def change_lists(content: Any) -> None:
     content["labels"][0] += 1
-    content["prints"].reverse()
+    content["image_hashes"].reverse()
 
 
 def change_pixels(content: Any) -> None:
@@ -275,13 +275,13 @@ def change_cells(content: Any) -> None:
 
 MOVES: dict[str, Callable[[Toy], object]] = {
     "shards of one kind": lambda toy: exchange_shards(toy, "eval", "eval"),
-    "shards of two kinds": lambda toy: exchange_shards(toy, "eval", "restoration"),
+    "shards of two kinds": lambda toy: exchange_shards(toy, "eval", "image_quality"),
     "a set's shards among samples": lambda toy: exchange_shards(toy, "adv", "sample"),
     "rows": exchange_rows,
     "folders of predictions": lambda toy: exchange_folders(toy, "eval"),
-    "folders of image quality": lambda toy: exchange_folders(toy, "restoration"),
+    "folders of image quality": lambda toy: exchange_folders(toy, "image_quality"),
     "folders of samples": lambda toy: exchange_folders(toy, "sample"),
-    "kinds": lambda toy: move_kind(toy, "eval", "restoration"),
+    "kinds": lambda toy: move_kind(toy, "eval", "image_quality"),
     "sets as samples": lambda toy: move_kind(toy, "adv", "sample"),
     "cells of the run": lambda toy: edit(toy.record, change_cells),
     "status of the run": lambda toy: edit(toy.record, lambda c: c["cells"][0].update(status="failed", reason="no")),

@@ -14,7 +14,7 @@ GRID = """
 attacks = ["fgsm"]
 defenses = ["none", "tiny/round"]
 eps = [8]
-restoration = true
+image_quality = true
 dataset = "tiny/noise"
 sources = ["tiny/one"]
 targets = ["tiny/two"]
@@ -49,7 +49,7 @@ def test_fresh_makes_everything_selected_again(out: Path) -> None:
     assert run(out).exit_code == 0
     before, results = written(out), (out / "results.csv").read_text()
     kinds = {name.partition("/")[0] for name in before}
-    assert kinds == {"adv", "eval", "restoration", "sample"}
+    assert kinds == {"adv", "eval", "image_quality", "sample"}
     assert run(out).exit_code == 0
     assert written(out) == before
     assert run(out, "--fresh").exit_code == 0
@@ -66,7 +66,7 @@ def test_fresh_leaves_what_is_not_selected(out: Path) -> None:
     assert run(out, "--fresh", "--defense", "none").exit_code == 0
     after = written(out)
     kept = {name for name in before if after[name] == before[name]}
-    assert {name.partition("/")[0] for name in kept} == {"eval", "restoration", "sample"}  # those of tiny/round
+    assert {name.partition("/")[0] for name in kept} == {"eval", "image_quality", "sample"}  # those of tiny/round
 
 
 def test_fresh_takes_nothing_over_from_a_run_of_more_images(out: Path) -> None:

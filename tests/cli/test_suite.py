@@ -209,19 +209,19 @@ def test_bad_lists_are_refused(text: str, message: str) -> None:
     write("two", 'grids = ["../all.toml"]')
     Path("all.toml").write_text(text)
     with pytest.raises(UsageError, match=message):
-        grid.listed("all.toml")
+        grid.expand_suite("all.toml")
 
 
 def test_a_list_may_hold_lists_and_built_in_names() -> None:
     Path("more.toml").write_text('grids = ["all.toml", "table2"]')
-    assert grid.listed("more.toml") == ["grids/a.toml", "grids/b.toml", "grids/clean.toml", "table2"]
-    assert grid.listed("table1") == ["table1"]
+    assert grid.expand_suite("more.toml") == ["grids/a.toml", "grids/b.toml", "grids/clean.toml", "table2"]
+    assert grid.expand_suite("table1") == ["table1"]
 
 
 @pytest.mark.parametrize("profile", ["embedded", "paper"])
 def test_the_papers_list_holds_every_grid_of_the_paper(profile: str) -> None:
     plugins.load()
-    names = grid.listed("paper")
+    names = grid.expand_suite("paper")
     assert set(names) == set(grid.builtin()) - {"paper", "adaptive", "table1-eps"}  # these two are ours alone
     for name in names:
         assert any(True for _ in grid.load(name, profile, {})[0].cells())

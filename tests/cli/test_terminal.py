@@ -159,10 +159,10 @@ def test_headers_tell_columns_apart(here: Path) -> None:
 
 def test_the_nearest_names_of_very_many() -> None:
     names = [f"resnet{i}" for i in range(1000)] + ["nopenet"]
-    text = str(errors.unknown("timm model", "nope", names))
+    text = str(errors.unknown_name("timm model", "nope", names))
     assert len(text) < 300
     assert "1001 are known, the nearest: nopenet" in text
-    assert str(errors.unknown("timm model", "\0", names)).endswith("1001 are known")
+    assert str(errors.unknown_name("timm model", "\0", names)).endswith("1001 are known")
 
 
 def test_an_unknown_timm_model_is_one_line(here: Path) -> None:
@@ -397,7 +397,7 @@ def test_torchattacks_know_the_number_of_classes(monkeypatch: pytest.MonkeyPatch
     init.__wrapped__ = real  # type: ignore[attr-defined]
     monkeypatch.setattr(torchattacks.APGDT, "__init__", init)
     attack = registry.attack.resolve("torchattacks:APGDT(steps=1)").value
-    attack(toy.source(toy.conv(5)), toy.images(1, 8), torch.tensor([0]), 8 / 255, toy.draws(1))
+    attack(toy.source(toy.conv(5)), toy.images(1, 8), torch.tensor([0]), 8 / 255, toy.image_rng(1))
     assert seen == [5]
     assert attack.resolved(8)["params"]["n_classes"] == "the source's"
     with pytest.raises(UsageError, match="n_classes"):

@@ -12,7 +12,7 @@ from rdp_bench.attacks import gradient_sign
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.models import zoo
-from rdp_bench.models.zoo import Member
+from rdp_bench.models.zoo import ModelRef
 from tests.helpers.plans import keys, new_process, plan
 
 HEAD = """
@@ -137,7 +137,7 @@ def test_two_defenses_behind_which_a_source_stands_have_two_keys(tmp_path: Path)
 
 def test_a_parameter_overwrites_nothing(tmp_path: Path) -> None:
     made = plan(tmp_path, write(tmp_path, OVERWRITING), defenses=("mine/keep",))
-    record = made.pure_record(None, "mine/keep")["defense"]
+    record = made.purified_record(None, "mine/keep")["defense"]
     assert record["params"] == {"type": "linf", "version": 3, "passes_": 1}
     assert record["id"] == "mine/keep"
     assert record["version"].startswith("1+")
@@ -146,7 +146,7 @@ def test_a_parameter_overwrites_nothing(tmp_path: Path) -> None:
 
 def test_no_key_holds_where_the_code_lies(tmp_path: Path) -> None:
     made = plan(tmp_path, defenses=("none", "bit-red"), sources=("bpda(bit-red, tiny/one)",))
-    text = str(made.pure_record(made.set_record("bpda(bit-red, tiny/one)", "fgsm", 8.0), "bit-red"))
+    text = str(made.purified_record(made.set_record("bpda(bit-red, tiny/one)", "fgsm", 8.0), "bit-red"))
     assert not any(word in text for word in ("rdp_bench.", "GradientSign", "qualname", "BitDepth", "'type'"))
 
 
@@ -288,7 +288,7 @@ def test_every_field_that_switches_something_on_is_a_part_with_a_version() -> No
     """A new part that is forgotten in the table would have no version of its own."""
     for name, (off, _) in gradient_sign.PART_VERSIONS.items():
         assert getattr(GradientSign(), name) == off
-    settings = {"steps", "alpha", "step_ratio", "alpha_floor", "diversity_size", "diversity_back", "start_in_range"}
+    settings = {"steps", "alpha", "step_ratio", "alpha_floor", "diversity_size", "resize_back", "clip_start"}
     assert set(vars(GradientSign())) == settings | set(gradient_sign.PART_VERSIONS)
 
 
@@ -343,7 +343,7 @@ class Level(Purifier):
     def purify(self, x, draws):
         return x * self.factor * OTHER
 OTHER = 1
-defense.dialect("level", r"level:.+", "level:.5", lambda text: Level(float(text.partition(":")[2])))
+defense.label_scheme("level", r"level:.+", "level:.5", lambda text: Level(float(text.partition(":")[2])))
 '''
 
 
@@ -392,7 +392,7 @@ def records(tmp_path: Path, attack: type = GradientSign, kind: type = zoo.Card) 
     file = tmp_path / "net.pth"
     file.write_bytes(b"weights")
     made = registry.Resolved("mi-fgsm", attack(momentum=1.0), "", "", "1", "mi-fgsm")
-    return registry.identity(made, 8.0), Member(kind(**vars(card())), file).record()
+    return registry.identity(made, 8.0), ModelRef(kind(**vars(card())), file).record()
 
 
 def test_a_new_neutral_field_changes_no_record(tmp_path: Path) -> None:
@@ -449,9 +449,9 @@ def test_without_jpeg_no_codec_is_in_the_record(tmp_path: Path, monkeypatch: pyt
 
 
 def test_two_schemes_of_one_id_are_refused() -> None:
-    registry.defense.dialect("level", r"level:.+", "level:1", lambda _: None)
+    registry.defense.label_scheme("level", r"level:.+", "level:1", lambda _: None)
     with pytest.raises(RdpBenchError, match="the id 'level' is that of defense 'level'"):
-        registry.defense.dialect("level", r"other:.+", "other:1", lambda _: None)
+        registry.defense.label_scheme("level", r"other:.+", "other:1", lambda _: None)
     with pytest.raises(RdpBenchError, match="the id 'level' is that of defense 'level'"):
         registry.defense("level", source="s")(lambda: None)
 
@@ -482,6 +482,6 @@ def test_a_record_is_a_copy(tmp_path: Path) -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     import numpy as np
 
-    from rdp_bench.keys import canonical
+    from rdp_bench.keys import canonical_json
 
-    assert canonical({"a": np.float32(0.5), "b": np.int64(3), "c": np.bool_(1)}) == '{"a":0.5,"b":3,"c":true}'
+    assert canonical_json({"a": np.float32(0.5), "b": np.int64(3), "c": np.bool_(1)}) == '{"a":0.5,"b":3,"c":true}'

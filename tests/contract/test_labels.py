@@ -14,7 +14,7 @@ from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.models import defended
 from rdp_bench.models.zoo import find_source
 from rdp_bench.protocols import Purifier
-from rdp_bench.results.rows import pretty
+from rdp_bench.results.rows import display_name
 from rdp_bench.specs import FileName, Spec, WeightFile, cut, parse_spec, plain, split, with_params
 
 plugins.load()
@@ -149,7 +149,7 @@ def test_spaces_outside_of_quotes_mean_nothing() -> None:
 
 def test_compositions() -> None:
     made = attack("MI|DI(p=.7)|TI(15)|SI(5)")
-    assert made == GradientSign(momentum=1.0, diversity=0.7, kernel=15, copies=5)
+    assert made == GradientSign(momentum=1.0, diversity_prob=0.7, kernel_size=15, scale_copies=5)
     assert attack("OWN|MI") == GradientSign(momentum=1.0, label="own")
 
 
@@ -252,8 +252,8 @@ def test_annotations_of_every_kind() -> None:
 @pytest.mark.parametrize(
     ("kind", "label", "says"),
     [
-        ("attack", "TI(kernel=100001)", "kernel is at most"),
-        ("attack", "mi-fgsm(kernel=100001)", "kernel is at most"),
+        ("attack", "TI(kernel_size=100001)", "kernel is at most"),
+        ("attack", "mi-fgsm(kernel_size=100001)", "kernel is at most"),
         ("attack", "I(1000000)", "steps is above 0 and at most 100000, or auto"),
         ("attack", "SI(100000)", "copies is 1 to 100"),
         ("attack", "DI(size=1000)", "diversity_size is above 1 and at most 10"),
@@ -269,5 +269,5 @@ def test_absurd_values_are_refused(kind: str, label: str, says: str) -> None:
 
 @pytest.mark.parametrize("name", ['ε<>|"', "a) b(", ")", "it's", "", "'"])
 def test_a_name_that_is_no_label_is_shown_as_it_is(name: str) -> None:
-    assert pretty(name) == name
+    assert display_name(name) == name
     assert plain(name) == plain(plain(name))

@@ -21,7 +21,7 @@ from rdp_bench.engine.grid import Axes, Grid
 from rdp_bench.engine.plan import Plan
 from rdp_bench.metrics import lpips
 from rdp_bench.models.defended import parse
-from rdp_bench.models.zoo import Card, Member, SourceRef
+from rdp_bench.models.zoo import Card, ModelRef, SourceSpec
 
 plugins.load()
 
@@ -31,7 +31,7 @@ PINNED = {
     "eval": "2dc0040f55bd37ccd8a82330d088f662c8c7c0d06f2aef610ccb6f41aa535fc2",
     "eval of clean images": "6ff80879e7d6550a56972823edc55b85c1604ce5382d7fb9c42005a771bb79a4",
     "eval of ten draws": "e5c542e7d7c6a54af2444969471117d9c07ede58dff6fd9656d955d6b55540cb",
-    "restoration": "3e533257e7a7471a4641b169e4eed7332cc5d1bc12a67331166e741977fc77f8",
+    "image_quality": "3e533257e7a7471a4641b169e4eed7332cc5d1bc12a67331166e741977fc77f8",
     "restoration with lpips": "025a898972a901ea13612d4f3b72d18e7ba12520e683914bf7b53341bae4acc1",
     "sample": "d2ce7f92264f212d86c785ac9ed7a3f855c99436052d5c9d938d223aeba8b97a",
 }
@@ -49,7 +49,7 @@ def found(folder: Path, monkeypatch: pytest.MonkeyPatch, card: type = Card, atta
     """The keys, with another class of model cards or another attack in place of mi-fgsm if given."""
     file = folder / "net.safetensors"
     file.write_bytes(b"the weights of a network")
-    net = Member(
+    net = ModelRef(
         card("net", "A network", "timm_net", "file", 224, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), kwargs={"depth": 3}),
         file,
     )
@@ -59,23 +59,23 @@ def found(folder: Path, monkeypatch: pytest.MonkeyPatch, card: type = Card, atta
     attacks = {"mi-fgsm": registry.attack.resolve("mi-fgsm")}
     if attack:
         attacks["mi-fgsm"] = registry.Resolved("mi-fgsm", attack(momentum=1.0), "", "", "1", "mi-fgsm")
-    sources = {"net": SourceRef("net", (net,)), "behind": SourceRef("behind", (net, net), behind[0])}
+    sources = {"net": SourceSpec("net", (net,)), "behind": SourceSpec("behind", (net, net), behind[0])}
     grid = Grid("g", "G", "embedded", Axes(dataset="three", targets=("net",), defenses=tuple(defenses)))
     made = Plan(grid, Store(folder), 0, "cpu", Images(), ["aa", "bb", "cc"], attacks, defenses, sources, {"net": net})  # type: ignore[arg-type]
     adversarial = made.set_record("net", "mi-fgsm", 16.0)
-    pure = made.pure_record(adversarial, "bit-red(bits=4)")
+    purified = made.purified_record(adversarial, "bit-red(bits=4)")
     monkeypatch.setattr(lpips, "record", lambda: None)
     records = {
         "adv": adversarial,
         "adv through a defense": made.set_record("behind", "mi-fgsm", 4.5),
-        "eval": made.eval_record(pure, net),
-        "eval of clean images": made.eval_record(made.pure_record(None, "none"), net),
-        "eval of ten draws": made.eval_record(made.pure_record(adversarial, "r&p"), net, 10),
-        "restoration": made.restoration_record(pure),
-        "sample": made.sample_record(keys.key_of(pure)),
+        "eval": made.eval_record(purified, net),
+        "eval of clean images": made.eval_record(made.purified_record(None, "none"), net),
+        "eval of ten draws": made.eval_record(made.purified_record(adversarial, "r&p"), net, 10),
+        "image_quality": made.image_quality_record(purified),
+        "sample": made.sample_record(keys.key_of(purified)),
     }
     made._lpips = {"net": "alex", "weights": ["aa", "bb"]}
-    records["restoration with lpips"] = made.restoration_record(pure)
+    records["restoration with lpips"] = made.image_quality_record(purified)
     return {name: keys.key_of(record) for name, record in records.items()}
 
 

@@ -6,112 +6,112 @@ import pytest
 import scipy.stats
 import torch
 
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 from tests.helpers import toy
 
 
 def test_same_seed_same_bits() -> None:
     for kind in ("uniform", "normal"):
-        one, two = (getattr(Draws(["a", "b"]), kind)(3, 4) for _ in range(2))
+        one, two = (getattr(ImageRng(["a", "b"]), kind)(3, 4) for _ in range(2))
         assert torch.equal(one, two)
         assert one.shape == (2, 3, 4)
         assert one.dtype == torch.float32
-    assert not torch.equal(Draws(["a"]).uniform(8), Draws(["b"]).uniform(8))
-    assert len(Draws(["a", "b", "c"])) == 3
+    assert not torch.equal(ImageRng(["a"]).uniform(8), ImageRng(["b"]).uniform(8))
+    assert len(ImageRng(["a", "b", "c"])) == 3
 
 
 def test_known_bits() -> None:
     """Stored sets stay valid only while these streams do: sha256 of the string, Mersenne Twister, 24 bits."""
     seed = int.from_bytes(hashlib.sha256(b"image").digest()[:8], "big", signed=True)
     generator = torch.Generator().manual_seed(seed)
-    assert torch.equal(Draws(["image"]).uniform(5)[0], torch.rand(5, generator=generator))
-    draws = Draws(["image"])
-    assert [round(v, 6) for v in draws.uniform(2)[0].tolist()] == [0.500854, 0.4684]
+    assert torch.equal(ImageRng(["image"]).uniform(5)[0], torch.rand(5, generator=generator))
+    rng = ImageRng(["image"])
+    assert [round(v, 6) for v in rng.uniform(2)[0].tolist()] == [0.500854, 0.4684]
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
 def test_a_stream_does_not_depend_on_its_neighbours(kind: str) -> None:
-    together = [getattr(draws, kind)(4) for draws in [Draws(["a", "b", "c"])] for _ in range(3)]
+    together = [getattr(rng, kind)(4) for rng in [ImageRng(["a", "b", "c"])] for _ in range(3)]
     for i, name in enumerate("abc"):
-        alone = Draws([name])
+        alone = ImageRng([name])
         assert all(torch.equal(getattr(alone, kind)(4)[0], step[i]) for step in together)
-    turned = Draws(["c", "a"])
+    turned = ImageRng(["c", "a"])
     assert all(torch.equal(getattr(turned, kind)(4), step[[2, 0]]) for step in together)
 
 
 def test_equal_strings_give_equal_streams() -> None:
-    one, two = Draws(["a", "a"]).uniform(5)
+    one, two = ImageRng(["a", "a"]).uniform(5)
     assert torch.equal(one, two)
 
 
 def test_calls_advance_the_stream() -> None:
-    draws = Draws(["a"])
-    assert not torch.equal(draws.uniform(5), draws.uniform(5))
+    rng = ImageRng(["a"])
+    assert not torch.equal(rng.uniform(5), rng.uniform(5))
 
 
 def test_fork_is_another_stream_and_leaves_this_one() -> None:
-    draws = Draws(["a", "b"])
-    child, again, other = draws.fork("x"), draws.fork("x"), draws.fork("y")
+    rng = ImageRng(["a", "b"])
+    child, again, other = rng.fork("x"), rng.fork("x"), rng.fork("y")
     values = child.uniform(6)
     assert torch.equal(values, again.uniform(6))
     assert not torch.equal(values, other.uniform(6))
-    assert torch.equal(draws.uniform(6), Draws(["a", "b"]).uniform(6))
-    assert not torch.equal(values, Draws(["a", "b"]).uniform(6))
-    draws.uniform(6)
-    assert torch.equal(draws.fork("x").uniform(6), values)  # whatever was drawn in between
+    assert torch.equal(rng.uniform(6), ImageRng(["a", "b"]).uniform(6))
+    assert not torch.equal(values, ImageRng(["a", "b"]).uniform(6))
+    rng.uniform(6)
+    assert torch.equal(rng.fork("x").uniform(6), values)  # whatever was drawn in between
     assert len({tuple(row.tolist()) for row in values}) == 2
 
 
 def test_pick_shares_the_streams() -> None:
-    draws, whole = Draws(["a", "b", "c"]), Draws(["a", "b", "c"])
+    rng, whole = ImageRng(["a", "b", "c"]), ImageRng(["a", "b", "c"])
     first, second = whole.uniform(3), whole.uniform(3)
-    part = draws.pick(torch.tensor([2, 0]))
+    part = rng.select(torch.tensor([2, 0]))
     assert len(part) == 2
     assert part.seeds == ["c", "a"]
     assert torch.equal(part.uniform(3), first[[2, 0]])
-    after = draws.uniform(3)  # "a" and "c" have advanced, "b" has not
+    after = rng.uniform(3)  # "a" and "c" have advanced, "b" has not
     assert torch.equal(after, torch.stack([second[0], first[1], second[2]]))
-    assert torch.equal(part.fork("x").uniform(3), draws.fork("x").pick(torch.tensor([2, 0])).uniform(3))
+    assert torch.equal(part.fork("x").uniform(3), rng.fork("x").select(torch.tensor([2, 0])).uniform(3))
 
 
 def test_uniform() -> None:
-    values = toy.draws(20).uniform(2000, low=-0.25, high=0.75)
+    values = toy.image_rng(20).uniform(2000, low=-0.25, high=0.75)
     assert values.min() >= -0.25
     assert values.max() < 0.75
     assert scipy.stats.kstest(values.flatten().numpy(), scipy.stats.uniform(-0.25, 1).cdf).pvalue > 1e-4
-    across = toy.draws(5000).uniform()  # one number of each of many streams
+    across = toy.image_rng(5000).uniform()  # one number of each of many streams
     assert across.shape == (5000,)
     assert scipy.stats.kstest(across.numpy(), "uniform").pvalue > 1e-4
 
 
 def test_normal() -> None:
-    values = toy.draws(20).normal(2000)
+    values = toy.image_rng(20).normal(2000)
     assert scipy.stats.kstest(values.flatten().numpy(), "norm").pvalue > 1e-4
-    rows = torch.corrcoef(toy.draws(6).normal(5000)) - torch.eye(6)
+    rows = torch.corrcoef(toy.image_rng(6).normal(5000)) - torch.eye(6)
     assert rows.abs().max() < 0.08  # five sigma
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (1, 5), (299, 330), (-3, 3)])
 def test_integers(low: int, high: int) -> None:
-    values = toy.draws(30).integers(low, high, 400)
+    values = toy.image_rng(30).integers(low, high, 400)
     assert values.dtype == torch.int64
     assert values.shape == (30, 400)
     assert sorted(set(values.flatten().tolist())) == list(range(low, high))  # upper end exclusive, all others met
     if high - low > 1:
         assert scipy.stats.chisquare(torch.bincount(values.flatten() - low)).pvalue > 1e-4
-    across = toy.draws(3000).integers(low, high)
+    across = toy.image_rng(3000).integers(low, high)
     assert across.shape == (3000,)
     assert sorted(set(across.tolist())) == list(range(low, high))
 
 
 def test_integers_with_a_bound_an_image() -> None:
     bounds = torch.tensor([1, 2, 5, 31])
-    values = toy.draws(4).integers(0, bounds, 2000)
+    values = toy.image_rng(4).integers(0, bounds, 2000)
     for row, bound in zip(values, bounds.tolist(), strict=True):
         assert sorted(set(row.tolist())) == list(range(bound))
-    assert toy.draws(4).integers(0, bounds).shape == (4,)
+    assert toy.image_rng(4).integers(0, bounds).shape == (4,)
     two = torch.tensor([3, 30])
-    assert (toy.draws(2).integers(1, two, 500) < two[:, None]).all()
+    assert (toy.image_rng(2).integers(1, two, 500) < two[:, None]).all()
 
 
 def test_integers_never_reach_the_upper_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,12 +119,12 @@ def test_integers_never_reach_the_upper_end(monkeypatch: pytest.MonkeyPatch) -> 
     almost_one = torch.tensor(1 - 2**-53, dtype=torch.float64)
     monkeypatch.setattr(torch, "rand", lambda *shape, **options: almost_one)
     for high in (1, 3, 5, 31, 1000, 2**31, 2**53):
-        assert int(Draws(["a"]).integers(0, high)) == high - 1
+        assert int(ImageRng(["a"]).integers(0, high)) == high - 1
 
 
 def test_the_global_stream_is_left_alone() -> None:
     torch.manual_seed(3)
     state = torch.random.get_rng_state()
-    draws = toy.draws(3)
-    draws.uniform(2), draws.normal(2), draws.integers(0, 5), draws.fork("x").uniform()
+    rng = toy.image_rng(3)
+    rng.uniform(2), rng.normal(2), rng.integers(0, 5), rng.fork("x").uniform()
     assert torch.equal(torch.random.get_rng_state(), state)

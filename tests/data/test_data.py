@@ -23,7 +23,7 @@ from rdp_bench.data import _images
 from rdp_bench.data import image_hashes as prints_module
 from rdp_bench.data._images import decode, prepare
 from rdp_bench.data._labelled import Images
-from rdp_bench.data.image_hashes import batch, digest, fingerprints, repeated
+from rdp_bench.data.image_hashes import batch, digest, hash_images, repeated
 from rdp_bench.data.imagefolder import imagenet_synsets
 from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import BadImageError, UsageError
@@ -594,7 +594,7 @@ def test_registered_dataset_without_files_works(monkeypatch: pytest.MonkeyPatch,
     registry.dataset("test/stranger", source="this file")(Stranger)
     found = open_dataset("test/stranger", limit=1)
     assert batch(found, 0, 1).tolist() == np.full((1, 3, 8, 8), 5).tolist()
-    assert fingerprints(found, tmp_path) == [hash_pixels(found.image(0))]
+    assert hash_images(found, tmp_path) == [hash_pixels(found.image(0))]
     with pytest.raises(IndexError):
         found.image(1)
     assert open_dataset("test/stranger(size=4)").image(0).shape == (3, 4, 4)
@@ -629,21 +629,21 @@ def by_hand(*seeds: int) -> list[str]:
 
 def test_fingerprints_are_hashes_of_pixels_in_order(listed: Path, tmp_path: Path) -> None:
     four = open_dataset(str(listed), size=8)
-    assert fingerprints(four) == by_hand(0, 1, 2, 3)
-    assert fingerprints(four, tmp_path / "cache") == by_hand(0, 1, 2, 3)
-    assert fingerprints(four, tmp_path / "cache") == by_hand(0, 1, 2, 3)
+    assert hash_images(four) == by_hand(0, 1, 2, 3)
+    assert hash_images(four, tmp_path / "cache") == by_hand(0, 1, 2, 3)
+    assert hash_images(four, tmp_path / "cache") == by_hand(0, 1, 2, 3)
 
 
 def test_unchanged_files_are_not_decoded_again(listed: Path, tmp_path: Path, decoded: list[str]) -> None:
-    fingerprints(open_dataset(str(listed), size=8, limit=2), tmp_path / "cache")
+    hash_images(open_dataset(str(listed), size=8, limit=2), tmp_path / "cache")
     assert sorted(decoded) == ["0.png", "1.png"]
     decoded.clear()
-    fingerprints(open_dataset(str(listed), size=8), tmp_path / "cache")
+    hash_images(open_dataset(str(listed), size=8), tmp_path / "cache")
     assert len(decoded) == 3  # the two new ones, and one as a probe
     assert {"2.png", "3.png"} < set(decoded)
     decoded.clear()
-    fingerprints(open_dataset(str(listed), size=8, limit=2), tmp_path / "cache")
-    fingerprints(open_dataset(str(listed), size=8), tmp_path / "cache")
+    hash_images(open_dataset(str(listed), size=8, limit=2), tmp_path / "cache")
+    hash_images(open_dataset(str(listed), size=8), tmp_path / "cache")
     assert len(decoded) == 2  # a limit did not forget the others
 
 
@@ -652,29 +652,29 @@ def test_changed_file_is_read_again(listed: Path, tmp_path: Path, keep: str) -> 
     """Same name and same size in bytes: stored uncompressed, other pixels. With `cp -p`, even the same mtime."""
     path = save(tmp_path / "0.png", noise(0), compress_level=0)
     four = open_dataset(str(listed), size=8)
-    assert fingerprints(four, tmp_path / "cache") == by_hand(0, 1, 2, 3)
+    assert hash_images(four, tmp_path / "cache") == by_hand(0, 1, 2, 3)
     before = path.stat()
     save(path, noise(9), compress_level=0)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + (keep == "nothing")))
     assert path.stat().st_size == before.st_size
-    assert fingerprints(four, tmp_path / "cache") == by_hand(9, 1, 2, 3)
+    assert hash_images(four, tmp_path / "cache") == by_hand(9, 1, 2, 3)
 
 
 def test_index_is_for_one_size(listed: Path, tmp_path: Path) -> None:
-    eight = fingerprints(open_dataset(str(listed), size=8), tmp_path / "cache")
+    eight = hash_images(open_dataset(str(listed), size=8), tmp_path / "cache")
     four = open_dataset(str(listed), size=4)
-    assert fingerprints(four, tmp_path / "cache") == fingerprints(four)
-    assert fingerprints(open_dataset(str(listed), size=8), tmp_path / "cache") == eight
+    assert hash_images(four, tmp_path / "cache") == hash_images(four)
+    assert hash_images(open_dataset(str(listed), size=8), tmp_path / "cache") == eight
 
 
 def test_index_is_for_one_decoder(
     listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]
 ) -> None:
     four = open_dataset(str(listed), size=8)
-    fingerprints(four, tmp_path / "cache")
+    hash_images(four, tmp_path / "cache")
     monkeypatch.setattr(prints_module, "decoder", lambda: "pillow 99, libjpeg 9")
     decoded.clear()
-    fingerprints(four, tmp_path / "cache")
+    hash_images(four, tmp_path / "cache")
     assert len(decoded) == 4
     assert re.fullmatch(r"pillow \d+\.\d+\.\d+\S*, libjpeg \S+", _images.decoder())
 
@@ -720,23 +720,23 @@ POISON: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("how", POISON)
 def test_poisoned_index_is_made_again(listed: Path, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
     four = open_dataset(str(listed), size=8)
-    fingerprints(four, tmp_path / "cache")
+    hash_images(four, tmp_path / "cache")
     assert not caplog.records
     file = index_of(tmp_path / "cache")
     POISON[how](file)
-    assert fingerprints(four, tmp_path / "cache") == by_hand(0, 1, 2, 3)
+    assert hash_images(four, tmp_path / "cache") == by_hand(0, 1, 2, 3)
     assert str(file) in caplog.text
     caplog.clear()
     if how != "a folder":  # cannot be written over; every run reads all images, and says so
-        assert fingerprints(four, tmp_path / "cache") == by_hand(0, 1, 2, 3)
+        assert hash_images(four, tmp_path / "cache") == by_hand(0, 1, 2, 3)
         assert not caplog.records
 
 
 def test_nothing_of_a_poisoned_index_is_kept(listed: Path, tmp_path: Path) -> None:
-    fingerprints(open_dataset(str(listed), size=8), tmp_path / "cache")
+    hash_images(open_dataset(str(listed), size=8), tmp_path / "cache")
     file = index_of(tmp_path / "cache")
     poison_all_with_a_fitting_checksum(file)
-    fingerprints(open_dataset(str(listed), size=8, limit=2), tmp_path / "cache")
+    hash_images(open_dataset(str(listed), size=8, limit=2), tmp_path / "cache")
     assert "0" * 64 not in file.read_text()
 
 
@@ -744,12 +744,12 @@ def test_index_under_another_datasets_name_is_not_used(
     listed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     four = open_dataset(str(listed), size=8)
-    fingerprints(four, tmp_path / "cache")
+    hash_images(four, tmp_path / "cache")
     ours = index_of(tmp_path / "cache")
-    fingerprints(open_dataset(str(listed), size=4), tmp_path / "cache")
+    hash_images(open_dataset(str(listed), size=4), tmp_path / "cache")
     (theirs,) = set((tmp_path / "cache" / "pixels").iterdir()) - {ours}
     ours.write_bytes(theirs.read_bytes())
-    assert fingerprints(four, tmp_path / "cache") == by_hand(0, 1, 2, 3)
+    assert hash_images(four, tmp_path / "cache") == by_hand(0, 1, 2, 3)
     assert "it belongs to other settings" in caplog.text
 
 
@@ -757,10 +757,10 @@ def test_damaged_image_is_named_by_fingerprints(listed: Path, tmp_path: Path) ->
     four = open_dataset(str(listed), size=8)
     (tmp_path / "2.png").write_bytes(b"\x89PNG")
     with pytest.raises(BadImageError, match=r"2\.png"):
-        fingerprints(four, tmp_path / "cache")
+        hash_images(four, tmp_path / "cache")
     (tmp_path / "2.png").unlink()
     with pytest.raises(BadImageError, match=r"2\.png: cannot be read"):
-        fingerprints(four, tmp_path / "cache")
+        hash_images(four, tmp_path / "cache")
 
 
 def test_repeated_pixels_are_allowed_and_told(tmp_path: Path) -> None:
@@ -768,25 +768,25 @@ def test_repeated_pixels_are_allowed_and_told(tmp_path: Path) -> None:
         save(tmp_path / f"{name}.png", noise(seed))
     listed = table(tmp_path / "list.csv", "path,label", *(f"{name}.png,3" for name in "abcd"))
     found = open_dataset(str(listed), size=8)
-    prints = fingerprints(found, tmp_path / "cache")
-    assert prints == by_hand(1, 2, 1, 1)
-    assert repeated(found, prints) == [("c.png", "a.png"), ("d.png", "a.png")]
+    image_hashes = hash_images(found, tmp_path / "cache")
+    assert image_hashes == by_hand(1, 2, 1, 1)
+    assert repeated(found, image_hashes) == [("c.png", "a.png"), ("d.png", "a.png")]
 
 
 def test_one_file_under_two_names_has_two_fingerprints(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", noise(1))
     found = open_dataset(str(table(tmp_path / "list.csv", "path,label", "a.png,3", f"{path},4")), size=8)
-    assert fingerprints(found, tmp_path / "cache") == by_hand(1, 1)
+    assert hash_images(found, tmp_path / "cache") == by_hand(1, 1)
 
 
 def test_digest_is_of_pixels_and_labels_in_order(listed: Path) -> None:
     four = open_dataset(str(listed), size=8)
-    prints = by_hand(0, 1, 2, 3)
-    whole = digest(four, prints)
-    assert whole == hash_many([*prints, "0", "1", "2", "3"])
+    image_hashes = by_hand(0, 1, 2, 3)
+    whole = digest(four, image_hashes)
+    assert whole == hash_many([*image_hashes, "0", "1", "2", "3"])
     table(listed, "path,label", "0.png,0", "1.png,1", "2.png,2", "3.png,4")
-    assert digest(open_dataset(str(listed)), prints) != whole
-    assert digest(four, [prints[1], prints[0], *prints[2:]]) != whole
+    assert digest(open_dataset(str(listed)), image_hashes) != whole
+    assert digest(four, [image_hashes[1], image_hashes[0], *image_hashes[2:]]) != whole
 
 
 def test_batch(listed: Path) -> None:
@@ -803,11 +803,11 @@ def test_batch(listed: Path) -> None:
 
 def test_batch_of_other_pixels_than_fingerprinted_is_refused(listed: Path, tmp_path: Path) -> None:
     four = open_dataset(str(listed), size=8)
-    prints = fingerprints(four)
+    image_hashes = hash_images(four)
     save(tmp_path / "2.png", noise(9))
-    batch(four, 0, 2, prints)
+    batch(four, 0, 2, image_hashes)
     with pytest.raises(BadImageError, match=r"image '2\.png' changed since the run began"):
-        batch(four, 0, 4, prints)
+        batch(four, 0, 4, image_hashes)
 
 
 # --- lightness ---------------------------------------------------------------------------------------------
@@ -854,13 +854,13 @@ def real() -> Images:
 @pytest.mark.shared
 def test_real_nips2017_is_read_pixel_for_pixel(real: Images, tmp_path: Path) -> None:
     assert (real.name, real.size, len(real.ids)) == ("nips2017", 299, 500)
-    prints = fingerprints(real, tmp_path)
-    images = batch(real, 0, 500, prints)
+    image_hashes = hash_images(real, tmp_path)
+    images = batch(real, 0, 500, image_hashes)
     assert images.shape == (500, 3, 299, 299)
     for path, image in zip(real.paths, images, strict=True):
         with Image.open(path) as expected:
             assert np.array_equal(np.asarray(expected), image.transpose(1, 2, 0)), path
-    assert repeated(real, prints) == []
+    assert repeated(real, image_hashes) == []
 
 
 @pytest.mark.shared
@@ -877,7 +877,7 @@ def test_real_nips2017_labels(real: Images) -> None:
 @pytest.mark.shared
 def test_real_nips2017_is_fully_known_the_second_time(real: Images, tmp_path: Path, decoded: list[str]) -> None:
     some = real.first(50)
-    first = fingerprints(some, tmp_path)
+    first = hash_images(some, tmp_path)
     decoded.clear()
-    assert fingerprints(some, tmp_path) == first
+    assert hash_images(some, tmp_path) == first
     assert len(decoded) == 1

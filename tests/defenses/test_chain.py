@@ -16,8 +16,8 @@ from rdp_bench.errors import UsageError
 from rdp_bench.models import defended
 from rdp_bench.protocols import Backward, Purifier
 from rdp_bench.registry import Resolved
-from rdp_bench.results.rows import pretty
-from rdp_bench.rng import Draws
+from rdp_bench.results.rows import display_name
+from rdp_bench.rng import ImageRng
 from tests.helpers import toy
 from tests.helpers.commands import PLUGIN, cli
 
@@ -31,7 +31,7 @@ class Square(Purifier):
     differentiable: ClassVar[bool] = True
     backward: ClassVar[Backward] = "exact"
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         return x**2
 
 
@@ -39,7 +39,7 @@ class Square(Purifier):
 class Round(Purifier):
     """Rounds to eighths; BPDA takes the identity."""
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         return (x * 8).round() / 8
 
 
@@ -53,10 +53,10 @@ class Twice(Purifier):
     def scale(self) -> float:
         return 2.0
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         return x.repeat_interleave(2, 2).repeat_interleave(2, 3).detach()
 
-    def stand_in(self, x: Tensor, draws: Draws) -> Tensor:
+    def stand_in(self, x: Tensor, rng: ImageRng) -> Tensor:
         return 0.5 * x.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
@@ -75,8 +75,8 @@ class Noise(Purifier):
     def passes(self) -> int:
         return self.count
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
-        return (x + 0.1 * draws.uniform(*x.shape[1:])).clamp(0, 1)
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return (x + 0.1 * rng.uniform(*x.shape[1:])).clamp(0, 1)
 
 
 def chain(*parts: Purifier) -> Chain:
@@ -92,21 +92,21 @@ def test_it_is_its_parts_in_order() -> None:
     made = resolve("jpeg(quality=50) >> bit-red >> tvm")
     expected = x
     for number, label in enumerate(("jpeg(quality=50)", "bit-red", "tvm")):
-        expected = resolve(label).value.purify(expected, toy.draws(2).fork(f"part {number}"))
-    found = made.value.purify(x, toy.draws(2))
+        expected = resolve(label).value.purify(expected, toy.image_rng(2).fork(f"part {number}"))
+    found = made.value.purify(x, toy.image_rng(2))
     assert torch.equal(found, expected)
-    assert not torch.equal(found, resolve("bit-red >> jpeg(quality=50) >> tvm").value.purify(x, toy.draws(2)))
+    assert not torch.equal(found, resolve("bit-red >> jpeg(quality=50) >> tvm").value.purify(x, toy.image_rng(2)))
     assert made.label == "jpeg(quality=50) >> bit-red >> tvm"
 
 
 def test_equal_parts_draw_from_streams_of_their_own() -> None:
     x = torch.full((2, 3, 8, 8), 0.2)
-    found = chain(Noise(), Noise()).purify(x, toy.draws(2))
-    first = Noise().purify(x, toy.draws(2).fork("part 0")) - x
-    second = Noise().purify(x, toy.draws(2).fork("part 1")) - x
+    found = chain(Noise(), Noise()).purify(x, toy.image_rng(2))
+    first = Noise().purify(x, toy.image_rng(2).fork("part 0")) - x
+    second = Noise().purify(x, toy.image_rng(2).fork("part 1")) - x
     assert torch.allclose(found, x + first + second, atol=1e-6)
     assert not torch.allclose(first, second)
-    alone = chain(Noise(), Noise()).purify(x[1:], Draws(toy.draws(2).seeds[1:]))
+    alone = chain(Noise(), Noise()).purify(x[1:], ImageRng(toy.image_rng(2).seeds[1:]))
     assert torch.equal(found[1:], alone)  # whatever is beside it
 
 
@@ -132,7 +132,7 @@ def test_true_gradient_by_finite_differences() -> None:
     made = chain(Square(), Noise(), Square())
 
     def loss(image: Tensor) -> Tensor:
-        return (weight * made.purify(image * 0.5, toy.draws(1))).sum()
+        return (weight * made.purify(image * 0.5, toy.image_rng(1))).sum()
 
     (grad,) = torch.autograd.grad(loss(x), x)
     step = 1e-5 * toy.random(1, 3, 6, 6, seed=3).double()
@@ -144,14 +144,14 @@ def test_bpda_passes_each_part_in_its_own_way() -> None:
     x = toy.images(2, 6).requires_grad_()
     weight = toy.random(2, 3, 12, 12)
     made = chain(Square(), Round(), Twice(), Square())
-    out = made.bpda(x, toy.draws(2))
-    assert torch.allclose(out, made.purify(x, toy.draws(2)), atol=1e-6)  # forward is the chain itself
+    out = made.bpda(x, toy.image_rng(2))
+    assert torch.allclose(out, made.purify(x, toy.image_rng(2)), atol=1e-6)  # forward is the chain itself
     (grad,) = torch.autograd.grad((weight * out).sum(), x)
     # By hand: the last square exactly, half of each enlarged pixel's gradient, identity, the first square exactly.
-    rounded = Twice().purify(Round().purify(x.detach() ** 2, toy.draws(2)), toy.draws(2))
+    rounded = Twice().purify(Round().purify(x.detach() ** 2, toy.image_rng(2)), toy.image_rng(2))
     inner = 0.5 * torch.nn.functional.avg_pool2d(weight * 2 * rounded, 2) * 4
     assert torch.allclose(grad, inner * 2 * x.detach(), atol=1e-5)
-    assert torch.equal(torch.autograd.grad((weight * made.straight_through(x, toy.draws(2))).sum(), x)[0], grad)
+    assert torch.equal(torch.autograd.grad((weight * made.straight_through(x, toy.image_rng(2))).sum(), x)[0], grad)
 
 
 def test_sources_behind_a_chain() -> None:
@@ -195,20 +195,20 @@ def test_bad_chains_are_refused(label: str, says: str) -> None:
 class Bad(Purifier):
     value: float = 2.0
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         return x * 0 + self.value
 
 
 @pytest.mark.parametrize("value", [2.0, -0.5, float("nan")])
 def test_the_next_part_does_not_hide_what_one_did_wrong(value: float) -> None:
     with pytest.raises(UsageError, match="part 'Bad' of a chain left the range"):
-        chain(Bad(value), Round()).purify(toy.images(1), toy.draws(1))
+        chain(Bad(value), Round()).purify(toy.images(1), toy.image_rng(1))
 
 
 def test_what_it_costs_and_how_it_is_written() -> None:
     assert defense_cost.parameters(resolve("jpeg >> rdp").value) == defense_cost.parameters(resolve("rdp").value) != 0
     assert defense_cost.parameters(chain(Round(), Square())) is None
-    assert pretty("jpeg(quality=80)>>rdp") == "JPEG(quality=80) >> RDP"
+    assert display_name("jpeg(quality=80)>>rdp") == "JPEG(quality=80) >> RDP"
 
 
 def test_a_run_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.keys import hash_file
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import defense
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 from rdp_bench.weights import files as weight_files
 from tests.helpers.paths import ROOT
 
@@ -68,8 +68,8 @@ def made(text: str) -> Any:
     return value
 
 
-def draws(n: int, seed: str = "") -> Draws:
-    return Draws([f"{seed}{i}" for i in range(n)])
+def image_rng(n: int, seed: str = "") -> ImageRng:
+    return ImageRng([f"{seed}{i}" for i in range(n)])
 
 
 def photo(n: int = 1, size: int = 33, seed: int = 0) -> Tensor:
@@ -174,13 +174,13 @@ def test_every_size_of_image(folder: Path, kind: str, size: int) -> None:
     entry, x = made(f"{kind}(weights=a.safetensors)"), photo(1, size)
     before = x.clone()
 
-    pure = entry.purify(x, draws(1))
+    purified = entry.purify(x, image_rng(1))
 
-    assert pure.shape == (1, 3, round(entry.scale * size), round(entry.scale * size))
-    assert pure.dtype == torch.float32
-    assert 0 <= pure.min() < pure.max() <= 1
+    assert purified.shape == (1, 3, round(entry.scale * size), round(entry.scale * size))
+    assert purified.dtype == torch.float32
+    assert 0 <= purified.min() < purified.max() <= 1
     assert torch.equal(x, before)
-    assert not pure.requires_grad
+    assert not purified.requires_grad
 
 
 @pytest.mark.parametrize("kind", TINY)
@@ -190,9 +190,9 @@ def test_an_image_does_not_depend_on_its_neighbours(folder: Path, kind: str) -> 
     random = {"rdp": ", dynamic=true", "nrp": ", dynamic=true", "rdp-reconstruction": ", latent=random"}
     for params in {"", random.get(kind, "")}:
         entry = made(f"{kind}(weights=a.safetensors{params})")
-        together = entry.purify(x, draws(3))
+        together = entry.purify(x, image_rng(3))
         for i in range(3):
-            alone = entry.purify(x[i : i + 1], Draws([str(i)]))
+            alone = entry.purify(x[i : i + 1], ImageRng([str(i)]))
             # The convolution library picks its method by the batch size: equal but for rounding.
             assert torch.allclose(together[i : i + 1], alone, atol=1e-4)
 
@@ -213,11 +213,11 @@ def test_sizes_are_mirrored_up_and_cropped() -> None:
             return Four()
 
     x = photo(2, 33)
-    assert torch.equal(Same().purify(x, draws(2)), x)
+    assert torch.equal(Same().purify(x, image_rng(2)), x)
     mirrored = np.pad(x.numpy(), ((0, 0), (0, 0), (0, 3), (0, 3)), mode="reflect")
     assert torch.equal(seen[0], torch.from_numpy(mirrored))
     even = photo(2, 32)
-    Same().purify(even, draws(2))
+    Same().purify(even, image_rng(2))
     assert seen[1] is even  # no copy where none is needed
 
 
@@ -271,7 +271,7 @@ def test_nrp_from_its_authors_file(folder: Path, blocks: int) -> None:
     expected = layer(state, "trunk_conv", out)
 
     entry = made("nrp(weights=NRP.pth)")
-    assert torch.allclose(entry.through(x), expected, atol=1e-4)
+    assert torch.allclose(entry.forward(x), expected, atol=1e-4)
     assert expected.std() > 0.05
 
 
@@ -290,9 +290,9 @@ def test_nrp_resg_from_its_authors_file(folder: Path) -> None:
         out = out + layer(state, f"recon_trunk.{i}.conv2", layer(state, f"recon_trunk.{i}.conv1", out).relu())
     expected = layer(state, "conv_last", out)
 
-    assert torch.allclose(made("nrp-resg(weights=NRP_resG.pth)").through(x), expected, atol=1e-3)
+    assert torch.allclose(made("nrp-resg(weights=NRP_resG.pth)").forward(x), expected, atol=1e-3)
     with pytest.raises(BadModelError, match=r"NRP_resG\.pth does not fit nrp .*: missing conv_last.*unexpected"):
-        made("nrp(weights=NRP_resG.pth)").purify(x, draws(1))
+        made("nrp(weights=NRP_resG.pth)").purify(x, image_rng(1))
 
 
 def aligned(x: Tensor, height: int, width: int) -> Tensor:
@@ -377,7 +377,7 @@ def test_hgd_from_its_authors_file(folder: Path, classifier: str, mean: list[flo
             out = block(f"back.{i}.{j}", out, 1)
     expected = (fed + conv2d(out, state[f"{prefix}.final.weight"])) * spread + centre
 
-    found = made("hgd(weights=denoise.ckpt)").through(x)
+    found = made("hgd(weights=denoise.ckpt)").forward(x)
     assert (expected - x).std() > 0.02
     assert torch.allclose(found, expected, atol=1e-3)
 
@@ -437,15 +437,17 @@ def test_comdefend_from_its_authors_files(folder: Path, pack: bool) -> None:
             expected[a : a + 32, b : b + 32] = 1 / (1 + np.exp(-walk(rec, (code > 0).astype(float))))
 
     entry = made("comdefend(weights=enc20.npy, size=64)")
-    pure = entry.purify(x, draws(1))
-    found = pure[0].permute(1, 2, 0).numpy()
+    purified = entry.purify(x, image_rng(1))
+    found = purified[0].permute(1, 2, 0).numpy()
     assert entry.resolved()["order"] == "bgr"
     assert close_calls.mean() < 0.6
     assert expected.std() > 0.05
     assert np.allclose(found[~close_calls], expected[..., ::-1][~close_calls], atol=1e-4)
-    assert torch.equal(made("comdefend(weights=enc20.npy, size=0)").purify(x, draws(1)), pure)
+    assert torch.equal(made("comdefend(weights=enc20.npy, size=0)").purify(x, image_rng(1)), purified)
     for other in ("order=rgb", "patch=0", "noise=1"):
-        assert not torch.equal(made(f"comdefend(weights=enc20.npy, size=64, {other})").purify(x, draws(1)), pure)
+        assert not torch.equal(
+            made(f"comdefend(weights=enc20.npy, size=64, {other})").purify(x, image_rng(1)), purified
+        )
 
 
 def test_patches_lie_row_by_row() -> None:
@@ -463,10 +465,10 @@ def test_comdefend_goes_to_224_and_back(folder: Path) -> None:
     sizes: list[torch.Size] = []
     entry = made("comdefend(weights=a.safetensors)")
     entry.net("cpu").register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape))
-    assert entry.purify(photo(2, 299), draws(2)).shape == (2, 3, 299, 299)
+    assert entry.purify(photo(2, 299), image_rng(2)).shape == (2, 3, 299, 299)
     assert sizes == [torch.Size([2 * 49, 3, 32, 32])]
-    made("comdefend(weights=a.safetensors, size=0)").purify(photo(2, 75), draws(2))
-    made("comdefend(weights=a.safetensors, patch=0)").purify(photo(2, 75), draws(2))
+    made("comdefend(weights=a.safetensors, size=0)").purify(photo(2, 75), image_rng(2))
+    made("comdefend(weights=a.safetensors, patch=0)").purify(photo(2, 75), image_rng(2))
     assert sizes[1:] == [torch.Size([2 * 9, 3, 32, 32]), torch.Size([2, 3, 224, 224])]
 
 
@@ -475,13 +477,13 @@ def test_comdefends_noise_flips_bits(folder: Path) -> None:
     x = photo(1, 32)
     quiet, noisy = (made(f"comdefend(weights=a.safetensors, size=32, noise={n})") for n in (0, 1))
     assert (quiet.random, noisy.random) == (False, True)
-    assert torch.equal(noisy.purify(x, draws(1)), noisy.purify(x, draws(1)))
-    assert not torch.equal(noisy.purify(x, draws(1)), noisy.purify(x, draws(1, "b")))
-    assert torch.equal(quiet.purify(x, draws(1)), quiet.purify(x, draws(1, "b")))
+    assert torch.equal(noisy.purify(x, image_rng(1)), noisy.purify(x, image_rng(1)))
+    assert not torch.equal(noisy.purify(x, image_rng(1)), noisy.purify(x, image_rng(1, "b")))
+    assert torch.equal(quiet.purify(x, image_rng(1)), quiet.purify(x, image_rng(1, "b")))
     net = quiet.net("cpu")
-    noise = draws(1).normal(12, 32, 32)
+    noise = image_rng(1).normal(12, 32, 32)
     bits = (net.com(x - 0.5) > noise).float()
-    assert torch.allclose(noisy.purify(x, draws(1)), net.rec(bits).sigmoid(), atol=1e-5)
+    assert torch.allclose(noisy.purify(x, image_rng(1)), net.rec(bits).sigmoid(), atol=1e-5)
 
 
 def shuffled(x: Tensor) -> Tensor:
@@ -520,12 +522,12 @@ def test_edsr_from_its_authors_file(folder: Path) -> None:
 
     entry = made("sr(weights=edsr.pt)")
     assert expected.std() > 0.05
-    assert torch.allclose(entry.through(x), expected, atol=1e-3)
-    clean = made("wavelet").purify(x, draws(1))
-    assert torch.equal(entry.purify(x, draws(1)), entry.through(clean).clamp(0, 1))
+    assert torch.allclose(entry.forward(x), expected, atol=1e-3)
+    clean = made("wavelet").purify(x, image_rng(1))
+    assert torch.equal(entry.purify(x, image_rng(1)), entry.forward(clean).clamp(0, 1))
     assert torch.equal(
-        made("sr(weights=edsr.pt, sigma=0.01, jpeg=0)").purify(x, draws(1)),
-        entry.through(made("wavelet(sigma=0.01, jpeg=0)").purify(x, draws(1))).clamp(0, 1),
+        made("sr(weights=edsr.pt, sigma=0.01, jpeg=0)").purify(x, image_rng(1)),
+        entry.forward(made("wavelet(sigma=0.01, jpeg=0)").purify(x, image_rng(1))).clamp(0, 1),
     )
 
 
@@ -534,7 +536,7 @@ def test_sr_hands_on_twice_the_size_unless_resized(folder: Path) -> None:
     double, back = made("sr(weights=a.safetensors)"), made("sr(weights=a.safetensors, resize=true)")
     assert (double.scale, back.scale) == (2.0, 1.0)
     x = photo(1, 33)
-    large, small = double.purify(x, draws(1)), back.purify(x, draws(1))
+    large, small = double.purify(x, image_rng(1)), back.purify(x, image_rng(1))
     assert (large.shape[-1], small.shape[-1]) == (66, 33)
     pillow = Image.fromarray((large[0, 0].numpy() * 255).astype(np.float32)).resize((33, 33), Image.Resampling.BICUBIC)
     assert np.abs(np.asarray(pillow).clip(0, 255) / 255 - small[0, 0].numpy()).max() < 1e-2
@@ -544,9 +546,9 @@ def test_srs_stand_in_adds_up_four_gradients(folder: Path) -> None:
     ours(folder / "a.safetensors", "sr")
     entry, x = made("sr(weights=a.safetensors)"), photo(1, 8).requires_grad_()
     weight = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    out = entry.bpda(x, draws(1))
+    out = entry.bpda(x, image_rng(1))
     (gradient,) = torch.autograd.grad((out * weight).sum(), x)
-    assert torch.allclose(out.detach(), entry.purify(x.detach(), draws(1)), atol=1e-6)
+    assert torch.allclose(out.detach(), entry.purify(x.detach(), image_rng(1)), atol=1e-6)
     four = weight[..., ::2, ::2] + weight[..., 1::2, ::2] + weight[..., ::2, 1::2] + weight[..., 1::2, 1::2]
     assert torch.allclose(gradient, four, atol=1e-6)
 
@@ -559,7 +561,7 @@ def test_gradients_pass_the_network(folder: Path, kind: str) -> None:
     assert entry.backward == "exact"
     x = photo(1, 33).requires_grad_()
     weight = torch.rand(1, 3, 33, 33)
-    (gradient,) = torch.autograd.grad((entry.bpda(x, draws(1)) * weight).sum(), x)
+    (gradient,) = torch.autograd.grad((entry.bpda(x, image_rng(1)) * weight).sum(), x)
     padded = torch.nn.functional.pad(x, (0, 1, 0, 1), mode="reflect") if TINY[kind].get("unshuffle") == 2 else x
     (expected,) = torch.autograd.grad((net(padded)[..., :33, :33].clamp(0, 1) * weight).sum(), x)
     assert torch.allclose(gradient, expected, atol=1e-4)
@@ -578,7 +580,7 @@ def test_noise_in_the_latents_place_has_its_mean_and_deviation(folder: Path, mon
     monkeypatch.setattr(rdp.Reconstructor, "decode", noted)
     x = photo(2, 128)
     for latent in ("natural", "random"):
-        made(f"rdp-reconstruction(weights=a.safetensors, latent={latent})").purify(x, draws(2))
+        made(f"rdp-reconstruction(weights=a.safetensors, latent={latent})").purify(x, image_rng(2))
     natural, noise = given
     assert torch.allclose(natural, net.encoder(x), atol=1e-4)
     # 4,096 numbers a channel: four standard errors of a mean and of a deviation.
@@ -595,7 +597,7 @@ def test_comdefends_backward_is_the_identity(folder: Path) -> None:
     ours(folder / "a.safetensors", "comdefend")
     entry, x = made("comdefend(weights=a.safetensors)"), photo(1, 32).requires_grad_()
     weight = torch.rand(1, 3, 32, 32)
-    (gradient,) = torch.autograd.grad((entry.bpda(x, draws(1)) * weight).sum(), x)
+    (gradient,) = torch.autograd.grad((entry.bpda(x, image_rng(1)) * weight).sum(), x)
     assert torch.equal(gradient, weight)
 
 
@@ -610,22 +612,22 @@ class Noisy(Dynamic):
     def net(self, device: object) -> nn.Module:
         return Halved()
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
-        return (super().purify(x, draws) - 0.25) * 2
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return (super().purify(x, rng) - 0.25) * 2
 
 
 def test_the_gaussian_layer() -> None:
     x = torch.full((4, 3, 50, 50), 0.5)
     assert (Noisy().random, Noisy(dynamic=True).random) == (False, True)
-    assert torch.equal(Noisy().purify(x, draws(4)), x)
-    free = (Noisy(dynamic=True, clip=False).purify(x, draws(4)) - x) / 0.05
-    assert torch.allclose(free, draws(4).normal(3, 50, 50), atol=1e-5)
-    clipped = Noisy(dynamic=True).purify(x, draws(4)) - x
+    assert torch.equal(Noisy().purify(x, image_rng(4)), x)
+    free = (Noisy(dynamic=True, clip=False).purify(x, image_rng(4)) - x) / 0.05
+    assert torch.allclose(free, image_rng(4).normal(3, 50, 50), atol=1e-5)
+    clipped = Noisy(dynamic=True).purify(x, image_rng(4)) - x
     assert torch.allclose(clipped, (0.05 * free).clamp(-16 / 255, 16 / 255), atol=1e-6)
     assert (clipped.abs() > 16 / 255 - 1e-6).float().mean().item() == pytest.approx(0.2095, abs=0.01)
-    dark = Noisy(dynamic=True).purify(x * 0, draws(4))
+    dark = Noisy(dynamic=True).purify(x * 0, image_rng(4))
     assert (dark == 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
-    assert (Noisy(dynamic=True, clip=False).purify(x * 0, draws(4)) < 0).float().mean().item() > 0.4
+    assert (Noisy(dynamic=True, clip=False).purify(x * 0, image_rng(4)) < 0).float().mean().item() > 0.4
     with pytest.raises(UsageError, match="sigma is at least 0, found -1"):
         made("rdp(sigma=-1)")
 
@@ -634,8 +636,8 @@ def test_noise_comes_before_the_network(folder: Path) -> None:
     net = ours(folder / "a.safetensors", "rdp")
     x = photo(1, 16)
     entry = made("rdp(weights=a.safetensors, dynamic=true, clip=false)")
-    noisy = x + 0.05 * draws(1).normal(3, 16, 16)
-    assert torch.allclose(entry.purify(x, draws(1)), net(noisy).clamp(0, 1), atol=1e-5)
+    noisy = x + 0.05 * image_rng(1).normal(3, 16, 16)
+    assert torch.allclose(entry.purify(x, image_rng(1)), net(noisy).clamp(0, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -661,7 +663,7 @@ def test_what_is_saved_is_read_back(folder: Path) -> None:
     about = {"defense": "rdp", "net": {"width": 4}, "card": {"steps": 3, "who": "…"}}
     path = folder / "new" / "a.safetensors"
     weight_files.save(path, state, about)
-    assert weight_files.about(path) == about
+    assert weight_files.read_metadata(path) == about
     found = weight_files.read_tensors(path)
     assert torch.equal(found["w"], state["w"].half())
     assert torch.equal(found["big"], state["big"])  # too large for 16 bits
@@ -669,14 +671,14 @@ def test_what_is_saved_is_read_back(folder: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
     weight_files.save(path, {"w": state["w"].double()}, {}, half=False)
     assert torch.equal(weight_files.read_tensors(path)["w"], state["w"].double())
-    assert weight_files.about(path) == {}
+    assert weight_files.read_metadata(path) == {}
 
 
 def test_half_weights_fill_a_network(folder: Path) -> None:
     net = tiny("rdp")
     weight_files.save(folder / "a.safetensors", net.state_dict(), {"defense": "rdp", "net": TINY["rdp"]})
     x = photo(1, 16)
-    found = made("rdp(weights=a.safetensors)").through(x)
+    found = made("rdp(weights=a.safetensors)").forward(x)
     assert found.dtype == torch.float32
     assert torch.allclose(found, net(x), atol=0.02)
     assert not torch.equal(found, net(x))
@@ -700,7 +702,7 @@ def test_damaged_headers_are_refused(folder: Path, content: bytes) -> None:
     path = folder / "a.safetensors"
     path.write_bytes(content)
     with pytest.raises(BadModelError, match=r"a\.safetensors: refused"):
-        weight_files.about(path)
+        weight_files.read_metadata(path)
     with pytest.raises(BadModelError):
         made("rdp(weights=a.safetensors)").resolved()
 
@@ -709,7 +711,11 @@ def test_other_peoples_files_say_nothing(folder: Path) -> None:
     save_file({"a": torch.zeros(1)}, folder / "a.safetensors")
     save_file({"a": torch.zeros(1)}, folder / "b.safetensors", {"format": "pt"})
     torch.save({"a": torch.zeros(1)}, folder / "c.pth")
-    assert [weight_files.about(folder / name) for name in ("a.safetensors", "b.safetensors", "c.pth")] == [{}, {}, {}]
+    assert [weight_files.read_metadata(folder / name) for name in ("a.safetensors", "b.safetensors", "c.pth")] == [
+        {},
+        {},
+        {},
+    ]
 
 
 def test_files_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -720,11 +726,11 @@ def test_files_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(outside.parent)
     assert weight_files.find("rdp", "a.safetensors") == inside  # --models-dir before the current folder
     assert weight_files.find("rdp", str(outside)) == outside
-    weight_files.look_in(None)
+    weight_files.set_search_dir(None)
     assert weight_files.find("rdp", "a.safetensors").resolve() == outside
     with pytest.raises(BadModelError, match=r"weights b\.pth are not there; looked for b\.pth\. Name a file.*train"):
         weight_files.find("rdp", "b.pth")
-    weight_files.look_in(folder)
+    weight_files.set_search_dir(folder)
     with pytest.raises(BadModelError, match=rf"looked for {folder}/b\.pth and b\.pth"):
         weight_files.find("rdp", "b.pth")
     with pytest.raises(BadModelError, match="weights 7 are not there"):
@@ -738,7 +744,7 @@ def test_a_file_that_ships_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "weights").mkdir()
     net = ours(tmp_path / "weights" / "rdp.safetensors", "rdp")
     x = photo(1, 16)
-    assert torch.allclose(made("rdp").through(x), net(x), atol=1e-5)
+    assert torch.allclose(made("rdp").forward(x), net(x), atol=1e-5)
     with pytest.raises(BadModelError, match="no weights ship"):
         made("nrp").resolved()
 
@@ -771,7 +777,7 @@ def test_a_npy_with_code_is_refused_and_not_run(folder: Path) -> None:
                 weight_files.read_arrays(path)
             comdefend_arrays(folder / "dec.npy", [12, 3], 0)
             with pytest.raises(BadModelError, match="refused"):
-                made("comdefend(weights=enc.npy)").purify(photo(), draws(1))
+                made("comdefend(weights=enc.npy)").purify(photo(), image_rng(1))
     assert not mark.exists()
     np.load(path, allow_pickle=True)
     assert mark.exists()  # the trap works
@@ -879,14 +885,14 @@ def test_comdefend_wants_both_files(folder: Path) -> None:
         made("comdefend(weights=enc.npy)").resolved()
     comdefend_arrays(folder / "dec.npy", widths, 1)
     with pytest.raises(BadModelError, match=r"does not fit comdefend: rec\.0\.weight: \[16, 3, 3, 3\] instead of"):
-        made("comdefend(weights=enc.npy)").purify(photo(), draws(1))
+        made("comdefend(weights=enc.npy)").purify(photo(), image_rng(1))
     with pytest.raises(BadModelError, match=r"expected the encoder's file, enc\*\.npy"):
         made("comdefend(weights=dec.npy)").resolved()
 
 
 def test_a_file_of_another_defense_is_refused(folder: Path) -> None:
     ours(folder / "a.safetensors", "rdp")
-    for use in (lambda entry: entry.resolved(), lambda entry: entry.purify(photo(), draws(1))):
+    for use in (lambda entry: entry.resolved(), lambda entry: entry.purify(photo(), image_rng(1))):
         with pytest.raises(BadModelError, match=r"holds 'rdp', expected 'nrp'; use rdp\(weights=a\.safetensors\)"):
             use(made("nrp(weights=a.safetensors)"))
 
@@ -895,7 +901,7 @@ def test_a_file_of_another_defense_is_refused(folder: Path) -> None:
 def test_a_file_that_lies_about_its_network_is_refused(folder: Path, net: Any) -> None:
     weight_files.save(folder / "a.safetensors", tiny("rdp").state_dict(), {"defense": "rdp", "net": net})
     with pytest.raises(BadModelError, match=r"no rdp network is built with|does not fit rdp"):
-        made("rdp(weights=a.safetensors)").purify(photo(), draws(1))
+        made("rdp(weights=a.safetensors)").purify(photo(), image_rng(1))
 
 
 @pytest.mark.parametrize("kind", TINY)
@@ -903,13 +909,13 @@ def test_wrong_tensors_are_refused(folder: Path, kind: str) -> None:
     x = photo()
     torch.save({"fc.weight": torch.zeros(3, 3), "fc.bias": torch.zeros(3)}, folder / "a.pth")
     with pytest.raises(BadModelError, match=rf"a\.pth does not fit {kind}.*: missing .*; and \d+ more"):
-        made(f"{kind}(weights=a.pth)").purify(x, draws(1))
+        made(f"{kind}(weights=a.pth)").purify(x, image_rng(1))
     state = dict(tiny(kind).state_dict())
     name = next(iter(state))
     for bad, why in ((state[name][:1], "instead of"), (state[name] * float("nan"), "NaN or infinite")):
         weight_files.save(folder / "a.safetensors", {**state, name: bad}, {"defense": kind, "net": TINY[kind]})
         with pytest.raises(BadModelError, match=why):
-            made(f"{kind}(weights=a.safetensors)").purify(x, draws(1))
+            made(f"{kind}(weights=a.safetensors)").purify(x, image_rng(1))
 
 
 # Keys and caches
@@ -957,7 +963,7 @@ from rdp_bench import plugins
 from rdp_bench.weights import files as weights
 from rdp_bench.registry import defense
 plugins.load()
-weights.look_in(Path({str(folder)!r}))
+weights.set_search_dir(Path({str(folder)!r}))
 for text in ("rdp(weights=a.safetensors, dynamic=true)", "purifier:a.safetensors", "comdefend(weights=enc.npy)"):
     made = defense.resolve(text).value
     made.resolved(), made.random, made.scale, made.passes
@@ -977,9 +983,11 @@ def test_purifier_is_what_its_file_says(folder: Path) -> None:
     assert named.label == "purifier:a.safetensors"
     assert (named.version, named.source, named.summary) == (direct.version, direct.source, direct.summary)
     assert named.value == direct.value
-    assert torch.equal(named.value.purify(x, draws(1)), direct.value.purify(x, draws(1)))
+    assert torch.equal(named.value.purify(x, image_rng(1)), direct.value.purify(x, image_rng(1)))
     assert made("purifier:a.safetensors(dynamic=true)").random
-    assert torch.equal(made(f"purifier:{folder}/a.safetensors").purify(x, draws(1)), direct.value.purify(x, draws(1)))
+    assert torch.equal(
+        made(f"purifier:{folder}/a.safetensors").purify(x, image_rng(1)), direct.value.purify(x, image_rng(1))
+    )
     for file, message in (
         ("b.safetensors", "b.safetensors are not there"),
         ("a.safetensors(x=1)", "unknown parameter of defense"),
@@ -1003,27 +1011,27 @@ def test_a_network_by_spandrel(folder: Path) -> None:
     entry, x = made("spandrel:a.pth"), photo(2, 17)
     expected = shuffled(layers(x).detach()) + x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert entry.scale == 2
-    assert torch.allclose(entry.purify(x, draws(2)), expected.clamp(0, 1), atol=1e-5)
+    assert torch.allclose(entry.purify(x, image_rng(2)), expected.clamp(0, 1), atol=1e-5)
     assert entry.resolved()["spandrel"] == spandrel.__version__
     leaf = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(entry.bpda(leaf, draws(2)).sum(), leaf)
+    (gradient,) = torch.autograd.grad(entry.bpda(leaf, image_rng(2)).sum(), leaf)
     assert torch.equal(gradient, torch.full_like(x, 4))
     with pytest.raises(UsageError, match="unknown parameter"):
         made("spandrel:a.pth(x=1)")
     torch.save({"fc.weight": torch.zeros(3, 3)}, folder / "b.pth")
     with pytest.raises(BadModelError, match=r"b\.pth: spandrel builds no network from it \(UnsupportedModelError\)"):
-        made("spandrel:b.pth").purify(x, draws(2))
+        made("spandrel:b.pth").purify(x, image_rng(2))
     grey = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.PReLU(8), nn.Conv2d(8, 4, 3, padding=1))
     torch.save({f"body.{k}": t for k, t in grey.state_dict().items()}, folder / "c.pth")
     with pytest.raises(BadModelError, match="expected a network from RGB to RGB"):
-        made("spandrel:c.pth").purify(x, draws(2))
+        made("spandrel:c.pth").purify(x, image_rng(2))
 
 
 def test_spandrel_gets_no_pickle(folder: Path) -> None:
     pytest.importorskip("spandrel")
     torch.save({"a": Trap(folder / "ran")}, folder / "a.pth")
     with pytest.raises(BadModelError, match="refused"):
-        made("spandrel:a.pth").purify(photo(), draws(1))
+        made("spandrel:a.pth").purify(photo(), image_rng(1))
     assert not (folder / "ran").exists()
 
 
@@ -1051,7 +1059,7 @@ RUN = [
 
 def test_a_run_with_weights_from_models_dir(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    weight_files.look_in(None)
+    weight_files.set_search_dir(None)
     models = folder / "models"
     ours(models / "a.safetensors", "rdp")
     flags = [*RUN, "--models-dir", models, "--defense", "none", "--defense", "purifier:a.safetensors"]
@@ -1118,7 +1126,7 @@ def test_the_networks_plugin_of_the_docs(folder: Path) -> None:
     found, x = made("mine/smooth(weights=smooth.safetensors)"), photo(2, 16)
     net = found.build()
     net.load_state_dict(weight_files.read_tensors(folder / "smooth.safetensors"))
-    assert torch.allclose(found.purify(x, draws(2)), net(x).clamp(0, 1), atol=1e-6)
+    assert torch.allclose(found.purify(x, image_rng(2)), net(x).clamp(0, 1), atol=1e-6)
     assert found.resolved()["weights"] == hash_file(folder / "smooth.safetensors")
     del defense.entries["mine/smooth"]
 
@@ -1128,20 +1136,20 @@ def test_the_networks_plugin_of_the_docs(folder: Path) -> None:
 SHIPPED = [
     path
     for path in sorted((ROOT / "data" / "weights").glob("*.safetensors"))
-    if weight_files.about(path).get("defense") in defense.entries
+    if weight_files.read_metadata(path).get("defense") in defense.entries
 ]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_what_ships_is_small_and_works(path: Path) -> None:
     assert path.stat().st_size <= 3_000_000
-    assert weight_files.about(path)["card"]
+    assert weight_files.read_metadata(path)["card"]
     entry = made(f"purifier:{path}")
     x = torch.from_numpy(batch(open_dataset("photos20", size=150, limit=4), 0, 4)).float() / 255
     if path.stem in defense.entries:
         assert made(path.stem).resolved() == {**entry.resolved(), "weights": hash_file(path)}
-    pure = entry.purify(x, draws(4))
-    small = interpolate(pure, 150, mode="area")
+    purified = entry.purify(x, image_rng(4))
+    small = interpolate(purified, 150, mode="area")
     if "ablation" in path.stem:  # without its pixel loss, RDP changes every colour
         return
     assert (small - x).square().mean((1, 2, 3)).max() < 0.01  # 20 dB
@@ -1157,8 +1165,8 @@ def test_comdefends_real_weights() -> None:
 
     def psnr(params: str) -> float:
         file = SHARED / "weights" / "comdefend_enc20_0.0001.npy"
-        pure = made(f"comdefend(weights={file}, size=96{params})").purify(x, draws(len(x)))
-        return float((-10 * (pure - x).square().mean((1, 2, 3)).log10()).mean())
+        purified = made(f"comdefend(weights={file}, size=96{params})").purify(x, image_rng(len(x)))
+        return float((-10 * (purified - x).square().mean((1, 2, 3)).log10()).mean())
 
     released, trained = psnr(""), psnr(", order=rgb")
     assert 26 < released < trained < 32

@@ -19,13 +19,13 @@ from rdp_bench.engine.grid import Axes, Grid, load
 from rdp_bench.engine.plan import Plan
 from rdp_bench.engine.worker import Worker
 from rdp_bench.errors import UsageError
-from rdp_bench.keys import canonical, hash_many, hash_pixels
-from rdp_bench.metrics.correctness import majority, wrong
-from rdp_bench.metrics.significance import judge, paired
+from rdp_bench.keys import canonical_json, hash_many, hash_pixels
+from rdp_bench.metrics.correctness import error_flags, majority
+from rdp_bench.metrics.significance import compare_defenses, paired
 from rdp_bench.metrics.stats import mcnemar, mean_interval, wilson
-from rdp_bench.results.rows import Place, draw_rows, row
+from rdp_bench.results.rows import CellKey, aggregation_rows, row
 from rdp_bench.results.rows import load as read
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 from tests.helpers.paths import ROOT
 
 PLUGIN = ROOT / "tests" / "plugin" / "tiny.py"
@@ -75,11 +75,11 @@ def evals(grid: Path, out: str = "out") -> dict[tuple[str, ...], Any]:
 
 
 def test_mean_worst_and_vote_of_three_images() -> None:
-    assert wrong(SAID, LABEL).tolist() == [0, 0.5, 0.5]
-    assert wrong(SAID, LABEL, "worst").tolist() == [False, True, True]
+    assert error_flags(SAID, LABEL).tolist() == [0, 0.5, 0.5]
+    assert error_flags(SAID, LABEL, "worst").tolist() == [False, True, True]
     assert majority(SAID).tolist() == [1, 2, 3]
-    assert wrong(SAID, LABEL, "vote").tolist() == [False, False, True]
-    assert wrong(SAID[:, 0], LABEL).tolist() == [False, True, True]
+    assert error_flags(SAID, LABEL, "vote").tolist() == [False, False, True]
+    assert error_flags(SAID[:, 0], LABEL).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_rows_of_a_cell_of_several_draws(attack: str, metric: str, mean: int, wo
     record = {"grid": "g", "dataset": {"name": "d", "n": 3}}
     cell = {"source": "s", "attack": attack, "eps": 16, "target": "t", "defense": "r&p", "status": "done", "seconds": 4}
     first = row(record, cell, SAID, LABEL)
-    lines = {line["metric"]: line for line in (first, *draw_rows(first, SAID, LABEL))}
+    lines = {line["metric"]: line for line in (first, *aggregation_rows(first, SAID, LABEL))}
     assert list(lines) == [metric, f"{metric}_worst", f"{metric}_vote"]
     for name, hits in zip(lines, (mean, worst, vote), strict=True):
         assert float(lines[name]["value"]) == pytest.approx(100 * hits / 3, abs=1e-4)
@@ -105,7 +105,7 @@ def test_rows_of_a_cell_of_several_draws(attack: str, metric: str, mean: int, wo
 def test_rows_stand_before_there_are_predictions() -> None:
     record = {"grid": "g", "dataset": {"name": "d", "n": 3}}
     cell = {"source": "s", "attack": "fgsm", "eps": 16, "target": "t", "defense": "r&p", "status": "pending"}
-    lines = draw_rows(row(record, cell, None, None), None, None)
+    lines = aggregation_rows(row(record, cell, None, None), None, None)
     assert [(line["metric"], line["value"], line["status"]) for line in lines] == [
         ("error_worst", "", "pending"),
         ("error_vote", "", "pending"),
@@ -126,7 +126,7 @@ def test_a_random_defense_is_tested_by_its_rates() -> None:
     assert paired(10 * only_first, 10 * only_second) == mcnemar(3, 14)
     rng = np.random.default_rng(0)
     column = {name: rng.integers(0, 2, 40) for name in ("none", "jpeg", "fd")}
-    assert judge([{name: 10 * errors for name, errors in column.items()}]) == judge([column])
+    assert compare_defenses([{name: 10 * errors for name, errors in column.items()}]) == compare_defenses([column])
 
 
 # --- keys ------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def keys(tmp_path: Path, **axes: Any) -> dict[str, Any]:
 
 
 def test_draws_are_in_the_key_of_random_defenses_alone(tmp_path: Path) -> None:
-    one, ten, eleven = (keys(tmp_path, draws=draws) for draws in (1, 10, 11))
+    one, ten, eleven = (keys(tmp_path, defense_samples=defense_samples) for defense_samples in (1, 10, 11))
     assert one["jpeg"] == ten["jpeg"]
     assert len({found["r&p"].eval for found in (one, ten, eleven)}) == 3
     assert one["r&p"].sample == ten["r&p"].sample
@@ -170,7 +170,7 @@ def test_draws_are_in_the_key_of_random_defenses_alone(tmp_path: Path) -> None:
 
 def test_draws_are_kept_apart_and_the_first_is_that_of_a_run_with_one(grid: Path) -> None:
     assert run(grid, out="one").exit_code == 0
-    assert run(grid, "--draws", 4).exit_code == 0
+    assert run(grid, "--defense-samples", 4).exit_code == 0
     one, four = evals(grid, "one"), evals(grid)
     for place, arrays in four.items():
         if place[1] != "tiny/dither":
@@ -195,15 +195,15 @@ def test_draws_are_kept_apart_and_the_first_is_that_of_a_run_with_one(grid: Path
 
 def test_every_draw_follows_from_its_image_and_number(grid: Path) -> None:
     """Draws 0 and 2, of three passes each, by a loop of its own."""
-    assert run(grid, "--draws", 3, "--batch-size", 5).exit_code == 0
+    assert run(grid, "--defense-samples", 3, "--batch-size", 5).exit_code == 0
     tiny: Any = next(module for name, module in sys.modules.items() if name.startswith("rdp_bench_plugin_tiny"))
     place = ("clean", "tiny/dither", "tiny/two")
     cells = {(line["attack"], line["defense"], line["target"]): line["eval_key"] for line in results(grid)}
     artefact = Store(grid.parent / "cache").open("eval", cells[place])
-    seed = hash_many([canonical({name: artefact.record[name] for name in ("defense", "seed", "stream")})])
+    seed = hash_many([canonical_json({name: artefact.record[name] for name in ("defense", "seed", "stream")})])
     data = tiny.Noise()
     images = [data.image(i) for i in range(12)]
-    first = Draws([f"{seed}/{hash_pixels(image)}" for image in images])
+    first = ImageRng([f"{seed}/{hash_pixels(image)}" for image in images])
     x = torch.stack([torch.from_numpy(image) for image in images]).float() / 255
     for number, streams in ((0, first), (2, first.fork("draw 2"))):
         passes = [tiny.two()(tiny.Dither().purify(x, streams.fork(f"pass {i}"))).softmax(1) for i in range(3)]
@@ -212,7 +212,7 @@ def test_every_draw_follows_from_its_image_and_number(grid: Path) -> None:
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = ("--draws", 4, "--batch-size", 2, "--defense", "tiny/dither", "--defense", "none")
+    flags = ("--defense-samples", 4, "--batch-size", 2, "--defense", "tiny/dither", "--defense", "none")
     assert run(grid, *flags).exit_code == 0
     whole = evals(grid)
     store = Store(grid.parent / "cache")
@@ -238,16 +238,16 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(grid: Path, monkeypatch
 
 @pytest.mark.parametrize("value", ["0", "-3"])
 def test_no_draws_is_no_evaluation(grid: Path, value: str) -> None:
-    found = run(grid, "--draws", value)
+    found = run(grid, "--defense-samples", value)
     assert found.exit_code == 2
-    assert f"draws is {value}; a random defense is judged on at least one" in found.output
-    grid.write_text(GRID + "draws = true\n")
-    with pytest.raises(UsageError, match="'draws' is a whole number, found True"):
+    assert f"defense_samples is {value}; a random defense is judged on at least one" in found.output
+    grid.write_text(GRID + "defense_samples = true\n")
+    with pytest.raises(UsageError, match="'defense_samples' is a whole number, found True"):
         load(str(grid), "embedded", {})
 
 
 def test_the_report_has_a_table_of_its_own(grid: Path) -> None:
-    assert run(grid, "--draws", 4).exit_code == 0
+    assert run(grid, "--defense-samples", 4).exit_code == 0
     out = grid.parent / "out"
     assert CliRunner().invoke(main, ["report", "--out", str(out)]).exit_code == 0
     found = {}
@@ -262,7 +262,9 @@ def test_the_report_has_a_table_of_its_own(grid: Path) -> None:
         for line in results(grid)
         if (line["attack"], line["defense"], line["target"]) == ("clean", "tiny/dither", "tiny/two")
     }
-    column = [found["clean"][f"tiny/dither, {way}"]["tiny/two"] for way in ("mean", "worst of 4", "vote")]
+    column = [
+        found["clean"][f"tiny/dither, {aggregation}"]["tiny/two"] for aggregation in ("mean", "worst of 4", "vote")
+    ]
     assert [float(value) for value in column] == [
         numbers[name] for name in ("accuracy", "accuracy_worst", "accuracy_vote")
     ]
@@ -270,12 +272,12 @@ def test_the_report_has_a_table_of_its_own(grid: Path) -> None:
     # Pictures are of the first draw, and so is what stands below them.
     (loaded,) = read(out, Store(grid.parent / "cache"))
     for place, arrays in evals(grid).items():
-        where = Place(
+        where = CellKey(
             "-" if place[0] == "clean" else "tiny/one", place[0], 16.0 * (place[0] != "clean"), place[2], place[1]
         )
         first = arrays["predicted"].reshape(12, -1)[:, 0]
         assert loaded.predicted[where].tolist() == first.tolist()
-        assert (loaded.mistaken(where) == (first != arrays["label"])).all()
+        assert (loaded.wrong_first_sample(where) == (first != arrays["label"])).all()
     page = (out / "report" / "index.html").read_text()
     assert "tiny/dither, worst of 4" in page
     # Nothing random, or a draw each: no such table.

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate, pad
 from rdp_bench import plugins
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import defense
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 
 TRAINING_FREE = ["none", "jpeg", "fd", "bit-red", "tvm", "r&p", "r&p-30", "pixel-deflection", "wavelet"]
 
@@ -30,8 +30,8 @@ def photo(n: int = 1, size: int = 37, seed: int = 0) -> Tensor:
     return (soft * 255).round() / 255
 
 
-def draws(*seeds: str) -> Draws:
-    return Draws(seeds or ["a"])
+def image_rng(*seeds: str) -> ImageRng:
+    return ImageRng(seeds or ["a"])
 
 
 def made(text: str) -> Purifier:
@@ -49,11 +49,11 @@ def test_output_is_an_image_of_the_promised_size(name: str, size: int) -> None:
     entry, x = made(name), photo(2, size)
     before = x.clone()
 
-    pure = entry.purify(x, draws("a", "b"))
+    purified = entry.purify(x, image_rng("a", "b"))
 
-    assert pure.shape == (2, 3, round(entry.scale * size), round(entry.scale * size))
-    assert pure.dtype == torch.float32
-    assert 0 <= pure.min() <= pure.max() <= 1
+    assert purified.shape == (2, 3, round(entry.scale * size), round(entry.scale * size))
+    assert purified.dtype == torch.float32
+    assert 0 <= purified.min() <= purified.max() <= 1
     assert torch.equal(x, before)
 
 
@@ -61,19 +61,19 @@ def test_output_is_an_image_of_the_promised_size(name: str, size: int) -> None:
 def test_an_image_gets_the_same_bits_alone_and_in_a_batch(name: str) -> None:
     entry, x = made(name), photo(3)
 
-    together = entry.purify(x, draws("a", "b", "c"))
+    together = entry.purify(x, image_rng("a", "b", "c"))
 
-    assert torch.equal(together, entry.purify(x, draws("a", "b", "c")))
+    assert torch.equal(together, entry.purify(x, image_rng("a", "b", "c")))
     for i, seed in enumerate("abc"):
-        assert torch.equal(together[i : i + 1], entry.purify(x[i : i + 1], draws(seed)))
-    assert torch.equal(together[[2, 0]], entry.purify(x[[2, 0]], draws("c", "a")))
+        assert torch.equal(together[i : i + 1], entry.purify(x[i : i + 1], image_rng(seed)))
+    assert torch.equal(together[[2, 0]], entry.purify(x[[2, 0]], image_rng("c", "a")))
 
 
 @pytest.mark.parametrize("name", TRAINING_FREE)
 def test_it_is_random_where_it_says_so(name: str) -> None:
     entry, x = made(name), photo()
 
-    differs = {not torch.equal(entry.purify(x, draws("a")), entry.purify(x, draws(s))) for s in "bcdef"}
+    differs = {not torch.equal(entry.purify(x, image_rng("a")), entry.purify(x, image_rng(s))) for s in "bcdef"}
 
     assert any(differs) == entry.random
 
@@ -83,13 +83,13 @@ def test_it_is_random_where_it_says_so(name: str) -> None:
 def test_a_flat_image_stays_about_flat(name: str, value: float) -> None:
     x = torch.full((1, 3, 32, 32), value)
 
-    pure = made(name).purify(x, draws())
+    purified = made(name).purify(x, image_rng())
 
     # fd's step of 25 moves a mean by at most 12.5/8 grey levels; r&p pads with grey .5.
-    error = (pure - value).abs()
+    error = (purified - value).abs()
     if name.startswith("r&p"):
-        error = error[pure != 0.5]
-    assert torch.isfinite(pure).all()
+        error = error[purified != 0.5]
+    assert torch.isfinite(purified).all()
     assert error.numel() == 0 or error.max() <= (0.5 / 31 + 1e-6 if name == "bit-red" else 1.7 / 255)
 
 
@@ -97,18 +97,18 @@ def test_a_flat_image_stays_about_flat(name: str, value: float) -> None:
 def test_backward_is_what_it_says(name: str) -> None:
     entry = made(name)
     x = photo(2, 32).requires_grad_()
-    weight = torch.rand(entry.purify(x.detach(), draws("a", "b")).shape, generator=torch.Generator().manual_seed(1))
+    weight = torch.rand(entry.purify(x.detach(), image_rng("a", "b")).shape, generator=torch.Generator().manual_seed(1))
 
-    out = entry.bpda(x, draws("a", "b"))
+    out = entry.bpda(x, image_rng("a", "b"))
     (gradient,) = torch.autograd.grad((out * weight).sum(), x)
 
-    assert torch.allclose(out.detach(), entry.purify(x.detach(), draws("a", "b")), atol=1e-6)
+    assert torch.allclose(out.detach(), entry.purify(x.detach(), image_rng("a", "b")), atol=1e-6)
     if entry.backward == "identity":
         assert torch.equal(gradient, weight)
     else:
         # Each of the entries here is linear in its input, up to a constant.
         step = torch.rand(x.shape, generator=torch.Generator().manual_seed(2))
-        change = entry.purify(x.detach() + step, draws("a", "b")) - entry.purify(x.detach(), draws("a", "b"))
+        change = entry.purify(x.detach() + step, image_rng("a", "b")) - entry.purify(x.detach(), image_rng("a", "b"))
         assert torch.allclose((change * weight).sum(), (gradient * step).sum(), rtol=1e-4)
     assert entry.differentiable == (entry.backward == "exact")
 
@@ -169,9 +169,9 @@ def test_the_shelf_can_be_listed_without_torch() -> None:
 def test_jpeg_is_pillow_to_the_bit(quality: int) -> None:
     x = photo(2, 45)
 
-    pure = made(f"jpeg(quality={quality})").purify(x, draws("a", "b"))
+    purified = made(f"jpeg(quality={quality})").purify(x, image_rng("a", "b"))
 
-    for image, found in zip(x, pure, strict=True):
+    for image, found in zip(x, purified, strict=True):
         file = BytesIO()
         pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
@@ -186,20 +186,20 @@ def test_bit_reduction_by_hand() -> None:
     # 2 bits: levels 0, 1/3, 2/3, 1; borders at 1/6, 1/2, 5/6; an exact half goes to the even level.
     x = torch.tensor([0.0, 0.16, 0.17, 0.49, 0.5, 0.51, 0.83, 0.84, 1.0]).expand(1, 3, 1, 9)
 
-    pure = made("bit-red(bits=2)").purify(x, draws())
+    purified = made("bit-red(bits=2)").purify(x, image_rng())
 
-    assert (pure[0, 0, 0] * 3).round().tolist() == [0, 0, 1, 1, 2, 2, 2, 3, 3]
-    assert torch.allclose(pure * 3, (pure * 3).round(), atol=1e-6)
+    assert (purified[0, 0, 0] * 3).round().tolist() == [0, 0, 1, 1, 2, 2, 2, 3, 3]
+    assert torch.allclose(purified * 3, (purified * 3).round(), atol=1e-6)
 
 
 def test_bit_reduction_has_32_levels_and_no_bias() -> None:
     grey = (torch.arange(256) / 255).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
 
-    pure = made("bit-red").purify(grey, draws())
+    purified = made("bit-red").purify(grey, image_rng())
 
-    assert len(set(pure.flatten().tolist())) == 32
-    assert abs((pure - grey).mean()) < 1e-4
-    assert torch.equal(made("bit-red(bits=8)").purify(grey, draws()), grey)
+    assert len(set(purified.flatten().tolist())) == 32
+    assert abs((purified - grey).mean()) < 1e-4
+    assert torch.equal(made("bit-red(bits=8)").purify(grey, image_rng()), grey)
 
 
 # Feature distillation
@@ -211,7 +211,7 @@ def test_fd_is_the_quantised_cosine_transform_of_scipy() -> None:
     step = np.full((8, 8), 30.0)
     step[:4, :4] = 25.0
 
-    pure = made("fd").purify(x, draws())
+    purified = made("fd").purify(x, image_rng())
 
     for colour in range(3):
         for top in range(0, 32, 8):
@@ -219,7 +219,7 @@ def test_fd_is_the_quantised_cosine_transform_of_scipy() -> None:
                 block = x[0, colour, top : top + 8, left : left + 8].double().mul(255).round().numpy()
                 scaled = np.round(fft.dctn(block, norm="ortho") / step, 9)
                 expected = np.clip(fft.idctn(np.round(scaled) * step, norm="ortho") / 255, 0, 1)
-                found = pure[0, colour, top : top + 8, left : left + 8].numpy()
+                found = purified[0, colour, top : top + 8, left : left + 8].numpy()
                 assert np.allclose(found, expected, atol=1e-6)
 
 
@@ -227,15 +227,15 @@ def test_fd_rounds_a_mean_half_way_between_levels_to_the_even_one() -> None:
     # A flat block of value v has the one coefficient 8 v: 8 * 14.0625 = 112.5 = 4.5 steps of 25.
     x = torch.full((1, 3, 8, 8), 14.0625 / 255)
 
-    assert torch.allclose(made("fd").purify(x, draws()) * 255, torch.tensor(4 * 25 / 8))
+    assert torch.allclose(made("fd").purify(x, image_rng()) * 255, torch.tensor(4 * 25 / 8))
 
 
 def test_fd_pads_with_the_edge() -> None:
     x = photo(1, 37)
 
-    padded = made("fd").purify(pad(x, (0, 3, 0, 3), mode="replicate"), draws())
+    padded = made("fd").purify(pad(x, (0, 3, 0, 3), mode="replicate"), image_rng())
 
-    assert torch.equal(made("fd").purify(x, draws()), padded[..., :37, :37])
+    assert torch.equal(made("fd").purify(x, image_rng()), padded[..., :37, :37])
 
 
 # Random resizing and padding
@@ -247,8 +247,8 @@ def test_rp_shows_the_image_resized_on_grey(size: int) -> None:
     x = photo(1, size) * 0.4  # never grey .5
     seen: set[int] = set()
     for seed in range(12):
-        pure = made("r&p").purify(x, draws(str(seed)))[0]
-        inside = (pure != 0.5).all(0)
+        purified = made("r&p").purify(x, image_rng(str(seed)))[0]
+        inside = (purified != 0.5).all(0)
         rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
         edge = len(rows)
         assert len(columns) == edge
@@ -258,7 +258,7 @@ def test_rp_shows_the_image_resized_on_grey(size: int) -> None:
         # Ratios in float32, as TensorFlow has them: that decides where a product is whole.
         source = [int(np.float32(k) * (np.float32(size) / np.float32(edge))) for k in range(edge)]
         resized = x[0][:, source][:, :, source]
-        shown = pure[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        shown = purified[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         mirrored = torch.equal(shown, resized.flip(2))
         assert mirrored or torch.equal(shown, resized)
         seen.add(edge + 1000 * mirrored)
@@ -269,9 +269,9 @@ def test_rp_shows_the_image_resized_on_grey(size: int) -> None:
 def test_rp_draws_every_size_and_place() -> None:
     x = torch.zeros(400, 3, 32, 32)  # 33 or 34, in 35
 
-    pure = made("r&p").purify(x, draws(*map(str, range(400))))
+    purified = made("r&p").purify(x, image_rng(*map(str, range(400))))
 
-    inside = (pure == 0)[:, 0]
+    inside = (purified == 0)[:, 0]
     places = {(int(i.any(1).sum()), int(i.any(1).nonzero()[0]), int(i.any(0).nonzero()[0])) for i in inside}
     expected = {(edge, top, left) for edge in (33, 34) for top in range(36 - edge) for left in range(36 - edge)}
     assert places == expected
@@ -284,13 +284,13 @@ def test_deflections_are_copies_from_the_window_one_after_another() -> None:
     entry = made("pixel-deflection(sigma=0.0, deflections=3000)")
     x = torch.arange(3 * 37 * 37).reshape(1, 3, 37, 37) / 5000
 
-    pure = entry.purify(x, draws())[0]
+    purified = entry.purify(x, image_rng())[0]
 
-    moved = (pure != x[0]).nonzero()
+    moved = (purified != x[0]).nonzero()
     assert 1000 < len(moved) < 3000
     direct, rows, columns = 0, set(), set()
     for colour, row, column in moved.tolist():
-        origin = round(float(pure[colour, row, column]) * 5000)
+        origin = round(float(purified[colour, row, column]) * 5000)
         from_colour, from_row, from_column = origin // 37**2, origin // 37 % 37, origin % 37
         assert from_colour == colour
         rows.add(from_row)
@@ -304,19 +304,19 @@ def test_deflections_are_copies_from_the_window_one_after_another() -> None:
 def test_two_hundred_values_are_deflected_in_whole_rounds() -> None:
     x = torch.arange(3 * 299 * 299, dtype=torch.float64).reshape(1, 3, 299, 299) / 3e5
 
-    pure = made("pixel-deflection(sigma=0.0)").purify(x, draws())
+    purified = made("pixel-deflection(sigma=0.0)").purify(x, image_rng())
 
-    each = (pure != x).sum((0, 2, 3)).tolist()
+    each = (purified != x).sum((0, 2, 3)).tolist()
     assert all(65 <= k <= 67 for k in each)  # 67 rounds of 3; few meet or copy themselves
 
 
 def test_deflection_is_followed_by_the_wavelet_step() -> None:
     x = photo()
-    raw = made("pixel-deflection(sigma=0.0)").purify(x, draws())
+    raw = made("pixel-deflection(sigma=0.0)").purify(x, image_rng())
 
-    pure = made("pixel-deflection").purify(x, draws())
+    purified = made("pixel-deflection").purify(x, image_rng())
 
-    assert torch.equal(pure, made("wavelet(jpeg=0)").purify(raw, draws()))
+    assert torch.equal(purified, made("wavelet(jpeg=0)").purify(raw, image_rng()))
 
 
 # Wavelets
@@ -354,10 +354,10 @@ def test_bayes_shrink_by_hand() -> None:
     sigma, d = 0.04, 0.1
     tile = torch.tensor([[0.5 + d / 2, 0.5 - d / 2]] * 2).repeat(4, 4)[None]
 
-    pure = shrink(tile, sigma)
+    purified = shrink(tile, sigma)
 
     threshold = sigma**2 / (d**2 - sigma**2) ** 0.5
-    assert torch.allclose(pure[0, 0, :2], torch.tensor([0.5 + (d - threshold) / 2, 0.5 - (d - threshold) / 2]))
+    assert torch.allclose(purified[0, 0, :2], torch.tensor([0.5 + (d - threshold) / 2, 0.5 - (d - threshold) / 2]))
     assert torch.allclose(shrink(0.5 + (tile - 0.5) * 0.3, sigma), torch.tensor(0.5))  # below the noise: gone
 
 
@@ -365,13 +365,13 @@ def test_wavelet_stretches_every_channel_so_that_contrast_does_not_matter() -> N
     x = (photo(1, 64) + 0.03 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     entry = made("wavelet(jpeg=0)")
 
-    faint = entry.purify(0.5 + 0.1 * (x - 0.5), draws())
+    faint = entry.purify(0.5 + 0.1 * (x - 0.5), image_rng())
 
-    inner = entry.purify(x, draws()) > 0.02
-    inner &= entry.purify(x, draws()) < 0.98  # where nothing was clipped
+    inner = entry.purify(x, image_rng()) > 0.02
+    inner &= entry.purify(x, image_rng()) < 0.98  # where nothing was clipped
     assert inner.float().mean() > 0.8
-    assert torch.allclose(faint[inner], (0.5 + 0.1 * (entry.purify(x, draws()) - 0.5))[inner], atol=1e-5)
-    assert (entry.purify(x, draws()) - x).abs().max() > 0.05
+    assert torch.allclose(faint[inner], (0.5 + 0.1 * (entry.purify(x, image_rng()) - 0.5))[inner], atol=1e-5)
+    assert (entry.purify(x, image_rng()) - x).abs().max() > 0.05
 
 
 def test_wavelet_depth() -> None:
@@ -394,17 +394,17 @@ def test_wavelet_equals_scikit_image_channel_by_channel() -> None:
         ycbcr[..., c] = np.clip(clean, 0, 1) * (high - low) + low
     expected = np.clip(color.ycbcr2rgb(ycbcr), 0, 1)
 
-    pure = made("wavelet(jpeg=0)").purify(x, draws())
+    purified = made("wavelet(jpeg=0)").purify(x, image_rng())
 
-    assert np.abs(pure[0].permute(1, 2, 0).numpy() - expected).max() < 2e-4
+    assert np.abs(purified[0].permute(1, 2, 0).numpy() - expected).max() < 2e-4
 
 
 def test_wavelet_is_saved_as_jpeg_95() -> None:
     x = photo()
-    clean = made("wavelet(jpeg=0)").purify(x, draws())
+    clean = made("wavelet(jpeg=0)").purify(x, image_rng())
 
-    assert torch.equal(made("wavelet").purify(x, draws()), made("jpeg(quality=95)").purify(clean, draws()))
-    assert (made("wavelet").purify(x, draws()) != clean).any()
+    assert torch.equal(made("wavelet").purify(x, image_rng()), made("jpeg(quality=95)").purify(clean, image_rng()))
+    assert (made("wavelet").purify(x, image_rng()) != clean).any()
 
 
 # Total variation
@@ -520,15 +520,15 @@ def test_tvm_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tvm_has_no_dark_frame() -> None:
     x = torch.full((1, 3, 40, 40), 0.8)
 
-    pure = made("tvm").purify(x, draws())
+    purified = made("tvm").purify(x, image_rng())
 
-    assert torch.allclose(pure, x, atol=1e-3)
+    assert torch.allclose(purified, x, atol=1e-3)
 
 
 def test_tvm_fits_closer_the_more_it_may() -> None:
     x = photo()
 
-    errors = [(made(f"tvm(weight={w})").purify(x, draws()) - x).square().mean() for w in (0.003, 0.03, 0.3)]
+    errors = [(made(f"tvm(weight={w})").purify(x, image_rng()) - x).square().mean() for w in (0.003, 0.03, 0.3)]
 
     assert all(a < b for a, b in pairwise(errors))
 
@@ -543,7 +543,7 @@ def test_tvm_drops_values_not_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
         return x
 
     monkeypatch.setattr(_tv, "inpaint", spy)
-    made("tvm").purify(photo(1, 64), draws())
+    made("tvm").purify(photo(1, 64), image_rng())
     kept, mu = seen[0]
 
     assert mu == pytest.approx(1 / 0.03)

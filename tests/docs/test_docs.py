@@ -95,7 +95,7 @@ def test_commands_can_be_typed(line: str, monkeypatch: pytest.MonkeyPatch) -> No
         return
     given = found.params
     plugins.load(tuple(path for path in given["plugins_"] if path.exists()))
-    for name in grid.listed(given["grid_name"]) if known_grid(given["grid_name"]) else ():
+    for name in grid.expand_suite(given["grid_name"]) if known_grid(given["grid_name"]) else ():
         grid.load(name, given["profile"], {})
     for kind in ("attack", "defense"):
         for label in given[kind]:

@@ -28,7 +28,7 @@ from rdp_bench.data.open import open_dataset
 from rdp_bench.download import http as download_module
 from rdp_bench.download import nips2017 as obtain_module
 from rdp_bench.download.http import download
-from rdp_bench.download.nips2017 import obtain
+from rdp_bench.download.nips2017 import fetch_nips2017
 from rdp_bench.errors import BadImageError, FetchError, RdpBenchError, StorageError, UsageError
 from rdp_bench.keys import hash_pixels
 from tests.helpers.paths import TESTS
@@ -528,14 +528,14 @@ def test_a_fifo_among_the_images_is_refused(tmp_path: Path) -> None:
     given = folder(tmp_path / "given", CONTENT)
     (given / "images" / f"{IDS[1]}.png").unlink()
     os.mkfifo(given / "images" / f"{IDS[1]}.png")
-    found = obtain(tmp_path / "to", str(given))
+    found = fetch_nips2017(tmp_path / "to", str(given))
     assert found.images == 3
     assert re.search(r"not a regular file \(a FIFO", found.refused[IDS[1]])
 
 
 def test_only_a_jpeg_says_why_it_is_not_taken(tmp_path: Path) -> None:
     content = {name: part for name, part in CONTENT.items() if IDS[0] not in name} | {f"images/{IDS[0]}.jpg": png(0)}
-    found = obtain(tmp_path / "to", str(folder(tmp_path / "given", content)))
+    found = fetch_nips2017(tmp_path / "to", str(folder(tmp_path / "given", content)))
     assert "the set's images are PNG files" in found.refused[IDS[0]]
 
 
@@ -544,7 +544,7 @@ def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     given = folder(tmp_path / "given", {"dev_dataset.csv": TABLE.encode()})
     (given / "images").symlink_to(real / "images")
     (real / "images" / "up").symlink_to(given)
-    assert obtain(tmp_path / "to", str(given)).copy_a == list(IDS)
+    assert fetch_nips2017(tmp_path / "to", str(given)).copy_a == list(IDS)
 
 
 def test_wrong_pixels_are_not_kept(tmp_path: Path) -> None:
@@ -765,7 +765,7 @@ def test_the_real_half_is_verified(tmp_path: Path) -> None:
     path.write_bytes(
         zipped({"dev_dataset.csv": "".join(lines).encode()} | {p.name: p.read_bytes() for p in real.paths})
     )
-    found = obtain(tmp_path / "to", str(path))
+    found = fetch_nips2017(tmp_path / "to", str(path))
     assert found.copy_a == list(real.ids)
     assert (found.copy_b, found.missing, found.refused) == ([], [], {})
     assert list(open_dataset(str(tmp_path / "to")).ids) == list(real.ids)

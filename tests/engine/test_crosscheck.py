@@ -15,7 +15,7 @@ from rdp_bench.cli.main import main
 from rdp_bench.engine import crosscheck, grid
 from rdp_bench.engine.crosscheck import Rate, check_clean, check_rate, rates
 from rdp_bench.models import zoo
-from rdp_bench.results.rows import paper
+from rdp_bench.results.rows import paper_metadata
 from tests.helpers.paths import ROOT
 
 PLUGIN = ROOT / "tests" / "plugin" / "tiny.py"
@@ -40,7 +40,7 @@ def test_the_published_numbers() -> None:
     }  # fmt: skip
     assert {(rate.source, rate.eps) for rate in rates()} == {("inc-v3", 16.0)}
     known = {name: card.known_accuracy("nips2017", 1000) for name, card in zoo.zoo().items()}
-    assert {name: value for name, value in known.items() if value and name in paper()["names"]} == {
+    assert {name: value for name, value in known.items() if value and name in paper_metadata()["names"]} == {
         "inc-v3": 96.2, "inc-v4": 97.4, "resnet-v2-101": 96.3, "resnet-v2-152": 95.8, "incres-v2": 99.8,
         "incres-v2-ens": 97.6,
     }  # fmt: skip
@@ -50,7 +50,7 @@ def test_table1_has_all_it_takes() -> None:
     """The paper's five sources and its target, and every network that a rate is known for."""
     axes = grid.load("table1", "paper", {})[0].axes
     assert axes.sources == ("inc-v3", "inc-v4", "resnet-v2-101", "resnet-v2-152", "ensemble")
-    assert axes.ensembles["ensemble"] == paper()["ensemble"] == list(axes.sources[:4])
+    assert axes.ensembles["ensemble"] == paper_metadata()["ensemble"] == list(axes.sources[:4])
     with (ROOT / "data" / "paper" / "table1.csv").open() as file:
         assert {line["source"] for line in csv.DictReader(file)} == set(axes.sources)
     here = {*axes.sources, *axes.targets, *axes.checks}
@@ -117,8 +117,8 @@ def test_few_images_are_given_their_interval() -> None:
 
 
 def test_published_rates_leave_out_what_was_wrong_anyway() -> None:
-    assert replace(RATE, wrong=33.0, accuracy=97.5).taken == pytest.approx(100 * (1 - 67 / 97.5))
-    assert replace(RATE, wrong=2.5, accuracy=97.5).taken == pytest.approx(0)
+    assert replace(RATE, wrong=33.0, accuracy=97.5).attack_success_rate == pytest.approx(100 * (1 - 67 / 97.5))
+    assert replace(RATE, wrong=2.5, accuracy=97.5).attack_success_rate == pytest.approx(0)
 
 
 # --- a run ---
@@ -185,11 +185,11 @@ def test_other_runs_have_none(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_accuracies_of_cards_are_checked_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rdp_bench.models.zoo import PluginMember
+    from rdp_bench.models.zoo import PluginModelRef
 
     row = {"dataset": "tiny/noise", "n": 12, "percent": 100.0}
     card = replace(zoo.zoo()["inc-v3"], accuracy=(row, {**row, "dataset": "another", "percent": 1.0}))
-    monkeypatch.setattr(PluginMember, "card", property(lambda self: replace(card, name=self.name)))
+    monkeypatch.setattr(PluginModelRef, "card", property(lambda self: replace(card, name=self.name)))
     shown, _ = run(tiny, "--profile", "paper", "--attack", "tiny/sleepy")
     assert shown.splitlines()[2] == "pass accuracy of tiny/one: 100.0 % of 12 images, published 100.0 %"
     assert shown.splitlines()[3].startswith("FAIL accuracy of tiny/two")

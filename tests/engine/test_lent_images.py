@@ -59,7 +59,9 @@ def test_a_target_does_not_change_what_the_next_one_sees(grid: Path, monkeypatch
     assert careless == careful
 
 
-@pytest.mark.parametrize("flags", [("--defense", "careless/dim", "--draws", 4), ("--defense", "careless/dim(count=3)")])
+@pytest.mark.parametrize(
+    "flags", [("--defense", "careless/dim", "--defense-samples", 4), ("--defense", "careless/dim(count=3)")]
+)
 def test_each_draw_and_pass_of_a_defense_gets_the_image_itself(
     grid: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[object, ...]
 ) -> None:
@@ -74,7 +76,9 @@ def test_a_source_that_writes_into_its_input(grid: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("way", ["bpda({}, tiny/one)", "exact({}, tiny/one)", "bpda({}, careless/net, 3)"])
-def test_gradients_through_a_defense_that_writes_into_its_input(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_through_a_defense_that_writes_into_its_input(
+    aggregation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     from rdp_bench import plugins
@@ -83,11 +87,11 @@ def test_gradients_through_a_defense_that_writes_into_its_input(way: str, monkey
     from tests.helpers import toy
 
     plugins.load((PLUGIN, CARELESS))
-    source = zoo.find_source(way.format("careless/dim"), {}).load("cpu")
+    source = zoo.find_source(aggregation.format("careless/dim"), {}).load("cpu")
     x, sets = toy.images(4, 16), []
     for in_place in (True, False):
         monkeypatch.setattr(plugin(), "IN_PLACE", in_place)
-        sets.append(compose("I(3)|SI(2)")(source, x, torch.arange(4), 16 / 255, toy.draws(4)))
+        sets.append(compose("I(3)|SI(2)")(source, x, torch.arange(4), 16 / 255, toy.image_rng(4)))
     assert torch.equal(x, toy.images(4, 16))
     assert torch.equal(*sets)
     assert float((sets[0] - x).abs().max()) > 15 / 255

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from rdp_bench.engine import worker as work
-from rdp_bench.engine.jobs import CraftJob, JudgeJob
+from rdp_bench.engine.jobs import CraftJob, EvaluateJob
 
 MEASURE = """
 import torch
@@ -40,8 +40,8 @@ def test_it_is_returned_between_phases_and_not_within_one(monkeypatch: pytest.Mo
     done: list[str] = []
     monkeypatch.setattr(work, "release_memory", lambda: done.append("release"))
     monkeypatch.setattr(work.Worker, "_craft", lambda *_: done.append("craft"))
-    monkeypatch.setattr(work.Worker, "_judge", lambda *_: done.append("judge"))
+    monkeypatch.setattr(work.Worker, "_evaluate", lambda *_: done.append("judge"))
     worker = work.Worker.__new__(work.Worker)
-    for kind in (CraftJob, CraftJob, JudgeJob, JudgeJob, CraftJob):
+    for kind in (CraftJob, CraftJob, EvaluateJob, EvaluateJob, CraftJob):
         worker(cast("Any", kind.__new__(kind)))
     assert done == ["release", "craft", "craft", "release", "judge", "judge", "release", "craft"]

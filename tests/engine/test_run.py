@@ -182,7 +182,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     return batches
 
 
-@pytest.mark.parametrize("flags", [(), ("--draws", 3)])
+@pytest.mark.parametrize("flags", [(), ("--defense-samples", 3)])
 def test_a_part_is_taken_out_of_the_whole(grid: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[Any, ...]) -> None:
     assert run(grid, "--limit", 5, *flags).exit_code == 0
     alone = {kind: stored(grid, kind) for kind in ("adv", "eval")}
@@ -198,7 +198,7 @@ def test_a_part_is_taken_out_of_the_whole(grid: Path, monkeypatch: pytest.Monkey
         assert same(artefacts, {key: other.open(kind, key).read() for key in artefacts})
 
 
-@pytest.mark.parametrize("flags", [(), ("--draws", 3)])
+@pytest.mark.parametrize("flags", [(), ("--defense-samples", 3)])
 def test_a_whole_goes_on_from_its_part(grid: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[Any, ...]) -> None:
     assert run(grid, *flags, "--batch-size", 5).exit_code == 0
     alone = {kind: stored(grid, kind) for kind in ("adv", "eval")}
@@ -224,7 +224,7 @@ def test_nothing_is_taken_from_other_images(grid: Path, monkeypatch: pytest.Monk
     elif change == "label":
         content["labels"][1] = (content["labels"][1] + 1) % 5
     else:
-        content["prints"][0 if change == "pixel" else -1] = "0" * 64
+        content["image_hashes"][0 if change == "pixel" else -1] = "0" * 64
     path.write_text(json.dumps(content))
     batches = made(monkeypatch)
     assert run(grid, "--limit", 5).exit_code == 0
@@ -381,11 +381,11 @@ def test_out_of_memory_halves_the_batch_and_goes_on(grid: Path, monkeypatch: pyt
 
     real, sizes = _iterate.iterate, []
 
-    def small_device(attack: Any, source: Any, x: Any, y: Any, eps: float, draws: Any) -> Any:
+    def small_device(attack: Any, source: Any, x: Any, y: Any, eps: float, rng: Any) -> Any:
         sizes.append(len(x))
         if len(x) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(attack, source, x, y, eps, draws)
+        return real(attack, source, x, y, eps, rng)
 
     monkeypatch.setattr(_iterate, "iterate", small_device)
     assert run(grid, "--attack", "fgsm").exit_code == 0
@@ -449,9 +449,9 @@ def test_white_box_attacks_each_cell_through_its_own_defense(grid: Path) -> None
     # Undefended, the white box is the plain source: one set, made once.
     assert white["tiny/one", "none"]["adv_key"] == cells["tiny/one", "tiny/one", "none"]["adv_key"]
     sources = record(grid)["sources"]
-    assert sources["adaptive(tiny/dither, tiny/two, 3)"]["through"]["samples"] == 3
+    assert sources["adaptive(tiny/dither, tiny/two, 3)"]["attacked_defense"]["samples"] == 3
     assert "adaptive(tiny/round, tiny/two)" in sources  # nothing random to average over
     # The white box is never weaker than an attack on the same network that ignores the defense.
-    for target, guard in white:
-        if (other := cells.get((target, target, guard))) is not None:
-            assert float(white[target, guard]["value"]) >= float(other["value"]) - 1e-9
+    for target, defense in white:
+        if (other := cells.get((target, target, defense))) is not None:
+            assert float(white[target, defense]["value"]) >= float(other["value"]) - 1e-9

@@ -26,7 +26,7 @@ eps = [8]
 dataset = "tiny/files"
 sources = ["tiny/one"]
 targets = ["tiny/one", "tiny/two"]
-restoration = true
+image_quality = true
 samples = 2
 """
 

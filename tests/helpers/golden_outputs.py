@@ -23,7 +23,7 @@ from rdp_bench.data.open import open_dataset
 from rdp_bench.defenses import _learned
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import zoo
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 from rdp_bench.weights import files as weight_files
 from tests.helpers import toy
 from tests.helpers.paths import TESTS
@@ -72,7 +72,7 @@ def made(kind: str, name: str) -> NDArray[Any]:
             logits: NDArray[np.float32] = zoo.find(name).load("cpu")(x).numpy()
         return logits
     x = torch.from_numpy(photos(64)).float() / 255
-    rng = Draws(["golden 0", "golden 1"])
+    rng = ImageRng(["golden 0", "golden 1"])
     if kind == "attack":
         attack = registry.attack.resolve(name).value
         out = attack(toy.source(Featured()), x, torch.tensor([0, 3]), 16 / 255, rng)

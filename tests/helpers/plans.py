@@ -20,17 +20,17 @@ plugins.load()  # what is built in stays
 @contextmanager
 def new_process() -> Iterator[None]:
     """Around what a process of its own would do; the entries, modules and paths that it adds are then forgotten."""
-    kept = [(each, dict(each.entries), list(each.dialects)) for each in registries.values()]
+    kept = [(each, dict(each.entries), list(each.label_schemes)) for each in registries.values()]
     modules, path = dict(sys.modules), list(sys.path)
     states = [getattr(plugins, name, None) for name in ("_loaded", "_folders", "_executed")]
     copies = [state.copy() if state is not None else None for state in states]
     try:
         yield
     finally:
-        for registry, entries, dialects in kept:
+        for registry, entries, label_schemes in kept:
             registry.entries.clear()
             registry.entries.update(entries)
-            registry.dialects[:] = dialects
+            registry.label_schemes[:] = label_schemes
         for name in set(sys.modules) - set(modules):
             file = getattr(sys.modules[name], "__file__", None) or ""
             if not name.startswith("rdp_bench.") and local_code.is_local(file):

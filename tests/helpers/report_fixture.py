@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from rdp_bench.cache.store import Store
-from rdp_bench.results.rows import FORMAT, Place, write_record
+from rdp_bench.results.rows import FORMAT, CellKey, write_record
 
-Wrong = Callable[[Place], Iterable[int]]
+Wrong = Callable[[CellKey], Iterable[int]]
 
 
 def make_run(
@@ -27,8 +27,8 @@ def make_run(
     targets: Iterable[str] = ("t",),
     defenses: Iterable[str] = ("none", "jpeg", "rdp"),
     clean: bool = True,
-    states: Mapping[Place, tuple[str, str]] | None = None,
-    apart: Container[Place] = (),
+    states: Mapping[CellKey, tuple[str, str]] | None = None,
+    apart: Container[CellKey] = (),
     **record: Any,
 ) -> dict[str, Any]:
     """Write a run whose cell at `place` is wrong on the images `wrong(place)`; returns its record.
@@ -36,9 +36,9 @@ def make_run(
     `states` gives cells another status than "done", with the reason; the results of `apart` have keys of their own.
     """
     axes = {"sources": list(sources), "targets": list(targets), "attacks": list(attacks), "defenses": list(defenses)}
-    places = [Place("-", "clean", 0.0, t, d) for t in targets for d in defenses if clean]
+    places = [CellKey("-", "clean", 0.0, t, d) for t in targets for d in defenses if clean]
     places += [
-        Place(s, a, float(e), t, d) for s in sources for a in attacks for e in eps for t in targets for d in defenses
+        CellKey(s, a, float(e), t, d) for s in sources for a in attacks for e in eps for t in targets for d in defenses
     ]
     state = states or {}
     cells = [
@@ -78,14 +78,14 @@ def make_run(
 
 
 def _cell(
-    store: Store, place: Place, wrong: Wrong, n: int, size: int, samples: int, grid: str, status: str, reason: str
+    store: Store, cell_key: CellKey, wrong: Wrong, n: int, size: int, samples: int, grid: str, status: str, reason: str
 ) -> dict[str, Any]:
-    clean = place.attack == "clean"
-    evaluated = store.artefact("eval", {"n": n, "grid": grid, **place._asdict()}, n)
-    sample = store.artefact("sample", {"n": samples, "grid": grid, **place._asdict()}, samples)
+    clean = cell_key.attack == "clean"
+    evaluated = store.artefact("eval", {"n": n, "grid": grid, **cell_key._asdict()}, n)
+    sample = store.artefact("sample", {"n": samples, "grid": grid, **cell_key._asdict()}, samples)
     if status == "done":
         label = np.arange(n, dtype=np.int32)
-        mask = np.isin(label, list(wrong(place)))
+        mask = np.isin(label, list(wrong(cell_key)))
         predicted = np.where(mask, label + 1000, label).astype(np.int32)
         evaluated.write(
             0,
@@ -97,9 +97,9 @@ def _cell(
                 "seconds": np.zeros(n, np.float32),
             },
         )
-        sample.write(0, samples, {"purified": _picture(place, samples, size)})
+        sample.write(0, samples, {"purified": _picture(cell_key, samples, size)})
     return {
-        **place._asdict(),
+        **cell_key._asdict(),
         "status": status,
         "reason": reason,
         "adv_key": None if clean else "ad" * 32,
@@ -109,10 +109,10 @@ def _cell(
     }
 
 
-def _picture(place: Place, samples: int, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+def _picture(cell_key: CellKey, samples: int, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
     """A ramp; attacked, with a checkerboard of 16 on it; behind "sr", twice as large."""
-    size *= 2 if place.defense == "sr" else 1
+    size *= 2 if cell_key.defense == "sr" else 1
     rows, columns = np.mgrid[:size, :size]
     ramp = 40 + 150 * columns / size
-    board = 16.0 * ((rows + columns) % 2 * 2 - 1) * (place.attack != "clean") * (place.defense == "none")
+    board = 16.0 * ((rows + columns) % 2 * 2 - 1) * (cell_key.attack != "clean") * (cell_key.defense == "none")
     return np.broadcast_to(ramp + board, (samples, 3, size, size)).astype(np.uint8)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rdp_bench.models.zoo import LoadedSource
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 
 
 class Toy:
@@ -91,11 +91,11 @@ def source(*members: Any) -> LoadedSource:
     return LoadedSource("+".join(member.name for member in members), members)
 
 
-def draws(n: int, seed: str = "") -> Draws:
-    return Draws([f"{seed}{i}" for i in range(n)])
+def image_rng(n: int, seed: str = "") -> ImageRng:
+    return ImageRng([f"{seed}{i}" for i in range(n)])
 
 
-class Script(Draws):
+class Script(ImageRng):
     """Draws whose integers are read from a script; the bounds they were asked for are kept."""
 
     def __init__(self, n: int, integers: Sequence[int]) -> None:

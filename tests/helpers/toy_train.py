@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d
 from rdp_bench.defenses._networks import comdefend, edsr, hgd, nrp, rdp
 from rdp_bench.registry import Entry, model
 from rdp_bench.train import recipes
-from rdp_bench.train.loop import Pace, Training
+from rdp_bench.train.loop import LoopIntervals, Training
 from rdp_bench.train.photos import Photos
 from rdp_bench.train.recipe import Recipe
 from tests.helpers import toy
@@ -99,7 +99,7 @@ def judge(purify: Callable[[Tensor], Tensor]) -> dict[str, float]:
 
 def training(out: Path, name: str = "rdp", **given: Any) -> Training:
     """Ten steps with a row and a validation every two; checkpoints only where the loop must."""
-    pace = Pace(log_every=2, validate_every=2, checkpoint_minutes=1e9)
+    pace = LoopIntervals(log_every=2, validate_every=2, checkpoint_minutes=1e9)
     return Training(recipe(name, **given), photos(), out, judge, pace)
 
 

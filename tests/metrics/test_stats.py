@@ -123,9 +123,9 @@ def test_interval_clusters_by_image() -> None:
 
 def test_interval_is_a_bootstrap_of_images() -> None:
     values = np.array([0, 0.2, 0.2, 0.4, 1.0] * 8)
-    draws = np.random.default_rng(0).choice(values, (20_000, len(values))).mean(1)
+    rng = np.random.default_rng(0).choice(values, (20_000, len(values))).mean(1)
 
-    np.testing.assert_allclose(mean_interval(values), np.quantile(draws, [0.025, 0.975]), atol=0.01)
+    np.testing.assert_allclose(mean_interval(values), np.quantile(rng, [0.025, 0.975]), atol=0.01)
 
 
 def test_interval_of_a_mean_by_every_resample() -> None:

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rdp_bench.attacks._iterate import draw_diversity, take_pixels
+from rdp_bench.attacks._iterate import gather_pixels, sample_diversity
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import zoo
-from rdp_bench.models.classifier import PixelClassifier, fill, resize
+from rdp_bench.models.classifier import PixelClassifier, load_state, resize
 from rdp_bench.models.fold_batch_norm import Clip6, fold_batch_norm, replace_relu6
 from rdp_bench.models.zoo import Card
 from rdp_bench.weights.files import read_tensors
@@ -90,21 +90,21 @@ def test_classifier_normalises_and_zooms() -> None:
 def test_taking_pixels_inside_the_network_is_taking_them_before(old: int, back: bool, crop: float) -> None:
     """The fused path of input diversity: the same logits and gradients, but for rounding."""
     padded = 36 if old < 299 else 330
-    attack = GradientSign(diversity=0.6, diversity_size=padded / old, diversity_back=back)
-    _, rows, columns = draw_diversity(attack, old, toy.draws(6))
+    attack = GradientSign(diversity_prob=0.6, diversity_size=padded / old, resize_back=back)
+    _, rows, columns = sample_diversity(attack, old, toy.image_rng(6))
     classifier = PixelClassifier(toy.network(), replace(CARD, crop=crop), "hash")
     zoom = rows.shape[1] / old
     x = toy.images(6, old)
     one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
-    fused = classifier.taken(one, rows, columns, zoom)
-    plain = classifier(take_pixels(two, rows, columns), zoom)
+    fused = classifier.logits_of_gathered(one, rows, columns, zoom)
+    plain = classifier(gather_pixels(two, rows, columns), zoom)
     assert torch.allclose(fused, plain, atol=1e-5)
     (a,), (b,) = (torch.autograd.grad(out.logsumexp(1).sum(), leaf) for out, leaf in ((fused, one), (plain, two)))
     assert float((a - b).abs().max() / b.abs().max()) < 1e-4
     nothing = torch.full_like(rows, -1)
     grey = classifier(torch.full((6, 3, padded, padded), 0.5), zoom)
     if not back:
-        assert torch.allclose(classifier.taken(x, nothing, nothing, zoom), grey, atol=1e-5)
+        assert torch.allclose(classifier.logits_of_gathered(x, nothing, nothing, zoom), grey, atol=1e-5)
 
 
 def test_an_attack_takes_the_fused_path() -> None:
@@ -112,18 +112,18 @@ def test_an_attack_takes_the_fused_path() -> None:
     calls: list[float] = []
 
     class Watched(PixelClassifier):
-        def taken(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
+        def logits_of_gathered(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
             calls.append(zoom)
-            return super().taken(x, rows, columns, zoom)
+            return super().logits_of_gathered(x, rows, columns, zoom)
 
     x, y = toy.images(6, 32), torch.arange(6) % 5
     fused = Watched(toy.network(), CARD, "hash")
     plain = toy.Toy(lambda z: fused(z, z.shape[-1] / 32), 5)
     for attack in (
-        GradientSign(steps=3, momentum=1.0, diversity=0.7, kernel=7),
-        GradientSign(steps=3, momentum=1.0, diversity=0.7, diversity_back=True, copies=2),
+        GradientSign(steps=3, momentum=1.0, diversity_prob=0.7, kernel_size=7),
+        GradientSign(steps=3, momentum=1.0, diversity_prob=0.7, resize_back=True, scale_copies=2),
     ):
-        one, two = (attack(toy.source(member), x, y, 0.1, toy.draws(6)) for member in (fused, plain))
+        one, two = (attack(toy.source(member), x, y, 0.1, toy.image_rng(6)) for member in (fused, plain))
         assert float(((one - two).abs() > 1e-4).float().mean()) < 1e-3
         assert calls
         calls.clear()
@@ -368,10 +368,10 @@ def test_fill() -> None:
     state = OrderedDict(
         (name, torch.rand_like(t) if t.is_floating_point() else t) for name, t in net.state_dict().items()
     )
-    fill(net, state, CARD, Path("w.pth"))
+    load_state(net, state, CARD, Path("w.pth"))
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
     foreign = OrderedDict((f"x{i}", tensor) for i, tensor in enumerate(state.values()))
-    fill(other, foreign, replace(CARD, in_order=True), Path("w.pth"))
+    load_state(other, foreign, replace(CARD, in_order=True), Path("w.pth"))
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
 
 
@@ -383,7 +383,7 @@ def test_what_fill_refuses() -> None:
 
     def refused(state: "OrderedDict[str, Tensor]", message: str, card: Card = CARD) -> None:
         with pytest.raises(BadModelError, match=message):
-            fill(net, state, card, path)
+            load_state(net, state, card, path)
 
     without = OrderedDict((k, v) for k, v in good.items() if k != "head.bias")
     refused(without, r"w\.pth does not fit tiny: missing head\.bias$")

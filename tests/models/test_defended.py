@@ -12,11 +12,11 @@ from torch.nn.functional import cross_entropy
 from rdp_bench import plugins, registry
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.errors import UsageError
-from rdp_bench.models.defended import Defended, Through, parse
+from rdp_bench.models.defended import AttackedDefense, DefendedClassifier, parse
 from rdp_bench.models.zoo import LoadedSource, find_source
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import Resolved
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 
 plugins.load()
 
@@ -28,7 +28,7 @@ class Squares(Purifier):
     differentiable: ClassVar[bool] = True
     seen: ClassVar[list[Tensor]] = []
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         return x**2
 
 
@@ -38,11 +38,11 @@ class Noise(Purifier):
 
     random: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
-    drawn: ClassVar[list[Tensor]] = []
+    stochastic_logits: ClassVar[list[Tensor]] = []
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
-        noise = 0.01 * draws.normal(*x.shape[1:])
-        self.drawn.append(noise)
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        noise = 0.01 * rng.normal(*x.shape[1:])
+        self.stochastic_logits.append(noise)
         return x + noise
 
 
@@ -64,20 +64,20 @@ class Linear:
         return {"linear": self.weights.flatten().tolist()}
 
 
-def through(defense: Purifier, mode: str, samples: int = 1) -> Through:
-    return Through(mode, Resolved("it", defense, "", "", "1"), samples)
+def through(defense: Purifier, mode: str, samples: int = 1) -> AttackedDefense:
+    return AttackedDefense(mode, Resolved("it", defense, "", "", "1"), samples)
 
 
 def behind(member: Any, defense: Purifier, mode: str, samples: int = 1) -> LoadedSource:
     way = through(defense, mode, samples)
-    return LoadedSource("source", [Defended(member, way)], samples)
+    return LoadedSource("source", [DefendedClassifier(member, way)], samples)
 
 
 @pytest.mark.parametrize(("mode", "slope"), [("exact", 0.6), ("bpda", 1.0)])
 def test_gradient_of_each_mode_by_hand(mode: str, slope: float) -> None:
     x = torch.full((1, 3, 2, 2), 0.3, requires_grad=True)
     weights = torch.randn(1, 3, 2, 2)
-    logits = Defended(Linear(weights), through(Squares(), mode))(x)
+    logits = DefendedClassifier(Linear(weights), through(Squares(), mode))(x)
     assert torch.allclose(logits[0, 0], (weights * 0.09).sum(), atol=1e-6)  # the forward pass is x^2 either way
     logits[0, 0].backward()
     assert x.grad is not None
@@ -91,7 +91,7 @@ def test_adaptive_is_what_the_defense_says() -> None:
 
     for defense, slope in ((Squares(), 1.0), (Exact(), 0.6)):
         x = torch.full((1, 3, 2, 2), 0.3, requires_grad=True)
-        Defended(Linear(torch.ones(1, 3, 2, 2)), through(defense, "adaptive"))(x)[0, 0].backward()
+        DefendedClassifier(Linear(torch.ones(1, 3, 2, 2)), through(defense, "adaptive"))(x)[0, 0].backward()
         assert x.grad is not None
         assert torch.allclose(x.grad, torch.full_like(x.grad, slope))
 
@@ -103,9 +103,9 @@ def test_every_gradient_sees_a_fresh_draw_and_an_image_the_same_ones_in_any_batc
     seeds = [str(i) for i in range(4)]
 
     def drawn(rows: Sequence[int]) -> Tensor:
-        Noise.drawn.clear()
-        attack(source, x[list(rows)], y[list(rows)], 16 / 255, Draws([seeds[i] for i in rows]))
-        return torch.stack(Noise.drawn)
+        Noise.stochastic_logits.clear()
+        attack(source, x[list(rows)], y[list(rows)], 16 / 255, ImageRng([seeds[i] for i in rows]))
+        return torch.stack(Noise.stochastic_logits)
 
     whole = drawn(range(4))
     assert len(whole) == 3 * 2  # steps x samples
@@ -115,7 +115,7 @@ def test_every_gradient_sees_a_fresh_draw_and_an_image_the_same_ones_in_any_batc
 
 def test_draws_stay_with_their_image_under_input_diversity() -> None:
     # Some images are enlarged and some not: each part must get its own images' streams.
-    attack = GradientSign(steps=2, diversity=0.5)
+    attack = GradientSign(steps=2, diversity_prob=0.5)
     x, y = torch.rand(6, 3, 20, 20), torch.zeros(6, dtype=torch.long)
 
     class Mean(Linear):
@@ -124,8 +124,8 @@ def test_draws_stay_with_their_image_under_input_diversity() -> None:
             return torch.stack([score, torch.zeros_like(score)], 1)
 
     source = behind(Mean(torch.zeros(1)), Noise(), "exact")
-    together = attack(source, x, y, 16 / 255, Draws([str(i) for i in range(6)]))
-    alone = [attack(source, x[i : i + 1], y[:1], 16 / 255, Draws([str(i)])) for i in range(6)]
+    together = attack(source, x, y, 16 / 255, ImageRng([str(i) for i in range(6)]))
+    alone = [attack(source, x[i : i + 1], y[:1], 16 / 255, ImageRng([str(i)])) for i in range(6)]
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -137,13 +137,13 @@ def test_samples_average_gradients_and_not_logits() -> None:
         differentiable: ClassVar[bool] = True
         signs: ClassVar[list[float]] = []
 
-        def purify(self, x: Tensor, draws: Draws) -> Tensor:
+        def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
             return x * self.signs.pop(0)
 
     weights = torch.tensor([2.0, 5.0]).repeat(6)[:12].view(1, 3, 2, 2)
     x, y = torch.full((1, 3, 2, 2), 0.5), torch.zeros(1, dtype=torch.long)
     Flips.signs[:] = [1.0, -0.2]
-    found = GradientSign(steps=1)(behind(Linear(weights), Flips(), "exact", 2), x, y, 8 / 255, Draws(["a"]))
+    found = GradientSign(steps=1)(behind(Linear(weights), Flips(), "exact", 2), x, y, 8 / 255, ImageRng(["a"]))
     total = torch.zeros_like(x)
     for sign in (1.0, -0.2):
         leaf = x.clone().requires_grad_()
@@ -157,8 +157,8 @@ def test_samples_average_gradients_and_not_logits() -> None:
 def test_a_larger_output_is_shown_larger() -> None:
     member = Linear(torch.ones(1, 1, 1, 1))
     source = find_source("exact(r&p, effnet-lite0)", {})
-    assert source.through is not None
-    Defended(member, source.through).drawn(torch.rand(1, 3, 299, 299), Draws(["a"]))
+    assert source.attacked_defense is not None
+    DefendedClassifier(member, source.attacked_defense).stochastic_logits(torch.rand(1, 3, 299, 299), ImageRng(["a"]))
     assert member.zooms == [331 / 299]
 
 
@@ -202,12 +202,12 @@ def test_straight_through_needs_a_size() -> None:
     made = registry.defense.resolve("r&p").value
     assert isinstance(made, Purifier)
     with pytest.raises(UsageError, match="use its true gradient"):
-        made.straight_through(torch.rand(1, 3, 32, 32), Draws(["a"]))
+        made.straight_through(torch.rand(1, 3, 32, 32), ImageRng(["a"]))
 
 
 def test_foreign_attacks_cannot_draw() -> None:
     x = torch.rand(1, 3, 4, 4)
-    assert Defended(Linear(torch.ones(1, 3, 4, 4)), through(Squares(), "exact"))(x).shape == (1, 2)
+    assert DefendedClassifier(Linear(torch.ones(1, 3, 4, 4)), through(Squares(), "exact"))(x).shape == (1, 2)
     for defense, samples in ((Noise(), 1), (Squares(), 2)):
         with pytest.raises(UsageError, match="is random"):
-            Defended(Linear(torch.ones(1, 3, 4, 4)), through(defense, "exact", samples))(x)
+            DefendedClassifier(Linear(torch.ones(1, 3, 4, 4)), through(defense, "exact", samples))(x)

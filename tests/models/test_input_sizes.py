@@ -81,11 +81,11 @@ def test_input_diversity_and_random_resizing(arch: str) -> None:
         torch.manual_seed(0)
         classifier = PixelClassifier(timm.create_model(arch).eval(), replace(CARD, name=arch), "hash")
     x = toy.images(2, 76)
-    attack = GradientSign(steps=1, momentum=1.0, diversity=1.0)
-    adv = attack(toy.source(classifier), x, torch.tensor([1, 2]), 8 / 255, toy.draws(2))
+    attack = GradientSign(steps=1, momentum=1.0, diversity_prob=1.0)
+    adv = attack(toy.source(classifier), x, torch.tensor([1, 2]), 8 / 255, toy.image_rng(2))
     assert float((adv - x).abs().max()) > 0
-    pure = Randomization().purify(x, toy.draws(2))
-    assert classifier(pure, pure.shape[-1] / x.shape[-1]).isfinite().all()
+    purified = Randomization().purify(x, toy.image_rng(2))
+    assert classifier(purified, purified.shape[-1] / x.shape[-1]).isfinite().all()
 
 
 @pytest.mark.parametrize("arch", ["tf_efficientnet_lite0", "resnet18", "inception_v3", "mobilenetv2_100"])

@@ -204,7 +204,7 @@ def test_a_released_file_gives_the_authors_network(small: None, tmp_path: Path, 
     extra = {"global_step": np.int64(7), "learning_rate": np.float32(0.1)}
     saved(tmp_path / "R152-Denoise.npz", {f"{name}{ending}": array for name, array in given.items()} | extra)
     member = zoo.find(NAME, tmp_path)
-    assert isinstance(member, zoo.Member)
+    assert isinstance(member, zoo.ModelRef)
     classifier = network.load(member, "cpu")
     x = toy.images(1, 64)
     with torch.no_grad():
@@ -289,7 +289,7 @@ def test_a_baseline_stands_beside_the_targets_undefended(here: Path) -> None:
     _, alone = rows(here, "tiny/one", "--target", "tiny/two")
     assert {target for _, target, _ in alone} == {"tiny/two"}
     _, defended = rows(here, "tiny/one", "--defense", "tiny/round")
-    assert {(target, guard) for _, target, guard in defended} == {("tiny/two", "tiny/round")}
+    assert {(target, defense) for _, target, defense in defended} == {("tiny/two", "tiny/round")}
 
 
 def test_a_baseline_without_weights_fails_alone_and_says_where_they_are(here: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rdp_bench import Attack, Classifier, Purifier, attack, defense, model
 from rdp_bench.protocols import Source
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 
 SIZE, CLASSES = 16, 5
 IN_PLACE = True
@@ -50,8 +50,8 @@ class Dim(Purifier):
     def passes(self) -> int:
         return self.count
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
-        noise = 0.1 * draws.uniform(*x.shape[1:])
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        noise = 0.1 * rng.uniform(*x.shape[1:])
         return x.mul_(0.6).add_(noise) if IN_PLACE else x * 0.6 + noise
 
 
@@ -59,14 +59,14 @@ class Dim(Purifier):
 class Shift:
     """Adds .5 in place, which is far outside of eps."""
 
-    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
         y.zero_()
         return x.add_(0.5).clamp_(0, 1)
 
-    def resolved(self, eps: float) -> dict[str, Any]:
+    def resolved(self, eps_255: float) -> dict[str, Any]:
         return {}
 
-    def gradients(self, eps: float) -> int:
+    def gradients(self, eps_255: float) -> int:
         return 1
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rdp_bench import Attack, Classifier, Dataset, Purifier, attack, dataset, defense, model
 from rdp_bench.protocols import Source
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 
 SIZE, CLASSES, COUNT = 16, 5, 12
 
@@ -122,7 +122,7 @@ def natural() -> Dataset:
 class Scalars(Purifier):
     """Says its parameters as numpy scalars."""
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         return x.flip(3)
 
     def resolved(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Scalars(Purifier):
 class Object(Purifier):
     """Says a parameter that JSON cannot hold."""
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         return x
 
     def resolved(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Object(Purifier):
 class Raises(Purifier):
     """Raises a TypeError."""
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         return x + None  # type: ignore[operator]
 
 
@@ -156,14 +156,14 @@ class Returns:
 
     what: str = "leaf"
 
-    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Any:
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Any:
         adv = (x + eps).clamp(0, 1)
         return {"leaf": adv.requires_grad_(), "array": adv.detach().numpy(), "none": None}[self.what]
 
-    def resolved(self, eps: float) -> dict[str, Any]:
-        return {"what": self.what, "eps": np.float32(eps)}
+    def resolved(self, eps_255: float) -> dict[str, Any]:
+        return {"what": self.what, "eps": np.float32(eps_255)}
 
-    def gradients(self, eps: float) -> int:
+    def gradients(self, eps_255: float) -> int:
         return 1
 
 

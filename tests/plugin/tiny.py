@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rdp_bench import Attack, Classifier, Dataset, Defense, Purifier, attack, dataset, defense, model
 from rdp_bench.protocols import Source
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 
 SIZE, CLASSES, COUNT = 16, 5, 12
 
@@ -83,17 +83,17 @@ class Sleepy:
     stray: float = 0.0  # moves this much farther than allowed, in /255
     broken: bool = False
 
-    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, draws: Draws) -> Tensor:
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
         if self.broken:
             raise ZeroDivisionError("this attack is broken")
         time.sleep(self.seconds)
-        noise = draws.uniform(*x.shape[1:], low=-1.0, high=1.0).sign()
+        noise = rng.uniform(*x.shape[1:], low=-1.0, high=1.0).sign()
         return (x + (eps + self.stray / 255) * noise).clamp(0, 1)
 
-    def resolved(self, eps: float) -> dict[str, Any]:
+    def resolved(self, eps_255: float) -> dict[str, Any]:
         return {"stray": self.stray, "broken": self.broken}  # not `seconds`: it changes no pixel
 
-    def gradients(self, eps: float) -> int:
+    def gradients(self, eps_255: float) -> int:
         return 1
 
 
@@ -110,7 +110,7 @@ class Round(Purifier):
 
     levels: int = 4
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         return (x * self.levels).round() / self.levels
 
 
@@ -125,8 +125,8 @@ class Dither(Purifier):
     def passes(self) -> int:
         return 3
 
-    def purify(self, x: Tensor, draws: Draws) -> Tensor:
-        return (x + 0.1 * draws.normal(*x.shape[1:])).clamp(0, 1)
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return (x + 0.1 * rng.normal(*x.shape[1:])).clamp(0, 1)
 
 
 @defense("tiny/nan", source="made up")
@@ -135,7 +135,7 @@ def nan() -> Defense:
 
     @dataclass(frozen=True)
     class Nan(Purifier):
-        def purify(self, x: Tensor, draws: Draws) -> Tensor:
+        def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
             return x * float("nan")
 
     return Nan()

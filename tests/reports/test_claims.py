@@ -13,35 +13,35 @@ import pytest
 
 from rdp_bench.cache.store import Store
 from rdp_bench.reports.claims import claims, gain
-from rdp_bench.reports.claims.claim_tests import _RULES, _by_deviation, answers
+from rdp_bench.reports.claims.claim_tests import _RULES, _by_deviation, evaluate_claims
 from rdp_bench.reports.claims.claims import FAILS, HOLDS, OPEN, TIE, Finding
-from rdp_bench.results.rows import Place, Run, load, write_record
+from rdp_bench.results.rows import CellKey, Run, load, write_record
 from tests.helpers.report_fixture import make_run
 
 BPDA = "bpda(nrp, a)"
-THROUGH = {"a": {"members": ["a"]}, BPDA: {"members": ["a"], "through": {"mode": "bpda"}}}
+DEFENDED_BATCH_DIVISOR = {"a": {"members": ["a"]}, BPDA: {"members": ["a"], "attacked_defense": {"mode": "bpda"}}}
 
 
 def made(
-    out: Path, wrong: Callable[[Place], Iterable[int]], drop: Callable[[Place], bool] | None = None, **more: Any
+    out: Path, wrong: Callable[[CellKey], Iterable[int]], drop: Callable[[CellKey], bool] | None = None, **more: Any
 ) -> Run:
     """A run of `make_run`, without the cells that `drop` names."""
     store = Store(out / "store")
     record = make_run(out, store, wrong, samples=1, **more)
     if drop:
-        record["cells"] = [cell for cell in record["cells"] if not drop(Place.of(cell))]
+        record["cells"] = [cell for cell in record["cells"] if not drop(CellKey.of(cell))]
         write_record(out / "runs" / "00.json", record)
     return load(out, store)[0]
 
 
 def ask(run: Run, claim: str) -> list[Finding]:
-    (found,) = [answer.findings for answer in answers(run) if answer.claim.id == claim]
+    (found,) = [answer.findings for answer in evaluate_claims(run) if answer.claim.id == claim]
     return found
 
 
-def by_defense(**wrong: int) -> Callable[[Place], range]:
+def by_defense(**wrong: int) -> Callable[[CellKey], range]:
     """So many of the first images wrong under attack, none without."""
-    return lambda place: range(0 if place.attack == "clean" else wrong[place.defense])
+    return lambda cell_key: range(0 if cell_key.attack == "clean" else wrong[cell_key.defense])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_each_target_has_its_verdict_and_holm_runs_over_both(tmp_path: Path) -> 
 
 
 def test_what_is_missing_keeps_the_verdict_open_unless_it_is_lost_already(tmp_path: Path) -> None:
-    pending = {Place("a", "fgsm", 16.0, "t", "nrp"): ("pending", "")}
+    pending = {CellKey("a", "fgsm", 16.0, "t", "nrp"): ("pending", "")}
     more: dict[str, Any] = {"attacks": ["fgsm"], "defenses": ["none", "nrp", "jpeg", "rdp"], "states": pending}
     (ahead,) = ask(made(tmp_path / "1", by_defense(none=20, jpeg=12, rdp=0, nrp=0), **more), "lowest")
     (behind,) = ask(made(tmp_path / "2", by_defense(none=20, jpeg=0, rdp=12, nrp=0), **more), "lowest")
@@ -137,7 +137,7 @@ def test_clean_accuracy_is_kept_only_if_the_whole_interval_says_so(
 def test_several_draws_are_no_mcnemar_test(tmp_path: Path) -> None:
     run = made(tmp_path, lambda p: range(8) if p.defense == "rdp" else (), attacks=["fgsm"])
     assert ask(run, "clean")[0].test == "McNemar"
-    run.record["axes"]["draws"] = 10  # each image counts how many of ten draws were wrong
+    run.record["axes"]["defense_samples"] = 10  # each image counts how many of ten draws were wrong
     (found,) = ask(run, "clean")
     assert (found.test, found.p) == ("sign-flip", pytest.approx(2 / 2**8))
 
@@ -154,7 +154,7 @@ def test_crafting_through_a_defense_is_held_against_plain_crafting(tmp_path: Pat
     assert ask(run, "grey-box")[0].verdict == OPEN  # its record does not say what it crafts through
 
     store = Store(tmp_path / "store")
-    record = {**run.record, "sources": THROUGH}
+    record = {**run.record, "sources": DEFENDED_BATCH_DIVISOR}
     write_record(tmp_path / "runs" / "00.json", record)
     (found,) = ask(load(tmp_path, store)[0], "grey-box")
     assert (found.verdict, found.value, found.other) == (FAILS, 40, 80)  # 8 images, 40 points, 7 allowed
@@ -200,7 +200,7 @@ def test_p_of_a_deviation_is_that_of_every_swap(tmp_path: Path) -> None:
         tmp_path, lambda p: wrong.get((p.defense, p.eps), ()), n=8, attacks=["fgsm"], eps=[1, 16],
         defenses=["nrp", "rdp"],
     )  # fmt: skip
-    mine, theirs = ([Place("a", "fgsm", eps, "t", name) for eps in (1.0, 16.0)] for name in ("rdp", "nrp"))
+    mine, theirs = ([CellKey("a", "fgsm", eps, "t", name) for eps in (1.0, 16.0)] for name in ("rdp", "nrp"))
     pairs = np.array([[run.wrong[p] for p in mine], [run.wrong[p] for p in theirs]], float)  # [defense, eps, n]
 
     def spread(values: Any) -> float:
@@ -221,19 +221,19 @@ def test_p_of_a_deviation_is_that_of_every_swap(tmp_path: Path) -> None:
 
 def test_a_grid_of_ones_own_gets_the_claims_that_can_be_judged(tmp_path: Path) -> None:
     run = made(tmp_path, by_defense(none=20, nrp=10, rdp=0), grid="mine", defenses=["none", "nrp", "rdp"])
-    found = {answer.claim.id: answer for answer in answers(run)}
+    found = {answer.claim.id: answer for answer in evaluate_claims(run)}
 
     assert {"lowest", "beats-nrp", "clean"} <= set(found)
     assert not {"white-box", "every-part-helps", "hgd-fgsm", "gain"} & set(found)
     assert all(set(answer.count) - {OPEN} for answer in found.values())
     run.record["figures"] = ["gallery"]  # a few images, to be looked at
-    assert answers(run) == []
+    assert evaluate_claims(run) == []
 
 
 def test_sheet_has_a_line_a_verdict(tmp_path: Path) -> None:
     run = made(tmp_path, by_defense(none=20, nrp=10, rdp=0), attacks=["fgsm"], defenses=["none", "nrp", "rdp"])
-    found = answers(run)
-    lines = list(csv.DictReader(io.StringIO(claims.sheet(run, found))))
+    found = evaluate_claims(run)
+    lines = list(csv.DictReader(io.StringIO(claims.claims_csv(run, found))))
 
     assert len(lines) == sum(len(answer.findings) for answer in found)
     (line,) = [line for line in lines if line["claim"] == "beats-nrp"]
@@ -291,7 +291,7 @@ def test_relative_gain_of_a_run(tmp_path: Path) -> None:
     run = made(
         tmp_path, lambda p: range(right.get((p.source, p.defense, p.target), 20), 20), sources=["a", BPDA], **more
     )
-    run.record["sources"] = THROUGH
+    run.record["sources"] = DEFENDED_BATCH_DIVISOR
     found = gain.gain(run, "ti-dim", 16.0, "rdp", ["a", BPDA])
 
     assert isinstance(found, gain.Gain)
@@ -309,7 +309,7 @@ def test_a_gain_over_almost_nothing_has_no_upper_end(tmp_path: Path) -> None:
     run = made(
         tmp_path, lambda p: range(right[p.defense], 20), grid="table3", attacks=["ti-dim"], defenses=["none", "rdp"]
     )
-    run.record["sources"] = THROUGH
+    run.record["sources"] = DEFENDED_BATCH_DIVISOR
     found = gain.gain(run, "ti-dim", 16.0, "rdp", ["a"])
 
     assert isinstance(found, gain.Gain)

@@ -11,16 +11,16 @@ from click.testing import CliRunner
 from rdp_bench.cache.store import Store
 from rdp_bench.cli.main import main
 from rdp_bench.metrics.stats import wilson
-from rdp_bench.reports.compare import APART, PAIRED, Comparison, Pair, compare, newcombe, sheet
-from rdp_bench.results.rows import Place, load
+from rdp_bench.reports.compare import APART, PAIRED, Comparison, Pair, compare, comparison_csv, newcombe
+from rdp_bench.results.rows import CellKey, load
 from tests.helpers.report_fixture import make_run
 
-FGSM = Place("a", "fgsm", 16.0, "t", "rdp")
+FGSM = CellKey("a", "fgsm", 16.0, "t", "rdp")
 JPEG = FGSM._replace(defense="jpeg")
-CLEAN = Place("-", "clean", 0.0, "t", "rdp")
+CLEAN = CellKey("-", "clean", 0.0, "t", "rdp")
 
 
-def two(tmp_path: Path, a: dict[Place, int], b: dict[Place, int], **more: Any) -> Comparison:
+def two(tmp_path: Path, a: dict[CellKey, int], b: dict[CellKey, int], **more: Any) -> Comparison:
     """So many of the first images wrong in A and in B; B has results of its own where it says how many."""
     store = Store(tmp_path / "store")
     make_run(tmp_path / "A", store, lambda p: range(a.get(p, 0)), samples=1)
@@ -29,8 +29,8 @@ def two(tmp_path: Path, a: dict[Place, int], b: dict[Place, int], **more: Any) -
     return compare(first, second)
 
 
-def of(found: Comparison, place: Place) -> Pair:
-    (pair,) = [pair for pair in found.pairs if pair.place == place]
+def of(found: Comparison, cell_key: CellKey) -> Pair:
+    (pair,) = [pair for pair in found.pairs if pair.place == cell_key]
     return pair
 
 
@@ -94,9 +94,9 @@ def test_what_differs_between_the_records(tmp_path: Path) -> None:
 def test_cells_of_one_run_alone(tmp_path: Path) -> None:
     found = two(tmp_path, {}, {}, attacks=["fgsm", "dim"])
 
-    assert {place.attack for place in found.only[0]} == {"mi-fgsm"}
-    assert {place.attack for place in found.only[1]} == {"dim"}
-    lines = list(csv.DictReader(io.StringIO(sheet([found]))))
+    assert {cell_key.attack for cell_key in found.only[0]} == {"mi-fgsm"}
+    assert {cell_key.attack for cell_key in found.only[1]} == {"dim"}
+    lines = list(csv.DictReader(io.StringIO(comparison_csv([found]))))
     assert len(lines) == len(found.pairs) + 6
     assert sorted(line["status_b"] for line in lines if line["attack"] == "mi-fgsm") == ["absent"] * 3
 

@@ -21,12 +21,12 @@ from rdp_bench.engine import grid
 from rdp_bench.errors import UsageError
 from rdp_bench.reports.figures import registry
 from rdp_bench.reports.figures.ablation import ablation
-from rdp_bench.reports.figures.drawing import Plate
+from rdp_bench.reports.figures.drawing import ReportFigure
 from rdp_bench.reports.figures.error_maps import error_maps
-from rdp_bench.reports.figures.sample_images import Kept, at_size, psnr
+from rdp_bench.reports.figures.sample_images import SampleImages, at_size, psnr
 from rdp_bench.reports.figures.spectra import gaussian, radial, rings, spectra, spectrum
 from rdp_bench.reports.tables.table import error_tables
-from rdp_bench.results.rows import Place, Run, load, write_record
+from rdp_bench.results.rows import CellKey, Run, load, write_record
 from rdp_bench.weights import files as weight_files
 from tests.helpers.paths import TESTS
 from tests.helpers.report_fixture import make_run
@@ -67,10 +67,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def rows(plate: Plate | None) -> list[dict[str, str]]:
-    assert plate
-    assert plate.sheet
-    return list(csv.DictReader(io.StringIO(plate.sheet)))
+def rows(figure: ReportFigure | None) -> list[dict[str, str]]:
+    assert figure
+    assert figure.csv
+    return list(csv.DictReader(io.StringIO(figure.csv)))
 
 
 # Spectra
@@ -118,8 +118,8 @@ def test_noise_has_each_images_rms_and_no_colour() -> None:
 
 def test_the_spectra_of_a_run_are_those_of_its_perturbations(tiny: Path) -> None:
     run = run_grid(tiny)
-    plate = spectra(Kept(run, Store(tiny / "cache")))
-    found = rows(plate)
+    figure = spectra(SampleImages(run, Store(tiny / "cache")))
+    found = rows(figure)
 
     (cell,) = [cell for cell in run.record["cells"] if (cell["attack"], cell["defense"]) == ("fgsm", "none")]
     delta = Store(tiny / "cache").open("adv", cell["adv_key"]).read()["delta"].astype(float)
@@ -131,8 +131,8 @@ def test_the_spectra_of_a_run_are_those_of_its_perturbations(tiny: Path) -> None
     np.testing.assert_allclose([float(r["power"]) for r in found if r["noise"] == "FGSM"], wanted, rtol=1e-4)
     assert {r["noise"] for r in found} == {"Gaussian noise", "FGSM", "I-FGSM"}
     assert {r["images"] for r in found} == {"5"}
-    assert plate
-    assert "over 5 images" in plate.caption
+    assert figure
+    assert "over 5 images" in figure.caption
 
 
 # Pictures
@@ -157,10 +157,10 @@ def test_the_gallery_says_what_the_target_said(tiny: Path) -> None:
     # Three kept images, clean and under two attacks, undefended and behind two defenses.
     assert len(found) == 3 * 3 * 3
     for line in found:
-        place = Place(line["source"], line["attack"], float(line["eps"]), line["target"], line["defense"])
+        cell_key = CellKey(line["source"], line["attack"], float(line["eps"]), line["target"], line["defense"])
         at = int(line["image"]) - 1
-        assert line["correct"] == str(not run.wrong[place][at]).lower()
-        assert int(line["predicted"]) == run.predicted[place][at]
+        assert line["correct"] == str(not run.wrong[cell_key][at]).lower()
+        assert int(line["predicted"]) == run.predicted[cell_key][at]
     data = open_dataset("tiny/noise")
     for i in range(3):
         rounded = np.rint(np.rint(data.image(i) / 255 * 4) / 4 * 255)
@@ -193,32 +193,32 @@ def test_figures_are_of_a_papers_width_with_their_fonts_in_them(tiny: Path) -> N
 def test_errors_are_to_the_clean_image_whatever_the_size(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     make_run(tmp_path, store, lambda _: range(3), defenses=["none", "sr", "r&p", "jpeg"], attacks=["fgsm"])
-    plate = error_maps(Kept(load(tmp_path, store)[0], store))
-    found = {row["defense"]: row for row in rows(plate)}
+    figure = error_maps(SampleImages(load(tmp_path, store)[0], store))
+    found = {row["defense"]: row for row in rows(figure)}
 
-    assert plate
+    assert figure
     assert float(found["none"]["mean_absolute_error"]) == 16  # the fixture's checkerboard
     assert float(found["none"]["psnr"]) == pytest.approx(24.05, abs=0.01)
     assert float(found["jpeg"]["mean_absolute_error"]) == 0
     assert float(found["sr"]["mean_absolute_error"]) < 8  # its ramp has half the slope at twice the size
-    assert "up to 2ε = 32" in plate.caption
-    assert "Images of SR are larger" in plate.caption
+    assert "up to 2ε = 32" in figure.caption
+    assert "Images of SR are larger" in figure.caption
 
 
 def test_a_picture_that_is_missing_is_a_gap(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    gone = Place("a", "fgsm", 16.0, "t", "jpeg")
+    gone = CellKey("a", "fgsm", 16.0, "t", "jpeg")
     make_run(tmp_path, store, lambda _: range(3), attacks=["fgsm"], states={gone: ("failed", "no weights")})
     run = load(tmp_path, store)[0]
     for name in ("gallery", "error-maps", "branches"):
-        (plate,) = registry.plates(_asking(run, name), store, error_tables(run))
-        assert "jpeg" not in {row["defense"] for row in rows(plate) if row["attack"] == "fgsm"}
-        assert b"no weights" in plate.saved["svg"]
+        (figure,) = registry.draw_figures(_asking(run, name), store, error_tables(run))
+        assert "jpeg" not in {row["defense"] for row in rows(figure) if row["attack"] == "fgsm"}
+        assert b"no weights" in figure.saved["svg"]
     nothing = _asking(run, "gallery")
     for cell in nothing.record["cells"]:
         if cell["status"] == "done":
             store.delete("sample", cell["sample_key"])
-    assert registry.plates(nothing, store, error_tables(run)) == []
+    assert registry.draw_figures(nothing, store, error_tables(run)) == []
 
 
 def _asking(run: Run, *names: str) -> Run:
@@ -233,21 +233,21 @@ VARIANTS = ["none", "rdp(weights=rdp-ablation-full)", "rdp(weights=rdp-ablation-
 def test_the_ablation_shows_the_tables_numbers(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     wrong = dict(zip(VARIANTS, (16, 4, 6), strict=True))
-    gone = Place("a", "mi-fgsm", 16.0, "t", VARIANTS[2])
+    gone = CellKey("a", "mi-fgsm", 16.0, "t", VARIANTS[2])
     make_run(
         tmp_path, store, lambda p: range(wrong[p.defense]), defenses=VARIANTS, states={gone: ("failed", "no weights")}
     )
     run = load(tmp_path, store)[0]
-    plate = ablation(error_tables(run))
-    found = {(row["variant"], row["attack"]): row for row in rows(plate)}
+    figure = ablation(error_tables(run))
+    found = {(row["variant"], row["attack"]): row for row in rows(figure)}
 
-    assert plate
+    assert figure
     assert float(found["RDP, whole", "FGSM"]["error"]) == 20
     assert float(found["without latent loss", "FGSM"]["error"]) == 30
     assert found["without latent loss", "MI-FGSM"]["status"] == "failed"
     assert found["without latent loss", "MI-FGSM"]["reason"] == "no weights"
     assert float(found["No defense", "Average"]["error"]) == 80
-    assert b"without latent loss" in plate.saved["svg"]
+    assert b"without latent loss" in figure.saved["svg"]
 
 
 def test_weights_that_ship_are_found_by_their_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

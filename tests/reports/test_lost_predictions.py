@@ -78,12 +78,12 @@ def test_a_comparison_without_predictions_fails(tmp_path: Path) -> None:
 
 
 def test_a_comparison_says_how_many_cells_it_compared(tmp_path: Path) -> None:
-    from rdp_bench.results.rows import Place
+    from rdp_bench.results.rows import CellKey
 
-    store, lost = Store(tmp_path / "store"), Place("a", "fgsm", 16.0, "t", "rdp")
+    store, lost = Store(tmp_path / "store"), CellKey("a", "fgsm", 16.0, "t", "rdp")
     make_run(tmp_path / "A", store, lambda p: (), samples=1)
     record = make_run(tmp_path / "B", store, lambda p: (), samples=1, apart=[lost])
-    key = next(cell["eval_key"] for cell in record["cells"] if Place.of(cell) == lost)
+    key = next(cell["eval_key"] for cell in record["cells"] if CellKey.of(cell) == lost)
     store.delete("eval", key)
     args = ["report", "--out", tmp_path / "out", "--compare", tmp_path / "A", tmp_path / "B", "--cache"]
     found = cli(*args, tmp_path / "store")

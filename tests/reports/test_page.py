@@ -10,7 +10,7 @@ import pytest
 from rdp_bench.cache.store import Store
 from rdp_bench.reports import render
 from rdp_bench.reports.compare import render as render_comparison
-from rdp_bench.results.rows import Place
+from rdp_bench.results.rows import CellKey
 from tests.helpers.chromium import PATH, Chromium
 from tests.helpers.report_fixture import make_run
 
@@ -32,12 +32,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out")
     store = Store(out / "store")
     states = {
-        Place("a", "fgsm", 16.0, WORDY, "jpeg"): ("failed", "out of memory " * 20),
-        Place("a", "fgsm", 16.0, "t", "jpeg"): ("pending", ""),
+        CellKey("a", "fgsm", 16.0, WORDY, "jpeg"): ("failed", "out of memory " * 20),
+        CellKey("a", "fgsm", 16.0, "t", "jpeg"): ("pending", ""),
     }
 
-    def wrong(place: Place) -> range:
-        return range({"none": 12, "jpeg": 15, "rdp": 3}.get(place.defense, 7) if place.attack != "clean" else 1)
+    def wrong(cell_key: CellKey) -> range:
+        return range({"none": 12, "jpeg": 15, "rdp": 3}.get(cell_key.defense, 7) if cell_key.attack != "clean" else 1)
 
     one = {"targets": ["t", WORDY], "defenses": ["none", "jpeg", "nrp", "rdp"], "attacks": ["fgsm", "dim", "ti-dim"]}
     checks = [{"passed": False, "text": f"accuracy of {WORDY}"}, {"passed": True, "text": "fine"}]

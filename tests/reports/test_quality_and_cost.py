@@ -19,14 +19,14 @@ from rdp_bench.cache.store import Store
 from rdp_bench.cli.main import main
 from rdp_bench.engine import defense_cost
 from rdp_bench.engine.progress import Costs
-from rdp_bench.engine.worker import checked_pure, prepare
+from rdp_bench.engine.worker import check_purified, configure_torch
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.metrics import image_quality, lpips
 from rdp_bench.metrics.correctness import psnr
 from rdp_bench.protocols import Purifier
 from rdp_bench.reports.tables import quality_and_cost
-from rdp_bench.results.rows import Place, Run, load
-from rdp_bench.rng import Draws
+from rdp_bench.results.rows import CellKey, Run, load
+from rdp_bench.rng import ImageRng
 from tests.helpers import toy
 from tests.helpers.paths import ROOT
 from tests.helpers.report_fixture import make_run
@@ -41,7 +41,7 @@ dataset = "tiny/noise"
 sources = ["tiny/one"]
 targets = ["tiny/one", "tiny/two"]
 """
-ASKED = "restoration = true\n"
+ASKED = "image_quality = true\n"
 
 
 @pytest.fixture
@@ -81,12 +81,12 @@ def similarity(first: Tensor, second: Tensor) -> float:
 @pytest.mark.parametrize(("size", "spread", "level"), [(11, 1.0, 0.0), (40, 1.0, 0.0), (33, 0.05, 0.9), (25, 0.1, 0.0)])
 def test_ssim_and_psnr_are_those_of_scikit_image(size: int, spread: float, level: float) -> None:
     clean = toy.images(3, size) * spread + level
-    pure = (clean + 0.05 * toy.random(3, 3, size, size, seed=1)).clamp(0, 1)
-    found = image_quality.measure(pure, clean)
+    purified = (clean + 0.05 * toy.random(3, 3, size, size, seed=1)).clamp(0, 1)
+    found = image_quality.measure(purified, clean)
     decibels = psnr(found["mse"].numpy())
     for i in range(3):
-        assert float(found["ssim"][i]) == pytest.approx(similarity(pure[i], clean[i]), abs=2e-5)
-        expected = peak_signal_noise_ratio(clean[i].numpy(), pure[i].numpy(), data_range=1)
+        assert float(found["ssim"][i]) == pytest.approx(similarity(purified[i], clean[i]), abs=2e-5)
+        expected = peak_signal_noise_ratio(clean[i].numpy(), purified[i].numpy(), data_range=1)
         assert decibels[i] == pytest.approx(expected, abs=1e-4)
 
 
@@ -121,10 +121,10 @@ def test_a_run_measures_what_its_defenses_hand_on(grid: Path) -> None:
     delta = Store(grid.parent / "cache").open("adv", key).read()["delta"]
     adv = x + torch.from_numpy(delta).float() / 255
     for attack, images in (("clean", x), ("fgsm", adv)):
-        pure = (images * 4).round() / 4
-        near = [peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=1) for a, b in zip(x, pure, strict=True)]
+        purified = (images * 4).round() / 4
+        near = [peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=1) for a, b in zip(x, purified, strict=True)]
         assert float(rows[attack, "tiny/round", "psnr"]["value"]) == pytest.approx(np.mean(near), abs=1e-3)
-        alike = [similarity(a, b) for a, b in zip(x, pure, strict=True)]
+        alike = [similarity(a, b) for a, b in zip(x, purified, strict=True)]
         assert float(rows[attack, "tiny/round", "ssim"]["value"]) == pytest.approx(100 * np.mean(alike), abs=1e-2)
     assert rows["clean", "none", "psnr"]["value"] == "inf"
 
@@ -134,7 +134,7 @@ def test_without_the_axis_nothing_is_measured_and_with_it_no_key_changes(
 ) -> None:
     assert run(grid).exit_code == 0
     before = stored(grid)
-    assert "restoration" not in {kind for kind, _ in before}
+    assert "image_quality" not in {kind for kind, _ in before}
     assert {line["metric"] for line in results(grid)} == {"error", "accuracy"}
     grid.write_text(GRID + ASKED)
 
@@ -148,12 +148,12 @@ def test_without_the_axis_nothing_is_measured_and_with_it_no_key_changes(
 
     def count(pure: Tensor, x: Tensor, what: str) -> Tensor:
         purified.append(what)
-        return checked_pure(pure, x, what)
+        return check_purified(pure, x, what)
 
-    monkeypatch.setattr("rdp_bench.engine.worker.checked_pure", count)
+    monkeypatch.setattr("rdp_bench.engine.worker.check_purified", count)
     assert run(grid).exit_code == 0
     assert sorted(purified) == ["none", "none", "tiny/dither", "tiny/dither", "tiny/round", "tiny/round"]
-    assert {kind for kind, _ in stored(grid) - before} == {"restoration"}
+    assert {kind for kind, _ in stored(grid) - before} == {"image_quality"}
     assert len(stored(grid) - before) == 2 * 3
     assert before <= stored(grid)
 
@@ -187,7 +187,7 @@ def test_lpips_is_that_of_torchmetrics(alexnet: Path) -> None:
 
 def test_lpips_is_measured_where_its_weights_are(grid: Path, alexnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid.write_text(GRID + ASKED)
-    monkeypatch.setattr(lpips, "distance", lambda pure, clean, _: (pure - clean).abs().amax((1, 2, 3)))
+    monkeypatch.setattr(lpips, "distance", lambda purified, clean, _: (purified - clean).abs().amax((1, 2, 3)))
     assert run(grid).exit_code == 0
     with_it = stored(grid)
     (row,) = [
@@ -218,7 +218,7 @@ def test_memory_is_what_was_held_at_once() -> None:
         del first, second
         torch.ones(held // 64)  # may come to lie elsewhere: a sixteenth of what was held
 
-    prepare("cpu")  # as in a run, where freed memory is kept for the next batch
+    configure_torch("cpu")  # as in a run, where freed memory is kept for the next batch
     found = [defense_cost.extra_memory(work, "cpu") for _ in range(2)][1]
     if found is None:
         pytest.skip("this system does not tell the highest resident size")
@@ -236,7 +236,7 @@ def test_parameters_are_counted_where_somebody_tells() -> None:
     from rdp_bench.defenses.jpeg import Jpeg
 
     class Plugin(Purifier):
-        def purify(self, x: Tensor, draws: Draws) -> Tensor:
+        def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
             return x
 
     class Learned(Plugin):
@@ -261,7 +261,7 @@ def test_passes_and_larger_images_are_paid_for(monkeypatch: pytest.MonkeyPatch) 
         def passes(self) -> int:
             return 3
 
-        def purify(self, x: Tensor, draws: Draws) -> Tensor:
+        def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
             spend(1)
             return x.repeat(1, 1, 2, 2)
 
@@ -270,7 +270,7 @@ def test_passes_and_larger_images_are_paid_for(monkeypatch: pytest.MonkeyPatch) 
         spend(2 * zoom**2)
         return x.sum((1, 2, 3))
 
-    def purify_nothing(x: Tensor, draws: Draws) -> Tensor:
+    def purify_nothing(x: Tensor, rng: ImageRng) -> Tensor:
         return x
 
     monkeypatch.setattr(defense_cost.time, "perf_counter", lambda: now[0])
@@ -332,33 +332,36 @@ def reported(tmp_path: Path) -> Run:
         "device": "cpu", "processor": "a processor", "threads": 2, "batch": 8, "size": 8, "target": "t",
         "forward_ms": 20.0, "defenses": found, "key": "",
     }  # fmt: skip
-    make_run(tmp_path, store, lambda place: range(WRONG[place.defense]), defenses=TIMES, cost=about, clean=False)
+    make_run(tmp_path, store, lambda cell_key: range(WRONG[cell_key.defense]), defenses=TIMES, cost=about, clean=False)
     (run,) = load(tmp_path, store)
     for attack, level in (("fgsm", 20.0), ("mi-fgsm", 30.0)):
-        run.restored[Place("a", attack, 16.0, "-", "rdp")] = {"psnr": np.full(20, level), "ssim": np.full(20, 80.0)}
+        run.image_quality[CellKey("a", attack, 16.0, "-", "rdp")] = {
+            "psnr": np.full(20, level),
+            "ssim": np.full(20, 80.0),
+        }
     return run
 
 
 def test_the_table_holds_error_restoration_and_cost(reported: Run) -> None:
     (table,) = quality_and_cost.tables(reported)
-    lines = {line.defense: [entry.value for entry in line.entries] for line in table.groups[0].lines}
+    lines = {line.defense: [entry.value for entry in line.cells] for line in table.groups[0].rows}
     assert table.columns == ["error", "PSNR", "SSIM", "clean PSNR", "clean SSIM", "ms", "× time", "k param.", "MiB"]
     assert lines["rdp"] == pytest.approx([25, 25, 80, None, None, 50, 5, 2.5, 3])
     assert lines["tvm"][-1] is None
-    assert {entry.reason for line in table.groups[0].lines for entry in line.entries if entry.value is None} == {
+    assert {entry.reason for line in table.groups[0].rows for entry in line.cells if entry.value is None} == {
         "not measured"
     }
     assert list(lines) == list(TIMES)
 
 
 def test_the_front_holds_what_nobody_beats_in_both(reported: Run) -> None:
-    plate = quality_and_cost.pareto(reported)
-    assert plate is not None
-    lines = list(csv.DictReader(io.StringIO(plate.sheet or "")))
+    figure = quality_and_cost.pareto(reported)
+    assert figure is not None
+    lines = list(csv.DictReader(io.StringIO(figure.csv or "")))
     assert [(line["defense"], float(line["error"]), float(line["ms"]), line["front"]) for line in lines] == [
         ("none", 80, 20, "1"), ("jpeg", 50, 40, "1"), ("fd", 60, 60, "0"), ("tvm", 50, 80, "0"), ("rdp", 25, 100, "1"),
     ]  # fmt: skip
-    assert set(plate.saved) == {"svg", "png", "pdf"}
+    assert set(figure.saved) == {"svg", "png", "pdf"}
 
 
 def test_a_run_that_asked_for_nothing_has_neither(tmp_path: Path) -> None:

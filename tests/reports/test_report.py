@@ -21,9 +21,9 @@ from rdp_bench.metrics.stats import wilson
 from rdp_bench.reports import examples, render
 from rdp_bench.reports.figures import charts, drawing
 from rdp_bench.reports.formats import csv_table, latex, markdown
-from rdp_bench.reports.summary import absent, findings, missing, reading
-from rdp_bench.reports.tables.table import AVERAGE, Entry, Exhibit, clean_table, error_tables, exhibits, slug
-from rdp_bench.results.rows import Place, Run, load
+from rdp_bench.reports.summary import findings, grids_not_run, missing, summary_sentences
+from rdp_bench.reports.tables.table import AVERAGE, Table, TableCell, all_tables, clean_table, error_tables, slug
+from rdp_bench.results.rows import CellKey, Run, load
 from tests.helpers.report_fixture import make_run
 
 NASTY = '<script>alert("x")</script>'
@@ -48,9 +48,9 @@ WRONG = {
 }
 
 
-def by_hand(place: Place) -> range:
+def by_hand(cell_key: CellKey) -> range:
     """Of 20 images: FGSM 10, 19, 1 wrong; MI-FGSM 14, 13, 2; clean 0, 3, 0."""
-    return WRONG.get((place.attack, place.defense), range(0))
+    return WRONG.get((cell_key.attack, cell_key.defense), range(0))
 
 
 def small(out: Path, **more: Any) -> tuple[Run, Store]:
@@ -59,9 +59,9 @@ def small(out: Path, **more: Any) -> tuple[Run, Store]:
     return load(out, store)[-1], store
 
 
-def entry(table: Exhibit, defense: str, column: str, group: int = 0) -> Entry:
-    (line,) = [line for line in table.groups[group].lines if line.defense == defense]
-    return line.entries[table.columns.index(column)]
+def entry(table: Table, defense: str, column: str, group: int = 0) -> TableCell:
+    (line,) = [line for line in table.groups[group].rows if line.defense == defense]
+    return line.cells[table.columns.index(column)]
 
 
 @pytest.fixture
@@ -95,23 +95,23 @@ def test_error_table_by_hand(tmp_path: Path) -> None:
     jpeg = entry(table, "jpeg", "FGSM")
 
     assert table.columns == ["FGSM", "MI-FGSM", AVERAGE]
-    assert [line.defense for line in table.groups[0].lines] == ["none", "jpeg", "rdp"]
-    assert [e.value for e in table.entries] == pytest.approx([50, 70, 60, 95, 65, 80, 5, 10, 7.5])
+    assert [line.defense for line in table.groups[0].rows] == ["none", "jpeg", "rdp"]
+    assert [e.value for e in table.cells] == pytest.approx([50, 70, 60, 95, 65, 80, 5, 10, 7.5])
     assert (jpeg.low, jpeg.high) == pytest.approx(tuple(100 * end for end in wilson(19, 20)), abs=1e-3)
     # 9, 1, 9 and 12 images speak against no defense, all on one side: 2 / 2^9 ranks second of four.
-    assert jpeg.verdict.worse
+    assert jpeg.verdict.significantly_worse
     assert jpeg.verdict.p_none == pytest.approx(3 * 2 / 2**9)
-    assert not entry(table, "jpeg", "MI-FGSM").verdict.above
-    assert [e.verdict.best for e in table.groups[0].lines[2].entries] == [True] * 3
+    assert not entry(table, "jpeg", "MI-FGSM").verdict.higher_than_undefended
+    assert [e.verdict.best for e in table.groups[0].rows[2].cells] == [True] * 3
     # The averages: 40 answers, but 20 images. jpeg errs 9 - 1 more often, on ten images that differ.
-    assert entry(table, "jpeg", AVERAGE).verdict.above
+    assert entry(table, "jpeg", AVERAGE).verdict.higher_than_undefended
 
 
 def test_clean_table_has_the_change_to_no_defense(tmp_path: Path) -> None:
     table = clean_table(small(tmp_path)[0])
     assert table
 
-    assert [e.value for e in table.entries] == [100, 85, 100]
+    assert [e.value for e in table.cells] == [100, 85, 100]
     assert entry(table, "none", "t").change is None
     change = entry(table, "jpeg", "t").change
     assert change
@@ -122,42 +122,42 @@ def test_clean_table_has_the_change_to_no_defense(tmp_path: Path) -> None:
 def test_a_tie_is_bold_and_marked(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     wrong = {"none": range(12), "hgd": range(2), "rdp": range(3), "jpeg": range(19)}
-    make_run(tmp_path, store, lambda place: wrong[place.defense], attacks=["fgsm"], defenses=wrong)
+    make_run(tmp_path, store, lambda cell_key: wrong[cell_key.defense], attacks=["fgsm"], defenses=wrong)
     (table,) = error_tables(load(tmp_path, store)[0])
 
-    assert entry(table, "hgd", "FGSM").marks == ""
-    assert (entry(table, "rdp", "FGSM").strong, entry(table, "rdp", "FGSM").marks) == (True, "≈")
-    assert (entry(table, "jpeg", "FGSM").strong, entry(table, "jpeg", "FGSM").marks) == (False, "†")
-    assert r"\textbf{15.0}\rlap{$^{\approx}$}" in latex.table(table)  # the mark moves no digit
-    assert "**15.0**≈" in markdown.table(table)
+    assert entry(table, "hgd", "FGSM").symbols == ""
+    assert (entry(table, "rdp", "FGSM").bold, entry(table, "rdp", "FGSM").symbols) == (True, "≈")
+    assert (entry(table, "jpeg", "FGSM").bold, entry(table, "jpeg", "FGSM").symbols) == (False, "†")
+    assert r"\textbf{15.0}\rlap{$^{\approx}$}" in latex.render(table)  # the mark moves no digit
+    assert "**15.0**≈" in markdown.render(table)
 
 
 def test_a_table_in_a_sentence(tmp_path: Path) -> None:
     defenses, attacks = ("none", "jpeg", "fd", "rdp"), ("fgsm",)
     make_run(tmp_path / "a", Store(tmp_path / "s"), lambda place: range(15), attacks=attacks, defenses=defenses)
-    alike = findings(exhibits(load(tmp_path / "a", Store(tmp_path / "s"))[-1])[0])
+    alike = findings(all_tables(load(tmp_path / "a", Store(tmp_path / "s"))[-1])[0])
     assert alike.endswith("the undefended target errs on 75.0 %; every defense errs on 75.0 %.")
     wrong = {"none": 15, "jpeg": 2, "fd": 2, "rdp": 12}
     make_run(
         tmp_path / "b",
         Store(tmp_path / "t"),
-        lambda place: range(wrong[place.defense]),
+        lambda cell_key: range(wrong[cell_key.defense]),
         attacks=attacks,
         defenses=defenses,
     )
-    two = findings(exhibits(load(tmp_path / "b", Store(tmp_path / "t"))[-1])[0])
+    two = findings(all_tables(load(tmp_path / "b", Store(tmp_path / "t"))[-1])[0])
     assert two.endswith("the undefended target errs on 75.0 %; JPEG and FD have the lowest error, 10.0 %.")
 
 
 def test_no_average_over_some_of_the_attacks(tmp_path: Path) -> None:
-    gone = Place("a", "mi-fgsm", 16.0, "t", "jpeg")
+    gone = CellKey("a", "mi-fgsm", 16.0, "t", "jpeg")
     run, _ = small(tmp_path, states={gone: ("failed", "no weights"), gone._replace(defense="rdp"): ("pending", "")})
     (table,) = error_tables(run)
 
-    assert entry(table, "jpeg", "MI-FGSM") == Entry("failed", "no weights")
+    assert entry(table, "jpeg", "MI-FGSM") == TableCell("failed", "no weights")
     assert entry(table, "rdp", "MI-FGSM").status == "pending"
-    assert entry(table, "jpeg", AVERAGE) == Entry("failed", "1 of 2 attacks are done")
-    assert entry(table, "rdp", AVERAGE) == Entry("pending", "1 of 2 attacks are done")
+    assert entry(table, "jpeg", AVERAGE) == TableCell("failed", "1 of 2 attacks are done")
+    assert entry(table, "rdp", AVERAGE) == TableCell("pending", "1 of 2 attacks are done")
     assert entry(table, "none", AVERAGE).value == pytest.approx(60)
 
 
@@ -185,7 +185,7 @@ def test_the_papers_numbers_stand_beside_its_cells(tmp_path: Path) -> None:
     five = ["fgsm", "mi-fgsm", "dim", "ti-dim", "sini-tidim"]
     data = {"name": "nips2017", "n": 20, "size": 8, "images": "ab"}
     run, _ = small(tmp_path, dataset=data, sources=["resnet-v2-152"], targets=["incres-v2-ens"], attacks=five)
-    table, clean = exhibits(run)
+    table, clean = all_tables(run)
 
     assert entry(table, "jpeg", "FGSM").paper == 25.5
     assert entry(table, "jpeg", AVERAGE).paper == 40.6
@@ -226,7 +226,7 @@ def test_sheet_in_the_shape_of_the_table(tmp_path: Path) -> None:
 def test_markdown_by_hand(tmp_path: Path) -> None:
     (table,) = error_tables(small(tmp_path)[0])
 
-    assert markdown.table(table).splitlines()[2:6] == [
+    assert markdown.render(table).splitlines()[2:6] == [
         "| Source | Defense | FGSM | MI-FGSM | Average |",
         "| :-- | :-- | --: | --: | --: |",
         "| a | No defense | 50.0 | 70.0 | 60.0 |",
@@ -236,7 +236,7 @@ def test_markdown_by_hand(tmp_path: Path) -> None:
 
 def test_latex_by_hand(tmp_path: Path) -> None:
     (table,) = error_tables(small(tmp_path, defenses=["none", "r&p", "rdp"])[0])
-    text = latex.table(table)
+    text = latex.render(table)
 
     assert r"R\&P & 0.0 & 0.0" not in text  # r&p errs nowhere here, so it is the best
     assert r"R\&P & \textbf{0.0} & \textbf{0.0} & \textbf{0.0} \\" in text
@@ -248,7 +248,7 @@ def test_latex_by_hand(tmp_path: Path) -> None:
 def test_latex_compiles_whatever_the_names_are(tmp_path: Path) -> None:
     odd = ["r&p", "100%_#$", r"\input{x}~^{", "[x]", 'ε≈†°–é漢<>|"', "×σ±‡"]
     run, _ = small(tmp_path, sources=[r"a_\b", "[b"], targets=["t%&"], defenses=["none", *odd], grid="my_grid & co")
-    body = "".join(latex.table(table) for table in exhibits(run))
+    body = "".join(latex.render(table) for table in all_tables(run))
     assert "?" not in latex.escape("ε≈†°–“”−×σ±‡")
     compile_latex(tmp_path, body)
 
@@ -277,7 +277,7 @@ def compile_latex(folder: Path, body: str) -> None:
 
 def test_markdown_keeps_its_columns_whatever_the_names_are(tmp_path: Path) -> None:
     run, _ = small(tmp_path, sources=["a|b\n*c*"], defenses=["none", NASTY, "x_`y`"])
-    lines = markdown.table(error_tables(run)[0]).splitlines()[2:7]
+    lines = markdown.render(error_tables(run)[0]).splitlines()[2:7]
 
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {6}
     assert "<script" not in "".join(lines)
@@ -293,10 +293,10 @@ def test_figures_hold_the_data(tmp_path: Path) -> None:
     assert rows == ["No defense", "JPEG", "RDP"]
     assert columns == [("a", "FGSM"), ("a", "MI-FGSM"), ("b", "FGSM"), ("b", "MI-FGSM")]
     np.testing.assert_allclose(values[1], [95, 65, 95, 65])
-    for plate in (charts.heat_map(tables), charts.dot_plot(tables)):
-        assert plate.saved["pdf"].startswith(b"%PDF")
-        assert Image.open(io.BytesIO(plate.saved["png"])).width > 300
-        svg = plate.inline
+    for figure in (charts.heat_map(tables), charts.dot_plot(tables)):
+        assert figure.saved["pdf"].startswith(b"%PDF")
+        assert Image.open(io.BytesIO(figure.saved["png"])).width > 300
+        svg = figure.inline
         assert "MI-FGSM" in svg or "average error" in svg
         assert "http" not in svg
         assert drawing.INK not in svg
@@ -330,12 +330,12 @@ def test_figures_are_the_same_every_time(tmp_path: Path) -> None:
 def test_examples_show_the_attack_that_hurts_most(tmp_path: Path) -> None:
     run, store = small(tmp_path, defenses=["none", "jpeg", "sr"])
     got = examples.examples(run, store)
-    tiles = got.strips[0].tiles
+    tiles = got.rows[0].images
 
     assert got.caption.startswith("MI-FGSM on a, ε = 16")
     assert [tile.name for tile in tiles] == ["Clean", "Attacked", "Perturbation ×8", "JPEG", "SR"]
     assert [tile.right for tile in tiles] == [True, False, None, False, True]
-    assert tiles[1].said == 1000
+    assert tiles[1].predicted_class == 1000
     pictures = [Image.open(io.BytesIO(base64.b64decode(tile.uri.partition(",")[2]))) for tile in tiles]
     assert {picture.size for picture in pictures} == {(8, 8)}  # sr's is shrunk
     noise = np.asarray(pictures[2]).astype(int)
@@ -347,10 +347,10 @@ def test_examples_show_the_attack_that_hurts_most(tmp_path: Path) -> None:
 def test_a_crowded_page_has_one_strip_a_run(tmp_path: Path) -> None:
     run, store = small(tmp_path, size=64)
     alone, among = (examples.examples(run, store, crowded) for crowded in (False, True))
-    assert [found.index for found in alone.strips] == [0, 1]
-    assert [found.index for found in among.strips] == [0]
-    assert [tile.name for tile in among.strips[0].tiles] == [tile.name for tile in alone.strips[0].tiles]
-    assert len(among.strips[0].tiles[1].uri) < len(alone.strips[0].tiles[1].uri)
+    assert [found.index for found in alone.rows] == [0, 1]
+    assert [found.index for found in among.rows] == [0]
+    assert [tile.name for tile in among.rows[0].images] == [tile.name for tile in alone.rows[0].images]
+    assert len(among.rows[0].images[1].uri) < len(alone.rows[0].images[1].uri)
 
 
 def test_a_missing_sample_is_a_gap_with_its_reason(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_a_missing_sample_is_a_gap_with_its_reason(tmp_path: Path) -> None:
         if cell["defense"] == "jpeg":
             store.delete("sample", cell["sample_key"])
     (run,) = load(tmp_path, store)
-    tiles = {tile.name: tile for tile in examples.examples(run, store).strips[0].tiles}
+    tiles = {tile.name: tile for tile in examples.examples(run, store).rows[0].images}
 
     assert tiles["JPEG"].uri == ""
     assert "run the grid again" in tiles["JPEG"].reason
@@ -424,7 +424,7 @@ def test_no_name_becomes_markup_or_a_path(tmp_path: Path) -> None:
     evil = "../../../evil" + NASTY
     store = Store(tmp_path / "deep" / "er" / "store")
     out = tmp_path / "deep" / "er" / "out"
-    gone = Place(NASTY, "fgsm", 16.0, evil, NASTY)
+    gone = CellKey(NASTY, "fgsm", 16.0, evil, NASTY)
     make_run(
         out,
         store,
@@ -458,11 +458,11 @@ def test_no_name_becomes_markup_or_a_path(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("blank")
 def test_a_partial_run_says_so(tmp_path: Path) -> None:
     states = {
-        Place("a", "fgsm", 16.0, "t", "jpeg"): ("failed", "out of memory"),
-        Place("a", "mi-fgsm", 16.0, "t", "rdp"): ("pending", ""),
+        CellKey("a", "fgsm", 16.0, "t", "jpeg"): ("failed", "out of memory"),
+        CellKey("a", "mi-fgsm", 16.0, "t", "rdp"): ("pending", ""),
     }
     run, store = small(tmp_path, states=states, finished=None)
-    text = " ".join(reading(run))
+    text = " ".join(summary_sentences(run))
     page = render(tmp_path, store).read_text("utf-8")
 
     assert "of 9 cells 7 are done, 1 failed and 1 pending" in text
@@ -472,11 +472,11 @@ def test_a_partial_run_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("blank")
 def test_a_run_with_nothing_done_still_has_a_page(tmp_path: Path) -> None:
-    class All(dict[Place, tuple[str, str]]):
-        def get(self, key: Place, default: Any = None) -> Any:
+    class All(dict[CellKey, tuple[str, str]]):
+        def get(self, key: CellKey, default: Any = None) -> Any:
             return ("pending", "")
 
-    states = All({Place("", "", 0, "", ""): ("", "")})
+    states = All({CellKey("", "", 0, "", ""): ("", "")})
     _, store = small(tmp_path, states=states, finished=None)
     text = render(tmp_path, store).read_text("utf-8")
 
@@ -530,9 +530,9 @@ def test_the_cross_check_stands_before_any_number(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_counted_with_its_reason(tmp_path: Path) -> None:
     states = {
-        Place("a", "fgsm", 16.0, "t", "jpeg"): ("failed", "out of memory"),
-        Place("a", "mi-fgsm", 16.0, "t", "jpeg"): ("failed", "out of memory"),
-        Place("a", "mi-fgsm", 16.0, "t", "rdp"): ("pending", ""),
+        CellKey("a", "fgsm", 16.0, "t", "jpeg"): ("failed", "out of memory"),
+        CellKey("a", "mi-fgsm", 16.0, "t", "jpeg"): ("failed", "out of memory"),
+        CellKey("a", "mi-fgsm", 16.0, "t", "rdp"): ("pending", ""),
     }
     failed, pending, left_out = missing(small(tmp_path, states=states)[0])
 
@@ -545,7 +545,7 @@ def test_what_is_missing_is_counted_with_its_reason(tmp_path: Path) -> None:
 def test_grids_without_a_run_come_with_their_command(tmp_path: Path) -> None:
     command = "rdp-bench run --grid table1 --limit=6 --defense jpeg --out 'my out' --attack fgsm"
     run, _ = small(tmp_path, command=command)
-    titles = {title.partition(":")[0]: text for title, text in absent([run])}
+    titles = {title.partition(":")[0]: text for title, text in grids_not_run([run])}
 
     assert "Table 1" not in titles
     assert titles["Table 3"] == "rdp-bench run --grid table3 --limit 6 --out 'my out'"

@@ -41,7 +41,7 @@ def test_points_are_the_results_as_accuracy(out: Path, tmp_path: Path) -> None:
     (run,) = load(out, Store(tmp_path / "cache"))
     made = sweep(run)
     assert made is not None
-    points = list(csv.DictReader(io.StringIO(made.sheet)))
+    points = list(csv.DictReader(io.StringIO(made.csv)))
     with (out / "results.csv").open() as file:
         cells = [row for row in csv.DictReader(file) if row["attack"] != "clean"]
     assert len(points) == len(cells) == 2 * 2 * 3

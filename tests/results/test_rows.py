@@ -13,9 +13,19 @@ import pytest
 
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import UsageError
-from rdp_bench.metrics.significance import Verdict, judge
+from rdp_bench.metrics.significance import Verdict, compare_defenses
 from rdp_bench.metrics.stats import wilson
-from rdp_bench.results.rows import COLUMNS, Place, load, paper, pretty, printed, row, write_record, write_results
+from rdp_bench.results.rows import (
+    COLUMNS,
+    CellKey,
+    display_name,
+    load,
+    paper_metadata,
+    paper_value,
+    row,
+    write_record,
+    write_results,
+)
 from tests.helpers.paths import TESTS
 from tests.helpers.report_fixture import make_run
 
@@ -82,38 +92,38 @@ def test_done_without_all_predictions_is_failed(have: int) -> None:
 
 
 def test_printed_is_the_paper_for_the_same_cell_only() -> None:
-    here = Place("inc-v3", "dim", 16.0, "incres-v2-ens", "r&p")
+    here = CellKey("inc-v3", "dim", 16.0, "incres-v2-ens", "r&p")
 
-    assert printed(RUN, here, "error") == 17.9
-    assert printed(RUN, here._replace(eps=8.0), "error") is None
-    assert printed(RUN, here._replace(defense="r&p(passes=30)"), "error") is None
-    assert printed(RUN, here._replace(target="effnet-lite2"), "error") is None
-    assert printed({**RUN, "dataset": {"name": "photos20", "n": 20}}, here, "error") is None
+    assert paper_value(RUN, here, "error") == 17.9
+    assert paper_value(RUN, here._replace(eps=8.0), "error") is None
+    assert paper_value(RUN, here._replace(defense="r&p(passes=30)"), "error") is None
+    assert paper_value(RUN, here._replace(target="effnet-lite2"), "error") is None
+    assert paper_value({**RUN, "dataset": {"name": "photos20", "n": 20}}, here, "error") is None
 
 
 def test_the_papers_ensemble_is_its_four_sources() -> None:
-    place = Place("ensemble", "ti-dim", 16.0, "incres-v2-ens", "rdp")
+    cell_key = CellKey("ensemble", "ti-dim", 16.0, "incres-v2-ens", "rdp")
     other = {**RUN, "sources": {"ensemble": {"members": ["inc-v3", "inc-v4"]}}}
     named = "ensemble(resnet-v2-152,inc-v4,inc-v3,resnet-v2-101)"
-    spelled = {**RUN, "sources": {named: {"members": list(reversed(paper()["ensemble"]))}}}
+    spelled = {**RUN, "sources": {named: {"members": list(reversed(paper_metadata()["ensemble"]))}}}
 
-    assert printed(RUN, place, "error") == 26.2
-    assert printed(other, place, "error") is None
-    assert printed(spelled, place._replace(source=named), "error") == 26.2
+    assert paper_value(RUN, cell_key, "error") == 26.2
+    assert paper_value(other, cell_key, "error") is None
+    assert paper_value(spelled, cell_key._replace(source=named), "error") == 26.2
 
 
 def test_the_only_undefended_number_of_table_1_comes_from_table_3() -> None:
-    bare = Place("resnet-v2-152", "ti-dim", 16.0, "incres-v2-ens", "none")
+    bare = CellKey("resnet-v2-152", "ti-dim", 16.0, "incres-v2-ens", "none")
 
-    assert printed(RUN, bare, "error") == 49.8
-    assert printed(RUN, bare._replace(attack="dim"), "error") is None
+    assert paper_value(RUN, bare, "error") == 49.8
+    assert paper_value(RUN, bare._replace(attack="dim"), "error") is None
 
 
 def test_a_cell_of_two_tables_is_read_from_the_runs_own() -> None:
-    both = Place("resnet-v2-152", "ti-dim", 16.0, "incres-v2-ens", "rdp")
+    both = CellKey("resnet-v2-152", "ti-dim", 16.0, "incres-v2-ens", "rdp")
 
-    assert printed(RUN, both, "error") == 19.9
-    assert printed({**RUN, "grid": "table3"}, both, "error") == pytest.approx(19.2)
+    assert paper_value(RUN, both, "error") == 19.9
+    assert paper_value({**RUN, "grid": "table3"}, both, "error") == pytest.approx(19.2)
 
 
 def test_all_fifty_printed_averages_recompute() -> None:
@@ -153,14 +163,14 @@ def test_no_cell_is_printed_twice_and_every_table_is_described() -> None:
         lines = read(path.stem)
         keys = [tuple(line[name] for name in ("defense", "source", "attack", "target", "eps")) for line in lines]
         assert len(set(keys)) == len(keys)
-        assert {line["table"] for line in lines} <= set(paper()["tables"])
+        assert {line["table"] for line in lines} <= set(paper_metadata()["tables"])
         assert all(re.fullmatch(r"[a-z0-9&(),=:_.-]+", text) for key in keys for text in key)
 
 
 def test_pretty_keeps_what_it_does_not_know() -> None:
-    assert pretty("r&p") == "R&P"
-    assert pretty("ensemble(a,b)") == "Ensemble(a, b)"
-    assert pretty("<script>") == "<script>"
+    assert display_name("r&p") == "R&P"
+    assert display_name("ensemble(a,b)") == "Ensemble(a, b)"
+    assert display_name("<script>") == "<script>"
 
 
 # --- results.csv ---
@@ -201,13 +211,13 @@ def test_the_run_pays_for_no_library_it_does_not_need() -> None:
 
 def test_load_gives_rows_and_who_was_wrong(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    make_run(tmp_path, store, lambda place: range(4) if place.defense == "jpeg" else ())
+    make_run(tmp_path, store, lambda cell_key: range(4) if cell_key.defense == "jpeg" else ())
     (run,) = load(tmp_path, store)
-    place = Place("a", "fgsm", 16.0, "t", "jpeg")
+    cell_key = CellKey("a", "fgsm", 16.0, "t", "jpeg")
     line = run.frame.query("attack == 'fgsm' and defense == 'jpeg'").iloc[0]
 
     assert list(run.frame.columns) == list(COLUMNS)
-    assert run.wrong[place].tolist() == [True] * 4 + [False] * 16
+    assert run.wrong[cell_key].tolist() == [True] * 4 + [False] * 16
     assert line["value"] == 20
     assert np.isnan(line["paper"])
 
@@ -225,7 +235,7 @@ def test_missing_and_damaged_predictions_are_failed_rows(tmp_path: Path) -> None
     assert states.count(("failed", "")) == 2
     assert states[3] == states[4] == ("failed", "")
     assert "run the grid again" in run.rows[3]["reason"]
-    assert Place.of(hurt) not in run.wrong
+    assert CellKey.of(hurt) not in run.wrong
 
 
 def test_nothing_to_load_says_what_to_do(tmp_path: Path) -> None:
@@ -250,7 +260,9 @@ def errors(*wrong: int, n: int = 20) -> "np.ndarray[Any, np.dtype[np.int64]]":
 
 
 def test_verdicts_of_one_column_by_hand() -> None:
-    (got,) = judge([{"none": errors(*range(10)), "jpeg": errors(*range(19)), "rdp": errors(0), "hgd": errors(1, 2)}])
+    (got,) = compare_defenses(
+        [{"none": errors(*range(10)), "jpeg": errors(*range(19)), "rdp": errors(0), "hgd": errors(1, 2)}]
+    )
 
     # Nine images against none each: 2 / 2^9; hgd two of ten and none of its own: 2 / 2^8. Holm: x 3, x 2, x 1.
     assert got["jpeg"].p_none == pytest.approx(3 * 2 / 2**9)
@@ -262,40 +274,44 @@ def test_verdicts_of_one_column_by_hand() -> None:
     assert got["none"] == Verdict()
     assert (got["rdp"].best, got["rdp"].tied) == (True, False)
     assert (got["hgd"].best, got["hgd"].tied) == (False, True)
-    assert (got["jpeg"].above, got["jpeg"].worse, got["jpeg"].tied) == (True, True, False)
+    assert (got["jpeg"].higher_than_undefended, got["jpeg"].significantly_worse, got["jpeg"].tied) == (
+        True,
+        True,
+        False,
+    )
 
 
 def test_a_higher_error_within_chance_is_above_but_not_worse() -> None:
-    (got,) = judge([{"none": errors(0, 1), "jpeg": errors(0, 1, 2), "rdp": errors(0)}])
+    (got,) = compare_defenses([{"none": errors(0, 1), "jpeg": errors(0, 1, 2), "rdp": errors(0)}])
 
-    assert (got["jpeg"].above, got["jpeg"].worse) == (True, False)
-    assert got["rdp"].above is False
+    assert (got["jpeg"].higher_than_undefended, got["jpeg"].significantly_worse) == (True, False)
+    assert got["rdp"].higher_than_undefended is False
 
 
 def test_equal_errors_are_both_best() -> None:
-    (got,) = judge([{"jpeg": errors(0), "rdp": errors(1), "fd": errors(*range(15))}])
+    (got,) = compare_defenses([{"jpeg": errors(0), "rdp": errors(1), "fd": errors(*range(15))}])
 
     assert [name for name in got if got[name].best] == ["jpeg", "rdp"]
     assert got["jpeg"].p_none is None
 
 
 def test_one_defense_alone_wins_nothing() -> None:
-    (got,) = judge([{"none": errors(0, 1), "rdp": errors(0)}])
+    (got,) = compare_defenses([{"none": errors(0, 1), "rdp": errors(0)}])
 
     assert not got["rdp"].best
 
 
 def test_holm_runs_over_all_columns_of_the_table() -> None:
     column = {"none": errors(*range(10)), "jpeg": errors(*range(4)), "rdp": errors(*range(3))}
-    (alone,) = judge([column])
-    together = judge([column] * 5)
+    (alone,) = compare_defenses([column])
+    together = compare_defenses([column] * 5)
 
     assert together[0]["rdp"].p_none == pytest.approx(5 * alone["rdp"].p_none)  # type: ignore[operator]
 
 
 def test_hgd_3_2_and_rdp_3_8_are_a_tie_where_the_images_say_so() -> None:
     n = 1000
-    (got,) = judge(
+    (got,) = compare_defenses(
         [{"hgd": errors(*range(32), n=n), "rdp": errors(*range(20, 58), n=n), "sr": errors(*range(280), n=n)}]
     )
 
@@ -304,6 +320,6 @@ def test_hgd_3_2_and_rdp_3_8_are_a_tie_where_the_images_say_so() -> None:
 
 def test_an_average_is_compared_by_the_sums_of_its_images() -> None:
     # rdp saves three errors on each of five images: 2 of 32 sign patterns are as extreme.
-    (got,) = judge([{"none": 3 * errors(*range(5)), "rdp": errors(), "fd": 3 * errors(*range(5))}])
+    (got,) = compare_defenses([{"none": 3 * errors(*range(5)), "rdp": errors(), "fd": 3 * errors(*range(5))}])
 
     assert got["rdp"].p_none == pytest.approx(2 * 2 / 32)

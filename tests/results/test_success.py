@@ -147,10 +147,10 @@ def test_the_iteration_descends_on_the_target_class() -> None:
     x, y = toy.images(6, 16), (torch.arange(6) + 2) % 5
     attack = compose("TARGETED(dataset)|I(5)")
     assert attack == GradientSign(steps=5, targeted=True, target="dataset")
-    adv = attack(source, x, y, 32 / 255, toy.draws(6))
+    adv = attack(source, x, y, 32 / 255, toy.image_rng(6))
     losses = [torch.nn.functional.cross_entropy(source.members[0](z), y, reduction="none") for z in (x, adv)]
     assert (losses[1] < losses[0]).all()
-    random = compose("TARGETED|I(5)")(source, x, y, 32 / 255, toy.draws(6))
+    random = compose("TARGETED|I(5)")(source, x, y, 32 / 255, toy.image_rng(6))
     assert not torch.equal(random, adv)
 
 

@@ -13,7 +13,7 @@ from rdp_bench.attacks.ssp import distort
 from rdp_bench.errors import UsageError
 from rdp_bench.train import recipes
 from rdp_bench.train.inputs import adversarial
-from rdp_bench.train.losses import critic_loss, distillation, feature_l1, generator_loss, l1
+from rdp_bench.train.losses import discriminator_loss, distillation, feature_l1, generator_loss, l1
 from rdp_bench.train.recipe import Recipe
 from tests.helpers import toy, toy_train
 
@@ -99,13 +99,13 @@ def test_relativistic_average() -> None:
     assert generator_loss(real, fake).item() == pytest.approx((softplus(2) + softplus(4)) / 2, rel=1e-6)
     # Real above the mean fake: t = 1 + 1 and 3 + 1; fake below the mean real: t = 0 - 2 and -2 - 2.
     above, below = (softplus(-2) + softplus(-4)) / 2, (softplus(-2) + softplus(-4)) / 2
-    assert critic_loss(real, fake).item() == pytest.approx((above + below) / 2, rel=1e-6)
+    assert discriminator_loss(real, fake).item() == pytest.approx((above + below) / 2, rel=1e-6)
     # Not symmetric: with the two swapped, D is wrong about everything.
     above, below = (softplus(2) + softplus(4)) / 2, (softplus(2) + softplus(4)) / 2
-    assert critic_loss(fake, real).item() == pytest.approx((above + below) / 2, rel=1e-6)
+    assert discriminator_loss(fake, real).item() == pytest.approx((above + below) / 2, rel=1e-6)
     third = torch.tensor([[5.0], [0.0]])
     expected = (softplus(-6) + softplus(-1)) / 2 / 2 + (softplus(-2.5) + softplus(-4.5)) / 2 / 2
-    assert critic_loss(third, fake).item() == pytest.approx(expected, rel=1e-6)
+    assert discriminator_loss(third, fake).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_distillation_is_the_divergence_of_the_student_from_the_teacher() -> None:
@@ -144,13 +144,13 @@ WEIGHTS = {"feat": 1.0, "pix": 1e-2, "lat": 1e-1, "adv": 1e-4, "recon": 1.0, "re
 
 def test_rdp_equations_2_to_8() -> None:
     made = rdp()
-    (main, total), (critic, critic_total) = made.steps(flat(*CLEAN), flat(*INPUTS), rng())
-    assert (main, critic) == ("main", "critic")
+    (main, total), (discriminator, discriminator_total) = made.steps(flat(*CLEAN), flat(*INPUTS), rng())
+    assert (main, discriminator) == ("main", "discriminator")
     found = {name: value.item() for name, value in made.terms.items()}
     above, below = (softplus(-0.5) + softplus(-0.1)) / 2, (softplus(0) + softplus(-0.6)) / 2
-    assert found == pytest.approx(RDP | {"critic": (above + below) / 2}, rel=1e-5)
+    assert found == pytest.approx(RDP | {"discriminator": (above + below) / 2}, rel=1e-5)
     assert total.item() == pytest.approx(sum(WEIGHTS[name] * RDP[name] for name in RDP), rel=1e-6)
-    assert critic_total.item() == pytest.approx((above + below) / 2, rel=1e-5)
+    assert discriminator_total.item() == pytest.approx((above + below) / 2, rel=1e-5)
 
 
 def test_rdp_weights_are_the_papers_and_can_be_given() -> None:
@@ -168,7 +168,7 @@ def test_rdp_weights_are_the_papers_and_can_be_given() -> None:
 def test_rdp_without_a_part(part: str, gone: set[str]) -> None:
     made = rdp(without=(part,))
     steps = list(made.steps(flat(*CLEAN), flat(*INPUTS), rng()))
-    assert [name for name, _ in steps] == (["main"] if part == "adv" else ["main", "critic"])
+    assert [name for name, _ in steps] == (["main"] if part == "adv" else ["main", "discriminator"])
     assert ("reconstructor" in made.nets, "discriminator" in made.nets) == (part != "recon", part != "adv")
     left = sum(WEIGHTS[name] * value for name, value in RDP.items() if name not in gone)
     assert steps[0][1].item() == pytest.approx(left, rel=1e-6)
@@ -218,7 +218,7 @@ def test_generator_and_discriminator_learn_apart(name: str) -> None:
 
     steps = made.steps(clean, toy.images(4, 32, seed=1), rng())
     seen = []
-    for expected, (group, loss) in zip(("main", "critic"), steps, strict=True):
+    for expected, (group, loss) in zip(("main", "discriminator"), steps, strict=True):
         assert group == expected
         before = {net: weights(net) for net in made.nets}
         owned = {id(p) for g in made.optimizers[group].param_groups for p in g["params"]}

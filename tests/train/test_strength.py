@@ -37,11 +37,11 @@ class Sizes:
         usual = classifier._logits
         monkeypatch.setattr(classifier, "_logits", lambda x: (self.seen.append(x.shape[-1]), usual(x))[1])
 
-        class Member:
+        class ModelRef:
             load = staticmethod(lambda _: classifier)
 
         monkeypatch.setattr(classifier, "features", lambda x, levels, zoom: [classifier(x, zoom)], raising=False)
-        monkeypatch.setattr(extractor, "find", lambda *_: Member)
+        monkeypatch.setattr(extractor, "find", lambda *_: ModelRef)
 
 
 @pytest.mark.parametrize(("native", "expected"), [(False, 96), (True, 128)])

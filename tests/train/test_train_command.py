@@ -62,7 +62,7 @@ def test_from_photographs_to_a_defense(name: str, seeing: None) -> None:
     assert {path.name for path in out.iterdir()} == products | {"train.csv", "checkpoint.pt", "curves.svg"} | BOARD
     rows = read_csv(out / "train.csv")
     assert [(row["step"], "score" in row) for row in rows] == [("2", True), ("3", False), ("3", True)]
-    card = weight_files.about(out / f"{name}.safetensors")["card"]
+    card = weight_files.read_metadata(out / f"{name}.safetensors")["card"]
     assert card["command"].startswith("rdp-bench ")
     assert card["options"]["size"] == "tiny"
     assert card["data"]["photographs"] == 9
@@ -74,7 +74,7 @@ def test_from_photographs_to_a_defense(name: str, seeing: None) -> None:
     assert "without:" in done.output
     plugins.load()
     x = toy.images(2, 64)
-    made = defense.resolve(f"{name}(weights={out / name}.safetensors)").value.purify(x, toy.draws(2))
+    made = defense.resolve(f"{name}(weights={out / name}.safetensors)").value.purify(x, toy.image_rng(2))
     assert made.shape == ((2, 3, 128, 128) if name == "sr" else x.shape)
     assert made.isfinite().all()
 
@@ -126,7 +126,7 @@ def test_options_reach_the_recipe() -> None:
         Image.open("photos/more0.png").save(f"photos/more{i}.png")
     done = train("rdp", *BLIND, *flags)
     assert done.exit_code == 0, done.output
-    options = weight_files.about(Path("rdp-bench-train/rdp/rdp.safetensors"))["card"]["options"]
+    options = weight_files.read_metadata(Path("rdp-bench-train/rdp/rdp.safetensors"))["card"]["options"]
     assert options == {
         "recipe": "rdp", "size": "tiny", "steps": 3, "batch": 2, "crop": 64, "rate": 2e-3, "schedule": "drops",
         "features": ["toy/two", "toy/one"], "levels": [1], "eps": 8.0, "attack": "wide", "attack_steps": 2,
@@ -148,7 +148,7 @@ def test_start_from_a_file() -> None:
     assert done.exit_code == 0, done.output
     after = weight_files.read_tensors(Path("on/sr.safetensors"))
     assert all(torch.allclose(first[name].float(), after[name].float(), atol=1e-5) for name in first)
-    assert len(weight_files.about(Path("on/sr.safetensors"))["card"]["options"]["start"]) == 64
+    assert len(weight_files.read_metadata(Path("on/sr.safetensors"))["card"]["options"]["start"]) == 64
     missing = train("sr", *BLIND, "--start", "gone.safetensors", "--out", "x")
     assert (missing.exit_code, "--start gone.safetensors: no such file" in missing.output) == (2, True)
     other = train("comdefend", *BLIND, "--start", file, "--out", "x")

@@ -204,7 +204,7 @@ def test_a_run_writes_what_it_found(whole: Training) -> None:
     scores = {int(row["step"]): float(row["score"]) for row in found[1::2]}
     assert whole.best["step"] == min(scores, key=lambda step: scores[step])
     assert f"{whole.best['score']:.6g}" == f"{min(scores.values()):.6g}"
-    said = weight_files.about(whole.product_file)
+    said = weight_files.read_metadata(whole.product_file)
     assert said["defense"] == "rdp"
     assert said["net"] == {"width": 12, "blocks": 1, "unshuffle": 2}
     assert said["card"]["steps"] == whole.best["step"]
@@ -225,10 +225,10 @@ def test_the_reconstruction_is_kept_beside_the_product(whole: Training, tmp_path
     purifier, reconstructor = (training.recipe.nets[name] for name in ("purifier", "reconstructor"))
     rebuilt = reconstructor(x, purifier.encoder(x)).clamp(0, 1)  # type: ignore[operator]
     path = tmp_path / "rdp-reconstruction.safetensors"
-    made = defense.resolve(f"rdp-reconstruction(weights={path})").value.purify(x, toy.draws(2))
+    made = defense.resolve(f"rdp-reconstruction(weights={path})").value.purify(x, toy.image_rng(2))
     assert torch.allclose(made, rebuilt, atol=1e-6)
     assert not torch.allclose(made, training.recipe.purify(x), atol=1e-2)
-    said = [weight_files.about(whole.out / f"{name}.safetensors") for name in ("rdp", "rdp-reconstruction")]
+    said = [weight_files.read_metadata(whole.out / f"{name}.safetensors") for name in ("rdp", "rdp-reconstruction")]
     assert said[1] == {**said[0], "defense": "rdp-reconstruction"}
 
 
@@ -462,7 +462,7 @@ def poisoned(training: Training, group: str, when: Callable[[int], bool], value:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("group", ["main", "critic"])
+@pytest.mark.parametrize("group", ["main", "discriminator"])
 def test_a_poisoned_update_is_left_out(
     tmp_path: Path, group: str, value: float, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -476,7 +476,7 @@ def test_a_poisoned_update_is_left_out(
     assert f"step 2: the gradient of {group} is not finite; the update is left out" in caplog.text
     after = toy_train.states(training)
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    others = {"purifier", "reconstructor", "main"} if group == "critic" else {"discriminator", "critic"}
+    others = {"purifier", "reconstructor", "main"} if group == "discriminator" else {"discriminator"}
     assert changed == others
     assert (training.skipped, training.done) == (1, 3)
     training.step(training._crops(3))
@@ -522,10 +522,10 @@ def test_validation_sees_what_the_defense_will_do(tmp_path: Path) -> None:
         for _ in range(2):
             training.step(training._crops(training.done))
         path = tmp_path / f"{name}.safetensors"
-        weight_files.save(path, training.recipe.export(), training.about(""), half=False)
+        weight_files.save(path, training.recipe.export(), training.metadata(""), half=False)
         x = toy.images(2, 224)
         shown = training.recipe.purify(x).detach()
-        made = defense.resolve(f"{name}(weights={path})").value.purify(x, toy.draws(2))
+        made = defense.resolve(f"{name}(weights={path})").value.purify(x, toy.image_rng(2))
         assert shown.shape == made.shape
         # Batch-norms are folded in the one and not in the other.
         assert torch.allclose(shown, made.detach(), atol=1e-5)

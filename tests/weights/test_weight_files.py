@@ -74,7 +74,7 @@ def test_a_file_is_read_however_it_was_saved(saved: str, tmp_path: Path) -> None
     good = net(1).state_dict()
     torch.save(SAVED[saved](good), tmp_path / "a.pth")
     made = net(2)
-    classifier.fill(made, weight_files.read_tensors(tmp_path / "a.pth"), CARD, tmp_path / "a.pth")
+    classifier.load_state(made, weight_files.read_tensors(tmp_path / "a.pth"), CARD, tmp_path / "a.pth")
     found = made.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in good.items())
 
@@ -83,7 +83,7 @@ def test_purifiers_are_read_so_too(tmp_path: Path) -> None:
     good = net(1).state_dict()
     torch.save({"net": prefixed("module.")(good)}, tmp_path / "a.pth")
     made = net(2)
-    weight_files.fill(made, weight_files.read_tensors(tmp_path / "a.pth"), "tiny", tmp_path / "a.pth")
+    weight_files.load_strict(made, weight_files.read_tensors(tmp_path / "a.pth"), "tiny", tmp_path / "a.pth")
     assert torch.equal(made.state_dict()["conv.weight"], good["conv.weight"])
 
 
@@ -91,7 +91,7 @@ def test_another_normalisation_is_refused() -> None:
     made, before = net(2), net(2).state_dict()
     state = normalised("1.", "0.", mean=(0.5, 0.5, 0.5))(net(1).state_dict())
     with pytest.raises(BadModelError, match=r"normalised by mean 0\.5, 0\.5, 0\.5, those of tiny by 0\.485"):
-        classifier.fill(made, OrderedDict(state), CARD, Path("a.pth"))
+        classifier.load_state(made, OrderedDict(state), CARD, Path("a.pth"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
 
 
@@ -99,7 +99,7 @@ def test_two_networks_in_one_file_are_not_chosen_between() -> None:
     one, two = net(1).state_dict(), net(2).state_dict()
     state = OrderedDict({**prefixed("student.")(one), **prefixed("teacher.")(two)})
     with pytest.raises(BadModelError, match="unexpected"):
-        classifier.fill(net(3), state, CARD, Path("a.pth"))
+        classifier.load_state(net(3), state, CARD, Path("a.pth"))
 
 
 def test_a_refusal_shows_one_of_each_kind() -> None:
@@ -108,7 +108,7 @@ def test_a_refusal_shows_one_of_each_kind() -> None:
     del state["conv.bias"], state["head.bias"]
     state |= {"conv.offset": torch.zeros(4), "fc.bias": torch.zeros(5), "bn.weight": torch.zeros(9)}
     with pytest.raises(BadModelError) as refused:
-        weight_files.fill(net(2), state, "tiny", Path("a.pth"))
+        weight_files.load_strict(net(2), state, "tiny", Path("a.pth"))
     text = str(refused.value)
     for shown in ("missing conv.bias", "unexpected conv.offset", "bn.weight: [9] instead of [4]", "2 more"):
         assert shown in text
@@ -120,7 +120,7 @@ def test_whole_numbers_are_no_weights(kind: torch.dtype) -> None:
     state = OrderedDict(net(1).state_dict())
     state["conv.weight"] = (state["conv.weight"] * 100).to(kind)
     with pytest.raises(BadModelError, match=r"conv\.weight: u?(int\d+|bool) instead of floats"):
-        weight_files.fill(made, state, "tiny", Path("a.pth"))
+        weight_files.load_strict(made, state, "tiny", Path("a.pth"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
 
 
@@ -185,7 +185,7 @@ def test_torchvisions_layout_gives_torchvisions_logits(name: str) -> None:
         torch.manual_seed(1)
         ours = timm.create_model(CONVERTED[name]).eval()
     card = replace(CARD, arch=CONVERTED[name], name=f"timm:{CONVERTED[name]}", input_size=SIZE.get(name, 224))
-    classifier.fill(ours, OrderedDict(theirs.state_dict()), card, Path("a.pth"))
+    classifier.load_state(ours, OrderedDict(theirs.state_dict()), card, Path("a.pth"))
     x = toy.random(1, 3, card.input_size, card.input_size)
     with torch.no_grad():
         expected, found = theirs(x), ours(x)
@@ -198,7 +198,9 @@ def test_a_layout_that_timm_does_not_convert_is_refused(name: str, arch: str) ->
     timm = pytest.importorskip("timm")
     card = replace(CARD, arch=arch)
     with pytest.raises(BadModelError, match=r"missing conv_stem\.weight; unexpected features\.0\.0\.weight.*plugin"):
-        classifier.fill(timm.create_model(arch), OrderedDict(torchvisions(name).state_dict()), card, Path("a.pth"))
+        classifier.load_state(
+            timm.create_model(arch), OrderedDict(torchvisions(name).state_dict()), card, Path("a.pth")
+        )
 
 
 # Where a file is looked for

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rdp_bench.engine.jobs import Here
+from rdp_bench.engine.jobs import SerialExecutor
 from rdp_bench.engine.plan import Plan
 from rdp_bench.engine.run import Run
 from rdp_bench.engine.worker import Worker
@@ -65,13 +65,13 @@ def stored(made: Plan) -> int:
 
 
 def outcomes(made: Plan) -> list[str]:
-    return [outcome.reason for outcome in Here().run(made.jobs(), Worker(made)) if outcome.reason]
+    return [outcome.reason for outcome in SerialExecutor().run(made.jobs(), Worker(made)) if outcome.reason]
 
 
 def test_a_defense_whose_weights_are_replaced_after_planning_fails(tmp_path: Path, network: Path) -> None:
     file = tmp_path / "smooth.safetensors"
     smooth(file, 1.0)
-    axes: dict[str, Any] = {"defenses": (f"mine/smooth(weights={file})",), "attacks": (), "restoration": True}
+    axes: dict[str, Any] = {"defenses": (f"mine/smooth(weights={file})",), "attacks": (), "image_quality": True}
     made = plan(tmp_path, network, **axes)
     made.jobs()
     smooth(file, 0.0)
@@ -110,7 +110,7 @@ def test_a_network_whose_file_is_replaced_after_planning_fails(
     folder = tmp_path / "models"
     folder.mkdir()
     found = zoo.find("effnet-lite0")
-    assert isinstance(found, zoo.Member)
+    assert isinstance(found, zoo.ModelRef)
     assert found.file
     file = folder / "effnet-lite0.pth"
     shutil.copy(found.file, file)
@@ -119,7 +119,7 @@ def test_a_network_whose_file_is_replaced_after_planning_fails(
     state = {name: tensor.clone() for name, tensor in weight_files.read_tensors(file).items()}
     torch.save({name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in state.items()}, file)
     worker = Worker(made)
-    reasons = {str(outcome.job): outcome.reason for outcome in Here().run(jobs, worker)}
+    reasons = {str(outcome.job): outcome.reason for outcome in SerialExecutor().run(jobs, worker)}
     if role == "targets":
         assert all(CHANGED in reason for name, reason in reasons.items() if "against" in name)
         assert not list(made.store.root.glob("eval/??/*/*.safetensors"))
@@ -137,7 +137,7 @@ def test_one_process_sees_that_weights_were_trained_on(tmp_path: Path, network: 
         plan(tmp_path, network)
         made: Any = defense.resolve(f"mine/smooth(weights={file})").value
         found.append(made.resolved()["weights"])
-        assert torch.allclose(made.purify(x, toy.draws(1)), factor * x)
+        assert torch.allclose(made.purify(x, toy.image_rng(1)), factor * x)
     assert len(set(found)) == 2
 
 
@@ -184,7 +184,7 @@ made("mine/minus", -1)
     plan(tmp_path, path)
     x = torch.rand(1, 3, 8, 8)
     found: list[Any] = [defense.resolve(f"mine/{sign}(weights={file})").value for sign in ("plus", "minus")]
-    outputs = [each.purify(x, toy.draws(1)) for each in found]
+    outputs = [each.purify(x, toy.image_rng(1)) for each in found]
     assert torch.allclose(outputs[0], x)
     assert torch.allclose(outputs[1], -x)
 

@@ -1,6 +1,6 @@
 """The recipes by name."""
 
-from rdp_bench.errors import unknown
+from rdp_bench.errors import unknown_name
 from rdp_bench.train.recipe import Recipe
 from rdp_bench.train.recipes.comdefend import ComDefend
 from rdp_bench.train.recipes.ens_adv import EnsAdv
@@ -15,5 +15,5 @@ RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (Rdp, Nrp,
 def get(name: str) -> type[Recipe]:
     """The recipe called `name`; an unknown one raises `UsageError`."""
     if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
+        raise unknown_name("recipe", name, RECIPES)
     return RECIPES[name]

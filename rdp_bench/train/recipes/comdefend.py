@@ -33,7 +33,7 @@ class ComDefend(Recipe):
         self.net_args = dict(comdefend.SIZES[self.options.size])
         return {"codec": comdefend.ComDefend(**self.net_args)}
 
-    def entry(self) -> Entry:
+    def defense(self) -> Entry:
         """Our networks see red first."""
         return Entry(order="rgb")
 

@@ -11,7 +11,7 @@ from rdp_bench.attacks._iterate import normalise, smooth
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.models.classifier import resize, unfolded_state
 from rdp_bench.models.zoo import LoadedSource, find
-from rdp_bench.rng import Draws
+from rdp_bench.rng import ImageRng
 from rdp_bench.train.extractor import WHOLE
 from rdp_bench.train.losses import distillation
 from rdp_bench.train.recipe import Recipe, Step
@@ -121,29 +121,29 @@ class TargetValidation:
         source = find("effnet-lite0", recipe.models_dir).load(recipe.device)
         x = clean.to(recipe.device)
         attacks = {
-            "fgsm": GradientSign(steps=1, label="own"),
-            "mi-fgsm": GradientSign(momentum=1.0, label="own"),
-            "ti-dim": GradientSign(momentum=1.0, diversity=0.7, kernel=15, label="own"),
+            "fgsm": GradientSign(steps=1, label="predicted"),
+            "mi-fgsm": GradientSign(momentum=1.0, label="predicted"),
+            "ti-dim": GradientSign(momentum=1.0, diversity_prob=0.7, kernel_size=15, label="predicted"),
         }
-        draws = Draws([f"validation/{i}" for i in range(len(x))], recipe.device)
+        rng = ImageRng([f"validation/{i}" for i in range(len(x))], recipe.device)
         self.sets = {"clean": x}
         for name, attack in attacks.items():
             parts = [
                 attack(LoadedSource("effnet-lite0", [source]), part, torch.zeros(len(part), dtype=torch.long),
-                       16 / 255, draws.pick(torch.arange(i * 16, i * 16 + len(part))))
+                       16 / 255, rng.select(torch.arange(i * 16, i * 16 + len(part))))
                 for i, part in enumerate(torch.split(x, 16))
             ]  # fmt: skip
             self.sets[name] = (torch.cat(parts) * 255).round() / 255
         with torch.no_grad():
             self.wanted = torch.cat([recipe.teacher(part) for part in torch.split(x, 16)])
-        found = self._judge(recipe.teacher)
+        found = self._evaluate(recipe.teacher)
         self.undefended = {key: value for key, value in found.items() if key != "score"}
 
     def __call__(self, purify: Callable[[Tensor], Tensor]) -> dict[str, float]:  # noqa: ARG002
         """Agreement in percent on each set; `score`: KL divergence, clean plus the mean of the attacked."""
-        return self._judge(self.product())
+        return self._evaluate(self.product())
 
-    def _judge(self, net: Any) -> dict[str, float]:
+    def _evaluate(self, net: Any) -> dict[str, float]:
         found, divergence = {}, {}
         for name, images in self.sets.items():
             with torch.no_grad():

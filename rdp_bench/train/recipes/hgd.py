@@ -47,7 +47,7 @@ class Hgd(Recipe):
         self.net_args: dict[str, Any] = dict(hgd.SIZES[self.options.size])
         return {"denoiser": hgd.Denoiser(**self.net_args)}
 
-    def entry(self) -> GuidedDenoiser:
+    def defense(self) -> GuidedDenoiser:
         """The denoiser."""
         return GuidedDenoiser()
 

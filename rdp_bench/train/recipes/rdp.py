@@ -9,12 +9,12 @@ from torch import Generator, Tensor, nn
 from rdp_bench.defenses._networks import rdp
 from rdp_bench.defenses.rdp import RepresentationDisentanglement
 from rdp_bench.defenses.rdp_reconstruction import Reconstruction
-from rdp_bench.train.discriminator import AgainstCritic
+from rdp_bench.train.discriminator import AdversarialRecipe
 from rdp_bench.train.losses import feature_l1, l1
 from rdp_bench.train.recipe import Step
 
 
-class Rdp(AgainstCritic):
+class Rdp(AdversarialRecipe):
     """P and R learn together, D against P.
 
     Loss terms: of P, `feat` (Eq. 2), `pix` (Eq. 3), `lat` (Eq. 4) and `adv` (Eq. 5), weighted as in Eq. 6; of R,
@@ -30,8 +30,8 @@ class Rdp(AgainstCritic):
     parts = ("recon", "lat", "pix", "adv", "feat")
     loss_weights: ClassVar = {"feat": 1.0, "pix": 1e-2, "lat": 1e-1, "adv": 1e-4, "recon": 1.0, "recon-pix": 1e-4}
     defaults: ClassVar = {
-        **AgainstCritic.defaults,
-        "paper": {**AgainstCritic.defaults["paper"], "steps": 130_000, "batch": 48},
+        **AdversarialRecipe.defaults,
+        "paper": {**AdversarialRecipe.defaults["paper"], "steps": 130_000, "batch": 48},
     }
 
     def build(self) -> dict[str, nn.Module]:
@@ -41,9 +41,9 @@ class Rdp(AgainstCritic):
         nets: dict[str, nn.Module] = {"purifier": rdp.Purifier(**args)}
         if "recon" not in self.options.without:
             nets["reconstructor"] = rdp.Reconstructor(**args)
-        return nets | self.critic()
+        return nets | self.discriminator()
 
-    def beside(self) -> dict[str, nn.Module]:
+    def extra_exports(self) -> dict[str, nn.Module]:
         """P's encoder with R (unless left out), for a look at what each branch keeps."""
         if "reconstructor" not in self.nets:
             return {}
@@ -53,7 +53,7 @@ class Rdp(AgainstCritic):
         whole.encoder, whole.reconstructor = purifier.encoder, self.nets["reconstructor"]
         return {Reconstruction.kind: whole}
 
-    def entry(self) -> RepresentationDisentanglement:
+    def defense(self) -> RepresentationDisentanglement:
         """The purifier alone."""
         return RepresentationDisentanglement()
 
@@ -75,4 +75,4 @@ class Rdp(AgainstCritic):
                 seen = self.features(inputs)
             terms["recon"] = feature_l1(self.features(rebuilt), seen)
             terms["recon-pix"] = l1(rebuilt, inputs)
-        yield from self.judged(terms, clean, purified)
+        yield from self.adversarial_terms(terms, clean, purified)

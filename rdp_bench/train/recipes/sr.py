@@ -41,7 +41,7 @@ class Sr(Recipe):
         self.net_args = dict(edsr.SIZES[self.options.size])
         return {"edsr": edsr.EDSR(**self.net_args)}
 
-    def entry(self) -> SuperResolution:
+    def defense(self) -> SuperResolution:
         """Denoised wavelets, then the network: the output is twice as large."""
         return SuperResolution()
 
