@@ -11,8 +11,10 @@ from torch.nn.functional import conv2d, cross_entropy, pad
 
 from rdp_bench.errors import UsageError
 
+GradientSign = Any
+"""The settings, `gradient_sign.GradientSign`: that module imports this one."""
+
 if TYPE_CHECKING:
-    from rdp_bench.attacks.gradient_sign import GradientSign
     from rdp_bench.protocols import Classifier, Source
     from rdp_bench.rng import ImageRng
 

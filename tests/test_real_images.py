@@ -13,6 +13,7 @@ from rdp_bench.data.open import open_dataset
 from rdp_bench.engine.worker import configure_torch, to_float, to_uint8
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import zoo
+from rdp_bench.models.card import cards
 from rdp_bench.rng import ImageRng
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +59,7 @@ def test_white_box_momentum_succeeds_and_stays_in_its_ball() -> None:
 def test_a_wrong_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    card = replace(zoo.zoo()["effnet-lite0"], sha256="0" * 64)
+    card = replace(cards()["effnet-lite0"], sha256="0" * 64)
     monkeypatch.setattr(zoo, "zoo", lambda: {"effnet-lite0": card})
     with pytest.raises(BadModelError, match="the card says 000000000000"):
         zoo.find("effnet-lite0")

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "contract": set(),
     "cache": {"contract"},
     "weights": {"contract", "cache"},
-    "metrics": {"contract", "weights"},
+    "metrics": {"contract", "cache", "weights"},
     "models": {"contract", "weights"},
     "attacks": {"contract"},
     "defenses": {"contract", "weights", "defenses._networks"},
@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "reports.claims": {"contract", "metrics", "results", "reports.tables", "reports.figures"},
     "reports.formats": {"contract", "reports.tables"},
     "reports": {
-        "contract", "cache", "metrics", "results", "reports.tables", "reports.figures", "reports.claims", "reports.formats",
+        "contract", "cache", "metrics", "results",
+        "reports.tables", "reports.figures", "reports.claims", "reports.formats",
     },
 }  # fmt: skip
 ANYTHING = {"cli", "api"}

@@ -82,9 +82,9 @@ def list_(kind: str, plugins_: tuple[Path, ...]) -> None:
         rows = [(name, f"{entry.summary}  [{entry.source}]") for name, entry in sorted(reg.entries.items())]
         rows += [(scheme.example, f"any {scheme.name}") for scheme in reg.label_schemes]
     if kind == "models":
-        from rdp_bench.models import zoo
+        from rdp_bench.models.card import cards
 
-        rows = [(card.name, f"{card.summary}  [{_where(card)}]") for card in zoo.zoo().values()] + rows
+        rows = [(card.name, f"{card.summary}  [{_where(card)}]") for card in cards().values()] + rows
         rows.append(("timm:<name>", "any network of timm, pretrained  [network, or a file in --models-dir]"))
     if kind == "datasets":
         rows.append(("<folder>", "images/ + dev_dataset.csv (NIPS-2017), or a folder a class (synset or number)"))
@@ -109,6 +109,7 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
     from rdp_bench.data.open import open_dataset
     from rdp_bench.metrics import lpips
     from rdp_bench.models import zoo
+    from rdp_bench.models.card import cards
     from rdp_bench.weights import files as weight_files
 
     plugins.load()
@@ -124,7 +125,7 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
     root = cache or default_root()
     click.echo(f"{'cache':14} {root}")
     click.echo("\nmodels")
-    for name, card in zoo.zoo().items():
+    for name, card in cards().items():
         try:
             member = zoo.find(name, models_dir)
             here = "here" if isinstance(member, zoo.ModelRef) and member.file else "downloaded at first use (network)"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rdp_bench.budgets import parse_eps
-from rdp_bench.cli.run import FLAGS, changes, load_grid, next_step, perform, plan_of
+from rdp_bench.cli.perform import FLAGS, changes, load_grid, next_step, perform, plan_of
 from rdp_bench.engine import prefix_reuse
 from rdp_bench.engine.jobs import CraftJob, Job
 from rdp_bench.engine.progress import duration, measure

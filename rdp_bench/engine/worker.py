@@ -327,7 +327,7 @@ def to_delta(
         adv: adversarial images `[n, 3, h, w]` in [0, 1].
         x: the clean ones.
         clean: the clean ones in 8 bits.
-        eps: the budget; in /255 where `norm` is "linf", else the L2 norm with pixels in [0, 1].
+        eps_255: the budget; in /255 where `norm` is "linf", else the L2 norm with pixels in [0, 1].
         what: how errors begin.
         norm: "linf" or "l2".
 

@@ -15,8 +15,8 @@ from torch.nn.functional import interpolate
 from rdp_bench.errors import BadModelError, UsageError, unknown_name
 from rdp_bench.keys import canonical_json
 from rdp_bench.models import resnet_denoise, resnet_v2
+from rdp_bench.models.card import ABOUT, NUMERICS, Card
 from rdp_bench.models.fold_batch_norm import fold_batch_norm, norm_pairs, replace_relu6
-from rdp_bench.models.zoo import NUMERICS, Card, ModelRef
 from rdp_bench.weights import files as weight_files
 from rdp_bench.weights import state_dict
 from rdp_bench.weights.files import State
@@ -185,28 +185,35 @@ def unfolded_state(classifier: PixelClassifier) -> dict[str, Tensor]:
 _loaded: dict[tuple[str, str, str], PixelClassifier] = {}
 
 
-def load(member: ModelRef, device: str) -> PixelClassifier:
-    """The classifier of `member` on `device`, prepared; kept for the length of the process under its weights' hash.
+def load(card: Card, file: Path | None, weights_hash: str, device: str) -> PixelClassifier:
+    """The classifier of a card on `device`, prepared; kept for the length of the process under its weights' hash.
+
+    Args:
+        card: what lies between pixels and logits.
+        file: where the weights are; None for timm's hub.
+        weights_hash: of the weights as they were when the run was planned.
+        device: for torch.
 
     Raises:
-        BadModelError: weights that are not those that `member.weights_hash` says, cannot be read, or do not fit.
+        BadModelError: the weights are others than `weights_hash` says, cannot be read, or do not fit.
     """
-    if member.file is None:
-        found = hub(member, device)
-        if found.weights_hash != member.weights_hash():
-            raise BadModelError(f"model {member.name}: {weight_files.CHANGED}")
+    if file is None:
+        found = from_hub(card, device)
+        if found.weights_hash != weights_hash:
+            raise BadModelError(f"model {card.name}: {weight_files.CHANGED}")
         return found
-    name = (canonical_json(member.record()), member.name, device)
+    facts = {name: value for name, value in asdict(card).items() if name not in ABOUT}
+    name = (f"{canonical_json(facts)} {weights_hash}", card.name, device)
     if name not in _loaded:
-        _loaded[name] = _load(member).to(device)
+        _loaded[name] = _load(card, file, weights_hash).to(device)
     return _loaded[name]
 
 
-def hub(member: ModelRef, device: str) -> PixelClassifier:
-    """The classifier of a `member` without a file, with the weights that timm's hub gives."""
-    name = (member.card.arch, member.name, device)
+def from_hub(card: Card, device: str) -> PixelClassifier:
+    """The classifier of a card with the weights that timm's hub gives."""
+    name = (card.arch, card.name, device)
     if name not in _loaded:
-        _loaded[name] = _load(member).to(device)
+        _loaded[name] = _load(card, None, "").to(device)
     return _loaded[name]
 
 
@@ -236,20 +243,18 @@ def read(path: Path) -> State:
     return weight_files.read_tensors(path)
 
 
-def _load(member: ModelRef) -> PixelClassifier:
-    card = member.card
+def _load(card: Card, file: Path | None, weights_hash: str) -> PixelClassifier:
     try:
-        net = create(card, pretrained=member.file is None)
+        net = create(card, pretrained=file is None)
     except Exception as error:  # timm and its hub raise many kinds; each means "no weights"
         raise BadModelError(
             f"model {card.name}: timm could not provide '{card.arch}' ({type(error).__name__}: {error}). Without "
             f"network, put its weights as {card.name.removeprefix('timm:')}.safetensors into a folder and pass it as "
             "--models-dir"
         ) from error
-    if member.file is not None:
-        weights_hash = member.weights_hash()
-        with weight_files.unchanged(member.file, weights_hash):
-            load_state(net, read(member.file), card, member.file)
+    if file is not None:
+        with weight_files.unchanged(file, weights_hash):
+            load_state(net, read(file), card, file)
     else:
         weights_hash = _state_hash(net)
     net.requires_grad_(False).eval()

@@ -1,81 +1,23 @@
-"""The model zoo: cards, where weights are found, and what a run must know before torch is loaded."""
+"""Models by label: where their weights are found, and what a run must know before torch is loaded."""
 
 import importlib.util
 import json
-import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache, cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rdp_bench.errors import BadModelError, UsageError, unknown_name, wrap_errors
 from rdp_bench.keys import Record, canonical_json, diff_records, known_hash, without_neutral
+from rdp_bench.models.card import ABOUT, NUMERICS, Card, cards
 from rdp_bench.models.defended import AttackedDefense, DefendedClassifier, parse
 from rdp_bench.registry import model
 from rdp_bench.specs import split
 
 if TYPE_CHECKING:
     from rdp_bench.protocols import Classifier
-
-NUMERICS = 1
-"""Version of how networks are prepared (batch-norm folding, resizing); bump when logits change."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """What is known about a model; see data/models.toml for each field."""
-
-    name: str
-    summary: str
-    arch: str
-    weights: str
-    input_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    in_order: bool = False
-    sha256: str = ""
-    interpolation: str = "bicubic"
-    crop: float = 1.0
-    fixed_size: bool = False
-    label_offset: int = 0
-    install: str = ""
-    files: tuple[str, ...] = ()
-    licence: str = ""
-    accuracy: tuple[dict[str, Any], ...] = ()
-    trained_against: str = ""
-    seen: tuple[str, ...] = ()
-
-    def known_accuracy(self, dataset: str, n: int) -> float | None:
-        """Top-1 percent on this many images of this data set, where somebody has measured it."""
-        for row in self.accuracy:
-            if (row["dataset"], row["n"]) == (dataset, n):
-                return float(row["percent"])
-        return None
-
-
-@cache
-def zoo() -> dict[str, Card]:
-    """The built-in cards by name."""
-    table = tomllib.loads(files("rdp_bench.data").joinpath("models.toml").read_text())
-    return {name: _card(name, values) for name, values in table.items()}
-
-
-def _card(name: str, values: dict[str, Any]) -> Card:
-    known = {f.name for f in fields(Card)}
-    for key in values:
-        if key not in known:
-            raise unknown_name(f"field of model card {name}", key, known)
-    as_tuples: dict[str, Any] = {
-        key: tuple(values[key]) for key in ("mean", "std", "files", "accuracy", "seen") if key in values
-    }
-    return Card(**({"name": name} | values | as_tuples))
-
-
-_ABOUT = ("name", "summary", "install", "files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen")
-"""Fields that no output depends on. Of the others, one that is added later is declared `keys.neutral(VALUE)`."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +36,7 @@ class ModelRef:
 
     def record(self) -> Record:
         """Identity for cache keys: weights by hash, and everything between pixels and logits."""
-        card = {name: value for name, value in asdict(self.card).items() if name not in _ABOUT}
+        card = {name: value for name, value in asdict(self.card).items() if name not in ABOUT}
         return {
             "card": without_neutral(type(self.card), card),
             "weights": self.weights_hash(),
@@ -111,7 +53,7 @@ class ModelRef:
             return known_hash(self.file)
         from rdp_bench.models import classifier
 
-        return classifier.hub(self, "cpu").weights_hash
+        return classifier.from_hub(self.card, "cpu").weights_hash
 
     def load(self, device: str) -> "Classifier":
         """The classifier on `device`; loaded once a process and content of its file.
@@ -121,7 +63,7 @@ class ModelRef:
         """
         from rdp_bench.models import classifier
 
-        return classifier.load(self, device)
+        return classifier.load(self.card, self.file, self.weights_hash(), device)
 
 
 @dataclass(frozen=True)
@@ -241,14 +183,14 @@ def find(label: str, models_dir: Path | None = None) -> AnyModelRef:
     if label in model.entries:
         return PluginModelRef(label)
     local = _local(label, models_dir)
-    if label in zoo():
-        card = zoo()[label]
+    if label in cards():
+        card = cards()[label]
         return ModelRef(card, local or _installed(card, models_dir))
     if label.startswith("timm:") or local:
         from rdp_bench.models import classifier
 
         return ModelRef(classifier.timm_card(label, pretrained=local is None), local)
-    raise unknown_name("model", label, [*zoo(), *model.entries], "Any timm model works as timm:<name>")
+    raise unknown_name("model", label, [*cards(), *model.entries], "Any timm model works as timm:<name>")
 
 
 def find_or_missing(label: str, models_dir: Path | None = None) -> AnyModelRef:
@@ -256,9 +198,9 @@ def find_or_missing(label: str, models_dir: Path | None = None) -> AnyModelRef:
     try:
         return find(label, models_dir)
     except BadModelError as error:
-        if label not in zoo():
+        if label not in cards():
             raise
-        return MissingModel(zoo()[label], str(error))
+        return MissingModel(cards()[label], str(error))
 
 
 def find_source(label: str, ensembles: dict[str, list[str]], models_dir: Path | None = None) -> SourceSpec:
@@ -279,7 +221,7 @@ def _local(label: str, models_dir: Path | None) -> Path | None:
     if not models_dir.is_dir():
         raise UsageError(f"--models-dir {models_dir}: no such folder")
     stem = label.removeprefix("timm:")
-    found = _files_of(models_dir, stem, zoo()[label].files if label in zoo() else ())
+    found = _files_of(models_dir, stem, cards()[label].files if label in cards() else ())
     if not found and label.startswith("timm:") and (other := _same_weights(stem, models_dir)):
         found = _files_of(models_dir, other)
     if len(found) > 1:

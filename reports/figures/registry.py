@@ -25,7 +25,7 @@ def draw_figures(run: Run, store: "Store", tables: list[Table]) -> list[ReportFi
 
 def _draw(name: str, run: Run, store: "Store", attacked: list[Table]) -> ReportFigure | None:
     from rdp_bench.reports.figures import ablation, branches, charts, error_maps, gallery, spectra, sweep
-    from rdp_bench.reports.tables import quality_and_cost
+    from rdp_bench.reports.figures.pareto import pareto
 
     kept = SampleImages(run, store)
     if not attacked:
@@ -38,7 +38,7 @@ def _draw(name: str, run: Run, store: "Store", attacked: list[Table]) -> ReportF
         case "sweep":
             return sweep.sweep(run)
         case "pareto":
-            return quality_and_cost.pareto(run)
+            return pareto(run)
         case "spectra":
             return spectra.spectra(kept)
         case "gallery":

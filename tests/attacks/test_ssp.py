@@ -13,9 +13,9 @@ from torch.nn.functional import interpolate
 from rdp_bench import plugins, registry
 from rdp_bench.attacks.ssp import SelfSupervised, distort
 from rdp_bench.errors import UsageError
+from rdp_bench.models.card import Card
 from rdp_bench.models.classifier import PixelClassifier
 from rdp_bench.models.fold_batch_norm import fold_batch_norm
-from rdp_bench.models.zoo import Card
 from tests.helpers import toy, toy_train
 
 EPS = 16 / 255

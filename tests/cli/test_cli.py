@@ -157,13 +157,13 @@ def test_report_without_a_run_says_how_to_start() -> None:
 def test_list_shows_every_entry(kind: str) -> None:
     from rdp_bench import registry
     from rdp_bench.engine import grid
-    from rdp_bench.models import zoo
+    from rdp_bench.models.card import cards
 
     found = cli("list", kind, "--plugin", PLUGIN)
     assert found.exit_code == 0
     names = set(grid.builtin()) if kind == "grids" else set(registry.registries[kind[:-1]].entries)
     if kind == "models":
-        names |= set(zoo.zoo())
+        names |= set(cards())
     shown = {line.split()[0] for line in found.output.splitlines()}
     assert names <= shown
     assert names

@@ -20,8 +20,9 @@ from rdp_bench.cache.store import Store
 from rdp_bench.engine.grid import Axes, Grid
 from rdp_bench.engine.plan import Plan
 from rdp_bench.metrics import lpips
+from rdp_bench.models.card import Card
 from rdp_bench.models.defended import parse
-from rdp_bench.models.zoo import Card, ModelRef, SourceSpec
+from rdp_bench.models.zoo import ModelRef, SourceSpec
 
 plugins.load()
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from rdp_bench.cli.main import main
 from rdp_bench.engine import crosscheck, grid
 from rdp_bench.engine.crosscheck import Rate, check_clean, check_rate, rates
-from rdp_bench.models import zoo
+from rdp_bench.models.card import cards
 from rdp_bench.results.rows import paper_metadata
 from tests.helpers.paths import ROOT
 
@@ -39,7 +39,7 @@ def test_the_published_numbers() -> None:
         ("mi-fgsm", "incres-v2"): 51.7, ("mi-fgsm", "incres-v2-ens"): 11.2,
     }  # fmt: skip
     assert {(rate.source, rate.eps) for rate in rates()} == {("inc-v3", 16.0)}
-    known = {name: card.known_accuracy("nips2017", 1000) for name, card in zoo.zoo().items()}
+    known = {name: card.known_accuracy("nips2017", 1000) for name, card in cards().items()}
     assert {name: value for name, value in known.items() if value and name in paper_metadata()["names"]} == {
         "inc-v3": 96.2, "inc-v4": 97.4, "resnet-v2-101": 96.3, "resnet-v2-152": 95.8, "incres-v2": 99.8,
         "incres-v2-ens": 97.6,
@@ -59,7 +59,7 @@ def test_table1_has_all_it_takes() -> None:
         assert rate.attack in axes.attacks
         assert rate.eps in axes.eps
         assert rate.target in here
-        assert rate.target in zoo.zoo()
+        assert rate.target in cards()
     assert axes.defenses[0] == "none"
 
 
@@ -188,7 +188,7 @@ def test_accuracies_of_cards_are_checked_too(tiny: Path, monkeypatch: pytest.Mon
     from rdp_bench.models.zoo import PluginModelRef
 
     row = {"dataset": "tiny/noise", "n": 12, "percent": 100.0}
-    card = replace(zoo.zoo()["inc-v3"], accuracy=(row, {**row, "dataset": "another", "percent": 1.0}))
+    card = replace(cards()["inc-v3"], accuracy=(row, {**row, "dataset": "another", "percent": 1.0}))
     monkeypatch.setattr(PluginModelRef, "card", property(lambda self: replace(card, name=self.name)))
     shown, _ = run(tiny, "--profile", "paper", "--attack", "tiny/sleepy")
     assert shown.splitlines()[2] == "pass accuracy of tiny/one: 100.0 % of 12 images, published 100.0 %"

@@ -75,10 +75,8 @@ def test_a_source_that_writes_into_its_input(grid: Path, monkeypatch: pytest.Mon
     assert careless == careful
 
 
-@pytest.mark.parametrize("way", ["bpda({}, tiny/one)", "exact({}, tiny/one)", "bpda({}, careless/net, 3)"])
-def test_gradients_through_a_defense_that_writes_into_its_input(
-    aggregation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("label", ["bpda({}, tiny/one)", "exact({}, tiny/one)", "bpda({}, careless/net, 3)"])
+def test_gradients_through_a_defense_that_writes_into_its_input(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from rdp_bench import plugins
@@ -87,7 +85,7 @@ def test_gradients_through_a_defense_that_writes_into_its_input(
     from tests.helpers import toy
 
     plugins.load((PLUGIN, CARELESS))
-    source = zoo.find_source(aggregation.format("careless/dim"), {}).load("cpu")
+    source = zoo.find_source(label.format("careless/dim"), {}).load("cpu")
     x, sets = toy.images(4, 16), []
     for in_place in (True, False):
         monkeypatch.setattr(plugin(), "IN_PLACE", in_place)

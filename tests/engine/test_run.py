@@ -412,7 +412,7 @@ def test_gradients_through_a_defense_take_smaller_batches(
 
 
 def test_a_known_model_that_is_off_warns_loudly(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rdp_bench.models.zoo import Card
+    from rdp_bench.models.card import Card
 
     monkeypatch.setattr(Card, "known_accuracy", lambda *_: 97.0)
     found = run(grid)

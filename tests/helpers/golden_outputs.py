@@ -22,7 +22,7 @@ from rdp_bench import plugins, registry
 from rdp_bench.data.open import open_dataset
 from rdp_bench.defenses import _learned
 from rdp_bench.errors import BadModelError
-from rdp_bench.models import zoo
+from rdp_bench.models import card, zoo
 from rdp_bench.rng import ImageRng
 from rdp_bench.weights import files as weight_files
 from tests.helpers import toy
@@ -111,7 +111,7 @@ def entries() -> Iterator[tuple[str, str, str]]:
             except BadModelError:  # a network that ships without weights
                 yield kind, name, entries.get(name).version
     for name in EMBEDDED:
-        yield "model", name, str(zoo.NUMERICS)
+        yield "model", name, str(card.NUMERICS)
 
 
 def projections(output: NDArray[Any]) -> list[float]:

@@ -17,10 +17,10 @@ from torch.nn.functional import interpolate
 from rdp_bench.attacks._iterate import gather_pixels, sample_diversity
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.errors import BadModelError
-from rdp_bench.models import zoo
+from rdp_bench.models import card, zoo
+from rdp_bench.models.card import Card
 from rdp_bench.models.classifier import PixelClassifier, load_state, resize
 from rdp_bench.models.fold_batch_norm import Clip6, fold_batch_norm, replace_relu6
-from rdp_bench.models.zoo import Card
 from rdp_bench.weights.files import read_tensors
 from tests.helpers import toy
 
@@ -473,4 +473,4 @@ def test_lite0_is_folded_whole(lite0: tuple[PixelClassifier, nn.Module]) -> None
     assert not any(isinstance(module, nn.BatchNorm2d) for module in ours.net.modules())
     assert sum(isinstance(module, nn.BatchNorm2d) for module in plain.modules()) == 49
     assert not any(p.requires_grad for p in ours.parameters())
-    assert ours.record() == {"weights": zoo.find("effnet-lite0").record()["weights"], "numerics": zoo.NUMERICS}
+    assert ours.record() == {"weights": zoo.find("effnet-lite0").record()["weights"], "numerics": card.NUMERICS}

@@ -9,8 +9,8 @@ from torch.nn.functional import conv2d
 
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.defenses.randomization import Randomization
+from rdp_bench.models.card import Card
 from rdp_bench.models.classifier import PixelClassifier, nearest_size
-from rdp_bench.models.zoo import Card
 from tests.helpers import toy
 
 CARD = Card(name="tiny", summary="", arch="tiny", weights="file", input_size=64, mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -24,6 +24,7 @@ from rdp_bench.errors import RdpBenchError
 from rdp_bench.metrics import image_quality, lpips
 from rdp_bench.metrics.correctness import psnr
 from rdp_bench.protocols import Purifier
+from rdp_bench.reports.figures.pareto import pareto
 from rdp_bench.reports.tables import quality_and_cost
 from rdp_bench.results.rows import CellKey, Run, load
 from rdp_bench.rng import ImageRng
@@ -355,7 +356,7 @@ def test_the_table_holds_error_restoration_and_cost(reported: Run) -> None:
 
 
 def test_the_front_holds_what_nobody_beats_in_both(reported: Run) -> None:
-    figure = quality_and_cost.pareto(reported)
+    figure = pareto(reported)
     assert figure is not None
     lines = list(csv.DictReader(io.StringIO(figure.csv or "")))
     assert [(line["defense"], float(line["error"]), float(line["ms"]), line["front"]) for line in lines] == [
@@ -369,4 +370,4 @@ def test_a_run_that_asked_for_nothing_has_neither(tmp_path: Path) -> None:
     make_run(tmp_path, store, lambda _: ())
     (run,) = load(tmp_path, store)
     assert quality_and_cost.tables(run) == []
-    assert quality_and_cost.pareto(run) is None
+    assert pareto(run) is None

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from rdp_bench.cli import main
 from rdp_bench.errors import UsageError
+from rdp_bench.models.card import Card
 from rdp_bench.models.classifier import PixelClassifier
-from rdp_bench.models.zoo import Card
 from rdp_bench.train import extractor, recipes
 from rdp_bench.train.extractor import Extractor
 from tests.helpers import toy, toy_train

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import classifier, zoo
-from rdp_bench.models.zoo import Card
+from rdp_bench.models.card import Card
 from rdp_bench.weights import files as weight_files
 from tests.helpers import toy
 

@@ -1,0 +1,67 @@
+"""Model cards: what is known about a network before it is loaded. No torch."""
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from rdp_bench.errors import unknown_name
+
+NUMERICS = 1
+"""Version of how networks are prepared (batch-norm folding, resizing); bump when logits change."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known about a model; see data/models.toml for each field."""
+
+    name: str
+    summary: str
+    arch: str
+    weights: str
+    input_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    in_order: bool = False
+    sha256: str = ""
+    interpolation: str = "bicubic"
+    crop: float = 1.0
+    fixed_size: bool = False
+    label_offset: int = 0
+    install: str = ""
+    files: tuple[str, ...] = ()
+    licence: str = ""
+    accuracy: tuple[dict[str, Any], ...] = ()
+    trained_against: str = ""
+    seen: tuple[str, ...] = ()
+
+    def known_accuracy(self, dataset: str, n: int) -> float | None:
+        """Top-1 percent on this many images of this data set, where somebody has measured it."""
+        for row in self.accuracy:
+            if (row["dataset"], row["n"]) == (dataset, n):
+                return float(row["percent"])
+        return None
+
+
+@cache
+def cards() -> dict[str, Card]:
+    """The built-in cards by name."""
+    table = tomllib.loads(files("rdp_bench.data").joinpath("models.toml").read_text())
+    return {name: _card(name, values) for name, values in table.items()}
+
+
+def _card(name: str, values: dict[str, Any]) -> Card:
+    known = {f.name for f in fields(Card)}
+    for key in values:
+        if key not in known:
+            raise unknown_name(f"field of model card {name}", key, known)
+    as_tuples: dict[str, Any] = {
+        key: tuple(values[key]) for key in ("mean", "std", "files", "accuracy", "seen") if key in values
+    }
+    return Card(**({"name": name} | values | as_tuples))
+
+
+ABOUT = ("name", "summary", "install", "files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen")
+"""Fields that no output depends on. Of the others, one that is added later is declared `keys.neutral(VALUE)`."""

@@ -1,0 +1,112 @@
+"""Error against the time of a prediction, and which defenses no other one beats in both."""
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from rdp_bench.reports.figures import drawing
+from rdp_bench.reports.figures.drawing import ACCENT, COLUMN, INK, PAGE, SMALL, STYLE, ReportFigure, short, tidy
+from rdp_bench.reports.tables.quality_and_cost import (
+    Setting,
+    average_error,
+    defenses_against,
+    machine_in_words,
+    run_settings,
+)
+from rdp_bench.results.rows import UNDEFENDED, Run, display_name
+from rdp_bench.specs import show
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLUMNS = ("source", "target", "eps", "defense", "error", "ci_low", "ci_high", "ms", "front")
+
+_MARKS: tuple[Any, ...] = (*"sD^vP*X<>hdp", (4, 1, 0))  # a circle is no defense
+
+
+def pareto(run: Run) -> ReportFigure | None:
+    """Error against the time of a prediction, a panel a setting; None where times were not asked for."""
+    if not run.record.get("cost"):
+        return None
+    points = [point for each in run_settings(run) for point in _points(run, each)]
+    if not points:
+        return None
+    about = run.record["cost"]
+    caption = (
+        "Average error over the attacks, with 95 % intervals, against the time of one prediction: defense and "
+        f"{display_name(about['target'])} together, on {machine_in_words(about)}. Filled and joined: no other defense is "
+        "both faster and less often wrong."
+    )
+    return ReportFigure("pareto", caption, _draw(points), tidy(COLUMNS, points))
+
+
+def _points(run: Run, setting: Setting) -> list[dict[str, Any]]:
+    """Every defense that has both numbers, the faster first; `front` where none is faster and as good."""
+    about = run.record["cost"]
+    found = []
+    for name in defenses_against(run, setting.target):
+        error, ratio = average_error(run, setting.places(run, name)), about["defenses"].get(name, {}).get("ratio")
+        if error and ratio is not None:
+            value, low, high = (round(part, 4) for part in error)
+            ms = round(ratio * about["forward_ms"], 3)
+            found.append({"defense": name, "error": value, "ci_low": low, "ci_high": high, "ms": ms})
+    found.sort(key=lambda point: (point["ms"], point["error"]))
+    least = float("inf")
+    for point in found:
+        point["front"] = int(point["error"] < least)
+        least = min(least, point["error"])
+    return [
+        {"source": setting.source, "target": setting.target, "eps": run.eps(setting.eps), **point} for point in found
+    ]
+
+
+def _draw(points: list[dict[str, Any]]) -> drawing.Saved:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    panels: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for point in points:
+        panels.setdefault((point["source"], point["target"], point["eps"]), []).append(point)
+    names = list(dict.fromkeys(point["defense"] for point in sorted(points, key=lambda point: point["error"])))
+    marks = {UNDEFENDED: "o", **dict(zip((n for n in names if n != UNDEFENDED), itertools.cycle(_MARKS), strict=False))}
+    across = min(len(panels), 2)
+    down = -(-len(panels) // across)
+    with mpl.rc_context(STYLE):
+        height = 0.3 + 2.2 * down + 0.19 * -(-len(names) // (3 * across))
+        figure = Figure((COLUMN if across == 1 else PAGE, height), layout="constrained")
+        axes = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)
+        for ax, ((source, target, eps), here) in zip(axes, panels.items(), strict=False):
+            _panel(ax, here, marks)
+            ax.set_title(f"{short(display_name(source), 18)} to {short(display_name(target), 18)}, ε = {eps}")
+        for ax in axes[len(panels) :]:
+            ax.set_visible(False)
+        figure.supxlabel("ms a prediction", fontsize=STYLE["font.size"])
+        figure.supylabel("average error, %", fontsize=STYLE["font.size"])
+        style: dict[str, Any] = {"linestyle": "none", "markersize": 4, "color": INK}
+        lines = [Line2D([], [], marker=marks[name], **style) for name in names]
+        labels = [short(display_name(name)) for name in names]
+        figure.legend(lines, labels, loc="outside upper center", ncols=3 * across, frameon=False, fontsize=SMALL)
+        return drawing.save(figure)
+
+
+def _panel(ax: "Axes", points: list[dict[str, Any]], marks: dict[str, Any]) -> None:
+    """Filled and joined: the front; hollow: the others."""
+    x, y = [point["ms"] for point in points], [point["error"] for point in points]
+    front = [point for point in points if point["front"]]
+    ax.plot([p["ms"] for p in front], [p["error"] for p in front], color=ACCENT, linewidth=1, drawstyle="steps-post")
+    ax.vlines(x, [p["ci_low"] for p in points], [p["ci_high"] for p in points], colors=INK, linewidth=0.3)
+    for point in points:
+        edge, face = (ACCENT, ACCENT) if point["front"] else (INK, "none")
+        ax.scatter(
+            point["ms"], point["error"], s=20, marker=marks[point["defense"]], c=face, edgecolors=edge, linewidths=0.8,
+            zorder=3,
+        )  # fmt: skip
+    left, right = min(x) / 1.5, max(x) * 1.5
+    ticks = [step * 10**power for power in range(-3, 7) for step in (1, 3) if left <= step * 10**power <= right]
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [show(tick) for tick in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(left, right)
+    ax.set_ylim(max(0, min(y) - 12), min(102, max(y) + 12))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=SMALL)
