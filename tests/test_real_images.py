@@ -60,7 +60,7 @@ def test_a_wrong_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     from dataclasses import replace
 
     card = replace(cards()["effnet-lite0"], sha256="0" * 64)
-    monkeypatch.setattr(zoo, "zoo", lambda: {"effnet-lite0": card})
+    monkeypatch.setattr(zoo, "cards", lambda: {"effnet-lite0": card})
     with pytest.raises(BadModelError, match="the card says 000000000000"):
         zoo.find("effnet-lite0")
     assert not list(tmp_path.iterdir())

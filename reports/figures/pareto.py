@@ -33,8 +33,8 @@ def pareto(run: Run) -> ReportFigure | None:
     about = run.record["cost"]
     caption = (
         "Average error over the attacks, with 95 % intervals, against the time of one prediction: defense and "
-        f"{display_name(about['target'])} together, on {machine_in_words(about)}. Filled and joined: no other defense is "
-        "both faster and less often wrong."
+        f"{display_name(about['target'])} together, on {machine_in_words(about)}. Filled and joined: no other defense "
+        "is both faster and less often wrong."
     )
     return ReportFigure("pareto", caption, _draw(points), tidy(COLUMNS, points))
 

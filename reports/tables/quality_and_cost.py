@@ -137,8 +137,8 @@ def _notes(run: Run) -> list[str]:
         notes.append("What the defenses cost is not measured yet: run the grid again.")
     if about := run.record.get("cost"):
         notes.append(
-            f"Cost: on {machine_in_words(about)}, images of {about['size']} pixels, the best of five. ms: purifying one image. "
-            f"× time: of a prediction by {display_name(about['target'])} behind the defense, over its "
+            f"Cost: on {machine_in_words(about)}, images of {about['size']} pixels, the best of five. ms: purifying "
+            f"one image. × time: of a prediction by {display_name(about['target'])} behind the defense, over its "
             f"{about['forward_ms']:.1f} ms without one. k param.: thousand parameters of the defense's network. MiB: "
             "the most that purifying a batch held at once, beyond what was held before."
         )

@@ -11,7 +11,7 @@ from rdp_bench import registry
 from rdp_bench.attacks import gradient_sign
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.errors import RdpBenchError, UsageError
-from rdp_bench.models import card
+from rdp_bench.models.card import Card
 from rdp_bench.models.zoo import ModelRef
 from tests.helpers.plans import keys, new_process, plan
 
@@ -384,11 +384,11 @@ def with_field(kind: type, **options: Any) -> type:
     )
 
 
-def card() -> card.Card:
-    return card.Card("net", "a network", "timm:net", "file", 224, (0.5,) * 3, (0.5,) * 3)
+def card() -> Card:
+    return Card("net", "a network", "timm:net", "file", 224, (0.5,) * 3, (0.5,) * 3)
 
 
-def records(tmp_path: Path, attack: type = GradientSign, kind: type = card.Card) -> tuple[Any, Any]:
+def records(tmp_path: Path, attack: type = GradientSign, kind: type = Card) -> tuple[Any, Any]:
     file = tmp_path / "net.pth"
     file.write_bytes(b"weights")
     made = registry.Resolved("mi-fgsm", attack(momentum=1.0), "", "", "1", "mi-fgsm")
@@ -397,7 +397,7 @@ def records(tmp_path: Path, attack: type = GradientSign, kind: type = card.Card)
 
 def test_a_new_neutral_field_changes_no_record(tmp_path: Path) -> None:
     before = records(tmp_path)
-    assert records(tmp_path, with_field(GradientSign), with_field(card.Card)) == before
+    assert records(tmp_path, with_field(GradientSign), with_field(Card)) == before
 
 
 def test_a_new_field_that_is_used_changes_the_record(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_a_new_field_that_is_used_changes_the_record(tmp_path: Path) -> None:
 
 def test_a_neutral_field_whose_default_is_changed_changes_the_record(tmp_path: Path) -> None:
     before = records(tmp_path)
-    after = records(tmp_path, with_field(GradientSign, default=0.5), with_field(card.Card, default=0.5))
+    after = records(tmp_path, with_field(GradientSign, default=0.5), with_field(Card, default=0.5))
     assert after[0]["params"] == before[0]["params"] | {"added": 0.5}
     assert after[1]["card"] == before[1]["card"] | {"added": 0.5}
 

@@ -205,7 +205,7 @@ def test_a_released_file_gives_the_authors_network(small: None, tmp_path: Path, 
     saved(tmp_path / "R152-Denoise.npz", {f"{name}{ending}": array for name, array in given.items()} | extra)
     member = zoo.find(NAME, tmp_path)
     assert isinstance(member, zoo.ModelRef)
-    classifier = network.load(member, "cpu")
+    classifier = member.load("cpu")
     x = toy.images(1, 64)
     with torch.no_grad():
         found = classifier(x, 0.25)  # a quarter of the size: 56 pixels
