@@ -156,7 +156,7 @@ def test_compositions(text: str, fields: dict[str, Any]) -> None:
         ("OWN|TARGETED", "a targeted attack uses label=true"),
         ("mi-fgsm(kernel_size=4)", "kernel_size is odd"),
         ("mi-fgsm(momentun=1)", r"unknown parameter of attack 'mi-fgsm' 'momentun'\. Did you mean 'momentum'\?"),
-        ("mi-fgsm(label=mine)", "expected 'true' or 'own'; found 'mine'"),
+        ("mi-fgsm(label=mine)", "expected 'true' or 'predicted'; found 'mine'"),
         ("mi-fgsn", r"unknown attack 'mi-fgsn'\. Did you mean 'mi-fgsm'\?"),
     ],
 )

@@ -265,8 +265,8 @@ def test_the_version_of_the_engine_is_in_all_that_it_makes(tmp_path: Path, monke
 
 def test_the_version_of_a_part_is_in_what_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = versions(tmp_path)
-    off, _ = gradient_sign.PART_VERSIONS["kernel"]
-    monkeypatch.setitem(gradient_sign.PART_VERSIONS, "kernel", (off, 2))
+    off, _ = gradient_sign.PART_VERSIONS["kernel_size"]
+    monkeypatch.setitem(gradient_sign.PART_VERSIONS, "kernel_size", (off, 2))
     after = versions(tmp_path)
     assert {label for label in before if before[label] != after[label]} == {"MI|DI|TI", "ti-dim"}
     assert after["MI|DI|TI"] == after["ti-dim"]

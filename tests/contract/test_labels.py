@@ -150,7 +150,7 @@ def test_spaces_outside_of_quotes_mean_nothing() -> None:
 def test_compositions() -> None:
     made = attack("MI|DI(p=.7)|TI(15)|SI(5)")
     assert made == GradientSign(momentum=1.0, diversity_prob=0.7, kernel_size=15, scale_copies=5)
-    assert attack("OWN|MI") == GradientSign(momentum=1.0, label="own")
+    assert attack("OWN|MI") == GradientSign(momentum=1.0, label="predicted")
 
 
 @pytest.mark.parametrize("label", ["MI(.5)|NI", "NI|MI(.5)"])
@@ -211,7 +211,7 @@ def test_a_weight_file_of_any_name_is_found(file: str, tmp_path: Path, monkeypat
         ("attack", "mi-fgsm(momentum=auto)", "parameter 'momentum': expected a finite number, like 1; found 'auto'"),
         ("attack", "mi-fgsm(alpha=nan)", "found 'nan'"),
         ("attack", "mi-fgsm(nesterov=1)", "expected true or false, like false; found '1'"),
-        ("attack", "mi-fgsm(label=foo)", "expected 'true' or 'own'; found 'foo'"),
+        ("attack", "mi-fgsm(label=foo)", "expected 'true' or 'predicted'; found 'foo'"),
         ("defense", "rdp(weights=true)", "weights true are not there"),
         ("defense", "jpeg(quality=75.5)", "expected a whole number, like 75; found '75.5'"),
         ("defense", "jpeg(quality=auto)", "found 'auto'"),

@@ -27,14 +27,14 @@ from rdp_bench.models.zoo import ModelRef, SourceSpec
 plugins.load()
 
 PINNED = {
-    "adv": "d9095c28b7ea0fdd7f037d451ebb262f4ee1270e7e903a45d89180b4fac87123",
-    "adv through a defense": "a8fc2cb9ab90bcd5637aeb50015681cbc1220b91b4370ce3811269cd9aa1b795",
-    "eval": "2dc0040f55bd37ccd8a82330d088f662c8c7c0d06f2aef610ccb6f41aa535fc2",
+    "adv": "52229d1f9db625ef8e2c99e97021c8155ce85a72961e9b8b8ee529c71634c242",
+    "adv through a defense": "d33407a6029232611fede373bc75573f25096f2412f4ab5fd0720844575ea7ca",
+    "eval": "5f9104da60e76f48e2b776516bbfde765f0a6b5343c3e024d6e7c80058349a71",
     "eval of clean images": "6ff80879e7d6550a56972823edc55b85c1604ce5382d7fb9c42005a771bb79a4",
-    "eval of ten draws": "e5c542e7d7c6a54af2444969471117d9c07ede58dff6fd9656d955d6b55540cb",
-    "image_quality": "3e533257e7a7471a4641b169e4eed7332cc5d1bc12a67331166e741977fc77f8",
-    "restoration with lpips": "025a898972a901ea13612d4f3b72d18e7ba12520e683914bf7b53341bae4acc1",
-    "sample": "d2ce7f92264f212d86c785ac9ed7a3f855c99436052d5c9d938d223aeba8b97a",
+    "eval of ten draws": "f02e79962140ab3e6fcf3337c2cb8ad24dd044f986b2cc7ddddc90313574d70f",
+    "image_quality": "5956fc5ffecded6bc7d71761737d31954a8b8feb89912c2712bf39d8e309e60b",
+    "sample": "474f1b8ce97fb9add18f08704148e48e4435bd5483c95412578be5fe58785a1c",
+    "image_quality with lpips": "38298e533f293063ac53a7d34cb2fdda3209037729c9cd991921e2b08b0f92fe",
 }
 
 
@@ -76,7 +76,7 @@ def found(folder: Path, monkeypatch: pytest.MonkeyPatch, card: type = Card, atta
         "sample": made.sample_record(keys.key_of(purified)),
     }
     made._lpips = {"net": "alex", "weights": ["aa", "bb"]}
-    records["restoration with lpips"] = made.image_quality_record(purified)
+    records["image_quality with lpips"] = made.image_quality_record(purified)
     return {name: keys.key_of(record) for name, record in records.items()}
 
 

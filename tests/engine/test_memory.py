@@ -11,13 +11,13 @@ from rdp_bench.engine.jobs import CraftJob, EvaluateJob
 
 MEASURE = """
 import torch
-from rdp_bench.engine.worker import prepare, release_memory
+from rdp_bench.engine.worker import configure_torch, release_memory
 
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 2**20
 
-prepare("cpu")
+configure_torch("cpu")
 before = resident()
 blocks = [torch.ones(2**18) for _ in range(400)]  # 400 MiB
 pins = [torch.ones(64) for _ in range(400)]
