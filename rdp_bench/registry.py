@@ -11,7 +11,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from rdp_bench.errors import RdpBenchError, UsageError, unknown_name, wrap_errors
 from rdp_bench.keys import Record, canonical_json, without_neutral
 from rdp_bench.protocols import Attack, Classifier, Dataset, Defense
-from rdp_bench.specs import cut, outline, parse_spec, with_params
+from rdp_bench.specs import FileSearch, cut, files_from, outline, parse_spec, with_params
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -230,12 +230,20 @@ class Registry(Generic[T]):
                     f"{what}: the id '{wanted}' is that of {self.kind} '{name}'; cache keys need one of its own"
                 )
 
-    def resolve(self, text: str) -> Resolved[T]:
-        """The object that `text` names: an entry, with parameters, or a word of a dialect.
+    def resolve(self, text: str, *, files: FileSearch | None = None) -> Resolved[T]:
+        """The object that `text` names: an entry, with parameters, or a label of a scheme.
+
+        Args:
+            text: the label.
+            files: where the files that it names are looked for; None: as for the label that it stands in, or from the
+                current folder.
 
         Raises:
             UsageError: an unknown name or parameter, or a bad value.
         """
+        if files is not None:
+            with files_from(files):
+                return self.resolve(text)
         text = text.strip()
         if cut(text)[0] not in self.entries:
             for scheme in self.label_schemes:

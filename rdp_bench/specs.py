@@ -1,6 +1,6 @@
-"""Labels, parsed: `name(key=value, ...)`, what nests in them, and the cell that a grid is made of.
+"""Labels, parsed: `name(key=value, ...)`, what nests in them, and `CellKey`, the labels that name one number.
 
-Every label is read by `split` and `cut`, which know parentheses and quotes; nothing else takes labels apart.
+Every label is read by `split` and `cut`, which know parentheses and quotes; no other code takes labels apart.
 
     jpeg(quality=95)                      a name and its parameters
     purifier:"my file (1).pth"(clip=false)  a scheme, then a file: quoted, or as it is where it holds no ()=,
@@ -38,14 +38,35 @@ class Quoted(str):
     __slots__ = ()
 
 
+@dataclass(frozen=True)
+class FileSearch:
+    """Where the files that labels name are looked for.
+
+    Attributes:
+        folder: where relative names start: the folder of the grid file that the label is from, or the current folder.
+        models_dir: searched first for weight files (`--models-dir`); None: no such folder.
+    """
+
+    folder: Path = Path()
+    models_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.models_dir is not None and not self.models_dir.is_dir():
+            raise UsageError(f"--models-dir {self.models_dir}: no such folder")
+
+    def places(self, name: str) -> list[Path]:
+        """The paths that a weight file called `name` may have, in the order in which they are tried."""
+        return [start / name for start in (self.models_dir, self.folder) if start is not None]
+
+
 class FileName(str):
-    """A file that a label names; a relative name starts from `folder`."""
+    """A file that a label names, and where it is looked for."""
 
-    folder: Path
+    search: FileSearch
 
-    def __new__(cls, text: str, folder: Path = Path()) -> typing.Self:
+    def __new__(cls, text: str, search: FileSearch = FileSearch()) -> typing.Self:
         made = super().__new__(cls, text)
-        made.folder = folder
+        made.search = search
         return made
 
 
@@ -73,22 +94,39 @@ class Spec:
         return f"{name}({', '.join(args)})" if args else name
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One number of a table: who attacks what, and who defends it. All fields are labels.
+CLEAN = "clean"
+"""The attack of cells that nobody attacks."""
 
-    `attack` is "clean" (with `source` "-" and `eps` 0) where nobody attacks. `eps` is in /255.
+UNDEFENDED = "none"
+"""The defense that changes nothing."""
+
+
+@dataclass(frozen=True, order=True)
+class CellKey:
+    """One number of a run: who attacks what, and who defends it. All fields except `eps` are labels.
+
+    `attack` is `CLEAN` (with `source` "-" and `eps` 0) where nobody attacks. `eps` is in /255, or in the norm of the
+    run. The target "-" stands for a number that needs no target, such as image quality.
     """
 
-    dataset: str
     source: str
     attack: str
     eps: float
     target: str
     defense: str
 
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> "CellKey":
+        """The key of a line of results.csv, or of any other mapping that has these names."""
+        return cls(line["source"], line["attack"], float(line["eps"]), line["target"], line["defense"])
+
+    @classmethod
+    def clean(cls, target: str, defense: str) -> "CellKey":
+        """The key of a cell without an attack."""
+        return cls("-", CLEAN, 0.0, target, defense)
+
     def __str__(self) -> str:
-        crafted = "clean" if self.attack == "clean" else f"{self.source} {self.attack} eps {show(self.eps)}"
+        crafted = CLEAN if self.attack == CLEAN else f"{self.source} {self.attack} eps {show(self.eps)}"
         return f"{crafted} -> {self.defense} -> {self.target}"
 
 
@@ -263,22 +301,25 @@ def plain(label: Param) -> str:
 
 # --- words to values -------------------------------------------------------------------------------------
 
-_start: ContextVar[Path | None] = ContextVar("start", default=None)
+_search: ContextVar[FileSearch] = ContextVar("search", default=FileSearch())  # noqa: B039 - it is frozen
 
 
 @contextmanager
-def files_from(folder: Path | None) -> Iterator[None]:
-    """Relative file names in labels that are resolved inside this block start from `folder` (None: the current one)."""
-    token = _start.set(folder)
+def files_from(search: FileSearch) -> Iterator[None]:
+    """Labels that are resolved inside this block look for the files they name with `search`.
+
+    `Registry.resolve` and `find_source` enter it: a label may hold other labels, whose schemes resolve them in turn.
+    """
+    token = _search.set(search)
     try:
         yield
     finally:
-        _start.reset(token)
+        _search.reset(token)
 
 
 def file_name(text: str) -> FileName:
-    """A file that a label names: relative to the grid file that the label is from, else to the current folder."""
-    return FileName(text, _start.get() or Path())
+    """A file that the label being resolved names."""
+    return FileName(text, _search.get())
 
 
 def with_params(default: T, spec: Spec, kind: str) -> T:
@@ -380,7 +421,7 @@ def _as(word: str, option: Any) -> Any:
     if option is str:
         return str(word)
     if option is Path:
-        return (_start.get() or Path()) / word
+        return _search.get().folder / word
     if option is bool:
         return {"true": True, "false": False}.get(word.lower(), _NOT)
     if option in (int, float):

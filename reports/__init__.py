@@ -48,7 +48,7 @@ def render(
 
 def _require_predictions(runs: "Sequence[Run]", out: Path, store: "Store") -> None:
     """Refuse a report without a single number, which would only take the place of a good one."""
-    done = sum(cell["status"] == "done" for run in runs for cell in run.record["cells"])
+    done = sum(cell.status == "done" for run in runs for cell in run.cells)
     if done and not any(run.wrong for run in runs):
         raise RdpBenchError(
             f"none of the {done} cells that are done in {out} has its predictions in the cache {store.root}; name the "

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,7 +61,7 @@ def examples(run: Run, store: Store, crowded: bool = False) -> Examples:
     """
     if _PICTURED & set(run.record.get("figures") or ()):
         return Examples(reason="The figures of this run are its pictures.")
-    cells = {CellKey.of(cell): cell for cell in run.record["cells"]}
+    cells = {cell.key: cell for cell in run.cells}
     bare = {
         cell_key: run.wrong[cell_key]
         for cell_key in run.wrong
@@ -78,7 +78,7 @@ def examples(run: Run, store: Store, crowded: bool = False) -> Examples:
     how = images.shape[-1], _QUALITY[crowded]
     defended: dict[str, Image | str] = {}
     for name in run.axis("defenses"):
-        cell_key = attacked._replace(defense=name)
+        cell_key = replace(attacked, defense=name)
         if name != UNDEFENDED and cell_key in cells:
             try:
                 defended[name] = sample(store, cells[cell_key])
@@ -93,7 +93,7 @@ def examples(run: Run, store: Store, crowded: bool = False) -> Examples:
             ExampleImage(f"Perturbation ×{GAIN}", _uri(noise, how)),
         ]
         for name, kept in defended.items():
-            tiles.append(_tile(display_name(name), kept, i, run, attacked._replace(defense=name), how))
+            tiles.append(_tile(display_name(name), kept, i, run, replace(attacked, defense=name), how))
         strips.append(ExampleRow(i, tiles))
     crafted = f"{display_name(attacked.attack)} on {display_name(attacked.source)}, ε = {run.eps(attacked.eps)}"
     return Examples(f"{crafted}; the target is {display_name(attacked.target)}.", tuple(strips))

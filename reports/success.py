@@ -43,7 +43,7 @@ _TARGETED = (
 def _lost(run: Run, cell_key: CellKey) -> "Flags | None":
     attacked, clean = (
         run.wrong_first_sample(cell_key),
-        run.wrong_first_sample(cell_key._replace(source="-", attack="clean", eps=0.0)),
+        run.wrong_first_sample(CellKey.clean(cell_key.target, cell_key.defense)),
     )
     return None if attacked is None or clean is None else attacked[~clean]
 
@@ -54,7 +54,7 @@ def _hit(run: Run, cell_key: CellKey) -> "Flags | None":
 
 
 def _tables(run: Run, attacks: list[str], name: str, title: str, caption: str, count: Count) -> list[Table]:
-    cells = {cell_key: cell for cell in run.record["cells"] if (cell_key := CellKey.of(cell)).attack in attacks}
+    cells = {cell.key: cell for cell in run.cells if cell.attack in attacks}
     defenses = sorted(run.axis("defenses"), key=lambda each: each != UNDEFENDED)
     found = []
     for target, eps in dict.fromkeys((cell_key.target, cell_key.eps) for cell_key in cells):

@@ -110,10 +110,10 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
     from rdp_bench.metrics import lpips
     from rdp_bench.models import zoo
     from rdp_bench.models.card import cards
-    from rdp_bench.weights import files as weight_files
+    from rdp_bench.specs import FileSearch
 
     plugins.load()
-    weight_files.set_search_dir(models_dir)
+    files = FileSearch(models_dir=models_dir)
     for name, value in environment.versions().items():
         click.echo(f"{name:14} {value}")
     for extra in ("torchattacks", "spandrel"):
@@ -135,7 +135,7 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
     click.echo("\ndefenses")
     for name in registry.defense.entries:
         try:
-            registry.defense.resolve(name).value.resolved()
+            registry.defense.resolve(name, files=files).value.resolved()
             click.echo(f"  {name:18} here")
         except RdpBenchError as error:
             click.echo(f"  {name:18} missing: {error}")

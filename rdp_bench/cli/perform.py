@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from rdp_bench.errors import UsageError
 
 if TYPE_CHECKING:
     from rdp_bench.engine.grid import Grid
+    from rdp_bench.engine.jobs import Job
+    from rdp_bench.engine.options import RunOptions
     from rdp_bench.engine.plan import Plan
     from rdp_bench.engine.run import Run
 
@@ -24,13 +27,16 @@ FLAGS = {"sources": "source", "targets": "target", "attacks": "attack", "defense
 """The flag of each axis."""
 
 
-def perform(plan: "Plan", options: dict[str, Any], heading: str = "") -> "Run":
-    """Do what a plan still lacks, with a bar and what the networks are held against; OUT is written."""
+def perform(plan: "Plan", options: "RunOptions", made: set[str] | None = None, heading: str = "") -> "Run":
+    """Do what a plan still lacks, with a bar, compare its networks with published numbers, and write OUT.
+
+    `made` holds the keys that `--fresh` has computed again so far.
+    """
     from rdp_bench.engine.run import Run, summary
 
-    _writable(options["out"], "--out")
-    running = Run(plan, options["out"], _command())
-    jobs = running.start(options["made"])
+    _writable(options.out, "--out")
+    running = Run(plan, options.out, _command())
+    jobs = running.start(made)
     click.echo(f"{heading}{plan.grid.title}", err=True)
     click.echo(
         f"{plan.n} images of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: {summary(running)}",
@@ -48,16 +54,15 @@ def perform(plan: "Plan", options: dict[str, Any], heading: str = "") -> "Run":
     return running
 
 
-def _work(running: "Run", jobs: list[Any], options: dict[str, Any]) -> None:
+def _work(running: "Run", jobs: list["Job"], options: "RunOptions") -> None:
     from rdp_bench.engine.progress import Costs, ProgressBar, measure
 
-    bar = ProgressBar(jobs, Costs(running.plan), show_bar=options["progress"])
+    bar = ProgressBar(jobs, Costs(running.plan), show_bar=options.progress)
     try:
         bar.set_description("loading torch and the networks, measuring clean accuracy")
         from rdp_bench.engine.worker import Worker
 
-        batch = options["batch_size"]
-        worker = Worker(running.plan, None if batch == "auto" else int(batch))
+        worker = Worker(running.plan, options.batch_size)
         running.check_accuracy(worker)
         bar.set_description("timing each part on two images")
         bar.set_costs(measure(running.plan, jobs))
@@ -72,29 +77,45 @@ def _work(running: "Run", jobs: list[Any], options: dict[str, Any]) -> None:
         bar.close()
 
 
-def changes(options: dict[str, Any]) -> dict[str, Any]:
+def run_options(flags: Mapping[str, Any]) -> "RunOptions":
+    """What the flags of `run` say.
+
+    Raises:
+        UsageError: a flag that no run can have.
+    """
+    from rdp_bench.engine.options import RunOptions
+
+    batch = flags["batch_size"]
+    if batch != "auto" and not (batch.isdecimal() and batch.isascii()):
+        raise UsageError(f"--batch-size {batch}: expected auto or a number above 0")
+    names = ("out", "cache", "models_dir", "profile", "limit", "seed", "device", "fresh", "dry_run", "progress")
+    return RunOptions(
+        **{name: flags[name] for name in names},
+        plugins=tuple(flags["plugins_"]),
+        batch_size=None if batch == "auto" else int(batch),
+        changes=_changes(flags),
+    )
+
+
+def _changes(flags: Mapping[str, Any]) -> dict[str, Any]:
     """What the flags put in the place of a grid's axes."""
-    given: dict[str, Any] = {axis: options[flag] for axis, flag in FLAGS.items() if options[flag]}
+    given: dict[str, Any] = {axis: flags[flag] for axis, flag in FLAGS.items() if flags[flag]}
     if "targets" in given:
         given["baselines"] = ()
-    if not options["source"] and options["attack"] and all(label.startswith(SCHEME) for label in options["attack"]):
+    if not flags["source"] and flags["attack"] and all(label.startswith(SCHEME) for label in flags["attack"]):
         given["sources"] = (ELSEWHERE,)
     scalars = ("dataset", "defense_samples", "norm", "success", "image_size")
-    return given | {name: options[name] for name in scalars if options[name] is not None}
+    return given | {name: flags[name] for name in scalars if flags[name] is not None}
 
 
-def load_grid(name: str, options: dict[str, Any], given: dict[str, Any]) -> "Grid":
-    """The grid of this name with `given` axes, once everything that it may name is registered."""
+def load_grid(name: str, options: "RunOptions", given: Mapping[str, Any]) -> "Grid":
+    """The grid of this name with `given` axes; loads the plugins that the flags and the grid name."""
     from rdp_bench import plugins
     from rdp_bench.engine import grid
-    from rdp_bench.weights import files as weight_files
 
-    plugins.load(options["plugins_"])
-    weight_files.set_search_dir(options["models_dir"])
-    chosen, files = grid.load(name, options["profile"], given)
-    if files:
-        plugins.load(files)
-        chosen, _ = grid.load(name, options["profile"], given)
+    chosen, files = grid.load(name, options.profile, given)
+    plugins.load((*options.plugins, *files))
+    chosen = grid.settle(chosen, options.models_dir)
     _say_size(chosen)
     return chosen
 
@@ -111,23 +132,23 @@ def _say_size(grid: "Grid") -> None:
     click.echo(f"grid {grid.name}: {count:,} cells ({axes})", err=True)
 
 
-def plan_of(grid: "Grid", options: dict[str, Any]) -> "Plan":
+def plan_of(grid: "Grid", options: "RunOptions") -> "Plan":
     """The plan of a grid under the flags."""
     from rdp_bench import environment
     from rdp_bench.engine.plan import make_plan
 
     return make_plan(
         grid,
-        Store(options["cache"], read_only=options["dry_run"]),
-        seed=options["seed"],
-        device=environment.choose_device(options["device"]),
-        limit=options["limit"],
-        models_dir=options["models_dir"],
+        Store(options.cache, read_only=options.dry_run),
+        seed=options.seed,
+        device=environment.choose_device(options.device),
+        limit=options.limit,
+        models_dir=options.models_dir,
     )
 
 
 def _accuracies_known(plan: "Plan") -> bool:
-    return all(plan.done(job) for job in plan.clean_check())
+    return all(plan.done(job) for job in plan.clean_checks)
 
 
 def _command() -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,8 @@ import click
 from rdp_bench.budgets import NORMS, show_eps
 from rdp_bench.cli import cache as cli_cache
 from rdp_bench.cli import suite
-from rdp_bench.cli.perform import DEFAULT_OUT, changes, load_grid, next_step, perform, plan_of
+from rdp_bench.cli.perform import DEFAULT_OUT, load_grid, next_step, perform, plan_of, run_options
 from rdp_bench.data.adversarial import ELSEWHERE
-from rdp_bench.errors import UsageError
 from rdp_bench.terminal import printable
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
     "--fresh", is_flag=True, help="Compute the selected cells again; what the cache holds of them is deleted."
 )
 @click.option("--progress/--no-progress", default=None, help="Force the progress bar on or off.")
-def run(**options: Any) -> None:
+def run(grid_name: str, **flags: Any) -> None:
     """Run a grid: craft adversarial sets, judge every defense, write OUT/results.csv.
 
     A run can be stopped at any moment; the same command goes on from there. Where the grid lists grids (paper), each is
@@ -79,47 +79,36 @@ def run(**options: Any) -> None:
     from rdp_bench.engine import grid
     from rdp_bench.engine.run import summary
 
-    _checked(options)
-    options["made"] = set() if options["fresh"] else None
-    names = grid.expand_suite(options["grid_name"])
-    if names != [options["grid_name"]]:
+    options = run_options(flags)
+    names = grid.expand_suite(grid_name)
+    if names != [grid_name]:
         sys.exit(suite.run_all(names, options))
-    plan = plan_of(load_grid(options["grid_name"], options, changes(options)), options)
-    if options["dry_run"]:
-        _dry_run(plan, options)
+    plan = plan_of(load_grid(grid_name, options, options.changes), options)
+    if options.dry_run:
+        _dry_run(plan, fresh=options.fresh)
         return
-    running = perform(plan, options)
+    running = perform(plan, options, set() if options.fresh else None)
     _print_table(running)
-    click.echo(f"\n{summary(running)}; {next_step(options['out'], options['cache'])}")
+    click.echo(f"\n{summary(running)}; {next_step(options.out, options.cache)}")
     for cell, reason in list(running.failed.items())[:5]:
         click.echo(f"failed: {cell}: {reason}", err=True)
     if running.failed:
         sys.exit(1)
 
 
-def _checked(options: dict[str, Any]) -> None:
-    if options["limit"] is not None and options["limit"] < 1:
-        raise UsageError(f"--limit {options['limit']}: at least one image is needed")
-    batch = options["batch_size"]
-    if batch != "auto" and not (batch.isdecimal() and batch.isascii() and int(batch) > 0):
-        raise UsageError(f"--batch-size {batch}: expected auto or a number above 0")
-
-
-def _dry_run(plan: "Plan", options: dict[str, Any]) -> None:
+def _dry_run(plan: "Plan", *, fresh: bool) -> None:
     from rdp_bench.engine import prefix_reuse
-    from rdp_bench.engine.jobs import CraftJob
+    from rdp_bench.engine.jobs import CraftJob, Job
     from rdp_bench.engine.progress import duration, measure
 
-    jobs = plan.jobs()
-    if options["fresh"]:
-        to_do = jobs
-    else:
-        prefix_reuse.drop_damaged(plan, jobs)
+    to_do: Sequence[Job] = plan.jobs
+    if not fresh:
+        prefix_reuse.drop_damaged(plan, plan.jobs)
         prefix_reuse.link_shared_shards(plan)
-        to_do = plan.to_do(jobs)
+        to_do = plan.to_do(plan.jobs)
     keys = {job.key for job in to_do}
     costs = measure(plan, to_do) if to_do else None
-    for job in jobs:
+    for job in plan.jobs:
         if isinstance(job, CraftJob):
             state = f"about {duration(costs.of(job))}" if costs and job.key in keys else "cached"
             click.echo(f"{job.key[:8]}  {job!s:44} {plan.n} images  {state}")
@@ -134,16 +123,15 @@ def _dry_run(plan: "Plan", options: dict[str, Any]) -> None:
 
 def _print_table(running: "Run") -> None:
     """The measured numbers as plain text, a block a source and target, in table order."""
-    from rdp_bench.specs import Cell
+    from rdp_bench.specs import CellKey
 
     axes, rows = running.plan.grid.axes, running.rows
     clean = axes.clean
     columns = [printable(attack, lines=False) for attack in axes.attacks]
     wide = [max(10, len(column)) for column in columns]  # never cut: two names may begin alike
     width = max(len(label) for label in axes.defenses)
-    name = axes.dataset
 
-    def number(cell: Cell, width: int = 10) -> str:
+    def number(cell: CellKey, width: int = 10) -> str:
         value = rows[cell]["value"] if cell in rows else ""
         return f"{float(value):{width}.1f}" if value not in ("", None) else f"{rows[cell]['status']:>{width}}"
 
@@ -156,9 +144,9 @@ def _print_table(running: "Run") -> None:
                 heads = [f"{column:>{size}}" for column, size in zip(columns, wide, strict=True)]
                 click.echo(f"{'':{width}} {' '.join(heads)}")
                 for defense in guards:
-                    cells = [Cell(name, source, attack, eps, target, defense) for attack in axes.attacks]
+                    cells = [CellKey(source, attack, eps, target, defense) for attack in axes.attacks]
                     click.echo(f"{defense:{width}} {' '.join(map(number, cells, wide))}")
         if clean:
             click.echo(f"\naccuracy % of {target} on clean images")
             for defense in guards:
-                click.echo(f"{defense:{width}} {number(Cell(name, '-', 'clean', 0.0, target, defense))}")
+                click.echo(f"{defense:{width}} {number(CellKey.clean(target, defense))}")

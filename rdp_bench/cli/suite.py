@@ -3,12 +3,13 @@
 import logging
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from rdp_bench.budgets import parse_eps
-from rdp_bench.cli.perform import FLAGS, changes, load_grid, next_step, perform, plan_of
+from rdp_bench.cli.perform import FLAGS, load_grid, next_step, perform, plan_of
 from rdp_bench.engine import prefix_reuse
 from rdp_bench.engine.jobs import CraftJob, Job
 from rdp_bench.engine.progress import duration, measure
@@ -19,32 +20,34 @@ from rdp_bench.specs import plain, show
 
 if TYPE_CHECKING:
     from rdp_bench.engine.grid import Grid
+    from rdp_bench.engine.options import RunOptions
 
 log = logging.getLogger("rdp_bench")
 
 
-def run_all(names: list[str], options: dict[str, Any]) -> int:
+def run_all(names: list[str], options: "RunOptions") -> int:
     """Run these grids, or tell what they would take; the worst exit status. One that fails does not stop the next."""
     grids = _chosen(names, options)
     width = max(len(grid.name) for grid in grids)
-    if options["dry_run"]:
+    if options.dry_run:
         return _dry_run(grids, options, width)
     begun, statuses = time.perf_counter(), []
+    made: set[str] | None = set() if options.fresh else None
     for number, grid in enumerate(grids, 1):
         since = time.perf_counter()
-        status, text = _one(grid, options, f"[{number}/{len(grids)}] ")
+        status, text = _one(grid, options, made, f"[{number}/{len(grids)}] ")
         statuses.append(status)
         click.echo(f"{grid.name:{width}}  {text}; {duration(time.perf_counter() - since)}")
     took = duration(time.perf_counter() - begun)
     good = f"{statuses.count(0)} of {len(grids)} grids without a failure"
-    click.echo(f"\n{good}, {took}; {next_step(options['out'], options['cache'])}")
+    click.echo(f"\n{good}, {took}; {next_step(options.out, options.cache)}")
     return max(statuses)
 
 
-def _one(grid: "Grid", options: dict[str, Any], heading: str) -> tuple[int, str]:
+def _one(grid: "Grid", options: "RunOptions", made: set[str] | None, heading: str) -> tuple[int, str]:
     """Exit status of a grid, and how it went."""
     try:
-        running = perform(plan_of(grid, options), options, heading)
+        running = perform(plan_of(grid, options), options, made, heading)
     except (StorageError, BrokenPipeError):
         raise  # nothing after it could be kept, or read
     except RdpBenchError as error:
@@ -57,7 +60,7 @@ def _one(grid: "Grid", options: dict[str, Any], heading: str) -> tuple[int, str]
     return int(bool(running.failed)), summary(running) + (f": {reason}{more}" if reason else "")
 
 
-def _chosen(names: list[str], options: dict[str, Any]) -> list["Grid"]:
+def _chosen(names: list[str], options: "RunOptions") -> list["Grid"]:
     """The grids, narrowed to what the flags name of each; those that have nothing of it are left out.
 
     Raises:
@@ -65,7 +68,7 @@ def _chosen(names: list[str], options: dict[str, Any]) -> list["Grid"]:
     """
     from rdp_bench.engine.grid import narrow
 
-    given = changes(options)
+    given = options.changes
     if "norm" in given:
         raise UsageError("--norm is for one grid; each grid of a list has its own")
     wanted = {axis: given[axis] for axis in FLAGS if axis in given}
@@ -90,14 +93,14 @@ def _chosen(names: list[str], options: dict[str, Any]) -> list["Grid"]:
     return [one for one in kept if one is not None]
 
 
-def _dry_run(grids: list["Grid"], options: dict[str, Any], width: int) -> int:
+def _dry_run(grids: list["Grid"], options: "RunOptions", width: int) -> int:
     seen: set[str] = set()
     total, worst = 0.0, 0
     for grid in grids:
         try:
             plan = plan_of(grid, options)
-            jobs = plan.jobs()
-            if not options["fresh"]:
+            jobs: Sequence[Job] = plan.jobs
+            if not options.fresh:
                 prefix_reuse.drop_damaged(plan, jobs)
                 prefix_reuse.link_shared_shards(plan)
                 jobs = plan.to_do(jobs)

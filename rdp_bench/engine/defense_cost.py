@@ -36,7 +36,7 @@ def asked(plan: Plan) -> Record:
         "batch": min(BATCH[plan.device.partition(":")[0]], plan.n),
         "size": plan.dataset.size,
         "target": plan.grid.axes.targets[0],
-        "defenses": {label: plan.purified_record(None, label)["defense"] for label in plan.grid.axes.defenses},
+        "defenses": {label: plan.defense_record(label) for label in plan.grid.axes.defenses},
     }
 
 

@@ -1,24 +1,26 @@
-"""A grid: a TOML file (or a built-in name), a profile and the user's narrowing, expanded into cells."""
+"""A grid: a TOML file (or a built-in name), a profile and the user's changes, expanded into cells.
+
+`load` reads the file and resolves nothing. `settle`, once plugins are loaded, fills in what depends on entries.
+"""
 
 import logging
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from rdp_bench import schema
 from rdp_bench.budgets import LINF, NORMS, parse_eps
 from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown_name
 from rdp_bench.registry import dataset as datasets
 from rdp_bench.registry import defense as defenses
-from rdp_bench.specs import Cell, cut, files_from, plain, show
+from rdp_bench.specs import UNDEFENDED, CellKey, FileSearch, cut, plain, show
 
 log = logging.getLogger(__name__)
-
-CLEAN = "clean"
-UNDEFENDED = "none"
 
 LEAST_SIZE = 8
 """Pixels across the smallest images that a run may resize its data set to."""
@@ -27,30 +29,38 @@ FIGURES = ("heat", "dots", "sweep", "pareto", "spectra", "gallery", "error-maps"
 """What a grid may ask a report to draw; `reports/figures/registry.py` does it."""
 
 
+Text = Annotated[str, "a text"]
+Names = Annotated[tuple[str, ...], "a list of names"]
+Count = Annotated[int, "a whole number"]
+Switch = Annotated[bool, "true or false"]
+
+
 @dataclass(frozen=True)
 class Axes:
-    """The values a grid runs over, as labels in table order; eps in /255, or as `norm` says (`budgets.parse_eps`)."""
+    """The values a grid runs over, as labels in table order, and its settings; the schema of `[axes]` in a file."""
 
-    dataset: str = ""
-    sources: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
-    baselines: tuple[str, ...] = ()  # targets that stand beside the others undefended; their weights may be absent
-    attacks: tuple[str, ...] = ()
-    defenses: tuple[str, ...] = ()
-    eps: tuple[float, ...] = ()
-    norm: str = LINF
-    clean: bool = True
-    ensembles: dict[str, list[str]] = field(default_factory=dict)
-    checks: tuple[str, ...] = ()  # models that the cross-check alone looks at
-    defense_samples: int = 1  # of a random defense, each judged on its own
-    image_quality: bool = False  # how near purified images come to the clean ones
-    success: bool = False  # also the share of originally right images that an attack makes wrong
-    cost: bool = False  # what a defense takes: time, memory, parameters
-    limit: int | None = None  # at most so many images: pictures need few
-    image_size: int | None = None  # pixels that images are resized to as they are read, before any attack
-    samples: int = 2  # images of each purified set that are kept for a look
-    figures: tuple[str, ...] = ()  # what a report draws; none named: what it draws of every table
-    note: str = ""
+    dataset: Text = ""
+    sources: Names = ()
+    targets: Names = ()
+    baselines: Names = ()  # targets that stand beside the others undefended; their weights may be absent
+    attacks: Names = ()
+    defenses: Names = ()
+    eps: Annotated[tuple[float, ...], "a list of numbers, like [8, 16]"] = ()  # in /255, or in `norm`
+    norm: Text = LINF
+    clean: Switch = True
+    ensembles: Annotated[Mapping[str, tuple[str, ...]], 'a table of lists of models, like { both = ["a", "b"] }'] = (
+        field(default_factory=dict)
+    )
+    checks: Names = ()  # models that only the cross-check looks at
+    defense_samples: Count = 1  # draws of a random defense, each evaluated on its own
+    image_quality: Switch = False  # also the distance of purified images to the clean ones
+    success: Switch = False  # also the share of originally right images that an attack makes wrong
+    cost: Switch = False  # also what a defense takes: time, memory, parameters
+    limit: Annotated[int | None, "a whole number"] = None  # at most this many images
+    image_size: Annotated[int | None, "a whole number"] = None  # pixels that images are resized to before any attack
+    samples: Count = 2  # images of each purified set that are kept for the report
+    figures: Names = ()  # what a report draws; empty: what it draws of every table
+    note: Text = ""
 
     def targets_for(self, defense: str) -> tuple[str, ...]:
         """The targets that are judged behind this defense."""
@@ -68,6 +78,10 @@ class Grid:
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Where relative file names in the labels of an axis start; the current folder for axes that are not listed."""
 
+    def files(self, axis: str, models_dir: Path | None) -> FileSearch:
+        """Where the files that labels of this axis name are looked for."""
+        return FileSearch(self.folders.get(axis, Path()), models_dir)
+
     @property
     def count(self) -> int:
         """How many cells there are, without making them."""
@@ -75,19 +89,39 @@ class Grid:
         crafted = len(a.eps) * len(a.sources) * len(a.attacks)
         return (a.clean + crafted) * sum(len(a.targets_for(defense)) for defense in a.defenses)
 
-    def cells(self) -> Iterator[Cell]:
+    def cells(self) -> Iterator[CellKey]:
         """Every cell: first the clean ones, then grouped by adversarial set."""
         a = self.axes
+        behind = [(defense, target) for defense in a.defenses for target in a.targets_for(defense)]
         if a.clean:
-            for defense in a.defenses:
-                for target in a.targets_for(defense):
-                    yield Cell(a.dataset, "-", CLEAN, 0.0, target, defense)
-        for eps in a.eps:
-            for source in a.sources:
-                for attack in a.attacks:
-                    for defense in a.defenses:
-                        for target in a.targets_for(defense):
-                            yield Cell(a.dataset, source, attack, eps, target, defense)
+            yield from (CellKey.clean(target, defense) for defense, target in behind)
+        for eps, source, attack, (defense, target) in product(a.eps, a.sources, a.attacks, behind):
+            yield CellKey(source, attack, eps, target, defense)
+
+
+@dataclass(frozen=True)
+class _GridFile:
+    """A grid file; `axes` and each profile are read as `Axes` once they are merged."""
+
+    title: Text = ""
+    axes: Annotated[dict[str, Any], "a table"] = field(default_factory=dict)
+    profile: Annotated[dict[str, dict[str, Any]], "a table of profiles"] = field(default_factory=dict)
+    plugins: Annotated[tuple[str, ...], "a list of paths"] = ()
+
+
+@dataclass(frozen=True)
+class _SuiteFile:
+    """A file that lists grids."""
+
+    grids: Annotated[tuple[str, ...], "a list of names and paths ending in .toml"]
+    title: Text = ""
+
+
+@dataclass(frozen=True)
+class _Budgets:
+    """The budgets of a grid file as they are written: 8, 2.5 or "8/255"."""
+
+    eps: Annotated[tuple[float | str, ...], "a list of numbers, like [8, 16]"] = ()
 
 
 def builtin() -> dict[str, str]:
@@ -100,23 +134,41 @@ def builtin() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def load(name: str, profile: str, changes: dict[str, Any]) -> tuple[Grid, tuple[Path, ...]]:
+def load(name: str, profile: str, changes: Mapping[str, Any]) -> tuple[Grid, tuple[Path, ...]]:
     """The grid `name` (built-in, or a path ending in .toml) under `profile`, with `changes` to its axes.
 
-    Returns the grid and the plugin files it asks for.
+    Nothing that the grid names is resolved, so its plugins need not be loaded yet. `make_plan` settles the grid.
+
+    Returns:
+        The grid, and the plugin files that it asks for.
 
     Raises:
-        UsageError: an unknown name, key or profile, a value of the wrong kind, or an empty axis.
+        UsageError: an unknown name, key or profile, a value of the wrong type, or an empty axis.
     """
     name, table, folder = _table(name)
-    plugins = table.get("plugins", [])
-    if not isinstance(plugins, list) or not all(isinstance(each, str) for each in plugins):
-        raise UsageError(f"grid {name}: 'plugins' is a list of paths, found {plugins!r}")
-    return _read(name, table, profile, changes, folder), tuple(folder / each for each in plugins)
+    file = schema.read(table, _GridFile, f"grid {name}", "key of {}".format)
+    return _read(name, file, profile, changes, folder), tuple(folder / each for each in file.plugins)
+
+
+def settle(grid: Grid, models_dir: Path | None) -> Grid:
+    """The grid with its wildcards replaced by labels and the path of its data set relative to the current folder.
+
+    Every plugin must be loaded. A settled grid stays as it is.
+
+    Raises:
+        UsageError: a label that cannot be read, an axis that is empty, or a label that stands twice in an axis.
+    """
+    axes = grid.axes
+    if "dataset" in grid.folders:
+        axes = replace(axes, dataset=_dataset(axes.dataset, grid.folders["dataset"]))
+    axes = replace(axes, defenses=_expand_wildcards(axes.defenses, grid.files("defenses", models_dir)))
+    _check_labels(grid.name, axes)
+    folders = {axis: folder for axis, folder in grid.folders.items() if axis != "dataset"}
+    return replace(grid, axes=axes, folders=folders)
 
 
 def expand_suite(name: str, within: tuple[Path, ...] = ()) -> list[str]:
-    """The grids that `name`, a grid of grids, lists, in order; [name] for any other. A listed list stands for its own.
+    """The grids that a suite lists, in order; `[name]` for a grid. A suite within a suite stands for its own grids.
 
     Raises:
         UsageError: as `load`; or it lists nothing, itself, or two grids that would write the same run record.
@@ -124,12 +176,9 @@ def expand_suite(name: str, within: tuple[Path, ...] = ()) -> list[str]:
     stem, table, folder = _table(name)
     if "grids" not in table:
         return [name]
-    for key in table:
-        if key not in ("title", "grids"):
-            raise unknown_name(f"key of grid {stem}, which lists grids", key, ("title", "grids"))
-    names = table["grids"]
-    if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
-        raise UsageError(f"grid {stem}: 'grids' is a list of names and paths ending in .toml, found {names!r}")
+    names = schema.read(table, _SuiteFile, f"grid {stem}", "key of {}, which lists grids".format).grids
+    if not names:
+        raise UsageError(f"grid {stem}: 'grids' is a list of names and paths ending in .toml, found []")
     within = (*within, (folder / f"{stem}.toml").resolve())
     found: list[str] = []
     for each in names:
@@ -179,44 +228,25 @@ def narrow(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | No
     return chosen if any(True for _ in chosen.cells()) else None
 
 
-def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any], folder: Path) -> Grid:
-    for key in table:
-        if key not in ("title", "axes", "profile", "plugins"):
-            raise unknown_name(f"key of grid {name}", key, ("title", "axes", "profile", "plugins"))
-    profiles = table.get("profile", {})
-    for key, part in (("axes", table.get("axes", {})), ("profile", profiles)):
-        if not isinstance(part, dict):
-            raise UsageError(f"grid {name}: '{key}' is a table, found {part!r}")
-    for key, part in profiles.items():
-        if not isinstance(part, dict):
-            raise UsageError(f"grid {name}: profile '{key}' is a table, found {part!r}")
-    if not isinstance(table.get("title", ""), str):
-        raise UsageError(f"grid {name}: 'title' is a text, found {table['title']!r}")
-    if profiles and profile not in profiles:
-        raise unknown_name(f"profile of grid {name}", profile, profiles)
-    values = {**table.get("axes", {}), **profiles.get(profile, {})}
-    known = [f.name for f in fields(Axes)]
-    for key in values:
-        if key not in known:
-            raise unknown_name(f"axis of grid {name}", key, known)
-    read = {key: _value(name, key, value) for key, value in values.items()}
-    norm = read.get("norm", LINF)
-    if changes.get("norm", norm) != norm and "eps" not in changes:
+def _read(name: str, file: _GridFile, profile: str, changes: Mapping[str, Any], folder: Path) -> Grid:
+    if file.profile and profile not in file.profile:
+        raise unknown_name(f"profile of grid {name}", profile, file.profile)
+    values = {**file.axes, **file.profile.get(profile, {})}
+    budgets = schema.read({"eps": values["eps"]} if "eps" in values else {}, _Budgets, f"grid {name}").eps
+    read = schema.read({**values, "eps": ()}, Axes, f"grid {name}", "axis of {}".format)
+    norm = changes.get("norm", read.norm)
+    if norm != read.norm and "eps" not in changes:
         raise UsageError(
-            f"grid {name}: its eps are budgets in {norm}; --norm {changes['norm']} needs --eps, for example "
-            f"{'--eps 8' if changes['norm'] == LINF else '--eps 3.0'}"
+            f"grid {name}: its eps are budgets in {read.norm}; --norm {norm} needs --eps, for example "
+            f"{'--eps 8' if norm == LINF else '--eps 3.0'}"
         )
-    if "dataset" in read:
-        read["dataset"] = _dataset(read["dataset"], folder)
-    read |= changes
-    if "norm" in read and read["norm"] not in NORMS:
-        raise unknown_name(f"norm of grid {name}", read["norm"], NORMS)
-    read["eps"] = tuple(parse_eps(value, read.get("norm", LINF)) for value in read.get("eps", ()))
-    axes = replace(Axes(), **read)
-    folders = {key: folder for key in values if key not in changes}
-    with files_from(folders.get("defenses")):
-        axes = replace(axes, defenses=_expand_wildcards(axes.defenses))
-    return Grid(name, table.get("title", name), profile, _checked(name, axes), folders)
+    if norm not in NORMS:
+        raise unknown_name(f"norm of grid {name}", norm, NORMS)
+    eps = tuple(parse_eps(value, norm) for value in changes.get("eps", budgets))
+    axes = replace(read, **{**changes, "eps": eps})
+    _check_settings(name, axes)
+    folders = {axis: folder for axis in values if axis not in changes}
+    return Grid(name, file.title or name, profile, axes, folders)
 
 
 def _dataset(label: str, folder: Path) -> str:
@@ -229,45 +259,24 @@ def _dataset(label: str, folder: Path) -> str:
     return str(path) if is_path or path.exists() or Path(label).exists() else label
 
 
-def _value(grid: str, key: str, value: Any) -> Any:
-    """A TOML value as the type its axis has."""
-    numbers = isinstance(value, list) and all(
-        isinstance(v, int | float | str) and not isinstance(v, bool) for v in value
-    )
-    words = isinstance(value, list) and all(isinstance(v, str) for v in value)
-    lists = list(value.values()) if isinstance(value, dict) else [0]
-    members = all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in lists)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    good, wanted = {
-        **dict.fromkeys(("dataset", "norm", "note"), (isinstance(value, str), "a text")),
-        **dict.fromkeys(("clean", "image_quality", "success", "cost"), (isinstance(value, bool), "true or false")),
-        **dict.fromkeys(("defense_samples", "limit", "samples", "image_size"), (whole, "a whole number")),
-        "eps": (numbers, "a list of numbers, like [8, 16]"),
-        "ensembles": (members, 'a table of lists of models, like { both = ["a", "b"] }'),
-    }.get(key, (words, "a list of names"))
-    if not good:
-        raise UsageError(f"grid {grid}: '{key}' is {wanted}, found {value!r}")
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _expand_wildcards(labels: Sequence[str]) -> tuple[str, ...]:
-    """Only those that can be used here: of every registered defense in the place of "*", and of names ending in "?"."""
+def _expand_wildcards(labels: Sequence[str], search: FileSearch) -> tuple[str, ...]:
+    """The labels with "*" replaced by every other registered defense, and names ending in "?" left out if unusable."""
     named = [label.removesuffix("?") for label in labels]
     rest = [name for name in sorted(defenses.entries) if name not in named] if "*" in labels else []
-    usable = [name for name in rest if _usable(name, "*")]
+    usable = [name for name in rest if _usable(name, "*", search)]
     found: list[str] = []
     for label, name in zip(labels, named, strict=True):
         if label == "*":
             found += usable
-        elif label == name or _usable(name, label):
+        elif label == name or _usable(name, label, search):
             found.append(name)
     return tuple(found)
 
 
-def _usable(name: str, label: str) -> bool:
-    """Whether a defense purifies (or is asked for by name) and its weights are here; if they are not, says so."""
+def _usable(name: str, label: str, search: FileSearch) -> bool:
+    """Whether a defense purifies (or is asked for by name) and its weights are here; if they are not, warns."""
     try:
-        value = defenses.resolve(name).value
+        value = defenses.resolve(name, files=search).value
         if label == "*" and not getattr(value, "purifies", True):
             return False
         value.resolved()
@@ -279,12 +288,11 @@ def _usable(name: str, label: str) -> bool:
     return True
 
 
-def _checked(grid: str, axes: Axes) -> Axes:
-    if axes.defenses and UNDEFENDED not in axes.defenses:
+def _check_settings(grid: str, axes: Axes) -> None:
+    """Refuse what no plugin can make valid."""
+    if axes.defenses and not {UNDEFENDED, f"{UNDEFENDED}?"} & {*axes.defenses}:
         log.warning("no undefended row to compare with; --defense none brings it")
-    for key in ("targets", "defenses", *(("sources", "eps") if axes.attacks else ())):
-        if not getattr(axes, key):
-            raise UsageError(f"grid {grid}: the axis '{key}' is empty; give it in the file or with --{key.rstrip('s')}")
+    _check_labels(grid, axes)
     if not axes.attacks and not axes.clean:
         raise UsageError(f"grid {grid}: no attacks and clean = false leave nothing to run")
     if axes.success and not axes.clean:
@@ -304,9 +312,14 @@ def _checked(grid: str, axes: Axes) -> Axes:
     for figure in axes.figures:
         if figure not in FIGURES:
             raise unknown_name(f"figure of grid {grid}", figure, FIGURES)
+
+
+def _check_labels(grid: str, axes: Axes) -> None:
+    for key in ("targets", "defenses", *(("sources", "eps") if axes.attacks else ())):
+        if not getattr(axes, key):
+            raise UsageError(f"grid {grid}: the axis '{key}' is empty; give it in the file or with --{key.rstrip('s')}")
     for key in ("sources", "targets", "attacks", "defenses", "eps"):
         labels = getattr(axes, key) + (axes.baselines if key == "targets" else ())
         twice = {show(label) for label in labels if labels.count(label) > 1}
         if twice:
             raise UsageError(f"grid {grid}: {', '.join(sorted(twice))} stands twice in the axis '{key}'")
-    return axes

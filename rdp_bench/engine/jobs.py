@@ -1,13 +1,14 @@
-"""Where work is done. A run is a list of independent, keyed jobs; an executor decides who does them when.
+"""A run as a list of keyed jobs, and the executor that does them.
 
-`SerialExecutor` does them one after another in this process. An executor for many GPUs or machines needs only what
-a job carries: everything in it is plain data, and finished work is found again in the store by its key.
+`SerialExecutor` does one job after another in this process. A job is plain data and can be pickled, so an executor for
+many GPUs or machines needs nothing else; finished work is found in the store by its key.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from rdp_bench.budgets import LINF, show_eps
 from rdp_bench.errors import RdpBenchError, StorageError
 from rdp_bench.keys import Record
 
@@ -21,33 +22,44 @@ class CraftJob:
     source: str
     attack: str
     eps: float
-    cost: float = 1.0
 
     def __str__(self) -> str:
         return f"{self.attack} on {self.source}"
 
+    @property
+    def records(self) -> list[Record]:
+        """The records of everything that the job stores."""
+        return [self.record]
+
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """Purify one set (adversarial, or the clean images) with one defense and classify it by every target."""
+    """Purify one set with one defense, and classify it by every target."""
 
-    key: str
+    key: str  # of the purified set, which is not stored as a whole
     record: Record
     defense: str
-    evals: tuple[tuple[str, Record], ...]  # target label, eval record
-    set_key: str | None
-    set_name: str
+    evals: tuple[tuple[str, Record], ...]  # target label, record of its predictions
+    sample: Record  # of the first few purified images, which are kept
+    craft: CraftJob | None = None  # makes the adversarial set; None for clean images
     defense_samples: int = 1
-    image_quality: Record | None = None  # where the distance to the clean images is kept, if asked for
-    cost: float = 1.0
+    image_quality: Record | None = None  # of the distances to the clean images, if asked for
+
+    @property
+    def measurements(self) -> list[Record]:
+        """The records of everything that it stores of every image."""
+        return [record for _, record in self.evals] + ([self.image_quality] if self.image_quality else [])
 
     @property
     def records(self) -> list[Record]:
-        """Of everything it makes."""
-        return [record for _, record in self.evals] + ([self.image_quality] if self.image_quality else [])
+        """The records of everything that the job stores."""
+        return [*self.measurements, self.sample]
 
     def __str__(self) -> str:
-        return f"{self.defense} against {self.set_name}"
+        if self.craft is None:
+            return f"{self.defense} against clean images"
+        eps = show_eps(self.craft.eps, self.craft.record.get("norm", LINF))
+        return f"{self.defense} against {self.craft} at eps {eps}"
 
 
 Job = CraftJob | EvaluateJob
@@ -55,29 +67,34 @@ Job = CraftJob | EvaluateJob
 
 @dataclass(frozen=True)
 class JobResult:
-    """A finished job; `reason` says why it failed, or is empty."""
+    """A finished job."""
 
     job: Job
-    reason: str = ""
+    reason: str = ""  # why it failed
+    remarks: tuple[str, ...] = ()  # what a reader of the results must know
+
+
+Work = Callable[[Job], Iterable[str] | None]
+"""Does a job and returns its remarks."""
 
 
 class Executor(Protocol):
     """Does jobs, in any order that does a set before what needs it, and reports each as it ends."""
 
-    def run(self, jobs: Iterable[Job], work: Callable[[Job], Any]) -> Iterator[JobResult]: ...
+    def run(self, jobs: Iterable[Job], work: Work) -> Iterator[JobResult]: ...
 
 
 class SerialExecutor:
     """One job after another in this process; a failed job does not stop the others."""
 
-    def run(self, jobs: Iterable[Job], work: Callable[[Job], Any]) -> Iterator[JobResult]:
+    def run(self, jobs: Iterable[Job], work: Work) -> Iterator[JobResult]:
         failed: dict[str, str] = {}
         for job in jobs:
-            if isinstance(job, EvaluateJob) and job.set_key in failed:
-                yield JobResult(job, f"its adversarial set failed: {failed[job.set_key]}")
+            if isinstance(job, EvaluateJob) and job.craft and job.craft.key in failed:
+                yield JobResult(job, f"its adversarial set failed: {failed[job.craft.key]}")
                 continue
             try:
-                work(job)
+                remarks = tuple(work(job) or ())
             except StorageError:
                 raise  # nothing after it could be kept either
             except RdpBenchError as error:
@@ -85,7 +102,7 @@ class SerialExecutor:
             except Exception as error:  # an entry may raise anything: its cells fail, the others go on
                 reason = f"{type(error).__name__}: {error}"
             else:
-                yield JobResult(job)
+                yield JobResult(job, remarks=remarks)
                 continue
             failed[job.key] = reason
             yield JobResult(job, reason)

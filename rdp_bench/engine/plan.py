@@ -5,19 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from rdp_bench import registry
-from rdp_bench.budgets import LINF, show_eps
+from rdp_bench.budgets import LINF
 from rdp_bench.cache.store import Artefact, Store
 from rdp_bench.data import nips2017
 from rdp_bench.data._labelled import SIZE, Images
 from rdp_bench.data.adversarial import ELSEWHERE, AdversarialFiles
-from rdp_bench.data.image_hashes import digest, hash_images
+from rdp_bench.data.image_hashes import hash_images
 from rdp_bench.data.open import open_dataset
 from rdp_bench.engine import crosscheck
 from rdp_bench.engine.crosscheck import Rate
-from rdp_bench.engine.grid import CLEAN, UNDEFENDED, Axes, Grid
+from rdp_bench.engine.grid import Axes, Grid, settle
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.errors import UsageError, wrap_errors
 from rdp_bench.keys import Record, hash_many, key_of, plain
@@ -26,8 +25,7 @@ from rdp_bench.models.defended import is_white_box, white_box
 from rdp_bench.models.zoo import AnyModelRef, SourceSpec, find, find_or_missing, find_source
 from rdp_bench.protocols import Attack, ChoosesNorm, Dataset, Defense, aims_at_targets
 from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
-from rdp_bench.specs import Cell, files_from, show
-from rdp_bench.weights import files as weight_files
+from rdp_bench.specs import UNDEFENDED, CellKey, files_from, show
 
 log = logging.getLogger(__name__)
 
@@ -40,43 +38,75 @@ SET_FACTS = ("source", "attack", "eps", "seed")
 
 
 @dataclass(frozen=True)
-class Keys:
-    """Where a cell's artefacts are: adversarial set (None for clean images), samples, predictions, restoration."""
+class PlannedCell:
+    """The job that makes a cell, and where its results are in the store."""
 
-    adv: str | None
-    sample: str
-    eval: str
-    image_quality: str | None = None
+    job: EvaluateJob
+    eval: Artefact
+    sample: Artefact
+    image_quality: Artefact | None
+
+    @property
+    def set_key(self) -> str | None:
+        """The key of the adversarial set; None for clean images."""
+        return self.job.craft.key if self.job.craft else None
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """Everything a run needs, resolved and keyed, before torch is loaded."""
+    """Everything a run needs, resolved and keyed, before torch is loaded.
+
+    It is computed once, when it is made, and never changes. `make_plan` makes one from a grid.
+
+    Attributes:
+        checks: models that only the cross-check needs.
+        remarks: what a reader of the results must know of the images and budgets.
+        jobs: all work of the grid in order: clean images first, then each set followed by its defenses. Jobs whose
+            results are all in the store are listed too; see `to_do`.
+        clean_checks: jobs that measure the clean accuracy of every model of the grid, one a model.
+        cross_checks: published transfer rates that the run measures too, and the record of what its target predicts.
+        cells: what there is of each cell of the grid.
+    """
 
     grid: Grid
     store: Store
     seed: int
     device: str
     dataset: Dataset
-    image_hashes: list[str]
-    attacks: dict[str, Resolved[Attack]] = field(default_factory=dict)
-    defenses: dict[str, Resolved[Defense]] = field(default_factory=dict)
-    sources: dict[str, SourceSpec] = field(default_factory=dict)
-    targets: dict[str, AnyModelRef] = field(default_factory=dict)
-    checks: dict[str, AnyModelRef] = field(default_factory=dict)
-    """Models that only the cross-check needs."""
-    remarks: list[str] = field(default_factory=list)
-    """What a reader of the results must know; the run warns of it, and work adds to it."""
-    classes: dict[str, int] = field(default_factory=dict)
-    """Number of classes of every model loaded so far."""
-    eval_records: dict[str, Record] = field(default_factory=dict)
-    job_of: dict[str, str] = field(default_factory=dict)
-    """Eval key -> key of the job that makes it."""
-    crafts: dict[str, CraftJob] = field(default_factory=dict)
-    """Set key -> the job that makes it."""
-    _records: dict[str, Record] = field(default_factory=dict)
-    _lpips: Record | None = None  # what LPIPS depends on, once looked for; empty where it is not here
-    _keys: dict[Cell, Keys] = field(default_factory=dict)
+    image_hashes: Sequence[str]
+    attacks: Mapping[str, Resolved[Attack]]
+    defenses: Mapping[str, Resolved[Defense]]
+    sources: Mapping[str, SourceSpec]
+    targets: Mapping[str, AnyModelRef]
+    checks: Mapping[str, AnyModelRef] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    jobs: tuple[Job, ...] = field(init=False)
+    clean_checks: tuple[EvaluateJob, ...] = field(init=False)
+    cross_checks: tuple[tuple[Rate, Record], ...] = field(init=False)
+    cells: Mapping[CellKey, PlannedCell] = field(init=False)
+    _images: Record = field(init=False, repr=False)
+    _models: Mapping[str, Record] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # The only place that sets fields. Hashes of 50,000 images take .03 s, and every record holds them.
+        set_once = object.__setattr__
+        if UNDEFENDED not in self.defenses:  # the accuracies of models are measured behind it
+            set_once(self, "defenses", {**self.defenses, UNDEFENDED: registry.defense.resolve(UNDEFENDED)})
+        set_once(self, "_images", self._image_facts())
+        set_once(
+            self, "_models", {_name(part): _record(part) for part in (*self.models.values(), *self.sources.values())}
+        )
+        set_once(self, "cross_checks", tuple(self._cross_checks()))
+        set_once(self, "clean_checks", tuple(self._clean_checks()))
+        jobs: list[Job] = []
+        cells: dict[CellKey, PlannedCell] = {}
+        self._plan_cells(jobs, cells)
+        set_once(self, "jobs", tuple(jobs))
+        set_once(self, "cells", cells)
+
+    def with_dataset(self, dataset: Dataset, image_hashes: Sequence[str]) -> "Plan":
+        """The same plan for other images."""
+        return replace(self, dataset=dataset, image_hashes=image_hashes)
 
     @property
     def n(self) -> int:
@@ -98,15 +128,9 @@ class Plan:
         members = {m.name: m for source in self.sources.values() for m in source.members}
         return {**members, **self.targets, **self.checks}
 
-    def model_record(self, part: AnyModelRef | SourceSpec) -> Record:
-        """A model's or source's record, computed once: hashing weights takes time."""
-        name = f"{type(part).__name__} {part.name}"
-        if name not in self._records:
-            with wrap_errors(f"model '{name}' cannot say its record"):
-                self._records[name] = plain(part.record())
-        return self._records[name]
+    # --- records: everything that an artefact depends on ---
 
-    def _images(self) -> Record:
+    def _image_facts(self) -> Record:
         return {
             "n": self.n,
             "images": hash_many(self.image_hashes),
@@ -120,9 +144,9 @@ class Plan:
         """Everything an adversarial set depends on."""
         aims = aims_at_targets(self.attacks[attack].value)
         return {
-            **self._images(),
+            **self._images,
             "kind": "adv",
-            "source": self.model_record(self.sources[source]),
+            "source": self._models[_name(self.sources[source])],
             "attack": self.attack_record(attack, eps),
             "eps": eps,
             # Neutral where it is L-infinity, as it was before there were others.
@@ -139,6 +163,39 @@ class Plan:
         """Identity of a defense."""
         with wrap_errors(f"defense '{defense}' cannot say its parameters"):
             return {**identity(self.defenses[defense]), "passes": self.defenses[defense].value.passes}
+
+    def purified_record(self, made_set: Record | None, defense: str) -> Record:
+        """Everything a purified set depends on; `made_set` is the adversarial set's record, None for clean images."""
+        return {
+            **self._images,
+            "kind": "purified",
+            "set": key_of(made_set) if made_set else None,
+            # What a random defense's draws follow from, besides itself, the seed and the image: not how many images.
+            "stream": key_of({name: made_set[name] for name in SET_FACTS}) if made_set else None,
+            "defense": self.defense_record(defense),
+        }
+
+    def eval_record(self, purified: Record, target: AnyModelRef, defense_samples: int = 1) -> Record:
+        """Everything a list of predictions depends on."""
+        record = {**purified, "kind": "eval", "target": self._models[_name(target)]}
+        return {**record, "defense_samples": defense_samples} if defense_samples > 1 else record
+
+    def image_quality_record(self, purified: Record) -> Record:
+        """Everything that the distances of a purified set's images to the clean ones depend on."""
+        known = lpips.record()  # nothing where its weights are not here
+        return {**purified, "kind": "image_quality", "measure": QUALITY_MEASURES | ({"lpips": known} if known else {})}
+
+    def sample_record(self, purified_key: str) -> Record:
+        """The first few images of a purified set."""
+        return {"kind": "sample", "of": purified_key, "n": min(self.grid.axes.samples, self.n)}
+
+    def artefact(self, record: Record) -> Artefact:
+        """Where what `record` describes is in the store, or will be."""
+        return self.store.artefact(record["kind"], record, record["n"])
+
+    def defense_samples(self, defense: str) -> int:
+        """How many draws of a defense are evaluated: one, unless it is random."""
+        return self.grid.axes.defense_samples if self.defenses[defense].value.random else 1
 
     def refuse_shared_keys(self) -> None:
         """Compare everything that the plan keys.
@@ -160,90 +217,70 @@ class Plan:
             if names := left_out(value, record["params"]):
                 log.warning("%s: resolved() leaves out %s; all its values share their results", what, ", ".join(names))
 
-    def with_dataset(self, dataset: Dataset, image_hashes: list[str]) -> "Plan":
-        """The same plan for other images."""
-        fresh: dict[str, Any] = {"eval_records": {}, "job_of": {}, "crafts": {}, "_keys": {}}
-        return replace(self, dataset=dataset, image_hashes=image_hashes, **fresh)
+    # --- jobs ---
 
-    def purified_record(self, made_set: Record | None, defense: str) -> Record:
-        """Everything a purified set depends on; `made_set` is the adversarial set's record, None for clean images."""
-        return {
-            **self._images(),
-            "kind": "purified",
-            "set": key_of(made_set) if made_set else None,
-            # What a random defense's draws follow from, besides itself, the seed and the image: not how many images.
-            "stream": key_of({name: made_set[name] for name in SET_FACTS}) if made_set else None,
-            "defense": self.defense_record(defense),
-        }
-
-    def eval_record(self, purified: Record, target: AnyModelRef, defense_samples: int = 1) -> Record:
-        """Everything a list of predictions depends on."""
-        record = {**purified, "kind": "eval", "target": self.model_record(target)}
-        return {**record, "defense_samples": defense_samples} if defense_samples > 1 else record
-
-    def defense_samples(self, defense: str) -> int:
-        """How many draws of a defense are judged: one, unless it is random."""
-        return self.grid.axes.defense_samples if self.defenses[defense].value.random else 1
-
-    def image_quality_record(self, purified: Record) -> Record:
-        """Everything that the distances of a purified set's images to the clean ones depend on."""
-        if self._lpips is None:
-            self._lpips = lpips.record() or {}
-        looks = {"lpips": self._lpips} if self._lpips else {}
-        return {**purified, "kind": "image_quality", "measure": QUALITY_MEASURES | looks}
-
-    def sample_record(self, purified_key: str) -> Record:
-        """The first few images of a purified set."""
-        return {"kind": "sample", "of": purified_key, "n": min(self.grid.axes.samples, self.n)}
-
-    def artefact(self, record: Record) -> Artefact:
-        return self.store.artefact(record["kind"], record, record["n"])
-
-    def keys(self, cell: Cell) -> Keys:
-        """Where the artefacts of a cell of this grid are."""
-        return self._keys[cell]
-
-    def jobs(self) -> list[Job]:
-        """All work of the grid in order: clean images first, then each set followed by its defenses.
-
-        Jobs whose results are all in the store are listed too; see `done`.
-        """
+    def _plan_cells(self, jobs: list[Job], cells: dict[CellKey, PlannedCell]) -> None:
+        """Append every job of the grid to `jobs`, and to `cells` what each makes."""
         axes = self.grid.axes
-        targets_by_defense = {defense: axes.targets_for(defense) for defense in axes.defenses}
-        jobs: list[Job] = []
+        every = {defense: axes.targets_for(defense) for defense in axes.defenses}
+
+        def evaluate(craft: CraftJob | None, label: str, behind: Mapping[str, Sequence[str]]) -> None:
+            for defense, targets in behind.items():
+                job = self._evaluate_job(craft, label, defense, targets)
+                jobs.append(job)
+                quality = self.artefact(job.image_quality) if job.image_quality else None
+                sample = self.artefact(job.sample)
+                for target, record in job.evals[: len(targets)]:
+                    cell = CellKey.clean(target, defense)
+                    if craft:
+                        cell = CellKey(label, craft.attack, craft.eps, target, defense)
+                    cells[cell] = PlannedCell(job, self.artefact(record), sample, quality)
+
+        def craft_and_evaluate(
+            label: str, source: str, attack: str, eps: float, behind: Mapping[str, Sequence[str]]
+        ) -> None:
+            record = self.set_record(source, attack, eps)
+            craft = CraftJob(key_of(record), record, source, attack, eps)
+            jobs.append(craft)
+            evaluate(craft, label, behind)
+
         if axes.clean:
-            jobs += self._evaluate_jobs(None, "clean images", CLEAN, "-", 0.0, targets_by_defense)
+            evaluate(None, "-", every)
         for eps, source, attack in product(axes.eps, axes.sources, axes.attacks):
             if not is_white_box(source):
-                jobs += self._set(source, source, attack, eps, targets_by_defense)
+                craft_and_evaluate(source, source, attack, eps, every)
                 continue
             for defense, target in _pairs(self.grid):
-                jobs += self._set(source, white_box(source, defense, target), attack, eps, {defense: (target,)})
-        return jobs
+                craft_and_evaluate(source, white_box(source, defense, target), attack, eps, {defense: (target,)})
 
-    def _set(
-        self, label: str, source: str, attack: str, eps: float, targets_by_defense: Mapping[str, Sequence[str]]
-    ) -> list[Job]:
-        """An adversarial set and what is judged of it; `label` is the source in its cells."""
-        record = self.set_record(source, attack, eps)
-        craft = CraftJob(key_of(record), record, source, attack, eps)
-        self.crafts[craft.key] = craft
+    def _evaluate_job(self, craft: CraftJob | None, label: str, defense: str, targets: Sequence[str]) -> EvaluateJob:
+        """The evaluation of one purified set: `targets` first, then those that only the cross-check asks for.
+
+        `label` is the source as the cells name it.
+        """
+        purified = self.purified_record(craft.record if craft else None, defense)
+        key, draws = key_of(purified), self.defense_samples(defense)
+        evals = [(target, self.eval_record(purified, self.targets[target], draws)) for target in targets]
+        if craft and defense == UNDEFENDED:
+            asked = (label, craft.attack, craft.eps)
+            evals += [
+                (rate.target, record)
+                for rate, record in self.cross_checks
+                if (rate.source, rate.attack, rate.eps) == asked and rate.target not in targets
+            ]
+        quality = self.image_quality_record(purified) if self.grid.axes.image_quality else None
+        return EvaluateJob(key, purified, defense, tuple(evals), self.sample_record(key), craft, draws, quality)
+
+    def _clean_checks(self) -> list[EvaluateJob]:
+        purified = self.purified_record(None, UNDEFENDED)
+        key = key_of(purified)
+        sample = self.sample_record(key)
         return [
-            craft,
-            *self._evaluate_jobs(
-                craft.key, f"{craft} at eps {show_eps(eps, self.norm)}", attack, label, eps, targets_by_defense
-            ),
+            EvaluateJob(key, purified, UNDEFENDED, ((name, self.eval_record(purified, model)),), sample)
+            for name, model in self.models.items()
         ]
 
-    def clean_check(self) -> list[EvaluateJob]:
-        """Jobs that measure the clean accuracy of every model of the grid, sources included; one a model."""
-        self.defenses.setdefault(UNDEFENDED, registry.defense.resolve(UNDEFENDED))
-        purified = self.purified_record(None, UNDEFENDED)
-        evals = [(name, self.eval_record(purified, model)) for name, model in self.models.items()]
-        return [EvaluateJob(key_of(purified), purified, UNDEFENDED, (one,), None, "clean images") for one in evals]
-
-    def cross_checks(self) -> list[tuple[Rate, Record]]:
-        """Published transfer rates that this run measures too, and the record of what its target predicts."""
+    def _cross_checks(self) -> list[tuple[Rate, Record]]:
         axes = self.grid.axes
         if (self.grid.profile, self.dataset.name) != (crosscheck.PROFILE, crosscheck.DATASET) or self.norm != LINF:
             return []
@@ -255,79 +292,56 @@ class Plan:
                 found.append((rate, self.eval_record(purified, self.models[rate.target])))
         return found
 
-    def _evaluate_jobs(
-        self,
-        set_key: str | None,
-        name: str,
-        attack: str,
-        source: str,
-        eps: float,
-        targets_by_defense: Mapping[str, Sequence[str]],
-    ) -> list[Job]:
-        """A judgement a defense: `behind` holds the targets of each."""
-        jobs: list[Job] = []
-        asked = (source, attack, eps)
-        checks = [check for check in self.cross_checks() if (check[0].source, check[0].attack, check[0].eps) == asked]
-        for defense, targets in targets_by_defense.items():
-            purified = self.purified_record(self.crafts[set_key].record if set_key else None, defense)
-            sample = key_of(self.sample_record(key_of(purified)))
-            defense_samples, evals = self.defense_samples(defense), []
-            quality_record = self.image_quality_record(purified) if self.grid.axes.image_quality else None
-            near = key_of(quality_record) if quality_record else None
-            for label in targets:
-                record = self.eval_record(purified, self.targets[label], defense_samples)
-                evals.append((label, record))
-                cell = Cell(self.grid.axes.dataset, source, attack, eps, label, defense)
-                keys = self._keys[cell] = Keys(set_key, sample, key_of(record), near)
-                self.eval_records[keys.eval] = record
-                self.job_of[keys.eval] = key_of(purified)
-            if defense == UNDEFENDED:
-                evals += [(rate.target, record) for rate, record in checks if rate.target not in targets]
-            jobs.append(
-                EvaluateJob(
-                    key_of(purified), purified, defense, tuple(evals), set_key, name, defense_samples, quality_record
-                )
-            )
-        return jobs
+    # --- the store ---
 
     def done(self, job: Job) -> bool:
         """Whether all results of a job are in the store."""
-        if isinstance(job, CraftJob):
-            return self.artefact(job.record).complete
-        return all(self.artefact(record).complete for record in [*job.records, self.sample_record(job.key)])
+        return all(self.artefact(record).complete for record in job.records)
 
     def discard(self, jobs: Sequence[Job], made: set[str]) -> None:
         """Delete what the store holds of `jobs`, except the keys in `made`; add all their keys to it."""
-        for job in jobs:
-            records = [job.record] if isinstance(job, CraftJob) else [*job.records, self.sample_record(job.key)]
-            for record in records:
-                key = key_of(record)
-                if key not in made and self.store.folder(record["kind"], key).is_dir():
-                    self.store.delete(record["kind"], key)
-                made.add(key)
+        for record in (one for job in jobs for one in job.records):
+            key = key_of(record)
+            if key not in made and self.store.folder(record["kind"], key).is_dir():
+                self.store.delete(record["kind"], key)
+            made.add(key)
 
     def to_do(self, jobs: Sequence[Job]) -> list[Job]:
-        """Jobs that lack something; sets too that are judged already, for they are what `export` gives away."""
+        """Jobs that lack something; sets too whose cells are done, because `export` writes them."""
         return [job for job in jobs if not self.done(job)]
 
 
+def _name(part: AnyModelRef | SourceSpec) -> str:
+    return f"{'source' if isinstance(part, SourceSpec) else 'model'} {part.name}"
+
+
+def _record(part: AnyModelRef | SourceSpec) -> Record:
+    with wrap_errors(f"{_name(part)} cannot say its record"):
+        record: Record = plain(part.record())
+        return record
+
+
 def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | None, models_dir: Path | None) -> Plan:
-    """Resolve every label of the grid and read the images' fingerprints.
+    """Settle the grid, resolve every label of it and read the images' hashes.
 
     Raises:
         UsageError, BadModelError, BadImageError: something named is not there or not as it should be.
     """
+    grid = settle(grid, models_dir)
     axes = grid.axes
-    if models_dir is not None and not models_dir.is_dir():
-        raise UsageError(f"--models-dir {models_dir}: no such folder")
-    weight_files.set_search_dir(models_dir)
-    attacks = {label: _bounded(registry.attack.resolve(label), axes.norm) for label in axes.attacks}
-    with files_from(grid.folders.get("defenses")):
-        defenses = {label: registry.defense.resolve(label) for label in axes.defenses}
+    attacks = {
+        label: _bounded(registry.attack.resolve(label, files=grid.files("attacks", models_dir)), axes.norm)
+        for label in axes.attacks
+    }
+    behind = grid.files("defenses", models_dir)
+    defenses = {label: registry.defense.resolve(label, files=behind) for label in axes.defenses}
     named: dict[str, str] = {}  # source label -> the axis that names its files
     for label in axes.sources if axes.attacks else ():
-        adaptive = is_white_box(label)
-        named |= {white_box(label, *pair): "defenses" for pair in _pairs(grid)} if adaptive else {label: "sources"}
+        if is_white_box(label):
+            with files_from(behind):
+                named |= {white_box(label, *pair): "defenses" for pair in _pairs(grid)}
+        else:
+            named[label] = "sources"
     _crafted_here_or_elsewhere(list(named), attacks)
     beside = axes.baselines if UNDEFENDED in axes.defenses else ()
     baselines = {label: find_or_missing(label, models_dir) for label in beside}
@@ -337,8 +351,7 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
         if label in baselines or label == ELSEWHERE:
             sources[label] = SourceSpec(label, (baselines[label],) if label in baselines else ())
             continue
-        with files_from(grid.folders.get(axis)):
-            sources[label] = find_source(label, axes.ensembles, models_dir)
+        sources[label] = find_source(label, axes.ensembles, grid.files(axis, models_dir))
     checks = {label: find(label, models_dir) for label in axes.checks}
     dataset = _resized(axes, min((n for n in (limit, axes.limit) if n), default=None))
     if not dataset.labels:
@@ -362,7 +375,10 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
             for eps in axes.eps
             if not eps.is_integer()
         ]
-    plan = Plan(grid, store, seed, device, dataset, image_hashes, attacks, defenses, sources, targets, checks, remarks)
+    plan = Plan(
+        grid, store, seed, device, dataset, tuple(image_hashes), attacks, defenses, sources, targets, checks,
+        tuple(remarks),
+    )  # fmt: skip
     plan.refuse_shared_keys()
     _check_files(plan)
     return plan
@@ -428,8 +444,3 @@ def _resized(axes: Axes, limit: int | None) -> Dataset:
 def _pairs(grid: Grid) -> list[tuple[str, str]]:
     """Every defense with every target behind it."""
     return [(defense, target) for defense in grid.axes.defenses for target in grid.axes.targets_for(defense)]
-
-
-def dataset_digest(plan: Plan) -> str:
-    """One hash for the images and labels of the run."""
-    return digest(plan.dataset, plan.image_hashes)

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING
 
 from rdp_bench.cache.store import write_atomic
 from rdp_bench.data.image_hashes import digest
-from rdp_bench.engine.jobs import CraftJob, Job
+from rdp_bench.engine.jobs import Job
 from rdp_bench.engine.plan import Plan
-from rdp_bench.keys import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +48,7 @@ class ImageList:
 def register_images(plan: Plan) -> None:
     """Leave the list of this plan's images in the cache."""
     path = plan.store.root / "lists" / f"{digest(plan.dataset, plan.image_hashes)}.json"
-    content = json.dumps({"image_hashes": plan.image_hashes, "labels": list(plan.dataset.labels)}).encode()
+    content = json.dumps({"image_hashes": list(plan.image_hashes), "labels": list(plan.dataset.labels)}).encode()
     with contextlib.suppress(OSError):
         if path.read_bytes() == content:
             return
@@ -59,7 +58,7 @@ def register_images(plan: Plan) -> None:
 def drop_damaged(plan: Plan, jobs: Iterable[Job]) -> None:
     """Delete the stored batches of `jobs` that fail their check; a read-only store ignores them from now on."""
     for job in jobs:
-        for record in records(plan, job):
+        for record in job.records:
             plan.artefact(record).drop_damaged()
 
 
@@ -68,25 +67,20 @@ def link_shared_shards(plan: Plan) -> int:
 
     A read-only store only notes what would be copied.
     """
-    jobs: list[Job] = [*plan.jobs(), *plan.clean_check()]
+    jobs = [*plan.jobs, *plan.clean_checks]
     if all(plan.done(job) for job in jobs):
         return 0
     count = 0
     for other in _others(plan):
-        pairs = zip(jobs, [*other.jobs(), *other.clean_check()], strict=True)
+        pairs = zip(jobs, [*other.jobs, *other.clean_checks], strict=True)
         count += sum(
             plan.artefact(mine).link_shards_of(other.artefact(theirs))
             for pair in pairs
-            for mine, theirs in zip(*(records(plan, job) for job in pair), strict=True)
+            for mine, theirs in zip(*(job.records for job in pair), strict=True)
         )
     if count:
         log.info("%d shards are those of runs of fewer or more images", count)
     return count
-
-
-def records(plan: Plan, job: Job) -> list[Record]:
-    """The records of everything that a job puts into the store."""
-    return [job.record] if isinstance(job, CraftJob) else [*job.records, plan.sample_record(job.key)]
 
 
 def _others(plan: Plan) -> Iterator[Plan]:
@@ -98,7 +92,7 @@ def _others(plan: Plan) -> Iterator[Plan]:
         theirs = list(zip(listed.ids, listed.labels, strict=True))
         common = min(len(ours), len(theirs))
         if theirs != ours and theirs[:common] == ours[:common]:
-            yield plan.with_dataset(listed, list(listed.ids))
+            yield plan.with_dataset(listed, listed.ids)
 
 
 def _read(path: Path, plan: Plan) -> ImageList | None:

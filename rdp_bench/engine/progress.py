@@ -53,7 +53,7 @@ class Costs:
 
     def images(self, job: Job) -> int:
         """Images of `job` that are not in the store."""
-        records = [job.record] if isinstance(job, CraftJob) else job.records
+        records = [job.record] if isinstance(job, CraftJob) else job.measurements
         missing = [self.plan.artefact(record).missing(self.plan.n) for record in records]
         return max(sum(high - low for low, high in ranges) for ranges in missing)
 

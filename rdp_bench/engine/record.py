@@ -1,18 +1,19 @@
-"""What OUT/runs/<grid>.json says of a run: its setting, every resolved parameter, and in time its cells."""
+"""What OUT/runs/<grid>.json says of a run besides its cells: its setting and every resolved parameter."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from rdp_bench.engine.plan import Plan, dataset_digest
+from rdp_bench.data.image_hashes import digest
+from rdp_bench.engine.plan import Plan
 from rdp_bench.keys import Record, plain
 from rdp_bench.models.zoo import ModelRef
 from rdp_bench.protocols import aims_at_targets
-from rdp_bench.results.rows import FORMAT
+from rdp_bench.results.record import FORMAT
 from rdp_bench.specs import show
 
 
 def header(plan: Plan, command: str) -> Record:
-    """The record of a run of `plan` before any of its cells is done."""
+    """The record of a run of `plan` (`results.record.RunRecord`) without cells, before any work."""
     axes = plan.grid.axes
     models = {}
     for label, model in plan.models.items():
@@ -56,7 +57,7 @@ def header(plan: Plan, command: str) -> Record:
             "n": plan.n,
             "size": plan.dataset.size,
             "image_size": axes.image_size,
-            "images": dataset_digest(plan),
+            "images": digest(plan.dataset, plan.image_hashes),
             **({"targets": list(plan.targets_of_images)} if _aim(plan) else {}),
         },
         "seed": plan.seed,
@@ -90,7 +91,6 @@ def header(plan: Plan, command: str) -> Record:
         "defenses": defenses,
         "warnings": [],
         "checks": [],
-        "cells": {},
     }
 
 

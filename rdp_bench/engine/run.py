@@ -2,15 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rdp_bench.cache.store import Artefact
 from rdp_bench.engine import crosscheck, defense_cost, prefix_reuse
 from rdp_bench.engine.crosscheck import Check, check_rate
-from rdp_bench.engine.grid import CLEAN
-from rdp_bench.engine.jobs import EvaluateJob, Executor, Job, SerialExecutor
+from rdp_bench.engine.jobs import EvaluateJob, Executor, Job, SerialExecutor, Work
 from rdp_bench.engine.plan import Plan
 from rdp_bench.engine.record import header, now
 from rdp_bench.environment import merged
@@ -20,11 +20,10 @@ from rdp_bench.metrics import stats
 from rdp_bench.metrics.correctness import distances, error_flags
 from rdp_bench.protocols import aims_at_targets
 from rdp_bench.results import rows as table
-from rdp_bench.specs import Cell
+from rdp_bench.results.record import CellResult, read_run, write_run
+from rdp_bench.specs import CLEAN, CellKey
 
 log = logging.getLogger(__name__)
-
-_PLACE = ("source", "attack", "eps", "defense", "target")
 
 OFF_BY = 0.5
 """Points of clean accuracy by which a known model may be off before a run warns."""
@@ -36,22 +35,26 @@ LEAST_FOR_CHANCE = 10
 
 @dataclass
 class Run:
-    """One execution of a plan; `record` is what OUT/runs/<grid>.json holds."""
+    """One execution of a plan: what OUT/runs/<grid>.json holds of it is `record` (everything else) and `cells`."""
 
     plan: Plan
     out: Path
     command: str
-    record: dict[str, Any] = field(default_factory=dict)
-    rows: dict[Cell, table.Row] = field(default_factory=dict)
-    more: dict[Cell, list[table.Row]] = field(default_factory=dict)
+    record: Record = field(default_factory=dict)
+    cells: dict[CellKey, CellResult] = field(default_factory=dict)
+    rows: dict[CellKey, table.Row] = field(default_factory=dict)
+    more: dict[CellKey, list[table.Row]] = field(default_factory=dict)
     """Of cells of several draws: worst and vote; of the first cell of a purified set: PSNR and SSIM."""
-    wrong: dict[Cell, Any] = field(default_factory=dict)
+    wrong: dict[CellKey, Any] = field(default_factory=dict)
     """Which images are wrong, `[n]`, in the first draw; of every cell that is done."""
     failures: dict[str, str] = field(default_factory=dict)
     _begin: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         self._made = table.Provenance(self.plan.store)
+        self._cells_of: dict[str, list[CellKey]] = {}  # by the key of the job that makes them
+        for key, planned in self.plan.cells.items():
+            self._cells_of.setdefault(planned.job.key, []).append(key)
 
     def start(self, made: set[str] | None = None) -> list[Job]:
         """Write what is known so far, cached results included; returns the jobs still to do.
@@ -60,19 +63,18 @@ class Run:
             made: None to use what the cache holds. A set: to compute everything again (`run --fresh`), except the
                 artefacts whose keys are in it; theirs are added.
         """
-        jobs = self.plan.jobs()
-        everything = [*jobs, *self.plan.clean_check()]
+        everything = [*self.plan.jobs, *self.plan.clean_checks]
         if made is not None:
             self.plan.discard(everything, made)
         self._check_store(everything, reuse=made is None)
         self.record = header(self.plan, self.command)
         if self.plan.grid.axes.cost:
             self.record["cost"] = self._known_cost()
-        self.refresh(self.plan.grid.cells())
-        self._warn_of_remarks()
+        self.refresh(self.plan.cells)
+        self._warn_of(self.plan.remarks)
         self._warn_of_removed_cells()
         self.save()
-        return self.plan.to_do(jobs)
+        return self.plan.to_do(self.plan.jobs)
 
     def _check_store(self, jobs: Sequence[Job], *, reuse: bool) -> None:
         """Delete damaged artefacts of `jobs`, restore lost records; with `reuse`, copy shards of related runs.
@@ -86,7 +88,7 @@ class Run:
             prefix_reuse.register_images(plan)
             if reuse:
                 prefix_reuse.link_shared_shards(plan)
-            for record in (one for job in jobs for one in prefix_reuse.records(plan, job)):
+            for record in (one for job in jobs for one in job.records):
                 if (artefact := plan.artefact(record)).shards():
                     artefact.write_record()
         except StorageError as error:
@@ -95,21 +97,21 @@ class Run:
     def _warn_of_removed_cells(self) -> None:
         """Of the run that this one takes the place of: a narrower one must not seem to be all there ever was."""
         try:
-            before = table.read_record(self._path)
-            there = {tuple(cell[name] for name in _PLACE) for cell in before["cells"]}
-            old, new = before["dataset"], self.record["dataset"]
-            if old["name"] == new["name"] and old["n"] <= new["n"]:
-                there -= {tuple(getattr(cell, name) for name in _PLACE) for cell in self.record["cells"]}
-        except (UsageError, ValueError, KeyError, TypeError):
+            before = read_run(self._path)
+        except UsageError:
             return  # none, or none that could be read
+        there = {cell.key for cell in before.cells}
+        old, new = before.header["dataset"], self.record["dataset"]
+        if old["name"] == new["name"] and old["n"] <= new["n"]:
+            there -= self.cells.keys()
         if there:
             log.warning(
                 "%d cells of the %s before this one leave %s; its command brings them back from the cache: %s",
-                len(there), self.plan.grid.name, self.out, before.get("command", ""),
+                len(there), self.plan.grid.name, self.out, before.header["command"],
             )  # fmt: skip
 
     def execute(
-        self, jobs: Sequence[Job], work: Callable[[Job], Any], executor: Executor | None = None, save_every: float = 5.0
+        self, jobs: Sequence[Job], work: Work, executor: Executor | None = None, save_every: float = 5.0
     ) -> None:
         """Do `jobs`; results and record are written as they come, and at the latest when this returns."""
         saved = time.perf_counter()
@@ -119,21 +121,21 @@ class Run:
                 if outcome.reason:
                     self.failures[outcome.job.key] = outcome.reason
                     log.error("%s: %s", outcome.job, outcome.reason)
-                self._warn_of_remarks()
+                self._warn_of(outcome.remarks)
                 if isinstance(outcome.job, EvaluateJob):
-                    self.refresh(self._cells_of(outcome.job))
+                    self.refresh(self._cells_of[outcome.job.key])
                 if time.perf_counter() - saved > save_every:
                     self.save()
                     saved = time.perf_counter()
         finally:
             self.save()
 
-    def check_accuracy(self, work: Callable[[Job], Any] | None) -> None:
+    def check_accuracy(self, work: Work | None) -> None:
         """Measure every model's clean accuracy; one that is off what its card knows gets a loud warning.
 
         Without `work`, only what is stored is looked at.
         """
-        for job in self.plan.clean_check():
+        for job in self.plan.clean_checks:
             if work and not self.plan.done(job):
                 try:
                     work(job)
@@ -184,7 +186,7 @@ class Run:
     def _known_cost(self) -> Record | None:
         """What the last run into OUT measured, if it is what would be measured now."""
         try:
-            found: Record = table.read_record(self._path)["cost"]
+            found: Record = read_run(self._path).header["cost"]
             return found if found["key"] == key_of(defense_cost.asked(self.plan)) else None
         except (UsageError, KeyError, TypeError):
             return None
@@ -197,14 +199,14 @@ class Run:
         plan, name = self.plan, self.plan.dataset.name
         if (plan.grid.profile, name) != (crosscheck.PROFILE, crosscheck.DATASET):
             return []
-        clean = {label: self._stored(record) for job in plan.clean_check() for label, record in job.evals}
-        published = [(label, row) for label, model in plan.models.items() for row in model.card.accuracy]
+        clean = {label: self._stored(record) for job in plan.clean_checks for label, record in job.evals}
+        published = [(label, known) for label, model in plan.models.items() for known in model.card.accuracy]
         accuracies = [
-            crosscheck.check_clean(label, float(row["percent"]), row["n"], clean[label])
-            for label, row in published
-            if row["dataset"] == name
+            crosscheck.check_clean(label, known.percent, known.n, clean[label])
+            for label, known in published
+            if known.dataset == name
         ]
-        rates = [check_rate(rate, clean[rate.target], self._stored(record)) for rate, record in plan.cross_checks()]
+        rates = [check_rate(rate, clean[rate.target], self._stored(record)) for rate, record in plan.cross_checks]
         for check in rates:
             if check.passed is False:
                 self.warn(f"cross-check failed: {check.text}")
@@ -225,54 +227,47 @@ class Run:
         if message not in self.record["warnings"]:
             self.record["warnings"].append(message)
 
-    def _warn_of_remarks(self) -> None:
-        for remark in self.plan.remarks:
+    def _warn_of(self, remarks: Iterable[str]) -> None:
+        for remark in remarks:
             if remark not in self.record["warnings"]:
                 self.warn(remark)
 
-    def refresh(self, cells: Any) -> None:
+    def refresh(self, cells: Iterable[CellKey]) -> None:
         """Read what the store has for these cells into rows."""
-        for cell in cells:
-            keys = self.plan.keys(cell)
-            entry: dict[str, Any] = {
-                "source": cell.source,
-                "attack": cell.attack,
-                "eps": cell.eps,
-                "target": cell.target,
-                "defense": cell.defense,
-                "status": "pending",
-                "reason": "",
-                "adv_key": keys.adv,
-                "sample_key": keys.sample,
-                "eval_key": keys.eval,
-                "seconds": 0.0,
-                "defense_samples": self.plan.defense_samples(cell.defense),
-                "image_quality_key": keys.image_quality,
-            }
+        for key in cells:
+            planned = self.plan.cells[key]
+            cell = CellResult(
+                **vars(key),
+                status="pending",
+                adv_key=planned.set_key,
+                sample_key=planned.sample.key,
+                eval_key=planned.eval.key,
+                defense_samples=planned.job.defense_samples,
+                image_quality_key=planned.image_quality.key if planned.image_quality else None,
+            )
             predicted: Any = None
             label: Any = None
-            artefact = self.plan.artefact(self.plan.eval_records[keys.eval])
-            if artefact.complete:
+            if planned.eval.complete:
                 try:
-                    arrays = artefact.read()
+                    arrays = planned.eval.read()
                     predicted, label = arrays["predicted"], arrays["label"]
-                    entry |= {"status": "done", "seconds": float(arrays["seconds"].sum())}
-                    self._made.add(entry)
+                    cell = replace(cell, status="done", seconds=float(arrays["seconds"].sum()))
+                    self._made.add(cell)
                 except UnreadableError as error:
-                    entry |= {"status": "failed", "reason": str(error)}
+                    cell = replace(cell, status="failed", reason=str(error))
                 except DamagedError:
                     pass  # it is missing from now on
-            elif reason := self.failures.get(self.plan.job_of[keys.eval]):
-                entry |= {"status": "failed", "reason": reason}
-            line = self.rows[cell] = table.row(self.record, entry, predicted, label)
-            self.more[cell] = table.aggregation_rows(line, predicted, label) if entry["defense_samples"] > 1 else []
+            elif reason := self.failures.get(planned.job.key):
+                cell = replace(cell, status="failed", reason=reason)
+            self.cells[key] = cell
+            line = self.rows[key] = table.row(self.record, cell, predicted, label)
+            self.more[key] = table.aggregation_rows(line, predicted, label) if cell.defense_samples > 1 else []
             if predicted is not None:
-                self.wrong[cell] = error_flags(predicted if predicted.ndim == 1 else predicted[:, 0], label)
-            if cell.attack != CLEAN and aims_at_targets(self.plan.attacks[cell.attack].value):
-                self.more[cell].append(table.targeted_row(line, self._hits(predicted)))
-            if keys.image_quality and cell.target == self.plan.grid.axes.targets[0]:
-                self.more[cell] += self._restored(line, keys.image_quality, cell)
-            self.record["cells"][cell] = entry
+                self.wrong[key] = error_flags(predicted if predicted.ndim == 1 else predicted[:, 0], label)
+            if key.attack != CLEAN and aims_at_targets(self.plan.attacks[key.attack].value):
+                self.more[key].append(table.targeted_row(line, self._hits(predicted)))
+            if planned.image_quality and key.target == self.plan.grid.axes.targets[0]:
+                self.more[key] += self._image_quality(line, planned.image_quality)
 
     def _hits(self, predicted: Any) -> Any:
         """Which images are taken for their target class, `[n]`; None without predictions."""
@@ -283,32 +278,28 @@ class Run:
         missed = error_flags(predicted, np.array(self.plan.targets_of_images))
         return ~missed if missed.dtype == bool else 1 - missed
 
-    def _success(self, cell: Cell) -> list[table.Row]:
+    def _success(self, cell: CellKey) -> list[table.Row]:
         if not self.plan.grid.axes.success or cell.attack == CLEAN:
             return []
-        clean = replace(cell, source="-", attack=CLEAN, eps=0.0)
+        clean = CellKey.clean(cell.target, cell.defense)
         return [table.success_row(self.rows[cell], self.wrong.get(cell), self.wrong.get(clean))]
 
-    def _restored(self, line: table.Row, key: str, cell: Cell) -> list[table.Row]:
-        adv = self.plan.keys(cell).adv
-        purified = self.plan.purified_record(self.plan.crafts[adv].record if adv else None, cell.defense)
-        artefact = self.plan.artefact(self.plan.image_quality_record(purified))
+    def _image_quality(self, line: table.Row, artefact: Artefact) -> list[table.Row]:
         if not artefact.complete:
             return []
         try:
             near = artefact.read()
         except (DamagedError, UnreadableError):
             return []
-        return table.image_quality_rows(line, key, distances(near))
+        return table.image_quality_rows(line, artefact.key, distances(near))
 
     def save(self) -> None:
         """Write OUT/runs/<grid>.json and OUT/results.csv, each whole or not at all."""
-        cells = list(self.record["cells"].values())
-        done = all(cell["status"] != "pending" for cell in cells)
+        done = all(cell.status != "pending" for cell in self.cells.values())
         self.record["seconds"] = round(time.perf_counter() - self._begin, 1)
         self.record["finished"] = now() if done else None
         self.record["environment"] = merged(self._made.found)
-        table.write_record(self._path, {**self.record, "cells": cells})
+        write_run(self._path, self.record, self.cells.values())
         rows = [line for cell, first in self.rows.items() for line in (first, *self._success(cell), *self.more[cell])]
         table.write_results(self.out, rows)
 
@@ -319,17 +310,12 @@ class Run:
     @property
     def failed(self) -> dict[str, str]:
         """Failed cells and why."""
-        return {
-            str(cell): entry["reason"] for cell, entry in self.record["cells"].items() if entry["status"] == "failed"
-        }
-
-    def _cells_of(self, job: EvaluateJob) -> list[Cell]:
-        return [cell for cell in self.record["cells"] if self.plan.job_of[self.plan.keys(cell).eval] == job.key]
+        return {str(key): cell.reason for key, cell in self.cells.items() if cell.status == "failed"}
 
 
 def summary(run: Run) -> str:
     """One line: how many cells are done, failed and open."""
-    states = [entry["status"] for entry in run.record["cells"].values()]
+    states = [cell.status for cell in run.cells.values()]
     parts = [f"{states.count('done')} of {len(states)} cells done"]
     parts += [f"{states.count(state)} {state}" for state in ("failed", "pending") if states.count(state)]
     return ", ".join(parts)

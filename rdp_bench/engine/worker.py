@@ -1,4 +1,4 @@
-"""Doing a job: crafting an adversarial set, or judging a purified one. Imported only when there is work."""
+"""Doing a job: crafting an adversarial set, or evaluating a purified one. Imported only when there is work."""
 
 import contextlib
 import ctypes
@@ -32,14 +32,22 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-IMAGE_QUALITY = ""
-"""Among a job's targets: the distances of its images to the clean ones. No target has an empty name."""
-
 BATCH = {"cpu": 20, "cuda": 64}
 DEFENDED_BATCH_DIVISOR = 4
 """Times smaller where a purifier's activations are kept for its gradient: 350 MB an image for the compact NRP."""
 
 Report = Callable[[Job, int], None]  # job, images finished since the last call
+
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+@dataclass
+class _Evaluated:
+    """What one batch of a purified set gives, to be stored."""
+
+    predictions: dict[str, Arrays]  # by target
+    image_quality: Arrays | None = None
 
 
 def configure_torch(device: str) -> None:
@@ -71,16 +79,19 @@ class Worker:
     plan: Plan
     batch: int | None = None
     report: Report | None = None
+    classes: dict[str, int] = field(default_factory=dict)
+    """Number of classes of every model loaded so far."""
     _clean: dict[tuple[int, int], NDArray[np.uint8]] = field(default_factory=dict)
-    _phase: type[Job] | None = None  # crafting or judging
+    _phase: type[Job] | None = None  # crafting or evaluating
+    _remarks: list[str] = field(default_factory=list)  # of the job at hand
 
     def __post_init__(self) -> None:
         self.size = self.batch or BATCH[self.plan.device.partition(":")[0]]
         configure_torch(self.plan.device)
         self.plan.store.made_by = describe(self.plan.device)
 
-    def __call__(self, job: Job) -> None:
-        """Do what is still missing of `job`."""
+    def __call__(self, job: Job) -> list[str]:
+        """Do what is still missing of `job`; returns what a reader of its results must know."""
         if type(job) is not self._phase:
             self._phase = type(job)
             release_memory()
@@ -88,6 +99,8 @@ class Worker:
             self._craft(job)
         else:
             self._evaluate(job)
+        remarks, self._remarks = self._remarks, []
+        return remarks
 
     def clean(self, low: int, high: int) -> NDArray[np.uint8]:
         """Images `low..high` of the data set as uint8 `[k, 3, s, s]`, the last few batches kept."""
@@ -107,7 +120,7 @@ class Worker:
         plan = self.plan
         source = plan.sources[job.source].load(plan.device)
         for member in source.members:
-            _check_labels(plan, member.name, member.classes)
+            self._check_labels(member.name, member.classes)
         attack = plan.attacks[job.attack].value
         aims = self._labels
         if aims_at_targets(attack):
@@ -144,14 +157,13 @@ class Worker:
                 if self.report:
                     self.report(job, b - a)
         if isinstance(attack, Notes):
-            plan.remarks += [note for note in attack.notes() if note not in plan.remarks]
+            self._remarks += attack.notes()
 
-    def images(self, set_key: str | None, low: int, high: int) -> NDArray[np.uint8]:
-        """Images `low..high` of an adversarial set, or of the data set, as uint8."""
+    def images(self, craft: CraftJob | None, low: int, high: int) -> NDArray[np.uint8]:
+        """Images `low..high` of the adversarial set that `craft` makes, or of the data set, as uint8."""
         clean = self.clean(low, high)
-        if set_key is None:
+        if craft is None:
             return clean
-        craft = self.plan.crafts[set_key]
         artefact = self.plan.artefact(craft.record)
         try:
             delta = artefact.read(low, high)["delta"]
@@ -169,36 +181,39 @@ class Worker:
     def _evaluate(self, job: EvaluateJob) -> None:
         plan = self.plan
         defense = plan.defenses[job.defense].value
-        open_: dict[str, Artefact] = {}
+        found: dict[str, Artefact] = {}  # of the predictions of each target
         problems: dict[str, str] = {}  # of each target; one bad target must not cost the others their numbers
         for label, record in job.evals:
             try:
                 self.model(label)
-                open_[label] = plan.artefact(record)
+                found[label] = plan.artefact(record)
             except RdpBenchError as error:
                 problems[label] = str(error)
-        if job.image_quality:
-            open_[IMAGE_QUALITY] = plan.artefact(job.image_quality)
-        samples = plan.artefact(plan.sample_record(job.key))
-        for artefact in (*open_.values(), samples):
+        quality = plan.artefact(job.image_quality) if job.image_quality else None
+        sample = plan.artefact(job.sample)
+        for artefact in (*found.values(), sample, *([quality] if quality else [])):
             artefact.write_record()
-        missing = {label: artefact.missing(self.size) for label, artefact in open_.items()}
-        ranges = sorted({r for label_ranges in missing.values() for r in label_ranges})
+        missing = {label: artefact.missing(self.size) for label, artefact in found.items()}
+        unmeasured = quality.missing(self.size) if quality else []
+        ranges = sorted({each for some in (*missing.values(), unmeasured) for each in some})
         # Images to be kept that no missing batch brings by the way.
-        unkept = samples.missing(self.size)
+        unkept = sample.missing(self.size)
         ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
         seed = hash_many([canonical_json({k: job.record[k] for k in ("defense", "seed", "stream")})])
         for low, high in ranges:
-            wanted = [label for label in open_ if (low, high) in missing[label] and label not in problems]
+            wanted = [label for label in found if (low, high) in missing[label] and label not in problems]
+            measure = (low, high) in unmeasured
 
-            def make(a: int, b: int, wanted: list[str] = wanted) -> dict[str, dict[str, NDArray[np.generic]]]:
-                x = to_float(self.images(job.set_key, a, b), plan.device)
+            def make(a: int, b: int, wanted: list[str] = wanted, measure: bool = measure) -> _Evaluated:
+                x = to_float(self.images(job.craft, a, b), plan.device)
                 rng = ImageRng([f"{seed}/{image_hash}" for image_hash in plan.image_hashes[a:b]], plan.device)
-                return self._predict(job, defense, x, rng, wanted, a, b, problems)
+                return self._predict(job, defense, x, rng, wanted, a, b, problems, measure=measure)
 
-            for a, b, found in self._retry_smaller_batches(make, low, high):
-                for label, arrays in found.items():
-                    open_[label].write(a, b, arrays)
+            for a, b, made in self._retry_smaller_batches(make, low, high):
+                for label, arrays in made.predictions.items():
+                    found[label].write(a, b, arrays)
+                if quality and made.image_quality:
+                    quality.write(a, b, made.image_quality)
                 if self.report:
                     self.report(job, b - a)
         if problems:
@@ -215,14 +230,19 @@ class Worker:
         low: int,
         high: int,
         problems: dict[str, str],
-    ) -> dict[str, dict[str, NDArray[np.generic]]]:
-        """Arrays to store by target; a target that fails goes to `problems` instead."""
-        models = {label: self.model(label) for label in wanted if label != IMAGE_QUALITY}
+        *,
+        measure: bool,
+    ) -> _Evaluated:
+        """Arrays to store of the targets in `wanted`; a target that fails goes to `problems` instead.
+
+        With `measure`, also the distances of the purified images to the clean ones.
+        """
+        models = {label: self.model(label) for label in wanted}
         scores: dict[str, list[Tensor]] = {label: [] for label in models}  # of each draw
         spent = dict.fromkeys(models, 0.0)
-        out: dict[str, dict[str, NDArray[np.generic]]] = {}
+        out = _Evaluated({})
         shared = 0.0
-        # Where only restoration is missing, the first pass of the first draw will do.
+        # Where only image quality is missing, the first pass of the first draw will do.
         looks = product(range(job.defense_samples), range(defense.passes)) if models else [(0, 0)]
         for draw, number in looks:
             begin = time.perf_counter()
@@ -233,12 +253,11 @@ class Worker:
             shared += time.perf_counter() - begin
             if draw == number == 0:
                 self._keep_sample(job, purified, low)
-                if IMAGE_QUALITY in wanted:
-                    assert job.image_quality
+                if measure and job.image_quality:
                     clean = to_float(self.clean(low, high), self.plan.device)
                     lpips = job.image_quality["measure"].get("lpips", {}).get("weights")
                     near = image_quality.measure(purified, clean, lpips=lpips)
-                    out[IMAGE_QUALITY] = {name: values.cpu().numpy() for name, values in near.items()}
+                    out.image_quality = {name: values.cpu().numpy() for name, values in near.items()}
             for label, model in models.items():
                 if label in problems:
                     continue
@@ -264,7 +283,7 @@ class Worker:
                 continue
             drawn = torch.stack(each, 1) if job.defense_samples > 1 else each[0]  # [n, draws, classes], or [n, classes]
             top = drawn.float().topk(2, dim=-1).values
-            out[label] = {
+            out.predictions[label] = {
                 "predicted": drawn.argmax(-1).int().cpu().numpy(),
                 "label": self._labels(low, high).int().cpu().numpy(),
                 "margin": (top[..., 0] - top[..., 1]).cpu().numpy(),
@@ -275,11 +294,31 @@ class Worker:
     def model(self, label: str) -> Classifier:
         """The classifier of a target (or, to measure it, of a source's member), loaded and checked."""
         model = self.plan.models[label].load(self.plan.device)
-        _check_labels(self.plan, label, model.classes)
+        self._check_labels(label, model.classes)
         return model
 
+    def _check_labels(self, name: str, classes: int) -> None:
+        """Refuse a network whose outputs are not the classes that the data set's labels count."""
+        dataset = self.plan.dataset
+        expected = getattr(dataset, "classes", None)
+        if expected is not None and classes != expected:
+            raise RdpBenchError(
+                f"model '{name}' has {classes} classes, data set {dataset.name} has labels of {expected}: class "
+                "numbers would not mean the same; use a network of the data set's classes"
+            )
+        for other, count in self.classes.items():
+            if count != classes:
+                raise RdpBenchError(
+                    f"model '{name}' has {classes} classes and '{other}' {count}: class numbers would not mean the "
+                    "same; use networks of one set of classes"
+                )
+        self.classes[name] = classes
+        worst = max(dataset.labels)
+        if worst >= classes:
+            raise RdpBenchError(f"label {worst} of data set {dataset.name} is beyond the {classes} classes of {name}")
+
     def _keep_sample(self, job: EvaluateJob, purified: Tensor, low: int) -> None:
-        artefact = self.plan.artefact(self.plan.sample_record(job.key))
+        artefact = self.plan.artefact(job.sample)
         high = min(low + len(purified), artefact.n)
         if low < high and not artefact.complete:
             artefact.write(low, high, {"purified": to_uint8(purified[: high - low])})
@@ -411,23 +450,3 @@ def check_purified(purified: Tensor, x: Tensor, what: str) -> Tensor:
     if float(purified.min()) < -1e-4 or float(purified.max()) > 1 + 1e-4:
         raise RdpBenchError(f"defense '{what}' left the range [0, 1]")
     return purified.float().clamp(0, 1)
-
-
-def _check_labels(plan: Plan, name: str, classes: int) -> None:
-    """Refuse a network whose outputs are not the classes that the data set's labels count."""
-    expected = getattr(plan.dataset, "classes", None)
-    if expected is not None and classes != expected:
-        raise RdpBenchError(
-            f"model '{name}' has {classes} classes, data set {plan.dataset.name} has labels of {expected}: class "
-            "numbers would not mean the same; use a network of the data set's classes"
-        )
-    for other, count in plan.classes.items():
-        if count != classes:
-            raise RdpBenchError(
-                f"model '{name}' has {classes} classes and '{other}' {count}: class numbers would not mean the same; "
-                "use networks of one set of classes"
-            )
-    plan.classes[name] = classes
-    worst = max(plan.dataset.labels)
-    if worst >= classes:
-        raise RdpBenchError(f"label {worst} of data set {plan.dataset.name} is beyond the {classes} classes of {name}")

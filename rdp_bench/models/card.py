@@ -1,20 +1,29 @@
 """Model cards: what is known about a network before it is loaded. No torch."""
 
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from rdp_bench.errors import unknown_name
+from rdp_bench import schema
 
 NUMERICS = 1
 """Version of how networks are prepared (batch-norm folding, resizing); bump when logits change."""
 
 
 @dataclass(frozen=True)
+class KnownAccuracy:
+    """Top-1 percent that somebody measured on the first `n` images of a data set."""
+
+    dataset: str
+    n: int
+    percent: float
+
+
+@dataclass(frozen=True)
 class Card:
-    """What is known about a model; see data/models.toml for each field."""
+    """What is known about a model; see data/models.toml for each field, which this is the schema of."""
 
     name: str
     summary: str
@@ -33,15 +42,15 @@ class Card:
     install: str = ""
     files: tuple[str, ...] = ()
     licence: str = ""
-    accuracy: tuple[dict[str, Any], ...] = ()
+    accuracy: tuple[KnownAccuracy, ...] = ()
     trained_against: str = ""
     seen: tuple[str, ...] = ()
 
     def known_accuracy(self, dataset: str, n: int) -> float | None:
         """Top-1 percent on this many images of this data set, where somebody has measured it."""
-        for row in self.accuracy:
-            if (row["dataset"], row["n"]) == (dataset, n):
-                return float(row["percent"])
+        for known in self.accuracy:
+            if (known.dataset, known.n) == (dataset, n):
+                return known.percent
         return None
 
 
@@ -49,18 +58,7 @@ class Card:
 def cards() -> dict[str, Card]:
     """The built-in cards by name."""
     table = tomllib.loads(files("rdp_bench.data").joinpath("models.toml").read_text())
-    return {name: _card(name, values) for name, values in table.items()}
-
-
-def _card(name: str, values: dict[str, Any]) -> Card:
-    known = {f.name for f in fields(Card)}
-    for key in values:
-        if key not in known:
-            raise unknown_name(f"field of model card {name}", key, known)
-    as_tuples: dict[str, Any] = {
-        key: tuple(values[key]) for key in ("mean", "std", "files", "accuracy", "seen") if key in values
-    }
-    return Card(**({"name": name} | values | as_tuples))
+    return {name: schema.read({"name": name, **values}, Card, f"model card {name}") for name, values in table.items()}
 
 
 ABOUT = ("name", "summary", "install", "files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen")

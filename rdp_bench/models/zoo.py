@@ -2,10 +2,10 @@
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from rdp_bench.keys import Record, canonical_json, diff_records, known_hash, wit
 from rdp_bench.models.card import ABOUT, NUMERICS, Card, cards
 from rdp_bench.models.defended import AttackedDefense, DefendedClassifier, parse
 from rdp_bench.registry import model
-from rdp_bench.specs import split
+from rdp_bench.specs import FileSearch, files_from, split
 
 if TYPE_CHECKING:
     from rdp_bench.protocols import Classifier
@@ -203,15 +203,24 @@ def find_or_missing(label: str, models_dir: Path | None = None) -> AnyModelRef:
         return MissingModel(cards()[label], str(error))
 
 
-def find_source(label: str, ensembles: dict[str, list[str]], models_dir: Path | None = None) -> SourceSpec:
-    """The source that `label` names: a model, a named ensemble of the grid, `a+b`, or any of them behind a defense."""
-    if behind := parse(label):
+def find_source(label: str, ensembles: Mapping[str, Sequence[str]], files: FileSearch | None = None) -> SourceSpec:
+    """The source that `label` names.
+
+    Args:
+        label: a model, a named ensemble of the grid, `a+b`, or any of them behind a defense.
+        ensembles: the models of each named ensemble.
+        files: where the weights of models and of the defense are looked for; None: from the current folder.
+    """
+    files = files or FileSearch()
+    with files_from(files):
+        behind = parse(label)
+    if behind:
         attacked_defense, inner = behind
-        return replace(find_source(inner, ensembles, models_dir), name=label, attacked_defense=attacked_defense)
+        return replace(find_source(inner, ensembles, files), name=label, attacked_defense=attacked_defense)
     names = ensembles.get(label) or split(label, "+")
     if len(set(names)) < len(names):
         raise UsageError(f"source '{label}' names a model twice")
-    return SourceSpec(label, tuple(find(name, models_dir) for name in names))
+    return SourceSpec(label, tuple(find(name, files.models_dir) for name in names))
 
 
 def _local(label: str, models_dir: Path | None) -> Path | None:
@@ -268,7 +277,7 @@ def _installed(card: Card, models_dir: Path | None) -> Path | None:
     kind, _, where = card.weights.partition(":")
     if kind in ("package", "shipped"):
         if kind == "shipped":
-            path: Path | None = Path(str(files("rdp_bench.data").joinpath("weights", where)))
+            path: Path | None = Path(str(resources.files("rdp_bench.data").joinpath("weights", where)))
         else:
             package, _, inside = where.partition("/")
             spec = importlib.util.find_spec(package)

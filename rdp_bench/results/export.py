@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ COLUMNS = (
     "grid", "dataset", "source", "attack", "eps", "defense", "target", "index", "id", "label", "predicted", "margin",
     "correct", "draw", "norm",
 )  # fmt: skip
-CELL = ("source", "attack", "eps", "defense", "target")
 BATCH = 50
 
 
@@ -71,11 +71,11 @@ def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
 
 
 def _predictions(run: Run, store: Store, dataset: Dataset) -> Iterator[dict[str, Any]]:
-    for cell in run.record["cells"]:
-        if cell["status"] != "done":
+    for cell in run.cells:
+        if cell.status != "done":
             continue
-        arrays = store.open("eval", cell["eval_key"]).read()
-        shared = {"grid": run.grid, "dataset": run.record["dataset"]["name"], **{name: cell[name] for name in CELL}}
+        arrays = store.open("eval", cell.eval_key or "").read()
+        shared = {"grid": run.grid, "dataset": run.record["dataset"]["name"], **asdict(cell.key)}
         labels = arrays["label"].tolist()
         # One prediction an image, or one for each draw of a random defense.
         said, margins = (arrays[name].reshape(len(labels), -1).tolist() for name in ("predicted", "margin"))
@@ -112,7 +112,7 @@ def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[i
     """Every set of the run as PNG; how many images, and how many sets are not there whole."""
     from PIL import Image
 
-    sets = {cell["adv_key"]: cell for cell in run.record["cells"] if cell["adv_key"]}
+    sets = {cell.adv_key: cell for cell in run.cells if cell.adv_key}
     lines, count = [], 0
     for key, cell in sets.items():
         try:
@@ -128,7 +128,7 @@ def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[i
                 Image.fromarray(np.ascontiguousarray(adv.transpose(1, 2, 0))).save(file, "PNG")
                 write_atomic(folder / f"{low + offset:05d}.png", file.getvalue())
                 count += 1
-        lines.append({"folder": key[:16], **{name: cell[name] for name in ("source", "attack", "eps")}, "key": key})
+        lines.append({"folder": key[:16], "source": cell.source, "attack": cell.attack, "eps": cell.eps, "key": key})
     about = {name: value for name, value in run.record["dataset"].items() if name != "label"}
     record = {"dataset": about, "norm": run.norm, "ids": list(dataset.ids), "sets": lines}
     write_atomic(to / f"{run.grid}.json", json.dumps(record, indent=1).encode())

@@ -6,15 +6,13 @@
 import contextlib
 import csv
 import io
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rdp_bench import csvtext
 from rdp_bench.budgets import LINF, norm_of, show_eps
@@ -24,8 +22,10 @@ from rdp_bench.errors import RdpBenchError, UsageError, unknown_name
 from rdp_bench.keys import Record
 from rdp_bench.metrics import stats
 from rdp_bench.metrics.correctness import AGGREGATIONS, distances, error_flags
-from rdp_bench.metrics.significance import UNDEFENDED as UNDEFENDED
-from rdp_bench.specs import cut, plain, show, split
+from rdp_bench.results.record import CellResult, read_run
+from rdp_bench.specs import CLEAN, cut, plain, show, split
+from rdp_bench.specs import UNDEFENDED as UNDEFENDED
+from rdp_bench.specs import CellKey as CellKey
 from rdp_bench.terminal import utf8
 
 if TYPE_CHECKING:
@@ -42,24 +42,7 @@ COLUMNS = (
     "paper", "status", "reason", "adv_key", "eval_key", "seconds",
 )  # fmt: skip
 
-FORMAT = 2
-"""Of OUT/runs/*.json."""
-
 Row = dict[str, Any]
-
-
-class CellKey(NamedTuple):
-    """Where a number stands: all of a cell but its run."""
-
-    source: str
-    attack: str
-    eps: float
-    target: str
-    defense: str
-
-    @classmethod
-    def of(cls, cell: Mapping[str, Any]) -> "CellKey":
-        return cls(cell["source"], cell["attack"], float(cell["eps"]), cell["target"], cell["defense"])
 
 
 # --- the paper's numbers ---------------------------------------------------------------------------------
@@ -89,11 +72,11 @@ def paper_value(run: Record, cell_key: CellKey, metric: str) -> float | None:
         return None
     if cell_key.source in run.get("sources", {}):
         source = run["sources"][cell_key.source]
-        cell_key = cell_key._replace(source=plain(cell_key.source))
+        cell_key = replace(cell_key, source=plain(cell_key.source))
         if not source.get("attacked_defense") and sorted(source.get("members", [])) == sorted(
             paper_metadata()["ensemble"]
         ):
-            cell_key = cell_key._replace(source="ensemble")
+            cell_key = replace(cell_key, source="ensemble")
         elif cell_key.source == "ensemble":
             return None
     tables = paper_metadata()["tables"]
@@ -131,7 +114,7 @@ def _pretty(part: str) -> str:
 # --- results.csv -----------------------------------------------------------------------------------------
 
 
-def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label: "NDArray[np.int32] | None") -> Row:
+def row(run: Record, cell: CellResult, predicted: "NDArray[np.int32] | None", label: "NDArray[np.int32] | None") -> Row:
     """One line of results.csv; `predicted` and `label` are `[n]`, or None where there is no prediction.
 
     An error counts every image, also those that the target gets wrong without an attack: the paper's
@@ -139,9 +122,9 @@ def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label:
     are images. A cell that says "done" without predictions becomes a failed one. Under an L2 budget, of which eps says
     nothing by itself, the metric is error_l2.
     """
-    cell_key = CellKey.of(cell)
-    metric = "accuracy" if cell_key.attack == "clean" else f"error{_suffix(run)}"
-    status, reason = cell["status"], cell.get("reason", "")
+    metric = "accuracy" if cell.attack == CLEAN else f"error{_suffix(run)}"
+    status: str = cell.status
+    reason = cell.reason
     value, low, high = "", "", ""
     if status == "done":
         if predicted is None or label is None or not len(predicted) == len(label) == run["dataset"]["n"]:
@@ -149,26 +132,26 @@ def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label:
             status, reason = "failed", f"{have} of {run['dataset']['n']} predictions are stored; run the grid again"
         else:
             value, low, high = percent(error_flags(predicted, label), metric)
-    number = paper_value(run, cell_key, metric)
+    number = paper_value(run, cell.key, metric)
     return {
         "grid": run["grid"],
         "dataset": run["dataset"]["name"],
         "n": run["dataset"]["n"],
-        "source": cell_key.source,
-        "attack": cell_key.attack,
-        "eps": show(cell_key.eps),
-        "defense": cell_key.defense,
-        "target": cell_key.target,
+        "source": cell.source,
+        "attack": cell.attack,
+        "eps": show(cell.eps),
+        "defense": cell.defense,
+        "target": cell.target,
         "metric": metric,
         "value": value,
         "ci_low": low,
         "ci_high": high,
         "paper": "" if number is None else show(number),
         "status": status,
-        "reason": " ".join(str(reason).split()),
-        "adv_key": cell.get("adv_key") or "",
-        "eval_key": cell.get("eval_key") or "",
-        "seconds": f"{cell.get('seconds') or 0:.3f}",
+        "reason": " ".join(reason.split()),
+        "adv_key": cell.adv_key or "",
+        "eval_key": cell.eval_key or "",
+        "seconds": f"{cell.seconds:.3f}",
     }
 
 
@@ -277,9 +260,10 @@ def _others(path: Path, grids: set[str]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its reports need it: the record, its tidy rows, and who was wrong on which image."""
+    """A run as its reports need it: the record, its cells and rows, and who was wrong on which image."""
 
-    record: Record
+    record: Record  # `results.record.RunRecord` as JSON, without the cells
+    cells: list[CellResult]
     rows: list[Row]  # as in results.csv, one a cell
     wrong: "dict[CellKey, Rates]"  # [n] of every cell that is done: flags, or the share of several draws
     predicted: "dict[CellKey, NDArray[np.int32]]"  # [n], of the first draw
@@ -338,7 +322,7 @@ class Run:
     def axis(self, name: str) -> list[str]:
         """The labels of an axis in the run's order, cells beyond the recorded axes included."""
         singular = {"sources": "source", "targets": "target", "attacks": "attack", "defenses": "defense"}[name]
-        seen = [cell[singular] for cell in self.record["cells"]]
+        seen = [getattr(cell, singular) for cell in self.cells]
         return [label for label in dict.fromkeys([*self.record["axes"].get(name, []), *seen]) if label in seen]
 
 
@@ -368,39 +352,36 @@ def load(out: Path, store: Store) -> list[Run]:
 
 
 def _load(path: Path, store: Store) -> Run:
-    record = read_record(path)
-    run = Run(record, [], {}, {})
+    stored = read_run(path)
+    record = stored.header
+    run = Run(record, stored.cells, [], {}, {})
     provenance = Provenance(store)
-    for cell in record["cells"]:
+    for cell in stored.cells:
+        key = cell.key
         arrays: dict[str, Any] = {}
-        asked_done = cell["status"] == "done"
+        asked_done = cell.status == "done"
         if asked_done:
             try:
-                arrays = dict(store.open("eval", cell["eval_key"] or "").read())
+                arrays = dict(store.open("eval", cell.eval_key or "").read())
                 provenance.add(cell)
             except RdpBenchError as error:
-                cell = {**cell, "status": "failed", "reason": str(error)}
+                cell = replace(cell, status="failed", reason=str(error))
         line = row(record, cell, arrays.get("predicted"), arrays.get("label"))
         if asked_done and line["status"] != "done":
-            run.unread[CellKey.of(cell)] = line["reason"]
+            run.unread[key] = line["reason"]
         run.rows.append(line)
-        cell_key = CellKey.of(cell)
         if line["status"] == "done":
             predicted, label = arrays["predicted"], arrays["label"]
-            run.wrong[cell_key] = error_flags(predicted, label)
-            run.predicted[cell_key] = predicted if predicted.ndim == 1 else predicted[:, 0]
+            run.wrong[key] = error_flags(predicted, label)
+            run.predicted[key] = predicted if predicted.ndim == 1 else predicted[:, 0]
             if predicted.ndim > 1:
-                run.by_aggregation.update(
-                    {
-                        (cell_key, aggregation): error_flags(predicted, label, aggregation)
-                        for aggregation in AGGREGATIONS
-                    }
-                )
-                run.by_aggregation[cell_key, "first"] = error_flags(predicted[:, 0], label)
-        image = cell_key._replace(target="-")
-        if (key := cell.get("image_quality_key")) and image not in run.image_quality and image not in run.unread:
+                for aggregation in AGGREGATIONS:
+                    run.by_aggregation[key, aggregation] = error_flags(predicted, label, aggregation)
+                run.by_aggregation[key, "first"] = error_flags(predicted[:, 0], label)
+        image = replace(key, target="-")
+        if cell.image_quality_key and image not in run.image_quality and image not in run.unread:
             try:
-                run.image_quality[image] = distances(store.open("image_quality", key).read())
+                run.image_quality[image] = distances(store.open("image_quality", cell.image_quality_key).read())
             except RdpBenchError as error:
                 if asked_done:  # else it was not measured either
                     run.unread[image] = str(error)
@@ -436,65 +417,12 @@ class Provenance:
         self._seen: set[str] = set()
         self.found: list[Record] = []
 
-    def add(self, cell: Record) -> None:
+    def add(self, cell: CellResult) -> None:
         """The predictions of a cell, its adversarial set and its image quality."""
-        for kind, name in (("eval", "eval_key"), ("adv", "adv_key"), ("image_quality", "image_quality_key")):
-            key = cell.get(name)
+        for kind, key in (("eval", cell.eval_key), ("adv", cell.adv_key), ("image_quality", cell.image_quality_key)):
             if not key or key in self._seen:
                 continue
             self._seen.add(key)
             with contextlib.suppress(RdpBenchError):  # a set may be gone that its predictions outlive
                 # Batches written without a worker, as tests do, know their time alone.
                 self.found += [made for made in self._store.open(kind, key).made() if made.keys() > {"time"}]
-
-
-# --- OUT/runs/<grid>.json --------------------------------------------------------------------------------
-
-
-def write_record(path: Path, record: Record) -> None:
-    """Write a run record with its checksum, so that `read_record` notices an edit."""
-    plain = json.loads(json.dumps(record))
-    write_atomic(path, json.dumps({**plain, "sha256": _checksum(plain)}, indent=1).encode())
-
-
-def _checksum(record: Record) -> str:
-    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def read_record(path: Path) -> Record:
-    """A run record as it was written.
-
-    Raises:
-        UsageError: it is not one, is of another format, or was edited.
-    """
-    try:
-        raw = json.loads(path.read_bytes())
-        checksum = raw.pop("sha256", None)
-        record: Record = _readable(raw)
-        if "label" in record["dataset"]:
-            record["dataset"]["label"] = raw["dataset"]["label"]  # `export` opens it
-        if record["format"] != FORMAT:
-            raise UsageError(f"{path}: format {record['format']}, this version reads {FORMAT}; run the grid again")
-        if checksum != _checksum(raw):
-            raise UsageError(f"{path} was changed after the run wrote it (its checksum differs); run the grid again")
-        for cell in record["cells"]:
-            CellKey.of(cell), cell["status"], cell["eval_key"]
-        for name in ("axes", "environment", "models", "sources", "attacks", "defenses"):
-            record[name].items()
-        for name in ("grid", "profile", "command", "seed", "started", "seconds", "warnings"):
-            record[name]
-        for name in ("name", "size", "images"):
-            record["dataset"][name]
-        int(record["dataset"]["n"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{path} is not a run record ({error!r}); run the grid again, or move it away") from error
-    return record
-
-
-def _readable(value: Any) -> Any:
-    """A record without what no file can hold: the bytes of a path that were not UTF-8, see `terminal.utf8`."""
-    if isinstance(value, str):
-        return utf8(value).decode()
-    if isinstance(value, dict):
-        return {_readable(key): _readable(item) for key, item in value.items()}
-    return [_readable(item) for item in value] if isinstance(value, list) else value

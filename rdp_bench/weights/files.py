@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rdp_bench.cache.store import write_atomic
-from rdp_bench.errors import BadModelError, UsageError
+from rdp_bench.errors import BadModelError
 from rdp_bench.keys import file_state, hash_file
+from rdp_bench.specs import FileName, file_name
 from rdp_bench.weights import state_dict, tf_checkpoint
 
 if TYPE_CHECKING:
@@ -32,24 +33,14 @@ OURS = "rdp-bench"
 LARGEST = 2**29
 """Bytes that a file of arrays may unpack to; ResNet-152 with denoising has 273 MiB."""
 
-_folders: list[Path] = []
-
-
-def set_search_dir(models_dir: Path | None) -> None:
-    """Let `find` look for named files in this folder first (`--models-dir`).
-
-    Raises:
-        UsageError: there is no such folder.
-    """
-    if models_dir and not models_dir.is_dir():
-        raise UsageError(f"--models-dir {models_dir}: no such folder")
-    _folders[:] = [models_dir] if models_dir else []
-
 
 def find(defense: str, file: str | None) -> Path:
-    """The weight file of a learned defense: the one that ships, or `file` in `--models-dir`, as a path, or shipped.
+    """The weight file of a learned defense.
 
-    Files that ship are named without their ending: `rdp-ablation-full`.
+    Args:
+        defense: the name of the defense, for the shipped file and for errors.
+        file: None for the file that ships. A name is looked for where its label says (`specs.FileSearch`: in
+            `--models-dir`, then as a path); without an ending (`rdp-ablation-full`) also among the files that ship.
 
     Raises:
         BadModelError: no such file.
@@ -64,8 +55,8 @@ def find(defense: str, file: str | None) -> Path:
             f"and name the file: {defense}(weights=FILE)"
         )
     named = Path(file)
-    start: Path = getattr(file, "folder", Path())  # of a grid file's label: where that file is
-    places = [folder / named for folder in _folders] + [start / named]
+    search = file.search if isinstance(file, FileName) else file_name(file).search
+    places = search.places(file)
     if named.name == str(file) and not named.suffix:
         places.append(Path(str(shipped.joinpath(f"{named}.safetensors"))))
     for place in places:

@@ -115,12 +115,12 @@ def _compare_all(run: Run, claim: Claim, *, sign: int = 1, each: bool = False, s
 
 def _rivals(run: Run, claim: Claim, subject: str) -> list[_Rival]:
     def behind(cell_key: CellKey, defense: str, target: str = "") -> CellKey:
-        return cell_key._replace(defense=defense, target=target or cell_key.target)
+        return replace(cell_key, defense=defense, target=target or cell_key.target)
 
     names = [name for name in matching(run, claim.against) if name != subject]
     rivals = [_Rival(_called(name), partial(behind, defense=name)) for name in names]
     if claim.beside:
-        defended = {cell["target"] for cell in run.record["cells"] if cell["defense"] != UNDEFENDED}
+        defended = {cell.target for cell in run.cells if cell.defense != UNDEFENDED}
         for target in (name for name in run.axis("targets") if name not in defended):
             rivals += [_Rival(display_name(target), partial(behind, defense=UNDEFENDED, target=target))]
     return rivals
@@ -199,10 +199,10 @@ def _keeps(run: Run, claim: Claim) -> list[Finding]:
         if claim.against:
             rival, theirs = (
                 display_name(claim.against[0]),
-                [cell_key._replace(defense=claim.against[0]) for cell_key in scope.cells],
+                [replace(cell_key, defense=claim.against[0]) for cell_key in scope.cells],
             )
         else:
-            rival, theirs = "crafted plainly", [cell_key._replace(source=base) for cell_key in scope.cells if base]
+            rival, theirs = "crafted plainly", [replace(cell_key, source=base) for cell_key in scope.cells if base]
         gap = "no plainly crafted cells in this run" if not theirs else ""
         if gap := gap or _lacking(run, scope.cells) or _lacking(run, theirs):
             findings.append(Finding(OPEN, scope.where, scope.setting, display_name(claim.subject), note=gap))

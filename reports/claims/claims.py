@@ -109,7 +109,7 @@ def matching(run: Run, patterns: Iterable[str]) -> list[str]:
 
 def scopes(run: Run, claim: Claim, subject: str) -> list[Scope]:
     """The settings in which a claim is asked, in the run's order: one a value of every axis not in `over`."""
-    places = [CellKey.of(cell) for cell in run.record["cells"] if cell["defense"] == subject]
+    places = [cell.key for cell in run.cells if cell.defense == subject]
     cells = [
         cell_key
         for cell_key in places

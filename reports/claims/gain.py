@@ -1,6 +1,6 @@
 """Table 3's "relative gain": how much more a target gets right behind a defense, relative to without, on average."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,7 @@ def gain(run: Run, attack: str, eps: float, defense: str, sources: list[str]) ->
         if base is None:
             return f"no plainly crafted cells to compare {source} with"
         bare = CellKey(base, attack, eps, target, UNDEFENDED)
-        pairs.append((bare, bare._replace(source=source, defense=defense)))
+        pairs.append((bare, replace(bare, source=source, defense=defense)))
     lacking = {cell_key for pair in pairs for cell_key in pair if cell_key not in run.wrong}
     if lacking or not pairs:
         return f"{len(lacking)} of its cells are not done" if pairs else "no such cells in this run"
@@ -93,7 +93,7 @@ def notes(run: Run) -> list[str]:
     """A sentence per defense, for a run that crafts both plainly and through a defense; else none."""
     if run.norm != LINF:
         return []  # the paper's budgets are L-infinity
-    cells = [CellKey.of(cell) for cell in run.record["cells"] if cell["attack"] != "clean"]
+    cells = [cell.key for cell in run.cells if cell.attack != "clean"]
     through = [name for name in run.axis("sources") if mode(run, name) in ("bpda", "exact")]
     defenses = [name for name in run.axis("defenses") if name != UNDEFENDED]
     sentences = []

@@ -8,6 +8,7 @@ import numpy as np
 
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import RdpBenchError
+from rdp_bench.results.record import CellResult
 from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class SampleImages:
     store: Store
 
     @cached_property
-    def _cells(self) -> dict[CellKey, Any]:
-        return {CellKey.of(cell): cell for cell in self.run.record["cells"]}
+    def _cells(self) -> dict[CellKey, CellResult]:
+        return {cell.key: cell for cell in self.run.cells}
 
     @cached_property
     def _read(self) -> "dict[CellKey, Image]":
@@ -92,9 +93,9 @@ class SampleImages:
             RdpBenchError: the set is not there.
         """
         cell = self._cells.get(self.place(attack))
-        if cell is None or not cell.get("adv_key"):
+        if cell is None or not cell.adv_key:
             raise RdpBenchError("not run yet")
-        return self.store.open("adv", cell["adv_key"]).read()["delta"]  # type: ignore[return-value]
+        return self.store.open("adv", cell.adv_key).read()["delta"]  # type: ignore[return-value]
 
     def right(self, attack: str, defense: str, index: int) -> bool | None:
         """Whether the target was right on an image; None where nobody asked."""
@@ -117,15 +118,15 @@ class SampleImages:
         }
 
 
-def sample(store: Store, cell: dict[str, Any] | None) -> "Image":
+def sample(store: Store, cell: CellResult | None) -> "Image":
     """The images `[k, 3, h, w]` that are kept of a run's cell.
 
     Raises:
         RdpBenchError: there are none; the message says why.
     """
-    if cell is None or cell["status"] != "done":
-        raise RdpBenchError((cell or {}).get("reason") or "not run yet")
-    return store.open("sample", cell.get("sample_key") or "").read()["purified"]  # type: ignore[return-value]
+    if cell is None or cell.status != "done":
+        raise RdpBenchError(cell.reason if cell and cell.reason else "not run yet")
+    return store.open("sample", cell.sample_key or "").read()["purified"]  # type: ignore[return-value]
 
 
 def at_size(image: "Image", size: int) -> "Image":

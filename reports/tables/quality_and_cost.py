@@ -13,6 +13,7 @@ from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, slug
 from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
+from rdp_bench.specs import CLEAN
 from rdp_bench.specs import show
 
 _ABSENT = TableCell(reason="not measured")
@@ -62,15 +63,15 @@ def tables(run: Run) -> list[Table]:
 
 def run_settings(run: Run) -> list[Setting]:
     """Every source, target and eps of the run whose target has more than one defense."""
-    cells = [cell for cell in run.record["cells"] if cell["attack"] != "clean"]
+    cells = [cell for cell in run.cells if cell.attack != CLEAN]
     targets = [name for name in run.axis("targets") if len(defenses_against(run, name)) > 1]
-    found = dict.fromkeys(Setting(cell["source"], cell["target"], float(cell["eps"])) for cell in cells)
+    found = dict.fromkeys(Setting(cell.source, cell.target, cell.eps) for cell in cells)
     return [setting for setting in found if setting.target in targets]
 
 
 def defenses_against(run: Run, target: str) -> list[str]:
     """The defenses judged with this target, the undefended row first."""
-    here = {cell["defense"] for cell in run.record["cells"] if cell["target"] == target}
+    here = {cell.defense for cell in run.cells if cell.target == target}
     return sorted((name for name in run.axis("defenses") if name in here), key=lambda name: name != UNDEFENDED)
 
 

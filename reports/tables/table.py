@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +146,7 @@ def error_tables(run: Run) -> list[Table]:
 
     A run of one attack on several targets, or at several eps, has those as columns instead.
     """
-    cells = {cell_key: cell for cell in run.record["cells"] if (cell_key := CellKey.of(cell)).attack != "clean"}
+    cells = [cell.key for cell in run.cells if cell.attack != "clean"]
     axes: dict[str, list[Any]] = {
         "attack": [attack for attack in run.axis("attacks") if attack != "clean"],
         "target": run.axis("targets"),
@@ -205,7 +205,7 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
 
 def clean_table(run: Run) -> Table | None:
     """Table 2: accuracy without an attack, by defense and target; None for a run without clean cells."""
-    places = [CellKey.of(cell) for cell in run.record["cells"] if cell["attack"] == "clean"]
+    places = [cell.key for cell in run.cells if cell.attack == "clean"]
     targets = [target for target in run.axis("targets") if any(cell_key.target == target for cell_key in places)]
     if not places:
         return None
@@ -321,7 +321,7 @@ def _paper_average(run: Run, places: list[CellKey]) -> float | None:
     five = 5
     if len(places) != five or any(paper_value(run.record, cell_key, "error") is None for cell_key in places):
         return None
-    return paper_value(run.record, places[0]._replace(attack="average"), "error")
+    return paper_value(run.record, replace(places[0], attack="average"), "error")
 
 
 def _number(text: str) -> float | None:
