@@ -1,0 +1,38 @@
+"""How a run is to be done: everything about it except the grid."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rdp_bench.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The settings that all grids of one command share.
+
+    Raises:
+        UsageError: a limit or batch size below 1.
+    """
+
+    out: Path
+    cache: Path | None = None  # None: the user's
+    models_dir: Path | None = None  # where weight files are looked for first
+    plugins: tuple[Path, ...] = ()
+    profile: str = "embedded"
+    limit: int | None = None  # at most this many images
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda or cuda:<number>
+    batch_size: int | None = None  # images at once; None: what suits the device
+    fresh: bool = False  # compute everything again
+    dry_run: bool = False
+    progress: bool | None = None  # None: a bar where stderr is a terminal
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """What takes the place of a grid's axes, by field of `grid.Axes`."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit {self.limit}: at least one image is needed")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"--batch-size {self.batch_size}: expected auto or a number above 0")
