@@ -11,6 +11,7 @@ from typing import Any
 
 from rdp_bench.budgets import LINF, NORMS, parse_eps
 from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown_name
+from rdp_bench.protocols import purifies
 from rdp_bench.registry import dataset as datasets
 from rdp_bench.registry import defense as defenses
 from rdp_bench.specs import Cell, cut, files_from, plain, show
@@ -268,7 +269,7 @@ def _usable(name: str, label: str) -> bool:
     """Whether a defense purifies (or is asked for by name) and its weights are here; if they are not, says so."""
     try:
         value = defenses.resolve(name).value
-        if label == "*" and not getattr(value, "purifies", True):
+        if label == "*" and not purifies(value):
             return False
         value.resolved()
     except RdpBenchError as error:
