@@ -1,4 +1,4 @@
-"""One iteration behind every attack of the paper: gradient-sign steps with exchangeable parts.
+"""Gradient-sign attacks: compositions of parts, and the grammar that spells them.
 
     x_0 = x (+ U(-eps, eps))
     z   = x_t + mu * alpha * g_t                              look-ahead (NI)
@@ -7,23 +7,23 @@
     g_{t+1} = mu * g_t + G / mean|G|                          momentum (MI)
     x_{t+1} = clip(x_t + alpha * sign(g_{t+1}), ball, [0, 1])
 
-Under an L2 budget the step goes along g / |g|_2 instead of sign(g), and the result is projected to the L2 ball, then to
-[0, 1] (Madry et al. 2018).
-
-The constants of the authors' code live on images in [-1, 1]; here pixels are in [0, 1], which halves
-eps and alpha and turns their padding value 0 and their scaling towards 0 into mid-grey .5.
+The parts lie in `attacks/parts`, the iteration in `attacks/_loop.py`. The constants of the authors' code are for images
+in [-1, 1]; here pixels are in [0, 1], which halves eps and alpha and turns their padding value 0 and their scaling
+towards 0 into mid-grey .5.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass, fields, replace
+from math import prod
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rdp_bench.budgets import LINF, NORMS, Norm
-from rdp_bench.errors import UsageError
-from rdp_bench.keys import neutral
-from rdp_bench.specs import show
+from rdp_bench.attacks.parts import ALWAYS, WORDS, Ball, Part, Steps, Targeted
+from rdp_bench.attacks.parts.base import find
+from rdp_bench.budgets import LINF, Norm
+from rdp_bench.errors import UsageError, unknown_name
+from rdp_bench.keys import Record, without_neutral
+from rdp_bench.specs import Spec, parse_spec, split, values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,113 +31,69 @@ if TYPE_CHECKING:
     from rdp_bench.protocols import Source
     from rdp_bench.rng import ImageRng
 
-Label = Literal["true", "predicted"]
-Target = Literal["random", "dataset"]
+P = TypeVar("P", bound=Part)
 
 ENGINE_VERSION = 1
-"""Of the iteration in `_iterate.py`; bump it when every attack's output changes."""
-
-PART_VERSIONS: dict[str, tuple[Any, int]] = {
-    "momentum": (0.0, 1),
-    "nesterov": (False, 1),
-    "scale_copies": (1, 1),
-    "diversity_prob": (0.0, 1),
-    "kernel_size": (1, 1),
-    "label": ("true", 1),
-    "targeted": (False, 1),
-    "target": ("random", 1),
-    "norm": (LINF, 1),
-    "random_start": (False, 1),
-    "aux_weight": (0.0, 1),
-}
-"""Of each part: the value of its field that switches it off, and its version. Bump the version of the part whose output
-changes: the attacks that use it, and no others, then get new keys, whether a preset or a composition names them."""
+"""Of the iteration in `_loop.py`; bump it when the output of every attack changes."""
 
 
 @dataclass(frozen=True)
 class GradientSign:
-    """Gradient-sign iteration; the fields switch its parts on. `alpha` and `eps_255` are in /255.
+    """A gradient-sign attack, composed of `parts`.
 
-    Where `norm` is "l2", eps is an L2 norm everywhere, the argument called `eps_255` included.
+    Parts that do nothing are left out, the others are put into their order; without `Steps` there are 10. Where the
+    norm of the budget is L2, `eps` is an L2 norm everywhere, the arguments called `eps_255` included.
+
+    Raises:
+        ValueError: two parts of one kind, or parts that do not go together.
     """
 
-    steps: int | None = 10
-    """Iterations; None ("auto") is min(eps + 4, 1.25 eps), rounded down (Kurakin et al. 2016, Sec. 3)."""
-    alpha: float | None = None
-    """Step size; None is `step_ratio * eps / steps`, but at least `alpha_floor`."""
-    step_ratio: float = 1.0
-    alpha_floor: float = 0.0
-    momentum: float = 0.0
-    """mu of MI-FGSM (Dong et al. 2018, Eq. 6); above 0 each gradient is divided by its mean |.|."""
-    nesterov: bool = False
-    """Look-ahead (Lin et al. 2020, Eq. 6); the looked-ahead point is not clipped, as in their code."""
-    scale_copies: int = 1
-    """m of SI (Lin et al. 2020, Eq. 8): copies at contrast 1, 1/2, ..., around mid-grey; gradients summed."""
-    diversity_prob: float = 0.0
-    """Probability of input diversity (Xie et al. 2019, Sec. 3.2), drawn anew for each image and gradient."""
-    diversity_size: float = 330 / 299
-    """Padded size over image size; the resized image is U{size .. padded - 1}, nearest neighbour."""
-    resize_back: bool = False
-    """Bring the padded image back to its size (nearest), as the SI-NI code does; else the network sees it larger."""
-    kernel_size: int = 1
-    """Length of the Gaussian kernel of TI (Dong et al. 2019, Sec. 3.3), sigma = (kernel - 1) / 6 pixels."""
-    label: Label = "true"
-    """Which class to leave: the true label, or the source's own prediction in its first forward pass."""
-    targeted: bool = False
-    """Approach a class instead of leaving the label: which one, `target` says."""
-    target: Target = neutral("random")
-    """Class that a targeted attack approaches: a random wrong one, or the data set's own target class."""
-    random_start: bool = False
-    clip_start: bool = True
-    """Clip the random start to [0, 1] before the first gradient."""
-    aux_weight: float = 0.0
-    """Weight of the loss at a source's auxiliary head (.4 in the TI code); 0 leaves it out."""
-    norm: Norm = neutral(LINF)
-    """Norm of the budget; a grid or `--norm` sets it."""
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
-        rules = {
-            "numbers are finite": all(isfinite(v) for v in vars(self).values() if isinstance(v, float)),
-            "steps is above 0 and at most 100000, or auto": self.steps is None or 0 < self.steps <= 100_000,
-            "alpha is above 0": self.alpha is None or self.alpha > 0,
-            "alpha is at most 255": self.alpha is None or self.alpha <= 255,
-            "step_ratio is above 0": self.step_ratio > 0,
-            "momentum is not negative": self.momentum >= 0,
-            "scale_copies is at least 1": self.scale_copies >= 1,
-            "copies is 1 to 100": self.scale_copies <= 100,  # the contrast of copy 100 is below any float32
-            "diversity_prob is a probability": 0 <= self.diversity_prob <= 1,
-            "diversity_size is above 1 and at most 10": 1 < self.diversity_size <= 10,
-            "kernel_size is odd and at least 1": self.kernel_size >= 1 and self.kernel_size % 2 == 1,
-            "kernel is at most 4001; images need no longer one": self.kernel_size <= 4001,
-            f"label is one of {get_args(Label)}": self.label in get_args(Label),
-            "a targeted attack uses label=true": not (self.targeted and self.label == "predicted"),
-            "nesterov needs momentum above 0": not self.nesterov or self.momentum > 0,
-            f"target is one of {get_args(Target)}": self.target in get_args(Target),
-            "target=dataset needs targeted=true": self.targeted or self.target == "random",
-            f"norm is one of {NORMS}": self.norm in NORMS,
-        }
-        if self.norm != LINF:
-            rules |= {
-                "steps=auto is a rule for eps in /255; give a number, as in steps=10": self.steps is not None,
-                "alpha is in /255; write alpha=auto, and step_ratio for steps of step_ratio * eps / steps": (
-                    self.alpha is None and not self.alpha_floor
-                ),
-                "nesterov's look-ahead is defined for sign steps only": not self.nesterov,
-            }
-        for rule, holds in rules.items():
-            if not holds:
-                raise ValueError(rule)
+        kinds = [type(part) for part in self.parts]
+        if twice := [kind.__name__ for kind in kinds if kinds.count(kind) > 1]:
+            raise ValueError(f"part {twice[0]} is given twice")
+        parts = [*self.parts, *(part for part in ALWAYS if type(part) not in kinds)]
+        used = tuple(sorted((part for part in parts if not part.idle), key=lambda part: (part.order, part.id)))
+        names = [field.name for part in used for field in fields(part)]
+        if shared := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two parts have a parameter {shared[0]}")
+        if len(looking := [part.id for part in used if type(part).look is not Part.look]) > 1:
+            raise ValueError(f"only one part may decide what the source sees, found {' and '.join(looking)}")
+        for part in used:
+            part.check(used)
+        object.__setattr__(self, "parts", used)
 
     def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
         """Adversarial images for `x` `[n, 3, h, w]` in [0, 1]; `eps` in [0, 1], or an L2 norm; see `Attack`."""
-        from rdp_bench.attacks._iterate import iterate
+        from rdp_bench.attacks import _loop
 
-        return iterate(self, source, x, y, eps, rng)
+        return _loop.craft(self.parts, source, x, y, eps, rng)
+
+    def part(self, kind: type[P]) -> P | None:
+        """The part of this kind, if the attack has one."""
+        return find(self.parts, kind)
+
+    @property
+    def schedule(self) -> Steps:
+        """Number and size of the steps."""
+        return self.part(Steps) or Steps()
+
+    @property
+    def norm(self) -> Norm:
+        """The norm of the budget."""
+        return (self.part(Ball) or Ball()).norm
 
     @property
     def aims_at_targets(self) -> bool:
         """Whether it approaches the data set's target classes."""
-        return self.targeted and self.target == "dataset"
+        targeted = self.part(Targeted)
+        return targeted is not None and targeted.target == "dataset"
+
+    def with_part(self, part: Part) -> GradientSign:
+        """The same attack with `part` in place of its own part of that kind, if it has one."""
+        return GradientSign((*(each for each in self.parts if type(each) is not type(part)), part))
 
     def with_norm(self, norm: Norm) -> GradientSign:
         """The same attack with its budget in `norm`; see `protocols.ChoosesNorm`.
@@ -147,103 +103,125 @@ class GradientSign:
         """
         if self.norm not in (LINF, norm):
             raise UsageError(f"an attack with norm={self.norm} needs --norm {self.norm}, with --eps in that norm")
-        return replace(self, norm=norm)
+        return self.with_part(Ball(norm))
 
-    def identity(self) -> tuple[str, str]:
-        """Id and version for cache keys: the engine's, and the version of each used part that has had another."""
-        used = {name: number for name, (off, number) in PART_VERSIONS.items() if getattr(self, name) != off}
-        return "gradient-sign", " ".join(
-            [str(ENGINE_VERSION), *(f"{name}={number}" for name, number in used.items() if number > 1)]
-        )
+    def with_params(self, spec: Spec, kind: str = "attack") -> GradientSign:
+        """The same attack with the fields of parts that `spec` names set; see `specs.ReadsParams`.
+
+        A part that the attack does not have yet is added where its first field is named.
+
+        Raises:
+            UsageError: an unknown field, a value of another type, or a field of a part that the attack does not have.
+            ValueError: a value that its part refuses.
+        """
+        return GradientSign(_set({type(part): part for part in self.parts}, spec, kind))
+
+    def identity(self, eps_255: float) -> Record:
+        """The record for cache keys: the engine's id and version, and those of each part with its parameters."""
+        from rdp_bench import local_code
+
+        parts = {}
+        for part in self.parts:
+            stamp = local_code.stamp_of(type(part))
+            version = f"{part.version}+{stamp}" if stamp else str(part.version)
+            parts[part.id] = {"version": version, **without_neutral(type(part), part.resolved(eps_255))}
+        return {"id": "gradient-sign", "version": str(ENGINE_VERSION), "params": {"parts": parts}}
 
     def count(self, eps_255: float) -> int:
         """Iterations at `eps_255`."""
-        return self.steps or max(1, int(min(eps_255 + 4, 1.25 * eps_255)))
+        return self.schedule.count(eps_255)
 
     def step(self, eps_255: float) -> float:
         """Step size at `eps_255`, both in /255."""
-        if self.alpha is not None:
-            return self.alpha
-        return max(self.alpha_floor, self.step_ratio * eps_255 / self.count(eps_255))
+        return self.schedule.size(eps_255)
 
     def gradients(self, eps_255: float) -> int:
         """Gradient evaluations per image and source member."""
-        return self.count(eps_255) * self.scale_copies
+        return self.count(eps_255) * prod(part.evaluations for part in self.parts)
 
     def resolved(self, eps_255: float) -> dict[str, Any]:
-        """Every field, with the steps and step size that `eps_255` gives.
+        """The fields of all parts, with the steps and step size that `eps_255` gives.
 
         Raises:
             UsageError: all steps together move less than half a level, so that no stored pixel would change.
         """
-        steps = self.count(eps_255)
-        if self.alpha is not None and self.alpha * steps < 0.5:
-            raise UsageError(
-                f"alpha is in /255, and {steps} steps of {show(self.alpha)}/255 change no 8-bit pixel; did you mean "
-                f"alpha={max(1, round(self.alpha * 255))}?"
-            )
-        return {**asdict(self), "steps": steps, "alpha": self.step(eps_255)}
+        found: dict[str, Any] = {"norm": self.norm}
+        for part in self.parts:
+            found |= part.resolved(eps_255)
+        return found
 
 
-Parts = dict[str, tuple[tuple[str, ...], dict[str, Any]]]
+def _set(parts: dict[type[Part], Part], spec: Spec, kind: str) -> tuple[Part, ...]:
+    """`parts` with the fields that `spec` names set; see `GradientSign.with_params`."""
+    known = _known()
+    changed: dict[type[Part], dict[str, str]] = {}
+    for name, word in spec.params:
+        if name not in known:
+            raise unknown_name(f"parameter of {kind} '{spec.name}'", name, known)
+        changed.setdefault(type(known[name]), {})[name] = word
+    found = dict(parts)
+    for each, words in changed.items():
+        switch = fields(each)[0].name
+        if each not in found and switch not in words and each not in map(type, ALWAYS):
+            raise UsageError(f"{kind} '{spec}': {next(iter(words))} has no effect without {switch}")
+        old = found.get(each, known[switch])
+        found[each] = replace(old, **values(old, Spec(spec.name, tuple(words.items())), kind))
+    return tuple(found.values())
 
-PARTS: Parts = {
-    # part: (fields its arguments name, in order; values it sets before them)
-    "FGSM": ((), {"steps": 1}),
-    "I": (("steps", "alpha"), {}),
-    "PGD": (("steps", "step_ratio"), {"random_start": True, "step_ratio": 2.5}),
-    "MI": (("momentum",), {"momentum": 1.0}),
-    "NI": (("momentum",), {"momentum": 1.0, "nesterov": True}),
-    "DI": (("diversity_prob", "diversity_size", "resize_back"), {"diversity_prob": 0.7}),
-    "TI": (("kernel_size",), {"kernel_size": 15}),
-    "SI": (("scale_copies",), {"scale_copies": 5}),
-    "OWN": ((), {"label": "predicted"}),
-    "AUX": (("aux_weight",), {"aux_weight": 0.4}),
-    "TARGETED": (("target",), {"targeted": True}),
-}
 
-ALIASES = {
-    "p": "diversity_prob",
-    "size": "diversity_size",
-    "back": "resize_back",
-    "mu": "momentum",
-    "m": "scale_copies",
-}
+def _known() -> dict[str, Part]:
+    """Every field of every part that has a word, or that all attacks have -> a default part of its kind."""
+    kinds = [type(part) for part in ALWAYS] + [type(part) for word in WORDS.values() for part in word.parts]
+    return {field.name: kind() for kind in dict.fromkeys(kinds) for field in fields(kind)}
 
 
 def compose(text: str) -> GradientSign:
     """The attack that a composition such as `MI|DI(p=.7)|TI(15)|SI(5)` spells.
 
-    >>> compose("MI|TI(7)").kernel_size
+    >>> compose("MI|TI(7)").resolved(16)["kernel_size"]
     7
 
     Raises:
         UsageError: an unknown part, an unknown argument, or the same part twice.
+        ValueError: a value that a part refuses, or parts that do not go together.
     """
-    from rdp_bench.errors import unknown_name
-    from rdp_bench.specs import Spec, parse_spec, split, values
-
-    presets: dict[str, Any] = {}
+    parts: dict[type[Part], Part] = {}
     words: dict[str, str] = {}
     seen: set[str] = set()
     for piece in split(text, "|"):
         spec = parse_spec(piece)
-        if spec.name not in PARTS:
-            raise unknown_name("part of an attack", spec.name, PARTS)
+        if spec.name not in WORDS:
+            raise unknown_name("part of an attack", spec.name, WORDS)
         if spec.name in seen:
-            raise UsageError(f"attack '{text}': part {spec.name} stands there twice")
+            raise UsageError(f"attack '{text}': part {spec.name} is given twice")
         seen.add(spec.name)
-        names, preset = PARTS[spec.name]
-        if len(spec.positional) > len(names):
-            raise UsageError(f"attack '{text}': {spec.name} takes {len(names)} values: {', '.join(names) or 'none'}")
-        given = [*zip(names, spec.positional, strict=False), *((ALIASES.get(k, k), v) for k, v in spec.params)]
-        for name, _ in given:
-            if name not in names:
-                raise unknown_name(f"argument of {spec.name}", name, names)
-        if len(dict(given)) < len(given):
-            raise UsageError(f"attack '{text}': an argument of {spec.name} stands there twice")
-        for name, word in given:
+        for name, word in _arguments(text, spec):
             if words.setdefault(name, word) != word:
                 raise UsageError(f"attack '{text}': {name} is given twice, as {words[name]} and as {word}")
-        presets |= preset
-    return GradientSign(**presets | values(GradientSign(), Spec(text, tuple(words.items())), "attack"))
+        for part in WORDS[spec.name].parts:
+            parts[type(part)] = _merged(parts.get(type(part)), part)
+    return GradientSign(_set(parts, Spec(text, tuple(words.items())), "attack"))
+
+
+def _merged(old: Part | None, new: Part) -> Part:
+    """`old` with the fields of `new` that are not at their defaults; a word after another adds to what that one set."""
+    if old is None:
+        return new
+    usual = type(new)()
+    changed = {f.name: getattr(new, f.name) for f in fields(new) if getattr(new, f.name) != getattr(usual, f.name)}
+    return replace(old, **changed)
+
+
+def _arguments(text: str, spec: Spec) -> list[tuple[str, str]]:
+    """The fields that the arguments of one word set, with what they say."""
+    names = WORDS[spec.name].takes
+    aliases = {short: name for part in WORDS[spec.name].parts for short, name in part.aliases.items()}
+    if len(spec.positional) > len(names):
+        raise UsageError(f"attack '{text}': {spec.name} takes {len(names)} values: {', '.join(names) or 'none'}")
+    given = [*zip(names, spec.positional, strict=False), *((aliases.get(k, k), v) for k, v in spec.params)]
+    for name, _ in given:
+        if name not in names:
+            raise unknown_name(f"argument of {spec.name}", name, names)
+    if len(dict(given)) < len(given):
+        raise UsageError(f"attack '{text}': an argument of {spec.name} is given twice")
+    return given

@@ -1,4 +1,4 @@
-"""The attacks of the paper and their relatives, each a setting of `GradientSign`.
+"""The attacks of the paper and their relatives, each a composition of parts.
 
 The paper (Sec. "Evaluation Details") names the authors' code and few constants; what it leaves open
 follows that code. Labels: TI's code takes Inception-ResNet-v2's prediction, right on 99.8 % of
@@ -7,6 +7,17 @@ timm's conversions have no such heads, so the presets do without (compose with `
 """
 
 from rdp_bench.attacks.gradient_sign import GradientSign, compose
+from rdp_bench.attacks.parts import (
+    Diversity,
+    LabelChoice,
+    Momentum,
+    Nesterov,
+    RandomStart,
+    ScaleCopies,
+    Smoothing,
+    Steps,
+    Targeted,
+)
 from rdp_bench.protocols import Attack
 from rdp_bench.registry import attack
 
@@ -16,7 +27,7 @@ attack.label_scheme("composition", r".*\|.*|[A-Z]+(\(.*\))?", "MI|DI(p=.7)|TI(15
 @attack("fgsm", source="Goodfellow et al. 2015, Sec. 4")
 def fgsm() -> Attack:
     """Fast Gradient Sign Method: one step of eps along the sign of the gradient."""
-    return GradientSign(steps=1)
+    return GradientSign((Steps(1),))
 
 
 @attack("i-fgsm", source="Kurakin et al. 2016, Sec. 2.2")
@@ -28,13 +39,13 @@ def i_fgsm() -> Attack:
 @attack("mi-fgsm", source="Dong et al. 2018, Alg. 1")
 def mi_fgsm() -> Attack:
     """Momentum Iterative FGSM: 10 steps, momentum 1."""
-    return GradientSign(momentum=1.0)
+    return GradientSign((Momentum(),))
 
 
 @attack("ni-fgsm", source="Lin et al. 2020, Eq. 6-7")
 def ni_fgsm() -> Attack:
     """Nesterov Iterative FGSM: the gradient is taken one momentum step ahead."""
-    return GradientSign(momentum=1.0, nesterov=True)
+    return GradientSign((Momentum(), Nesterov()))
 
 
 # RDP states probability .7 and cites this code, whose step is 1/255 and whose count is Kurakin's (20 at
@@ -42,19 +53,19 @@ def ni_fgsm() -> Attack:
 @attack("dim", source="Xie et al. 2019, Sec. 3.3; cihangxie/DI-2-FGSM")
 def dim() -> Attack:
     """Momentum and input diversity (p .7): random nearest resize and grey padding, to 330 at 299 pixels."""
-    return GradientSign(steps=None, alpha=1.0, momentum=1.0, diversity_prob=0.7, label="predicted")
+    return GradientSign((Steps(None, alpha=1.0), Momentum(), Diversity(), LabelChoice()))
 
 
 @attack("ti-dim", source="Dong et al. 2019; dongyp13/Translation-Invariant-Attacks")
 def ti_dim() -> Attack:
     """Momentum, input diversity (p .7) and a 15 x 15 Gaussian over the gradient."""
-    return GradientSign(momentum=1.0, diversity_prob=0.7, kernel_size=15)
+    return GradientSign((Momentum(), Diversity(), Smoothing()))
 
 
 @attack("si-ni-fgsm", source="Lin et al. 2020, Alg. 1; JHL-HUST/SI-NI-FGSM")
 def si_ni_fgsm() -> Attack:
     """Nesterov momentum over five copies of falling contrast."""
-    return GradientSign(momentum=1.0, nesterov=True, scale_copies=5, label="predicted")
+    return GradientSign((Momentum(), Nesterov(), ScaleCopies(), LabelChoice()))
 
 
 # No released code composes all four as RDP names them; the same laboratory's later code (JHL-HUST/VT)
@@ -62,25 +73,17 @@ def si_ni_fgsm() -> Attack:
 @attack("sini-tidim", source="Lin et al. 2020, Sec. 3.3; JHL-HUST/SI-NI-FGSM, JHL-HUST/VT")
 def sini_tidim() -> Attack:
     """SI-NI with input diversity (p .5, drawn for each copy) and a 7 x 7 Gaussian over the gradient."""
-    return GradientSign(
-        momentum=1.0,
-        nesterov=True,
-        scale_copies=5,
-        diversity_prob=0.5,
-        diversity_size=331 / 299,
-        resize_back=True,
-        kernel_size=7,
-        label="predicted",
-    )
+    diversity = Diversity(0.5, diversity_size=331 / 299, resize_back=True)
+    return GradientSign((Momentum(), Nesterov(), ScaleCopies(), diversity, Smoothing(7), LabelChoice()))
 
 
 @attack("pgd", source="Madry et al. 2018, Sec. 2.1")
 def pgd() -> Attack:
     """Projected gradient descent: random start, 10 steps of 2.5 eps/10."""
-    return GradientSign(random_start=True, step_ratio=2.5)
+    return GradientSign((RandomStart(), Steps(step_ratio=2.5)))
 
 
 @attack("pgd-targeted", source="Xie et al. 2019a, Sec. 6.1; facebookresearch/ImageNet-Adversarial-Training")
 def pgd_targeted() -> Attack:
     """PGD-10 towards a random wrong class: random start, steps of max(1, eps/10)/255."""
-    return GradientSign(targeted=True, random_start=True, clip_start=False, alpha_floor=1.0)
+    return GradientSign((Targeted(), RandomStart(clip_start=False), Steps(alpha_floor=1.0)))

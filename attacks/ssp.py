@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.errors import UsageError
+from rdp_bench.protocols import Features
 from rdp_bench.registry import attack
 
 if TYPE_CHECKING:
@@ -46,10 +47,10 @@ class SelfSupervised:
 
     def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:  # noqa: ARG002
         """Images within `eps` of `x` whose features at `level` are far from those of `x`, summed over members."""
-        members: list[Any] = list(source.members)
-        for member in members:
-            if not hasattr(member, "features"):
-                raise UsageError(f"ssp needs the features of {member.name}, which has no method `features`")
+        members = [member for member in source.members if isinstance(member, Features)]
+        for member in source.members:
+            if not isinstance(member, Features):
+                raise UsageError(f"ssp needs feature maps, and {member.name} has no method `features`")
 
         def features(images: Tensor) -> list[Tensor]:
             return [member.features(images, (self.level,))[0] for member in members]

@@ -112,7 +112,7 @@ class TorchAttack:
         """Adversarial images by the library; cut to `eps` and [0, 1] where it strayed, which `notes` tells."""
         import torch
 
-        from rdp_bench.attacks._iterate import norm_l2, project_l2
+        from rdp_bench.attacks._kernels.norms import norm_l2, project_l2
 
         class Network(torch.nn.Module):
             """The mean of the members' logits; torchattacks asks for a Module with a device."""

@@ -16,11 +16,11 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from rdp_bench.attacks._iterate import sample_diversity
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from rdp_bench import plugins
-from rdp_bench.attacks._iterate import sample_diversity
 from rdp_bench.attacks.gradient_sign import GradientSign, compose
 from rdp_bench.data.open import open_dataset
 from rdp_bench.engine import worker

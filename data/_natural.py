@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench.data._labelled import Images
 from rdp_bench.errors import BadImageError, wrap_errors
-from rdp_bench.protocols import Dataset
+from rdp_bench.protocols import Dataset, classes_of, note_of, targets_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,10 +48,10 @@ def convert(found: Dataset, spec: str) -> Dataset:
     with wrap_errors(f"dataset '{spec}'"):
         name, size, ids = str(found.name), _whole(found.size), [str(id_) for id_ in found.ids]
         labels = [_whole(label) for label in found.labels]
-        targets = getattr(found, "targets", None)
-        classes = getattr(found, "classes", None)
-        note = str(getattr(found, "note", ""))
-        aims = [] if targets is None else [_whole(target) for target in targets]
+        targets = targets_of(found)
+        classes = classes_of(found)
+        note = note_of(found)
+        aims = [_whole(target) for target in targets]
         count = None if classes is None else _whole(classes)
     if aims and len(aims) != len(ids):
         raise BadImageError(f"dataset '{spec}': {len(ids)} ids but {len(aims)} targets")

@@ -1,13 +1,16 @@
-"""The four things the engine knows by their shape alone: attacks, defenses, classifiers, datasets.
+"""The four kinds of entries: attacks, defenses, classifiers and data sets, and their optional abilities.
 
-Images are float tensors `[n, 3, h, w]` in [0, 1], square, at the dataset's own resolution.
-torch is imported for typing only, so that listing entries stays instant.
+The engine needs nothing but these methods; no base class is required. An optional ability is a protocol of its own that
+is checked with `isinstance`, or has a default in a base class.
+
+Images are float tensors `[n, 3, h, w]` in [0, 1], square, at the data set's own resolution. torch is imported for typing
+only, so that listing entries stays fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from rdp_bench.errors import UsageError
@@ -15,7 +18,7 @@ from rdp_bench.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from rdp_bench.rng import ImageRng
 
@@ -25,10 +28,8 @@ Backward = Literal["exact", "identity", "stand-in"]
 class Classifier(Protocol):
     """A network in pixel space: it owns its resize, crop, mean and standard deviation.
 
-    Optional methods are used where they exist: `logits_and_aux(x, zoom)` gives an auxiliary head's logits too,
-    `logits_of_gathered(x, rows, columns, zoom)` is a faster way to the same logits under input diversity, `features(x,
-    levels,
-    zoom)` gives inner maps, and `stochastic_logits(x, rng, zoom)` the logits of a classifier that is random itself.
+    A classifier may have more abilities, each a protocol of its own: `AuxiliaryLogits`, `GatheredLogits`, `Features`,
+    `StochasticLogits`. They are used where a classifier has the method.
     """
 
     @property
@@ -38,15 +39,73 @@ class Classifier(Protocol):
     def classes(self) -> int: ...
 
     def __call__(self, x: Tensor, zoom: float = 1.0) -> Tensor:
-        """Logits `[n, classes]` of images `[n, 3, h, w]` in [0, 1].
+        """Logits `[n, classes]`.
 
-        `zoom` says how much larger than the dataset's images `x` is on purpose (input diversity
-        330/299, super-resolution 2): a fully convolutional network then sees a larger input too.
+        Args:
+            x: images `[n, 3, h, w]` in [0, 1].
+            zoom: how much larger than the data set's images `x` is on purpose (input diversity 330/299,
+                super-resolution 2): a fully convolutional network then sees a larger input too.
         """
         ...
 
     def record(self) -> dict[str, Any]:
         """Everything its output depends on, as JSON: weights hash, preprocessing, version."""
+        ...
+
+
+@runtime_checkable
+class AuxiliaryLogits(Protocol):
+    """A classifier with an auxiliary head."""
+
+    def logits_and_aux(self, x: Tensor, zoom: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Logits of the main and of the auxiliary head, each `[n, classes]`; arguments as for `Classifier`."""
+        ...
+
+
+@runtime_checkable
+class GatheredLogits(Protocol):
+    """A classifier that takes input diversity's resized images without making them, which is faster."""
+
+    def logits_of_gathered(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
+        """Logits `[n, classes]` of the images that gathering pixels gives, up to rounding.
+
+        Args:
+            x: images `[n, 3, h, w]` in [0, 1].
+            rows: for each row of the new images its row in `x`, int64 `[n, H]`; -1 is mid-grey padding.
+            columns: the same for columns, `[n, W]`.
+            zoom: size of the new images over the size of the data set's.
+        """
+        ...
+
+
+@runtime_checkable
+class Features(Protocol):
+    """A classifier that gives its inner maps."""
+
+    def features(self, x: Tensor, levels: tuple[int, ...] = (2,), zoom: float = 1.0) -> list[Tensor]:
+        """Feature maps `[n, c, h', w']` of `x` at `levels`, 0 being the first and largest.
+
+        Raises:
+            UsageError: the network has no such level.
+        """
+        ...
+
+
+@runtime_checkable
+class StochasticLogits(Protocol):
+    """A classifier that is random itself, such as one behind a random defense."""
+
+    def stochastic_logits(self, x: Tensor, rng: ImageRng, zoom: float = 1.0) -> Tensor:
+        """Logits `[n, classes]` with randomness from `rng`, anew in every call; see `Classifier`."""
+        ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A classifier that can be moved to another device, as a `torch.nn.Module` can."""
+
+    def to(self, device: str) -> Classifier:
+        """The classifier on `device`."""
         ...
 
 
@@ -60,24 +119,77 @@ class Source(Protocol):
     def members(self) -> Sequence[Classifier]: ...
 
 
+@runtime_checkable
+class Sampled(Protocol):
+    """A source behind a random defense."""
+
+    @property
+    def samples(self) -> int:
+        """How many draws of the defense a gradient is averaged over (EOT)."""
+        ...
+
+
+def samples_of(source: Source) -> int:
+    """Gradients of `source` to add up for one step (EOT); 1 where it is not `Sampled`."""
+    return source.samples if isinstance(source, Sampled) else 1
+
+
 class Attack(Protocol):
-    """Crafts adversarial images on a source."""
+    """Crafts adversarial images on a source.
+
+    Subclass it as a frozen dataclass whose fields are the parameters and define `__call__`; the other methods have
+    defaults. A class of another base with the same methods is an attack, too, and so is a plain function of the arguments
+    of `__call__` under the decorator `attack`.
+    """
 
     def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
-        """Adversarial images for `x` `[n, 3, h, w]`, labels `y` `[n]`, L-infinity `eps` in [0, 1].
+        """Adversarial images in [0, 1], within `eps` of `x`; the engine checks both and rounds to 8 bits.
 
-        All randomness comes from `rng` (one stream an image). The result is in [0, 1] and within
-        `eps` of `x`; the engine checks both and rounds to 8 bits.
+        Args:
+            source: what is attacked.
+            x: clean images `[n, 3, h, w]` in [0, 1].
+            y: labels int64 `[n]`; target classes for an attack that aims at them (`AimsAtTargets`).
+            eps: L-infinity budget in [0, 1], or an L2 norm (`ChoosesNorm`).
+            rng: all randomness, one stream per image.
         """
         ...
 
-    def resolved(self, eps_255: float) -> dict[str, Any]:
-        """Every parameter at this `eps_255` (in /255), defaults and derived ones included, as JSON."""
-        ...
+    def resolved(self, eps_255: float) -> dict[str, Any]:  # noqa: ARG002 - for attacks that depend on it
+        """Every parameter at the budget `eps_255` (in /255), derived ones included, as JSON; part of the cache key.
 
-    def gradients(self, eps_255: float) -> int:
-        """Gradient evaluations per image and source member, for planning."""
-        ...
+        By default the fields of the dataclass.
+
+        Raises:
+            TypeError: the attack is no dataclass and has attributes, which may be parameters.
+        """
+        if is_dataclass(self):
+            return {f.name: getattr(self, f.name) for f in fields(self)}
+        if names := ", ".join(sorted(vars(self))):
+            raise TypeError(
+                f"{type(self).__name__} has the attributes {names}: make it a frozen dataclass, or define resolved()"
+            )
+        return {}
+
+    def gradients(self, eps_255: float) -> int:  # noqa: ARG002
+        """Gradient evaluations per image and source member, for planning; by default the field `steps`, or 1."""
+        steps = vars(self).get("steps", 1)
+        return steps if isinstance(steps, int) else 1
+
+
+class FunctionAttack(Attack):
+    """A plain function as an attack: it has no parameters, and its version is a hash of its code."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        """`function` has the arguments of `Attack.__call__`."""
+        self._function = function
+
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
+        """What the function returns."""
+        return self._function(source, x, y, eps, rng)
+
+    def resolved(self, eps_255: float) -> dict[str, Any]:  # noqa: ARG002
+        """Nothing: a function has no parameters."""
+        return {}
 
 
 @runtime_checkable
@@ -96,12 +208,19 @@ class ChoosesNorm(Protocol):
         ...
 
 
-def aims_at_targets(attack: Attack) -> bool:
-    """Whether an attack approaches the data set's target classes: its attribute `aims_at_targets`, if it has one.
+@runtime_checkable
+class AimsAtTargets(Protocol):
+    """An attack that may approach the data set's target classes; optional."""
 
-    Such an attack gets the target classes as `y`.
-    """
-    return bool(getattr(attack, "aims_at_targets", False))
+    @property
+    def aims_at_targets(self) -> bool:
+        """Whether it does; it then gets the target classes as `y`."""
+        ...
+
+
+def aims_at_targets(attack: Attack) -> bool:
+    """Whether an attack approaches the data set's target classes."""
+    return isinstance(attack, AimsAtTargets) and bool(attack.aims_at_targets)
 
 
 @runtime_checkable
@@ -126,6 +245,46 @@ class Defense(Protocol):
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor: ...
 
     def resolved(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Inspected(Protocol):
+    """A defense that says whether it is meant to purify, or only to be looked at; optional."""
+
+    @property
+    def purifies(self) -> bool:
+        """False: `*` in a grid leaves it out."""
+        ...
+
+
+def purifies(defense: Defense) -> bool:
+    """Whether a defense is meant to purify, as all are that do not say otherwise."""
+    return not isinstance(defense, Inspected) or bool(defense.purifies)
+
+
+def defense_facts(defense: Defense) -> dict[str, Any]:
+    """What a defense says of itself, for records of runs; None for what only a `Purifier` says."""
+    facts: dict[str, Any] = {"random": defense.random, "passes": defense.passes}
+    if isinstance(defense, Purifier):
+        return facts | {"differentiable": defense.differentiable, "backward": defense.backward, "scale": defense.scale}
+    return facts | dict.fromkeys(("differentiable", "backward", "scale"))
+
+
+@runtime_checkable
+class Chained(Protocol):
+    """A defense that applies others one after the other."""
+
+    @property
+    def parts(self) -> Sequence[Defense]: ...
+
+
+@runtime_checkable
+class HasNetwork(Protocol):
+    """A defense with a trained network."""
+
+    def load(self) -> nn.Module:
+        """The network, on the CPU."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -181,8 +340,7 @@ class Purifier:
         if near.shape != purified.shape:
             raise UsageError(
                 f"BPDA: {type(self).__name__} makes {list(purified.shape)} of {list(x.shape)} and has no stand-in of "
-                "that "
-                "size; use its true gradient, exact(...)"
+                "that size; use its true gradient, exact(...)"
             )
         return near + (purified - near).detach()
 
@@ -198,9 +356,8 @@ class Purifier:
 class Dataset(Protocol):
     """Labelled images of one square size, in a fixed order.
 
-    `labels` count from 0. Two attributes are optional: `targets`, one class per image for a targeted attack, counted
-    from 0 (NIPS-2017's TargetClass), and `note`, one line that every report of these images must show.
-    `getattr(dataset, "targets", ())` is empty where a data set has none.
+    `labels` count from 0. A data set may also be `HasTargets` and `HasClasses`, and have an attribute `note`, one line
+    that every report of these images must show.
     """
 
     name: str
@@ -213,7 +370,37 @@ class Dataset(Protocol):
         ...
 
 
-AttackFactory = Callable[[], Attack]
-DefenseFactory = Callable[[], Defense]
-ClassifierFactory = Callable[[], Classifier]
-DatasetFactory = Callable[[], Dataset]
+@runtime_checkable
+class HasTargets(Protocol):
+    """A data set with a class per image for targeted attacks, counted from 0 (NIPS-2017's TargetClass)."""
+
+    targets: Sequence[int]
+
+
+@runtime_checkable
+class HasClasses(Protocol):
+    """A data set that says how many classes its labels are of, or None where it does not know."""
+
+    classes: int | None
+
+
+@runtime_checkable
+class HasNote(Protocol):
+    """A data set with a line that every report of its images must show."""
+
+    note: str
+
+
+def targets_of(dataset: Dataset) -> Sequence[int]:
+    """The target class of each image; empty where the data set has none."""
+    return dataset.targets if isinstance(dataset, HasTargets) and dataset.targets is not None else ()
+
+
+def classes_of(dataset: Dataset) -> int | None:
+    """The number of classes of the data set's labels; None where it is not known."""
+    return dataset.classes if isinstance(dataset, HasClasses) else None
+
+
+def note_of(dataset: Dataset) -> str:
+    """The line that reports of these images must show, or nothing."""
+    return str(dataset.note) if isinstance(dataset, HasNote) else ""

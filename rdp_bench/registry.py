@@ -61,8 +61,8 @@ class Resolved(Generic[T]):
 def identity(made: Resolved[Any], *at: Any) -> Record:
     """What identifies an attack or defense in cache keys: `{"id", "version", "params"}`; another record may nest it.
 
-    An object that is a setting of an engine of this package has a method `identity` in its own class, which says the
-    engine's id and version. Labels that set an engine equally are then one thing, whatever they are called.
+    An object that is a setting of an engine of this package has a method `identity` in its own class, which gives this
+    record with the engine's id and version. Labels that set an engine equally then share a key, whatever their names.
 
     Args:
         made: the resolved label.
@@ -74,10 +74,15 @@ def identity(made: Resolved[Any], *at: Any) -> Record:
     kind = type(made.value)
     # Of no base, for a subclass computes something else; and of no plugin, for its version holds the hash of its code.
     engine = "identity" in vars(kind) and kind.__module__.startswith("rdp_bench.")
-    own = made.value.identity() if engine else (made.id, made.version)
-    if engine and made.version.partition("+")[0] != "1":
-        raise ValueError(f"a setting of {own[0]} has no version of its own; bump that of the engine or of its part")
-    record = {"id": own[0], "version": own[1], "params": without_neutral(kind, made.value.resolved(*at))}
+    if engine:
+        record = made.value.identity(*at)
+        if made.version.partition("+")[0] != "1":
+            raise ValueError(
+                f"a setting of {record['id']} has no version of its own; bump that of the engine or of its part"
+            )
+    else:
+        params = without_neutral(kind, made.value.resolved(*at))
+        record = {"id": made.id, "version": made.version, "params": params}
     plain: Record = json.loads(canonical_json(record))  # a copy: what the entry returned may still be its own
     return plain
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_origin, runtime_checkable
 
 from rdp_bench.errors import UsageError, unknown_name
 
@@ -322,16 +322,31 @@ def file_name(text: str) -> FileName:
     return FileName(text, _search.get())
 
 
+@runtime_checkable
+class ReadsParams(Protocol):
+    """An object whose parameters are not its own fields: it reads them itself."""
+
+    def with_params(self, spec: Spec, kind: str) -> typing.Self:
+        """A copy with the parameters that `spec` names set.
+
+        Raises:
+            UsageError: an unknown parameter, or a word that is no value of its type. ValueError: a value that is refused.
+        """
+        ...
+
+
 def with_params(default: T, spec: Spec, kind: str) -> T:
-    """`default` (a frozen dataclass) with the fields that `spec` names replaced.
+    """`default` (a frozen dataclass, or one that reads its parameters itself) with what `spec` names replaced.
 
     Raises:
         UsageError: an unknown field, or a word that its annotated type cannot be read from.
     """
     if spec.positional:
         raise UsageError(f"{kind} '{spec}': parameters are written name=value; {_HINT}")
-    changes = values(default, spec, kind)
     try:
+        if isinstance(default, ReadsParams):
+            return default.with_params(spec, kind)
+        changes = values(default, spec, kind)
         return replace(default, **changes) if changes else default  # type: ignore[type-var]
     except (ValueError, TypeError) as error:
         raise UsageError(f"{kind} '{spec}': {error}") from error

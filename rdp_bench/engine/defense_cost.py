@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench.environment import describe, processor
 from rdp_bench.keys import Record, key_of
+from rdp_bench.protocols import Chained, HasNetwork
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,11 +87,11 @@ def _of(defense: Defense, model: Classifier, x: Tensor, bare: float, device: str
 
 def parameters(defense: Defense) -> int | None:
     """Numbers that training found; 0 for a defense of ours that has no network, None where nobody tells."""
-    if parts := getattr(defense, "parts", None):  # a chain
-        counts = [parameters(part) for part in parts]
+    if isinstance(defense, Chained):
+        counts = [parameters(part) for part in defense.parts]
         return None if None in counts else sum(count or 0 for count in counts)
-    if load := getattr(defense, "load", None):
-        return int(sum(weight.numel() for weight in load().parameters()))
+    if isinstance(defense, HasNetwork):
+        return int(sum(weight.numel() for weight in defense.load().parameters()))
     return 0 if type(defense).__module__.startswith("rdp_bench.defenses.") else None
 
 

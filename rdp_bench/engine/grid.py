@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from rdp_bench import schema
 from rdp_bench.budgets import LINF, NORMS, parse_eps
 from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown_name
+from rdp_bench.protocols import purifies
 from rdp_bench.registry import dataset as datasets
 from rdp_bench.registry import defense as defenses
 from rdp_bench.specs import UNDEFENDED, CellKey, FileSearch, cut, plain, show
@@ -277,7 +278,7 @@ def _usable(name: str, label: str, search: FileSearch) -> bool:
     """Whether a defense purifies (or is asked for by name) and its weights are here; if they are not, warns."""
     try:
         value = defenses.resolve(name, files=search).value
-        if label == "*" and not getattr(value, "purifies", True):
+        if label == "*" and not purifies(value):
             return False
         value.resolved()
     except RdpBenchError as error:

@@ -23,7 +23,7 @@ from rdp_bench.keys import Record, hash_many, key_of, plain
 from rdp_bench.metrics import lpips
 from rdp_bench.models.defended import is_white_box, white_box
 from rdp_bench.models.zoo import AnyModelRef, SourceSpec, find, find_or_missing, find_source
-from rdp_bench.protocols import Attack, ChoosesNorm, Dataset, Defense, aims_at_targets
+from rdp_bench.protocols import Attack, ChoosesNorm, Dataset, Defense, aims_at_targets, targets_of
 from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
 from rdp_bench.specs import UNDEFENDED, CellKey, files_from, show
 
@@ -120,7 +120,7 @@ class Plan:
     @property
     def targets_of_images(self) -> Sequence[int]:
         """The data set's target class of each image; empty where it has none."""
-        return getattr(self.dataset, "targets", ())
+        return targets_of(self.dataset)
 
     @property
     def models(self) -> dict[str, AnyModelRef]:
@@ -357,7 +357,7 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
     aiming = [label for label, made in attacks.items() if aims_at_targets(made.value)]
-    if aiming and not getattr(dataset, "targets", ()):
+    if aiming and not targets_of(dataset):
         raise UsageError(
             f"attack '{aiming[0]}' approaches the data set's target classes, and {axes.dataset} has none; use "
             "nips2017, a data set of your own with `targets`, or target=random"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rdp_bench.engine.jobs import CraftJob, Job
 from rdp_bench.engine.plan import Plan
+from rdp_bench.protocols import StochasticLogits
 from rdp_bench.specs import show
 from rdp_bench.terminal import printable
 
@@ -91,11 +92,10 @@ def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
 
     def gradient(source: SourceSpec, number: int) -> Callable[[], Tensor]:
         model = source.load(plan.device).members[number]
-        drawn = getattr(model, "stochastic_logits", None)
 
         def work() -> Tensor:
             leaf = x.detach().requires_grad_()
-            logits = drawn(leaf, rng) if drawn else model(leaf)
+            logits = model.stochastic_logits(leaf, rng) if isinstance(model, StochasticLogits) else model(leaf)
             return torch.autograd.grad(cross_entropy(logits, y, reduction="sum"), leaf)[0]
 
         return work

@@ -7,7 +7,7 @@ from rdp_bench.data.image_hashes import digest
 from rdp_bench.engine.plan import Plan
 from rdp_bench.keys import Record, plain
 from rdp_bench.models.zoo import ModelRef
-from rdp_bench.protocols import aims_at_targets
+from rdp_bench.protocols import aims_at_targets, defense_facts
 from rdp_bench.results.record import FORMAT
 from rdp_bench.specs import show
 
@@ -37,10 +37,7 @@ def header(plan: Plan, command: str) -> Record:
             "summary": made.summary,
             "source": made.source,
             "version": made.version,
-            **{
-                name: plain(getattr(made.value, name, None))
-                for name in ("random", "differentiable", "backward", "scale", "passes")
-            },
+            **plain(defense_facts(made.value)),
             "resolved": plain(made.value.resolved()),
         }
         for label, made in plan.defenses.items()

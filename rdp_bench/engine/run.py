@@ -18,7 +18,7 @@ from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, Unreadab
 from rdp_bench.keys import Record, key_of
 from rdp_bench.metrics import stats
 from rdp_bench.metrics.correctness import distances, error_flags
-from rdp_bench.protocols import aims_at_targets
+from rdp_bench.protocols import aims_at_targets, classes_of
 from rdp_bench.results import rows as table
 from rdp_bench.results.record import CellResult, read_run, write_run
 from rdp_bench.specs import CLEAN, CellKey
@@ -163,7 +163,7 @@ class Run:
     def _warn_of_chance(self, label: str, right: int) -> None:
         """Warn of a model that does no better than guessing, where so many images can tell."""
         dataset, n = self.plan.dataset, self.plan.n
-        chance = 1 / (getattr(dataset, "classes", None) or max(dataset.labels) + 1)
+        chance = 1 / (classes_of(dataset) or max(dataset.labels) + 1)
         level = 1 - stats.LEVEL
         telling = n >= LEAST_FOR_CHANCE and stats.binomial_tail(n, n, chance) <= level
         if telling and stats.binomial_tail(right, n, chance) > level:

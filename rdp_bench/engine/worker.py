@@ -25,7 +25,7 @@ from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import image_quality
 from rdp_bench.models.entry_calls import checked_logits, is_out_of_memory, naming_entry
-from rdp_bench.protocols import Classifier, Defense, Notes, aims_at_targets
+from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets
 from rdp_bench.rng import ImageRng
 
 R = TypeVar("R")
@@ -149,7 +149,7 @@ class Worker:
             return {"delta": to_delta(adv, x, u8, job.eps, str(job), plan.norm)}
 
         size = self.size
-        if self.batch is None and any(hasattr(member, "stochastic_logits") for member in source.members):
+        if self.batch is None and any(isinstance(member, StochasticLogits) for member in source.members):
             size = max(1, size // DEFENDED_BATCH_DIVISOR)
         for low, high in artefact.missing(size):
             for a, b, arrays in self._retry_smaller_batches(make, low, high):

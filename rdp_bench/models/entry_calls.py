@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rdp_bench.errors import RdpBenchError
-from rdp_bench.protocols import Classifier
+from rdp_bench.protocols import AuxiliaryLogits, Classifier, Features, GatheredLogits, StochasticLogits
 
-_GIVE_LOGITS = ("stochastic_logits", "taken")
-_TAKE_IMAGES = (*_GIVE_LOGITS, "features", "logits_and_aux")
-"""Optional methods of `protocols.Classifier` whose first argument is images."""
+if TYPE_CHECKING:
+    from rdp_bench.rng import ImageRng
 
 
 @contextmanager
@@ -42,7 +41,7 @@ class CheckedClassifier:
     """A user's classifier as the engine calls it: on a copy of the images, its logits checked; see `Classifier`."""
 
     def __init__(self, inner: Classifier, name: str) -> None:
-        self._inner = inner
+        self._inner: Any = inner
         self.name = name
         self.classes = int(inner.classes)
 
@@ -61,20 +60,54 @@ class CheckedClassifier:
         return self._inner.record()
 
     def __getattr__(self, attribute: str) -> Any:
-        if "_inner" not in self.__dict__:  # while it is being copied
+        if "_inner" not in self.__dict__ or attribute in _ABILITIES:  # while it is copied; what has a class below
             raise AttributeError(attribute)
-        found = getattr(self._inner, attribute)
-        return self._on_copies(attribute, found) if attribute in _TAKE_IMAGES else found
+        return getattr(self._inner, attribute)
 
-    def _on_copies(self, attribute: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            with naming_entry(f"model '{self.name}'"):
-                output = method(x.clone(), *args, **kwargs)
-            if attribute in _GIVE_LOGITS:
-                return checked_logits(output, len(x), self.classes, f"{attribute} of model '{self.name}'")
-            return output
+    def _call(self, method: Callable[..., Any], x: Tensor, *args: Any) -> Any:
+        with naming_entry(f"model '{self.name}'"):
+            return method(x.clone(), *args)
 
-        return call
+    def _logits(self, output: Any, x: Tensor, method: str) -> Tensor:
+        return checked_logits(output, len(x), self.classes, f"{method} of model '{self.name}'")
+
+
+class _Auxiliary(CheckedClassifier):
+    def logits_and_aux(self, x: Tensor, zoom: float = 1.0) -> tuple[Tensor, Tensor]:
+        main, aux = self._call(self._inner.logits_and_aux, x, zoom)
+        return self._logits(main, x, "logits_and_aux"), self._logits(aux, x, "logits_and_aux")
+
+
+class _Gathered(CheckedClassifier):
+    def logits_of_gathered(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
+        return self._logits(self._call(self._inner.logits_of_gathered, x, rows, columns, zoom), x, "logits_of_gathered")
+
+
+class _Features(CheckedClassifier):
+    def features(self, x: Tensor, levels: tuple[int, ...] = (2,), zoom: float = 1.0) -> list[Tensor]:
+        found: list[Tensor] = self._call(self._inner.features, x, levels, zoom)
+        return found
+
+
+class _Stochastic(CheckedClassifier):
+    def stochastic_logits(self, x: Tensor, rng: ImageRng, zoom: float = 1.0) -> Tensor:
+        return self._logits(self._call(self._inner.stochastic_logits, x, rng, zoom), x, "stochastic_logits")
+
+
+_ABILITIES: dict[str, tuple[type, type[CheckedClassifier]]] = {
+    "logits_and_aux": (AuxiliaryLogits, _Auxiliary),
+    "logits_of_gathered": (GatheredLogits, _Gathered),
+    "features": (Features, _Features),
+    "stochastic_logits": (StochasticLogits, _Stochastic),
+}
+"""Optional methods of classifiers -> their protocol, and the class that calls and checks them."""
+
+
+def checked(inner: Classifier, name: str) -> CheckedClassifier:
+    """A user's classifier as the engine calls it, with the optional abilities that it has."""
+    bases = tuple(kind for ability, kind in _ABILITIES.values() if isinstance(inner, ability))
+    kind: type[CheckedClassifier] = type("CheckedClassifier", bases, {}) if bases else CheckedClassifier
+    return kind(inner, name)
 
 
 def checked_logits(output: Any, n: int, classes: int, what: str) -> Tensor:

@@ -94,13 +94,13 @@ class PluginModelRef:
         return made
 
     def _load(self, device: str) -> "Classifier":
-        from rdp_bench.models.entry_calls import CheckedClassifier, naming_entry
+        from rdp_bench.models.entry_calls import checked, naming_entry
+        from rdp_bench.protocols import Movable
 
         if device not in self._made:
             made = model.make(self.name)
             with naming_entry(f"model '{self.name}' cannot be loaded"):
-                move = getattr(made, "to", None)
-                self._made[device] = CheckedClassifier(move(device) if move else made, self.name)
+                self._made[device] = checked(made.to(device) if isinstance(made, Movable) else made, self.name)
         return self._made[device]
 
     def _said(self, made: "Classifier") -> Record:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rdp_bench.errors import UsageError
 from rdp_bench.models.zoo import find
+from rdp_bench.protocols import Features
 
 WHOLE = 299
 """Pixels across a whole image of the benchmark."""
@@ -26,7 +27,7 @@ class Extractor:
     ) -> None:
         self.members: list[Any] = [find(label, models_dir).load(device) for label in labels]
         for member in self.members:
-            if not hasattr(member, "features"):
+            if not isinstance(member, Features):
                 raise UsageError(f"--features {member.name}: it has no method `features`; name another network")
             card = getattr(member, "card", None)
             if native and (card is None or card.fixed_size):

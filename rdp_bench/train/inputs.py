@@ -30,6 +30,6 @@ def adversarial(options: Options, features: Extractor, clean: Tensor, rng: Gener
 
 
 def _blur(grad: Tensor) -> Tensor:
-    from rdp_bench.attacks._iterate import smooth
+    from rdp_bench.attacks._kernels.smoothing import smooth
 
     return smooth(grad, 7)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from rdp_bench.attacks.gradient_sign import GradientSign
+from rdp_bench.attacks.gradient_sign import compose
 from rdp_bench.attacks.ssp import SelfSupervised
 from rdp_bench.models.zoo import LoadedSource, find
 from rdp_bench.protocols import Attack
@@ -42,7 +42,7 @@ class Validation:
         self.judge = find(JUDGE, models_dir).load(device)
         attacks: dict[str, Attack] = {
             "ssp": SelfSupervised(steps=10),
-            "mi-fgsm": GradientSign(momentum=1.0, label="predicted"),
+            "mi-fgsm": compose("MI|OWN"),
         }
         sets: dict[str, list[Tensor]] = {name: [] for name in SETS}
         for part in torch.split(clean, 16):

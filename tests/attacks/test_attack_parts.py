@@ -9,11 +9,11 @@ import scipy.ndimage
 import scipy.stats
 import torch
 from numpy.typing import NDArray
+from rdp_bench.attacks._iterate import gather_pixels, gaussian, normalise, sample_diversity, smooth
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate, pad
 
 from rdp_bench.attacks import _iterate
-from rdp_bench.attacks._iterate import gather_pixels, gaussian, normalise, sample_diversity, smooth
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.errors import UsageError
 from tests.helpers import toy

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-
 from rdp_bench.attacks._iterate import norm_l2, project_l2, unit_l2
+
 from rdp_bench.attacks.gradient_sign import GradientSign, compose
 from rdp_bench.cache.store import Store
 from rdp_bench.engine.worker import add_delta, to_delta, to_float, within

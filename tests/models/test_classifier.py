@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from rdp_bench.attacks._iterate import gather_pixels, sample_diversity
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rdp_bench.attacks._iterate import gather_pixels, sample_diversity
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import card, zoo

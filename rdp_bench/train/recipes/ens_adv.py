@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from rdp_bench.attacks._iterate import normalise, smooth
-from rdp_bench.attacks.gradient_sign import GradientSign
+from rdp_bench.attacks import _loop
+from rdp_bench.attacks.gradient_sign import compose
+from rdp_bench.attacks.parts.ball import sign_stepper
 from rdp_bench.models.classifier import resize, unfolded_state
 from rdp_bench.models.zoo import LoadedSource, find
 from rdp_bench.rng import ImageRng
@@ -73,15 +74,11 @@ class EnsAdv(Recipe):
         eps = (share * self.options.eps / 255).view(n, 1, 1, 1)
         noise = (torch.rand(x.shape, generator=rng, device=device) * 2 - 1) * eps / 2
         low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
-        labels, adv, velocity = self.wanted.argmax(1), x + noise, torch.zeros_like(x)
-        for _ in range(steps):
-            leaf = adv.detach().requires_grad_()
-            loss = torch.nn.functional.cross_entropy(source(leaf, self.zoom), labels, reduction="sum")
-            (grad,) = torch.autograd.grad(loss, leaf)
-            velocity = velocity + normalise(smooth(grad, 15) if coarse else grad)
-            adv = torch.minimum(torch.maximum(adv + torch.sign(velocity) * eps * 1.25 / steps, low), high)
+        parts = compose("MI|TI(15)" if coarse else "MI").parts
+        shown = _loop.Function(lambda images: source(images, self.zoom))
+        run = _loop.begin(parts, shown, x, self.wanted.argmax(1), eps, eps * 1.25 / steps)
         self.clean = x
-        return adv.detach()
+        return _loop.ascend(run, x + noise, sign_stepper(low, high, run.alpha), steps)
 
     def steps(self, clean: Tensor, inputs: Tensor, rng: Generator) -> Iterator[Step]:  # noqa: ARG002
         """KL divergence from the teacher's view of the clean image, on clean and on attacked ones."""
@@ -121,9 +118,9 @@ class TargetValidation:
         source = find("effnet-lite0", recipe.models_dir).load(recipe.device)
         x = clean.to(recipe.device)
         attacks = {
-            "fgsm": GradientSign(steps=1, label="predicted"),
-            "mi-fgsm": GradientSign(momentum=1.0, label="predicted"),
-            "ti-dim": GradientSign(momentum=1.0, diversity_prob=0.7, kernel_size=15, label="predicted"),
+            "fgsm": compose("FGSM|OWN"),
+            "mi-fgsm": compose("MI|OWN"),
+            "ti-dim": compose("MI|DI(p=.7)|TI(15)|OWN"),
         }
         rng = ImageRng([f"validation/{i}" for i in range(len(x))], recipe.device)
         self.sets = {"clean": x}

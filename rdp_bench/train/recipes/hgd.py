@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from rdp_bench.attacks import _loop
+from rdp_bench.attacks.parts.ball import sign_stepper
 from rdp_bench.defenses._networks import hgd
 from rdp_bench.defenses.hgd import GuidedDenoiser
 from rdp_bench.errors import UsageError
@@ -84,15 +85,19 @@ class Hgd(Recipe):
 
 
 def attacked(logits: Callable[[Tensor], Tensor], x: Tensor, eps: Tensor, steps: list[int]) -> Tensor:
-    """`x` `[n, 3, h, w]` after `steps[i]` sign steps of size `eps[i]/steps[i]` away from what `logits` says of it."""
-    adv, labels = x.clone(), torch.empty(0)
-    step = eps / torch.tensor(steps, device=x.device).view(-1, 1, 1, 1)
-    for done in range(max(steps)):
-        moving = [i for i, count in enumerate(steps) if count > done]
-        leaf = adv[moving].requires_grad_()
-        seen = logits(leaf)
-        if not done:
-            labels = seen.detach().argmax(1)
-        (grad,) = torch.autograd.grad(cross_entropy(seen, labels[moving], reduction="sum"), leaf)
-        adv[moving] = (leaf.detach() + step[moving] * grad.sign()).clamp(0, 1)
+    """`x` after sign steps away from the classes that `logits` predicts for it, clipped to [0, 1].
+
+    Args:
+        logits: images -> `[n, classes]`.
+        x: images `[n, 3, h, w]` in [0, 1].
+        eps: how far each image moves in all, `[n, 1, 1, 1]`.
+        steps: into how many steps of one size each image's way is divided.
+    """
+    adv = x.clone()
+    for count in sorted(set(steps)):
+        places = [i for i, each in enumerate(steps) if each == count]
+        clean, alpha = x[places], eps[places] / count
+        run = _loop.begin((), _loop.Function(logits), clean, None, eps[places], alpha)
+        step = sign_stepper(torch.zeros_like(clean), torch.ones_like(clean), alpha)
+        adv[places] = _loop.ascend(run, clean.clone(), step, count)
     return adv

@@ -1,0 +1,164 @@
+"""The iteration of gradient-sign attacks, as the papers write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from rdp_bench.attacks._kernels.gather import gather_pixels
+from rdp_bench.attacks.parts import Ball, Steps
+from rdp_bench.attacks.parts.base import Part, Run, find, identity
+from rdp_bench.protocols import AuxiliaryLogits, GatheredLogits, StochasticLogits, samples_of
+from rdp_bench.rng import ImageRng
+
+if TYPE_CHECKING:
+    from rdp_bench.attacks.parts.base import Outputs, Transform
+    from rdp_bench.protocols import Classifier, Source
+
+
+def craft(parts: Sequence[Part], source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
+    """Adversarial images within `eps` of `x` and in [0, 1].
+
+    Args:
+        parts: of the attack, in their order.
+        source: what is attacked.
+        x: clean images `[n, 3, h, w]` in [0, 1].
+        y: labels int64 `[n]`; for an attack that approaches the data set's targets, those.
+        eps: budget in [0, 1], or an L2 norm.
+        rng: one stream per image.
+    """
+    ball, steps = find(parts, Ball) or Ball(), find(parts, Steps) or Steps()
+    written = eps * ball.unit
+    run = begin(parts, source, x, y, eps, steps.size(written) / ball.unit, rng)
+    adv = x.clone()
+    for part in parts:
+        adv = part.start(run, adv)
+    for part in parts:
+        run.labels = part.goal(run, run.labels)
+    return ascend(run, adv, ball.stepper(run), steps.count(written))
+
+
+def begin(
+    parts: Sequence[Part],
+    source: Source,
+    x: Tensor,
+    labels: Tensor | None,
+    eps: float | Tensor,
+    alpha: float | Tensor,
+    rng: ImageRng | None = None,
+) -> Run:
+    """A run before its first step; `rng` may be left out where no part is random."""
+    streams = ImageRng([""] * len(x), x.device) if rng is None else rng
+    return Run(parts, source, x, eps, alpha, streams, labels, torch.zeros_like(x))
+
+
+def ascend(run: Run, adv: Tensor, step: Callable[[Tensor, Tensor], Tensor], count: int) -> Tensor:
+    """`adv` after `count` times `step`, which may write into it, along the gradient that the parts of `run` make."""
+    gradient = partial(loss_gradient, run)
+    for part in reversed(run.parts):
+        gradient = partial(part.gradient, run, gradient)
+    for _ in range(count):
+        run.g = gradient(adv)
+        adv = step(adv, run.g)
+    return adv
+
+
+def loss_gradient(run: Run, at: Tensor) -> Tensor:
+    """Sum over copies, and over draws of the source's defense (EOT), of the loss gradient at `at`."""
+    total: Tensor | None = None
+    for transform in [each for each in _copies(run) for _ in range(samples_of(run.source))]:
+        leaf = at.detach().requires_grad_()
+        outputs = [_look(run, member, transform(leaf)) for member in run.source.members]
+        if run.labels is None:
+            run.labels = mean([main.detach().softmax(1) for main, _ in outputs]).argmax(1)
+        # A sum, not a mean, over the batch: an image's gradient must not depend on its neighbours.
+        loss = cross_entropy(mean([main for main, _ in outputs]), run.labels, reduction="sum")
+        for part in reversed(run.parts):
+            loss = part.loss(run, loss, outputs, run.labels)
+        (grad,) = torch.autograd.grad(loss, leaf)
+        # Not in place: the gradient of a mean or sum is one number seen many times.
+        total = grad if total is None else total + grad
+    assert total is not None
+    return total
+
+
+def mean(parts: list[Tensor]) -> Tensor:
+    """The mean of tensors of one shape."""
+    return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
+
+
+def _copies(run: Run) -> list[Transform]:
+    found: list[Transform] = [identity]
+    for part in run.parts:
+        found = [_then(first, second) for first in found for second in part.copies(run)]
+    return found
+
+
+def _then(first: Transform, second: Transform) -> Transform:
+    return second if first is identity else first if second is identity else lambda images: second(first(images))
+
+
+def _look(run: Run, member: Classifier, images: Tensor) -> Outputs:
+    view = MemberView(run, member)
+    part = next((part for part in run.parts if type(part).look is not Part.look), None)
+    return part.look(run, view, images) if part else view(images)
+
+
+class Function:
+    """A function from images to logits `[n, classes]` as a source of one member, itself."""
+
+    name = "function"
+
+    def __init__(self, logits: Callable[[Tensor], Tensor]) -> None:
+        self.logits = logits
+        self.members: Sequence[Classifier] = (self,)
+
+    @property
+    def classes(self) -> int:
+        """Unknown: for attacks that draw no class."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, zoom: float = 1.0) -> Tensor:  # noqa: ARG002
+        """Logits of `x`."""
+        return self.logits(x)
+
+    def record(self) -> dict[str, Any]:
+        """Nothing: what it crafts is stored by none."""
+        return {}
+
+
+class MemberView:
+    """A member of the source behind its optional abilities; see `parts.base.View`."""
+
+    def __init__(self, run: Run, member: Classifier) -> None:
+        self.run, self.member = run, member
+        self.auxiliary = any(part.auxiliary for part in run.parts)
+
+    def __call__(self, images: Tensor, zoom: float = 1.0, which: Tensor | None = None) -> Outputs:
+        """Outputs, with fresh randomness of a defense in front of the member."""
+        if isinstance(self.member, StochasticLogits):
+            rng = self.run.rng if which is None else self.run.rng.select(which)
+            return self.member.stochastic_logits(images, rng, zoom), None
+        if self.auxiliary and isinstance(self.member, AuxiliaryLogits):
+            return self.member.logits_and_aux(images, zoom)
+        return self.member(images, zoom), None
+
+    def gathered(
+        self,
+        images: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        zoom: float = 1.0,
+        which: Tensor | None = None,
+        *,
+        fuse: bool = True,
+    ) -> Outputs:
+        """Outputs for `gather_pixels(images, rows, columns)`."""
+        if fuse and not self.auxiliary and isinstance(self.member, GatheredLogits):
+            return self.member.logits_of_gathered(images, rows, columns, zoom), None
+        return self(gather_pixels(images, rows, columns), zoom, which)

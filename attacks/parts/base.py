@@ -1,0 +1,175 @@
+"""What a part of a gradient-sign attack is, and what it works on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from math import isfinite
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.protocols import Source
+    from rdp_bench.rng import ImageRng
+
+    Gradient = Callable[[Tensor], Tensor]
+    """Images `[n, 3, h, w]` -> gradients of the loss at them, of the same shape."""
+
+    Transform = Callable[[Tensor], Tensor]
+    """A differentiable map of images to images of the same size."""
+
+    Outputs = tuple[Tensor, Tensor | None]
+    """Logits `[n, classes]`, and those of an auxiliary head where they are wanted and the network has one."""
+
+P = TypeVar("P", bound="Part")
+
+
+class View(Protocol):
+    """One member of the source, as parts see it."""
+
+    def __call__(self, images: Tensor, zoom: float = 1.0, which: Tensor | None = None) -> Outputs:
+        """Outputs for `images` `[k, 3, h, w]`.
+
+        Args:
+            images: in [0, 1].
+            zoom: size of `images` over the size of the data set's images.
+            which: indices of the images in the batch, int64 `[k]`; None: `images` is the whole batch.
+        """
+        ...
+
+    def gathered(
+        self,
+        images: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        zoom: float = 1.0,
+        which: Tensor | None = None,
+        *,
+        fuse: bool = True,
+    ) -> Outputs:
+        """Outputs for `gather_pixels(images, rows, columns)`.
+
+        With `fuse`, a classifier that can may compute them without making those images.
+        """
+        ...
+
+
+@dataclass
+class Run:
+    """One call of an attack: its arguments, and what changes from step to step."""
+
+    parts: Sequence[Part]
+    source: Source
+    x: Tensor
+    """Clean images `[n, 3, h, w]` in [0, 1]."""
+    eps: float | Tensor
+    """Budget in [0, 1], or an L2 norm."""
+    alpha: float | Tensor
+    """Step size, in the unit of `eps`."""
+    rng: ImageRng
+    labels: Tensor | None
+    """Classes that the loss is about, int64 `[n]`; None until the source's first prediction sets them."""
+    g: Tensor
+    """g_t, the direction of the previous step; zeros at first."""
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """What parts keep between steps, by their id."""
+
+    def part(self, kind: type[P]) -> P | None:
+        """The part of this kind, if the attack has one."""
+        return find(self.parts, kind)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a gradient-sign attack: a frozen dataclass whose fields are its parameters.
+
+    A subclass overrides the methods where it takes part in the iteration. Field names are the parameter names that
+    labels use, so no two parts may share one. The first field switches the part: a part whose first field holds `off`
+    is left out of an attack.
+    """
+
+    id: ClassVar[str]
+    """Permanent, part of cache keys."""
+    version: ClassVar[int] = 1
+    """Bump it when the output of attacks that use this part changes."""
+    order: ClassVar[int]
+    """Parts with lower numbers are applied around those with higher ones."""
+    off: ClassVar[Any] = None
+    """Value of the first field with which the part does nothing."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Short names of fields in compositions."""
+    auxiliary: ClassVar[bool] = False
+    """Whether the part's loss needs logits of auxiliary heads."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are not finite, then whatever `rules` refuses."""
+        numbers = [value for value in vars(self).values() if isinstance(value, float)]
+        require({"numbers are finite": all(isfinite(number) for number in numbers)})
+        require(self.rules())
+
+    def rules(self) -> Mapping[str, bool]:
+        """What must hold of the fields: sentence -> whether it does."""
+        return {}
+
+    def check(self, parts: Sequence[Part]) -> None:
+        """Refuse other parts of an attack that this one does not go with.
+
+        Raises:
+            ValueError: a sentence that must hold and does not.
+        """
+
+    @property
+    def idle(self) -> bool:
+        """Whether the part does nothing."""
+        return bool(fields(self)) and getattr(self, fields(self)[0].name) == self.off
+
+    @property
+    def evaluations(self) -> int:
+        """By how much the part multiplies the gradient evaluations of a step."""
+        return 1
+
+    def resolved(self, eps: float) -> dict[str, Any]:  # noqa: ARG002 - for parts that depend on it
+        """Every field at budget `eps` (in /255, or an L2 norm), as JSON."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def start(self, run: Run, adv: Tensor) -> Tensor:  # noqa: ARG002
+        """Where the iteration starts; `adv` is a copy of the clean images, or what a part before made of it."""
+        return adv
+
+    def goal(self, run: Run, labels: Tensor | None) -> Tensor | None:  # noqa: ARG002
+        """Classes int64 `[n]` that the loss is about; None for the source's own first prediction."""
+        return labels
+
+    def gradient(self, run: Run, inner: Gradient, at: Tensor) -> Tensor:  # noqa: ARG002
+        """The gradient at `at`; `inner` is the gradient as the parts inside this one give it."""
+        return inner(at)
+
+    def copies(self, run: Run) -> Iterable[Transform]:  # noqa: ARG002
+        """Transformed copies of the images whose loss gradients are summed."""
+        return (identity,)
+
+    def look(self, run: Run, view: View, images: Tensor) -> Outputs:  # noqa: ARG002
+        """Outputs of one member of the source for `images`; only one part of an attack may override this."""
+        return view(images)
+
+    def loss(self, run: Run, loss: Tensor, outputs: Sequence[Outputs], labels: Tensor) -> Tensor:  # noqa: ARG002
+        """The loss that is ascended, a sum over images, from the cross-entropy of the mean logits."""
+        return loss
+
+
+def find(parts: Iterable[Part], kind: type[P]) -> P | None:
+    """The part of this kind among `parts`."""
+    return next((part for part in parts if type(part) is kind), None)
+
+
+def identity(images: Tensor) -> Tensor:
+    """The images as they are."""
+    return images
+
+
+def require(rules: Mapping[str, bool]) -> None:
+    """Raise a `ValueError` with the first sentence that does not hold."""
+    for rule, holds in rules.items():
+        if not holds:
+            raise ValueError(rule)
