@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "download": {"contract", "cache", "data"},
     "results": {"contract", "cache", "metrics", "data"},
     "engine": {"contract", "cache", "weights", "metrics", "models", "results", "data"},
-    "train": {"contract", "cache", "weights", "models", "attacks", "defenses", "defenses._networks", "data"},
+    "train": {"contract", "cache", "weights", "metrics", "models", "attacks", "defenses", "defenses._networks", "data"},
     "train.recipes": {"contract", "models", "attacks", "defenses", "defenses._networks", "train"},
     "reports.tables": {"contract", "metrics", "results"},
     "reports.figures": {"contract", "cache", "metrics", "results", "reports.tables"},

@@ -21,7 +21,7 @@ from rdp_bench.engine.grid import CLEAN, UNDEFENDED, Axes, Grid
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.errors import UsageError, wrap_errors
 from rdp_bench.keys import Record, hash_many, key_of, plain
-from rdp_bench.metrics import lpips
+from rdp_bench.metrics import measurements
 from rdp_bench.models.defended import is_white_box, white_box
 from rdp_bench.models.zoo import AnyModelRef, SourceSpec, find, find_or_missing, find_source
 from rdp_bench.protocols import Attack, ChoosesNorm, Dataset, Defense, aims_at_targets
@@ -30,10 +30,6 @@ from rdp_bench.specs import Cell, files_from, show
 from rdp_bench.weights import files as weight_files
 
 log = logging.getLogger(__name__)
-
-QUALITY_MEASURES = {"metrics": ["mse", "ssim"], "window": 11, "sigma": 1.5, "channels": "rgb"}
-"""What is measured of purified images; `metrics/image_quality.py` does it."""
-
 
 SET_FACTS = ("source", "attack", "eps", "seed")
 """Of a set's record, what an image's random stream follows from: not the images beside it."""
@@ -75,7 +71,7 @@ class Plan:
     crafts: dict[str, CraftJob] = field(default_factory=dict)
     """Set key -> the job that makes it."""
     _records: dict[str, Record] = field(default_factory=dict)
-    _lpips: Record | None = None  # what LPIPS depends on, once looked for; empty where it is not here
+    _measured: Record | None = None  # `measurements.record`, once asked for
     _keys: dict[Cell, Keys] = field(default_factory=dict)
 
     @property
@@ -186,11 +182,10 @@ class Plan:
         return self.grid.axes.defense_samples if self.defenses[defense].value.random else 1
 
     def image_quality_record(self, purified: Record) -> Record:
-        """Everything that the distances of a purified set's images to the clean ones depend on."""
-        if self._lpips is None:
-            self._lpips = lpips.record() or {}
-        looks = {"lpips": self._lpips} if self._lpips else {}
-        return {**purified, "kind": "image_quality", "measure": QUALITY_MEASURES | looks}
+        """Everything that the measurements of a purified set's images depend on."""
+        if self._measured is None:
+            self._measured = measurements.record()
+        return {**purified, "kind": "image_quality", "measure": self._measured}
 
     def sample_record(self, purified_key: str) -> Record:
         """The first few images of a purified set."""

@@ -7,7 +7,7 @@ from rdp_bench.errors import RdpBenchError
 from rdp_bench.reports.figures import drawing
 from rdp_bench.reports.figures.drawing import PAGE, SMALL, STYLE, ReportFigure, short, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
-from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, SampleImages, at_size, error, psnr
+from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, SampleImages, at_size, error, psnr_of
 from rdp_bench.results.rows import UNDEFENDED, display_name
 from rdp_bench.specs import show
 
@@ -53,7 +53,7 @@ def error_maps(kept: SampleImages) -> ReportFigure | None:
         enlarged += [name] if restored is not found else []
         lines.append(kept.line(attack, defense, 0, clean, restored))
         wrong = error(clean, restored)
-        text = f"{psnr(clean, restored):.1f} dB, {wrong.mean():.1f}"
+        text = f"{psnr_of(clean, restored):.1f} dB, {wrong.mean():.1f}"
         columns.append(
             _Column(name, Tile(restored, kept.right(attack, defense, 0)), Tile(wrong, None, text, _MAP, (0, top)))
         )

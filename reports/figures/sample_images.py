@@ -8,6 +8,7 @@ import numpy as np
 
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import RdpBenchError
+from rdp_bench.metrics.psnr import psnr
 from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class SampleImages:
             "eps": self.run.eps(cell_key.eps),
             "correct": "" if right is None else str(right).lower(),
             "predicted": "" if said is None else int(said[index]),
-            "psnr": f"{psnr(clean, image):.4f}",
+            "psnr": f"{psnr_of(clean, image):.4f}",
             "mean_absolute_error": f"{error(clean, image).mean():.4f}",
         }
 
@@ -144,12 +145,11 @@ def error(a: "Image", b: "Image") -> "NDArray[np.float64]":
     return wrong
 
 
-def psnr(a: "Image", b: "Image") -> float:
-    """Peak signal-to-noise ratio in dB; infinite for equal images.
+def psnr_of(a: "Image", b: "Image") -> float:
+    """PSNR in dB of two 8-bit images; infinite for equal ones.
 
     >>> a = np.zeros((3, 2, 2), np.uint8)
-    >>> round(psnr(a, a + np.uint8(16)), 2)
+    >>> round(psnr_of(a, a + np.uint8(16)), 2)
     24.05
     """
-    mse = float(((a.astype(np.float64) - b) ** 2).mean())
-    return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
+    return float(psnr(((a.astype(np.float64) - b) ** 2).mean() / 255**2))

@@ -23,7 +23,7 @@ from rdp_bench.reports.figures import registry
 from rdp_bench.reports.figures.ablation import ablation
 from rdp_bench.reports.figures.drawing import ReportFigure
 from rdp_bench.reports.figures.error_maps import error_maps
-from rdp_bench.reports.figures.sample_images import SampleImages, at_size, psnr
+from rdp_bench.reports.figures.sample_images import SampleImages, at_size, psnr_of
 from rdp_bench.reports.figures.spectra import gaussian, radial, rings, spectra, spectrum
 from rdp_bench.reports.tables.table import error_tables
 from rdp_bench.results.rows import CellKey, Run, load, write_record
@@ -140,8 +140,8 @@ def test_the_spectra_of_a_run_are_those_of_its_perturbations(tiny: Path) -> None
 
 def test_distances_by_hand() -> None:
     a = np.full((3, 4, 4), 100, np.uint8)
-    assert psnr(a, a + np.uint8(16)) == pytest.approx(20 * np.log10(255 / 16))
-    assert psnr(a, a) == float("inf")
+    assert psnr_of(a, a + np.uint8(16)) == pytest.approx(20 * np.log10(255 / 16))
+    assert psnr_of(a, a) == float("inf")
     large = np.repeat(np.repeat(a, 2, 1), 2, 2)
     assert at_size(large, 4).shape == (3, 4, 4)
     assert np.array_equal(at_size(large, 4), a)
