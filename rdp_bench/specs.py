@@ -73,6 +73,13 @@ class Spec:
         return f"{name}({', '.join(args)})" if args else name
 
 
+CLEAN = "clean"
+"""The attack of cells that nobody attacks."""
+
+UNDEFENDED = "none"
+"""The defense of cells without a defense."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One number of a table: who attacks what, and who defends it. All fields are labels.
@@ -88,7 +95,7 @@ class Cell:
     defense: str
 
     def __str__(self) -> str:
-        crafted = "clean" if self.attack == "clean" else f"{self.source} {self.attack} eps {show(self.eps)}"
+        crafted = CLEAN if self.attack == CLEAN else f"{self.source} {self.attack} eps {show(self.eps)}"
         return f"{crafted} -> {self.defense} -> {self.target}"
 
 

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "data": {"contract", "cache"},
     "download": {"contract", "cache", "data"},
     "results": {"contract", "cache", "metrics", "data"},
-    "engine": {"contract", "cache", "weights", "metrics", "models", "results", "data"},
+    "engine": {"contract", "cache", "weights", "metrics", "models", "results", "data", "reports.figures"},
     "train": {"contract", "cache", "weights", "metrics", "models", "attacks", "defenses", "defenses._networks", "data"},
     "train.recipes": {"contract", "models", "attacks", "defenses", "defenses._networks", "train"},
     "reports.tables": {"contract", "metrics", "results"},

@@ -13,18 +13,13 @@ from rdp_bench.budgets import LINF, NORMS, parse_eps
 from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown_name
 from rdp_bench.registry import dataset as datasets
 from rdp_bench.registry import defense as defenses
-from rdp_bench.specs import Cell, cut, files_from, plain, show
+from rdp_bench.reports.figures.registry import FIGURES
+from rdp_bench.specs import CLEAN, UNDEFENDED, Cell, cut, files_from, plain, show
 
 log = logging.getLogger(__name__)
 
-CLEAN = "clean"
-UNDEFENDED = "none"
-
 LEAST_SIZE = 8
 """Pixels across the smallest images that a run may resize its data set to."""
-
-FIGURES = ("heat", "dots", "sweep", "pareto", "spectra", "gallery", "error-maps", "branches", "ablation")
-"""What a grid may ask a report to draw; `reports/figures/registry.py` does it."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rdp_bench.data.image_hashes import digest, hash_images
 from rdp_bench.data.open import open_dataset
 from rdp_bench.engine import crosscheck
 from rdp_bench.engine.crosscheck import Rate
-from rdp_bench.engine.grid import CLEAN, UNDEFENDED, Axes, Grid
+from rdp_bench.engine.grid import Axes, Grid
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.errors import UsageError, wrap_errors
 from rdp_bench.keys import Record, hash_many, key_of, plain
@@ -26,7 +26,7 @@ from rdp_bench.models.defended import is_white_box, white_box
 from rdp_bench.models.zoo import AnyModelRef, SourceSpec, find, find_or_missing, find_source
 from rdp_bench.protocols import Attack, ChoosesNorm, Dataset, Defense, aims_at_targets
 from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
-from rdp_bench.specs import Cell, files_from, show
+from rdp_bench.specs import CLEAN, UNDEFENDED, Cell, files_from, show
 from rdp_bench.weights import files as weight_files
 
 log = logging.getLogger(__name__)

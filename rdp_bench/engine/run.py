@@ -9,7 +9,6 @@ from typing import Any
 
 from rdp_bench.engine import crosscheck, defense_cost, prefix_reuse
 from rdp_bench.engine.crosscheck import Check, check_rate
-from rdp_bench.engine.grid import CLEAN
 from rdp_bench.engine.jobs import EvaluateJob, Executor, Job, SerialExecutor
 from rdp_bench.engine.plan import Plan
 from rdp_bench.engine.record import header, now
@@ -20,7 +19,7 @@ from rdp_bench.metrics import measurements, stats
 from rdp_bench.metrics.correctness import error_flags
 from rdp_bench.protocols import aims_at_targets
 from rdp_bench.results import rows as table
-from rdp_bench.specs import Cell
+from rdp_bench.specs import CLEAN, Cell
 
 log = logging.getLogger(__name__)
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rdp_bench.metrics import stats
+from rdp_bench.specs import UNDEFENDED
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Counts = NDArray[np.int64]
-
-UNDEFENDED = "none"
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ from rdp_bench.errors import RdpBenchError, UsageError, unknown_name
 from rdp_bench.keys import Record
 from rdp_bench.metrics import measurements, stats
 from rdp_bench.metrics.correctness import AGGREGATIONS, error_flags
-from rdp_bench.metrics.significance import UNDEFENDED as UNDEFENDED
-from rdp_bench.specs import cut, plain, show, split
+from rdp_bench.specs import CLEAN, cut, plain, show, split
 from rdp_bench.terminal import utf8
 
 if TYPE_CHECKING:
@@ -60,6 +59,11 @@ class CellKey(NamedTuple):
     @classmethod
     def of(cls, cell: Mapping[str, Any]) -> "CellKey":
         return cls(cell["source"], cell["attack"], float(cell["eps"]), cell["target"], cell["defense"])
+
+    @classmethod
+    def clean(cls, target: str, defense: str) -> "CellKey":
+        """The cell without an attack."""
+        return cls("-", CLEAN, 0.0, target, defense)
 
 
 # --- the paper's numbers ---------------------------------------------------------------------------------
@@ -140,7 +144,7 @@ def row(run: Record, cell: Record, predicted: "NDArray[np.int32] | None", label:
     nothing by itself, the metric is error_l2.
     """
     cell_key = CellKey.of(cell)
-    metric = "accuracy" if cell_key.attack == "clean" else f"error{_suffix(run)}"
+    metric = "accuracy" if cell_key.attack == CLEAN else f"error{_suffix(run)}"
     status, reason = cell["status"], cell.get("reason", "")
     value, low, high = "", "", ""
     if status == "done":
@@ -342,6 +346,11 @@ class Run:
         for name in ("eps", "value", "ci_low", "ci_high", "paper", "seconds"):
             frame[name] = pd.to_numeric(frame[name])
         return frame
+
+    @property
+    def attacks(self) -> list[str]:
+        """The attacks in the run's order, without "clean"."""
+        return [name for name in self.axis("attacks") if name != CLEAN]
 
     def axis(self, name: str) -> list[str]:
         """The labels of an axis in the run's order, cells beyond the recorded axes included."""

@@ -9,14 +9,14 @@ import numpy as np
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.metrics.psnr import psnr
-from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
+from rdp_bench.results.rows import CellKey, Run, display_name
+from rdp_bench.specs import CLEAN, UNDEFENDED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Image = NDArray[np.uint8]
 
-CLEAN = "clean"
 COLUMNS = (
     "image", "source", "target", "eps", "attack", "defense", "correct", "predicted", "psnr", "mean_absolute_error",
 )  # fmt: skip
@@ -41,7 +41,7 @@ class SampleImages:
     @property
     def attacks(self) -> list[str]:
         """In the run's order."""
-        return [name for name in self.run.axis("attacks") if name != CLEAN]
+        return self.run.attacks
 
     @property
     def defenses(self) -> list[str]:
@@ -72,7 +72,7 @@ class SampleImages:
     def place(self, attack: str, defense: str = UNDEFENDED) -> CellKey:
         """Where a number of these stands in the run."""
         if attack == CLEAN:
-            return CellKey("-", CLEAN, 0.0, self.target, defense)
+            return CellKey.clean(self.target, defense)
         return CellKey(self.source, attack, self.eps, self.target, defense)
 
     def images(self, attack: str, defense: str = UNDEFENDED) -> "Image":
@@ -127,16 +127,6 @@ def sample(store: Store, cell: dict[str, Any] | None) -> "Image":
     if cell is None or cell["status"] != "done":
         raise RdpBenchError((cell or {}).get("reason") or "not run yet")
     return store.open("sample", cell.get("sample_key") or "").read()["purified"]  # type: ignore[return-value]
-
-
-def at_size(image: "Image", size: int) -> "Image":
-    """An image `[3, h, w]` brought back to `size` where a defense enlarged it."""
-    if image.shape[-1] == size:
-        return image
-    from PIL import Image as Pillow
-
-    picture = Pillow.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    return np.asarray(picture.resize((size, size), Pillow.Resampling.LANCZOS)).transpose(2, 0, 1)
 
 
 def error(a: "Image", b: "Image") -> "NDArray[np.float64]":

@@ -13,8 +13,8 @@ from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
 from rdp_bench.metrics.measurements import MEASUREMENTS
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, slug
-from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
-from rdp_bench.specs import show
+from rdp_bench.results.rows import CellKey, Run, display_name
+from rdp_bench.specs import CLEAN, UNDEFENDED, show
 
 _ABSENT = TableCell(reason="not measured")
 _COST = ("ms", "× time", "k param.", "MiB")
@@ -30,7 +30,7 @@ class Setting:
 
     def places(self, run: Run, defense: str, target: str = "") -> list[CellKey]:
         """A cell an attack; `target` "-" for what all targets share."""
-        attacks = [attack for attack in run.axis("attacks") if attack != "clean"]
+        attacks = run.attacks
         return [CellKey(self.source, attack, self.eps, target or self.target, defense) for attack in attacks]
 
 
@@ -62,7 +62,7 @@ def tables(run: Run) -> list[Table]:
 
 def run_settings(run: Run) -> list[Setting]:
     """Every source, target and eps of the run whose target has more than one defense."""
-    cells = [cell for cell in run.record["cells"] if cell["attack"] != "clean"]
+    cells = [cell for cell in run.record["cells"] if cell["attack"] != CLEAN]
     targets = [name for name in run.axis("targets") if len(defenses_against(run, name)) > 1]
     found = dict.fromkeys(Setting(cell["source"], cell["target"], float(cell["eps"])) for cell in cells)
     return [setting for setting in found if setting.target in targets]
@@ -88,7 +88,7 @@ def _table_cells(run: Run, setting: Setting, defense: str) -> list[TableCell]:
     entries = [TableCell("done", "", *error) if error else TableCell("pending", "not every attack is done")]
     if run.image_quality:
         entries += _restored(run, setting.places(run, defense, "-"))
-        entries += _restored(run, [CellKey("-", "clean", 0.0, "-", defense)])
+        entries += _restored(run, [CellKey.clean("-", defense)])
     if about := run.record.get("cost"):
         entries += _cost(about["defenses"].get(defense, {}))
     return entries
