@@ -26,7 +26,7 @@ from rdp_bench.train import recipes
 from rdp_bench.train.loop import LoopIntervals, Training
 from rdp_bench.train.photos import Photos
 
-NAMES = ("rdp", "nrp", "hgd", "comdefend", "sr", "ens-adv")
+NAMES = tuple(recipes.TRAINERS)
 SIZE = (256, 341)
 
 

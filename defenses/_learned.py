@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rdp_bench.errors import BadModelError
+from rdp_bench.errors import BadModelError, RdpBenchError
 from rdp_bench.keys import hash_many, known_hash
 from rdp_bench.protocols import Backward, Purifier
 from rdp_bench.specs import WeightFile
@@ -24,34 +24,20 @@ if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
     from rdp_bench.weights.files import State
 
-NETWORKS = {
-    "rdp": "rdp.Purifier",
-    "rdp-reconstruction": "rdp.Reconstruction",
-    "nrp": "nrp.RRDBNet",
-    "nrp-resg": "nrp.ResNetG",
-    "hgd": "hgd.Denoiser",
-    "comdefend": "comdefend.ComDefend",
-    "sr": "edsr.EDSR",
-}
-"""Where the network of each kind is: imported only when built."""
-
-
-def build(kind: str, **net: Any) -> nn.Module:
-    """An untrained network: images `[n, 3, h, w]` in [0, 1] to images, for h and w in steps of its `multiple`."""
-    module, _, name = NETWORKS[kind].partition(".")
-    made: nn.Module = getattr(import_module(f"rdp_bench.defenses._networks.{module}"), name)(**net)
-    return made
-
 
 @dataclass(frozen=True)
 class Learned(Purifier):
-    """Base of a defense that is one network: a subclass names its `kind` and reads its authors' files."""
+    """Base of a defense that is one network. A subclass names its `kind` and its `network`.
+
+    `convert_author_weights` reads files that the authors released.
+    """
 
     weights: WeightFile | None = None  # a file, here or in --models-dir; auto: the one that ships
 
     differentiable: ClassVar[bool] = True
     backward: ClassVar[Backward] = "exact"
-    kind: ClassVar[str]  # of NETWORKS; also the name of the entry
+    kind: ClassVar[str]  # the name of the entry
+    network: ClassVar[str] = ""  # "module:class", imported when built
 
     @cached_property
     def paths(self) -> tuple[Path, ...]:
@@ -99,8 +85,21 @@ class Learned(Purifier):
         return {}, state
 
     def build(self, **net: Any) -> nn.Module:
-        """The untrained network; a plugin's defense makes its own here."""
-        return build(self.kind, **net)
+        """The untrained network: images `[n, 3, h, w]` in [0, 1] to images, for h and w in steps of its `multiple`.
+
+        Args:
+            **net: arguments of the class that `network` names. A plugin may override this method instead.
+
+        Raises:
+            RdpBenchError: the class has neither.
+        """
+        module, _, name = self.network.partition(":")
+        if not name:
+            raise RdpBenchError(
+                f"{type(self).__name__} has no network: set `network` to 'module:class', or override build()"
+            )
+        made: nn.Module = getattr(import_module(module), name)(**net)
+        return made
 
     def load(self) -> nn.Module:
         """The network with its weights.

@@ -41,6 +41,7 @@ class ComDefend(Learned):
     differentiable: ClassVar[bool] = False
     backward: ClassVar[Backward] = "identity"
     kind: ClassVar[str] = "comdefend"
+    network: ClassVar[str] = "rdp_bench.defenses._networks.comdefend:ComDefend"
 
     def __post_init__(self) -> None:
         """Refuse sizes that leave no whole patch, unknown orders, negative noise."""

@@ -25,6 +25,7 @@ class GuidedDenoiser(Learned):
     """
 
     kind: ClassVar[str] = "hgd"
+    network: ClassVar[str] = "rdp_bench.defenses._networks.hgd:Denoiser"
 
     def convert_author_weights(self, state: State) -> tuple[dict[str, Any], State]:
         """The denoiser out of a checkpoint that holds its classifier too; which tells the values it is fed with."""

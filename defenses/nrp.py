@@ -19,6 +19,7 @@ class NeuralRepresentationPurifier(Dynamic):
     """A network trained to undo self-supervised perturbations: dense residual blocks (RRDB)."""
 
     kind: ClassVar[str] = "nrp"
+    network: ClassVar[str] = "rdp_bench.defenses._networks.nrp:RRDBNet"
     trunk: ClassVar[str] = "RRDB_trunk"
     renamed: ClassVar[dict[str, str]] = {"conv_first": "conv_first.1", "trunk_conv": "conv_last.0"}
 
@@ -39,6 +40,7 @@ class NeuralRepresentationPurifierResG(NeuralRepresentationPurifier):
     """The lighter NRP: plain residual blocks in place of the dense ones."""
 
     kind: ClassVar[str] = "nrp-resg"
+    network: ClassVar[str] = "rdp_bench.defenses._networks.nrp:ResNetG"
     trunk: ClassVar[str] = "recon_trunk"
     renamed: ClassVar[dict[str, str]] = {
         "conv_first": "conv_first.1",

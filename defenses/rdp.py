@@ -19,3 +19,4 @@ class RepresentationDisentanglement(Dynamic):
     """
 
     kind: ClassVar[str] = "rdp"
+    network: ClassVar[str] = "rdp_bench.defenses._networks.rdp:Purifier"

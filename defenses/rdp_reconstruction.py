@@ -29,6 +29,7 @@ class Reconstruction(Learned):
     latent: str = "natural"
 
     kind: ClassVar[str] = "rdp-reconstruction"
+    network: ClassVar[str] = "rdp_bench.defenses._networks.rdp:Reconstruction"
     purifies: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ class SuperResolution(Learned):
     differentiable: ClassVar[bool] = False
     backward: ClassVar[Backward] = "stand-in"
     kind: ClassVar[str] = "sr"
+    network: ClassVar[str] = "rdp_bench.defenses._networks.edsr:EDSR"
 
     def __post_init__(self) -> None:
         """Refuse what `wavelet` refuses."""

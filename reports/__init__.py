@@ -88,18 +88,18 @@ class _Pen:
 
 def _section(pen: _Pen, run: "Run", store: "Store", crowded: bool) -> "Section":
     """Write a run's tables and figures; what the page needs of it."""
-    from rdp_bench.reports import examples, success
+    from rdp_bench.reports import examples
     from rdp_bench.reports.claims import claims
     from rdp_bench.reports.claims.claim_tests import evaluate_claims
     from rdp_bench.reports.figures.registry import draw_figures
     from rdp_bench.reports.page import Section
-    from rdp_bench.reports.tables import quality_and_cost, samples
-    from rdp_bench.reports.tables.table import all_tables, slug
+    from rdp_bench.reports.tables.registry import all_tables
+    from rdp_bench.reports.tables.table import slug
 
     found = evaluate_claims(run)
     if found:
         pen.write(f"tables/{slug(run.grid, 'claims')}.csv", claims.claims_csv(run, found).encode())
-    tables = [*all_tables(run), *success.tables(run), *samples.tables(run), *quality_and_cost.tables(run)]
+    tables = all_tables(run)
     for table in tables:
         _write_table(pen, table)
     drawn = draw_figures(run, store, tables)

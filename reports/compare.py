@@ -13,7 +13,7 @@ from rdp_bench.metrics import stats
 from rdp_bench.metrics.significance import paired
 from rdp_bench.reports.page import flat, write
 from rdp_bench.results.rows import CellKey, Row, Run, display_name, load
-from rdp_bench.specs import show
+from rdp_bench.specs import CLEAN, show
 
 COLUMNS = (
     "grid", "source", "attack", "eps", "defense", "target", "metric", "a", "b", "difference", "ci_low", "ci_high", "p",
@@ -193,7 +193,7 @@ def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[s
 
 def _label(cell_key: CellKey) -> str:
     """A cell in words."""
-    if cell_key.attack == "clean":
+    if cell_key.attack == CLEAN:
         return f"clean, {display_name(cell_key.defense)}, {display_name(cell_key.target)}"
     crafted = f"{display_name(cell_key.attack)} from {display_name(cell_key.source)}, ε = {show(cell_key.eps)}"
     return f"{crafted}, {display_name(cell_key.defense)}, {display_name(cell_key.target)}"

@@ -1,7 +1,5 @@
 """Examples: an image clean, attacked, its perturbation, and as every defense hands it on."""
 
-import base64
-import io
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,8 +7,11 @@ import numpy as np
 
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import RdpBenchError
-from rdp_bench.reports.figures.sample_images import at_size, sample
-from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
+from rdp_bench.picture import resized, to_jpeg_uri, to_pillow
+from rdp_bench.reports.figures.registry import FIGURES
+from rdp_bench.reports.figures.sample_images import sample
+from rdp_bench.results.rows import CellKey, Run, display_name
+from rdp_bench.specs import CLEAN, UNDEFENDED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +24,6 @@ GAIN = 8
 _IMAGES, _QUALITY = (2, 1), (75, 60)
 """Of a run that has its page to itself or shares it with few, and of one among many: a page stays below 5 MB."""
 _MID = 128
-_PICTURED = {"spectra", "gallery", "error-maps", "branches"}
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,18 @@ def examples(run: Run, store: Store, crowded: bool = False) -> Examples:
 
     Fewer and plainer ones on a `crowded` page.
     """
-    if _PICTURED & set(run.record.get("figures") or ()):
+    if any(FIGURES[name].pictures for name in run.record.get("figures") or () if name in FIGURES):
         return Examples(reason="The figures of this run are its pictures.")
     cells = {cell.key: cell for cell in run.cells}
     bare = {
         cell_key: run.wrong[cell_key]
         for cell_key in run.wrong
-        if cell_key.defense == UNDEFENDED and cell_key.attack != "clean"
+        if cell_key.defense == UNDEFENDED and cell_key.attack != CLEAN
     }
     if not bare:
         return Examples(reason="No undefended attack is done yet.")
     attacked = max(bare, key=lambda cell_key: int(bare[cell_key].sum()))
-    clean = CellKey("-", "clean", 0.0, attacked.target, UNDEFENDED)
+    clean = CellKey.clean(attacked.target, UNDEFENDED)
     try:
         images, adv = (sample(store, cells.get(cell_key)) for cell_key in (clean, attacked))
     except RdpBenchError as error:
@@ -110,11 +110,5 @@ def _tile(name: str, kept: "Image | str", i: int, run: Run, cell_key: CellKey, h
 
 def _uri(image: "Image", how: tuple[int, int]) -> str:
     """A data URI of uint8 `[3, h, w]`, shrunk where a defense enlarged it; `how`: size in pixels, JPEG quality."""
-    from PIL import Image as Pillow
-
     size, quality = how
-    picture = Pillow.fromarray(np.ascontiguousarray(at_size(image, size).transpose(1, 2, 0)))
-    file = io.BytesIO()
-    # No chroma subsampling: it would smear the very patterns that are to be seen.
-    picture.save(file, "JPEG", quality=quality, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return to_jpeg_uri(to_pillow(resized(image, size)), quality)

@@ -9,8 +9,8 @@ from typing import Any
 
 from rdp_bench.reports.claims.claims import claims
 from rdp_bench.reports.tables.table import AVERAGE, Table
-from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
-from rdp_bench.specs import show
+from rdp_bench.results.rows import CellKey, Run, display_name
+from rdp_bench.specs import UNDEFENDED, show
 
 PROFILES = {
     "embedded": "The embedded profile is a small stand-in: networks that install with the package and, unless a run "
@@ -38,7 +38,7 @@ _KEPT = (
 
 def summary_sentences(run: Run) -> list[str]:
     """What ran, and how far it got."""
-    attacks = [attack for attack in run.axis("attacks") if attack != "clean"]
+    attacks = run.attacks
     sources = [source for source in run.axis("sources") if source != "-"]
     defenses = [name for name in run.axis("defenses") if name != UNDEFENDED]
     count = {status: sum(row["status"] == status for row in run.rows) for status in ("done", "pending", "failed")}

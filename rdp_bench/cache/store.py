@@ -60,6 +60,9 @@ class ArraySpec:
     optional: bool = False
 
 
+ANY = "*"
+"""Declares arrays of any names, at least one."""
+
 KINDS: dict[str, dict[str, ArraySpec]] = {
     "adv": {"delta": ArraySpec(("int8", "int16"), (3, "size", "size"))},
     "eval": {
@@ -68,11 +71,8 @@ KINDS: dict[str, dict[str, ArraySpec]] = {
         "margin": ArraySpec(("float32",), ("draws?",)),
         "seconds": ArraySpec(("float32",)),
     },
-    "image_quality": {
-        "mse": ArraySpec(("float32",)),
-        "ssim": ArraySpec(("float32",)),
-        "lpips": ArraySpec(("float32",), optional=True),
-    },
+    # One array per measurement, which the record names; see `metrics.measurements`.
+    "image_quality": {ANY: ArraySpec(("float32",))},
     "sample": {"purified": ArraySpec(("uint8",), (3, "size", "size"))},
     # One photograph per shard, of a training: its pixels, or why it could not be read.
     "photos": {
@@ -661,6 +661,8 @@ def _misshapen(kind: str, arrays: Any, rows: int) -> str:
     specs = KINDS.get(kind)
     if specs is None:
         return f"there is no kind '{kind}'"
+    if ANY in specs and isinstance(arrays, dict):
+        specs = dict.fromkeys(arrays, specs[ANY])
     required = {name for name, spec in specs.items() if not spec.optional}
     if not isinstance(arrays, dict) or not arrays or not required <= {*arrays} <= {*specs}:
         return f"its arrays are {', '.join(map(str, arrays or ())) or 'none'}, not {', '.join(specs)}"

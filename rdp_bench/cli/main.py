@@ -107,7 +107,7 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
     """Say what is here (device, weights, data), what is missing and how to get it."""
     from rdp_bench import environment, plugins, registry
     from rdp_bench.data.open import open_dataset
-    from rdp_bench.metrics import lpips
+    from rdp_bench.metrics.measurements import MEASUREMENTS
     from rdp_bench.models import zoo
     from rdp_bench.models.card import cards
     from rdp_bench.specs import FileSearch
@@ -139,8 +139,9 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
             click.echo(f"  {name:18} here")
         except RdpBenchError as error:
             click.echo(f"  {name:18} missing: {error}")
-    click.echo("\ndistances")
-    click.echo(f"  {'lpips':18} {'here' if lpips.files() else f'missing (optional): {lpips.HOW}'}")
+    click.echo("\nmeasurements")
+    for name, each in MEASUREMENTS.items():
+        click.echo(f"  {name:18} {'here' if each.facts() is not None else f'missing (optional): {each.install}'}")
     click.echo("\ndata sets")
     for name in registry.dataset.entries:
         try:

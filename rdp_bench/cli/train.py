@@ -10,17 +10,16 @@ import click
 from rdp_bench.cli import cache
 from rdp_bench.errors import UsageError
 from rdp_bench.keys import hash_file
+from rdp_bench.train.recipes import TRAINERS, get
 
 if TYPE_CHECKING:
     from rdp_bench.train.loop import Training
     from rdp_bench.train.photos import Photos
     from rdp_bench.train.recipe import Recipe
 
-NAMES = ("rdp", "nrp", "hgd", "comdefend", "sr", "ens-adv")
-
 
 @click.command()
-@click.argument("name", type=click.Choice(NAMES))
+@click.argument("name", type=click.Choice(tuple(TRAINERS)))
 @click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of photographs, searched whole.")
 @click.option("--size", default="compact", show_default=True, help="compact (CPU) or paper (the paper's networks).")
 @click.option("--steps", type=int, help="Optimizer steps.")
@@ -66,7 +65,6 @@ def train(name: str, images: Path, out: Path | None, resume: bool, **given: Any)
     from rdp_bench.train.extractor import WHOLE
     from rdp_bench.train.loop import only_training
     from rdp_bench.train.photos import SHORT, open_photos
-    from rdp_bench.train.recipes import get
     from rdp_bench.weights import files as weight_files
 
     out = out or Path("rdp-bench-train") / name

@@ -19,15 +19,13 @@ from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown_n
 from rdp_bench.protocols import purifies
 from rdp_bench.registry import dataset as datasets
 from rdp_bench.registry import defense as defenses
+from rdp_bench.reports.figures.registry import FIGURES
 from rdp_bench.specs import UNDEFENDED, CellKey, FileSearch, cut, plain, show
 
 log = logging.getLogger(__name__)
 
 LEAST_SIZE = 8
 """Pixels across the smallest images that a run may resize its data set to."""
-
-FIGURES = ("heat", "dots", "sweep", "pareto", "spectra", "gallery", "error-maps", "branches", "ablation")
-"""What a grid may ask a report to draw; `reports/figures/registry.py` does it."""
 
 
 Text = Annotated[str, "a text"]

@@ -20,7 +20,7 @@ from rdp_bench.engine.grid import Axes, Grid, settle
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.errors import UsageError, wrap_errors
 from rdp_bench.keys import Record, hash_many, key_of, plain
-from rdp_bench.metrics import lpips
+from rdp_bench.metrics import measurements
 from rdp_bench.models.defended import is_white_box, white_box
 from rdp_bench.models.zoo import AnyModelRef, SourceSpec, find, find_or_missing, find_source
 from rdp_bench.protocols import Attack, ChoosesNorm, Dataset, Defense, aims_at_targets, targets_of
@@ -28,10 +28,6 @@ from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
 from rdp_bench.specs import UNDEFENDED, CellKey, files_from, show
 
 log = logging.getLogger(__name__)
-
-QUALITY_MEASURES = {"metrics": ["mse", "ssim"], "window": 11, "sigma": 1.5, "channels": "rgb"}
-"""What is measured of purified images; `metrics/image_quality.py` does it."""
-
 
 SET_FACTS = ("source", "attack", "eps", "seed")
 """Of a set's record, what an image's random stream follows from: not the images beside it."""
@@ -86,6 +82,7 @@ class Plan:
     cells: Mapping[CellKey, PlannedCell] = field(init=False)
     _images: Record = field(init=False, repr=False)
     _models: Mapping[str, Record] = field(init=False, repr=False)
+    _measured: Record = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # The only place that sets fields. Hashes of 50,000 images take .03 s, and every record holds them.
@@ -96,6 +93,7 @@ class Plan:
         set_once(
             self, "_models", {_name(part): _record(part) for part in (*self.models.values(), *self.sources.values())}
         )
+        set_once(self, "_measured", measurements.record() if self.grid.axes.image_quality else {})
         set_once(self, "cross_checks", tuple(self._cross_checks()))
         set_once(self, "clean_checks", tuple(self._clean_checks()))
         jobs: list[Job] = []
@@ -181,9 +179,8 @@ class Plan:
         return {**record, "defense_samples": defense_samples} if defense_samples > 1 else record
 
     def image_quality_record(self, purified: Record) -> Record:
-        """Everything that the distances of a purified set's images to the clean ones depend on."""
-        known = lpips.record()  # nothing where its weights are not here
-        return {**purified, "kind": "image_quality", "measure": QUALITY_MEASURES | ({"lpips": known} if known else {})}
+        """Everything that the measurements of a purified set's images depend on."""
+        return {**purified, "kind": "image_quality", "measure": self._measured}
 
     def sample_record(self, purified_key: str) -> Record:
         """The first few images of a purified set."""

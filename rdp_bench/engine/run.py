@@ -16,8 +16,8 @@ from rdp_bench.engine.record import header, now
 from rdp_bench.environment import merged
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, UnreadableError, UsageError
 from rdp_bench.keys import Record, key_of
-from rdp_bench.metrics import stats
-from rdp_bench.metrics.correctness import distances, error_flags
+from rdp_bench.metrics import measurements, stats
+from rdp_bench.metrics.correctness import error_flags
 from rdp_bench.protocols import aims_at_targets, classes_of
 from rdp_bench.results import rows as table
 from rdp_bench.results.record import CellResult, read_run, write_run
@@ -288,10 +288,10 @@ class Run:
         if not artefact.complete:
             return []
         try:
-            near = artefact.read()
+            near = measurements.values(artefact.read(), artefact.record["measure"])
         except (DamagedError, UnreadableError):
             return []
-        return table.image_quality_rows(line, artefact.key, distances(near))
+        return table.image_quality_rows(line, artefact.key, near)
 
     def save(self) -> None:
         """Write OUT/runs/<grid>.json and OUT/results.csv, each whole or not at all."""

@@ -23,7 +23,7 @@ from rdp_bench.engine.plan import SET_FACTS, Plan
 from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
-from rdp_bench.metrics import image_quality
+from rdp_bench.metrics import measurements
 from rdp_bench.models.entry_calls import checked_logits, is_out_of_memory, naming_entry
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets
 from rdp_bench.rng import ImageRng
@@ -255,8 +255,7 @@ class Worker:
                 self._keep_sample(job, purified, low)
                 if measure and job.image_quality:
                     clean = to_float(self.clean(low, high), self.plan.device)
-                    lpips = job.image_quality["measure"].get("lpips", {}).get("weights")
-                    near = image_quality.measure(purified, clean, lpips=lpips)
+                    near = measurements.measure(purified, clean, job.image_quality["measure"])
                     out.image_quality = {name: values.cpu().numpy() for name, values in near.items()}
             for label, model in models.items():
                 if label in problems:

@@ -1,13 +1,12 @@
-"""What predictions and distances come to, image by image: who is wrong, also by several draws; PSNR."""
+"""Which images are wrong, from predictions: of one draw of a defense, or of several."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Rates = NDArray[Any]  # one number an image: flags, shares, decibels
+    Rates = NDArray[Any]  # one number per image: flags or shares
 
 AGGREGATIONS = {"worst": "wrong in any draw", "vote": "wrong by majority"}
 """Other ways to judge a random defense of several draws, each with a metric of its own: error_worst, error_vote."""
@@ -36,18 +35,3 @@ def majority(predicted: "NDArray[np.int32]") -> "NDArray[np.int32]":
     """
     votes = (predicted[:, :, None] == predicted[:, None, :]).sum(2)  # of each draw's class
     return predicted[range(len(predicted)), votes.argmax(1)]
-
-
-def distances(near: "Mapping[str, Rates]") -> "dict[str, Rates]":
-    """What tables show of what `image_quality` stores, `[n]` each: psnr in dB, ssim and, if there, lpips in percent."""
-    found: dict[str, Rates] = {"psnr": psnr(near["mse"])}
-    return found | {name: 100 * near[name].astype(float) for name in ("ssim", "lpips") if name in near}
-
-
-def psnr(mse: "Rates") -> "Rates":
-    """Peak signal-to-noise ratio in dB of mean squared errors of values in [0, 1]; infinite for equal images."""
-    import numpy as np
-
-    with np.errstate(divide="ignore"):
-        decibels: Rates = -10 * np.log10(mse.astype(float))
-    return decibels

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rdp_bench.cache.store import user_cache
 from rdp_bench.errors import BadModelError
 from rdp_bench.keys import Record, known_hash
+from rdp_bench.metrics.measurement import Measurement
 from rdp_bench.weights import files as weight_files
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 HOW = (
@@ -100,3 +102,28 @@ def _load(
         if hasattr(module, "inplace"):
             module.inplace = False
     return stages, [state[f"lin{i}.model.1.weight"].to(device) for i in range(len(stages))]
+
+
+class Lpips(Measurement):
+    """LPIPS in percent."""
+
+    name, title, unit = "lpips", "LPIPS", "%"
+    better: ClassVar[Literal["higher", "lower"]] = "lower"
+    note = "LPIPS is in percent, by AlexNet; lower means more alike."
+    absent = (
+        "LPIPS is left out: AlexNet's ImageNet weights, which no package installs, are missing here. "
+        "rdp-bench doctor says how to get them."
+    )
+    install = HOW
+
+    def facts(self) -> Record | None:
+        """The network and the hashes of its weights, or None where they are missing."""
+        return record()
+
+    def measure(self, purified: "Tensor", clean: "Tensor", facts: Record) -> "Tensor":
+        """LPIPS `[n]`, 0 for equal images."""
+        return distance(purified, clean, facts["weights"])
+
+    def values(self, stored: "NDArray[Any]") -> "NDArray[Any]":
+        """LPIPS in percent."""
+        return 100 * stored.astype(float)

@@ -15,6 +15,7 @@ from rdp_bench.cache.store import Store, write_atomic
 from rdp_bench.data.image_hashes import batch, digest, hash_images
 from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import DamagedError, UnreadableError, UsageError
+from rdp_bench.picture import to_png
 from rdp_bench.protocols import Dataset
 from rdp_bench.results.rows import Run, load, select_runs
 from rdp_bench.terminal import utf8
@@ -110,8 +111,6 @@ def _write_predictions(to: Path, rows: list[dict[str, Any]], parquet: bool) -> N
 
 def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[int, int]:
     """Every set of the run as PNG; how many images, and how many sets are not there whole."""
-    from PIL import Image
-
     sets = {cell.adv_key: cell for cell in run.cells if cell.adv_key}
     lines, count = [], 0
     for key, cell in sets.items():
@@ -124,9 +123,7 @@ def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[i
         for low in range(0, len(delta), BATCH):
             clean = batch(dataset, low, min(low + BATCH, len(delta)))
             for offset, adv in enumerate((clean + delta[low : low + BATCH].astype(np.int16)).astype(np.uint8)):
-                file = io.BytesIO()
-                Image.fromarray(np.ascontiguousarray(adv.transpose(1, 2, 0))).save(file, "PNG")
-                write_atomic(folder / f"{low + offset:05d}.png", file.getvalue())
+                write_atomic(folder / f"{low + offset:05d}.png", to_png(adv))
                 count += 1
         lines.append({"folder": key[:16], "source": cell.source, "attack": cell.attack, "eps": cell.eps, "key": key})
     about = {name: value for name, value in run.record["dataset"].items() if name != "label"}

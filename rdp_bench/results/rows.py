@@ -20,8 +20,8 @@ from rdp_bench.cache.store import Store, exclusive_lock, write_atomic
 from rdp_bench.environment import differing, merged
 from rdp_bench.errors import RdpBenchError, UsageError, unknown_name
 from rdp_bench.keys import Record
-from rdp_bench.metrics import stats
-from rdp_bench.metrics.correctness import AGGREGATIONS, distances, error_flags
+from rdp_bench.metrics import measurements, stats
+from rdp_bench.metrics.correctness import AGGREGATIONS, error_flags
 from rdp_bench.results.record import CellResult, read_run
 from rdp_bench.specs import CLEAN, cut, plain, show, split
 from rdp_bench.specs import UNDEFENDED as UNDEFENDED
@@ -211,12 +211,20 @@ def targeted_row(line: Row, hits: "Rates | None") -> Row:
 
 
 def image_quality_rows(line: Row, key: str, near: "Mapping[str, Rates]") -> list[Row]:
-    """How near the images behind a cell's line come to the clean ones: means of `correctness.distances`; no target."""
+    """The measurements of the purified images of a cell, `near` as `measurements.values` returns it; no target.
+
+    Args:
+        line: what `row` says of the cell.
+        key: of the artefact that holds them.
+        near: one number per image, by measurement.
+    """
     shared = {**line, "target": "-", "ci_low": "", "ci_high": "", "paper": "", "status": "done", "reason": ""}
     norm = line["metric"].removeprefix("error") if line["metric"].startswith("error") else ""
     return [
-        {**shared, "metric": metric + norm, "value": f"{values.mean():.4f}", "eval_key": key, "seconds": "0.000"}
-        for metric, values in near.items()
+        {**shared, "metric": name + norm, "value": f"{measured:.4f}", "eval_key": key, "seconds": "0.000"}
+        for name, measured in (
+            (name, measurements.MEASUREMENTS[name].aggregate(values)) for name, values in near.items()
+        )
     ]
 
 
@@ -271,7 +279,7 @@ class Run:
         default_factory=dict
     )  # of several draws: AGGREGATIONS, and "first"
     image_quality: "dict[CellKey, dict[str, Rates]]" = field(default_factory=dict)
-    """`correctness.distances` of the purified images of a place whose target is "-"."""
+    """`measurements.values` of the purified images of a cell; the cell's target is "-"."""
     unread: dict[CellKey, str] = field(default_factory=dict)
     """Why what the record calls done could not be read, by place; image quality has the target "-"."""
     made: list[Record] = field(default_factory=list)
@@ -318,6 +326,11 @@ class Run:
         for name in ("eps", "value", "ci_low", "ci_high", "paper", "seconds"):
             frame[name] = pd.to_numeric(frame[name])
         return frame
+
+    @property
+    def attacks(self) -> list[str]:
+        """The attacks in the run's order, without "clean"."""
+        return [name for name in self.axis("attacks") if name != CLEAN]
 
     def axis(self, name: str) -> list[str]:
         """The labels of an axis in the run's order, cells beyond the recorded axes included."""
@@ -381,7 +394,8 @@ def _load(path: Path, store: Store) -> Run:
         image = replace(key, target="-")
         if cell.image_quality_key and image not in run.image_quality and image not in run.unread:
             try:
-                run.image_quality[image] = distances(store.open("image_quality", cell.image_quality_key).read())
+                artefact = store.open("image_quality", cell.image_quality_key)
+                run.image_quality[image] = measurements.values(artefact.read(), artefact.record["measure"])
             except RdpBenchError as error:
                 if asked_done:  # else it was not measured either
                     run.unread[image] = str(error)

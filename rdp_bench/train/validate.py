@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 
 from rdp_bench.attacks.gradient_sign import compose
 from rdp_bench.attacks.ssp import SelfSupervised
+from rdp_bench.metrics.psnr import psnr
 from rdp_bench.models.zoo import LoadedSource, find
 from rdp_bench.protocols import Attack
 from rdp_bench.rng import ImageRng
@@ -18,10 +19,10 @@ SOURCE, JUDGE = "effnet-lite0", "effnet-lite1"
 SETS = ("clean", "ssp", "mi-fgsm")
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images in [0, 1], mean over images."""
+def mean_psnr(a: Tensor, b: Tensor) -> float:
+    """PSNR in dB of images `[n, 3, h, w]` in [0, 1], mean over images; equal images count as 100 dB."""
     error = ((a - b) ** 2).mean((1, 2, 3)).clamp_min(1e-10)
-    return float((-10 * torch.log10(error)).mean())
+    return float(psnr(error.cpu().numpy()).mean())
 
 
 def _reduced(images: Tensor, size: int) -> Tensor:
@@ -57,7 +58,7 @@ class Validation:
         with torch.no_grad():
             self.wanted = self._logits(self.sets["clean"])
         self.undefended = {f"agree_{name}": self._agreement(self._logits(x)) for name, x in self.sets.items()}
-        self.undefended |= {f"psnr_{name}": psnr(x, self.sets["clean"]) for name, x in self.sets.items()}
+        self.undefended |= {f"psnr_{name}": mean_psnr(x, self.sets["clean"]) for name, x in self.sets.items()}
 
     def _logits(self, images: Tensor) -> Tensor:
         zoom = images.shape[-1] / self.sets["clean"].shape[-1]
@@ -80,6 +81,6 @@ class Validation:
                 purified = torch.cat([purify(part) for part in torch.split(images, 8)])
             logits = self._logits(purified)
             found[f"agree_{name}"] = self._agreement(logits)
-            found[f"psnr_{name}"] = psnr(_reduced(purified, images.shape[-1]), self.sets["clean"])
+            found[f"psnr_{name}"] = mean_psnr(_reduced(purified, images.shape[-1]), self.sets["clean"])
             divergence += float(distillation(self.wanted, logits)) / len(self.sets)
         return found | {"score": divergence}

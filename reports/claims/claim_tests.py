@@ -28,8 +28,8 @@ from rdp_bench.reports.claims.claims import (
 )
 from rdp_bench.reports.claims.gain import Gain, gain, mode, plain
 from rdp_bench.reports.figures.ablation import variant
-from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
-from rdp_bench.specs import show
+from rdp_bench.results.rows import CellKey, Run, display_name
+from rdp_bench.specs import UNDEFENDED, show
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

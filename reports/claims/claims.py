@@ -11,7 +11,7 @@ from typing import Any
 from rdp_bench import csvtext
 from rdp_bench.reports.claims.gain import mode
 from rdp_bench.results.rows import CellKey, Run, display_name
-from rdp_bench.specs import show
+from rdp_bench.specs import CLEAN, show
 
 HOLDS, TIE, FAILS, OPEN = "holds", "tie", "does not hold", "cannot be said"
 VERDICTS = (HOLDS, TIE, FAILS, OPEN)
@@ -113,7 +113,7 @@ def scopes(run: Run, claim: Claim, subject: str) -> list[Scope]:
     cells = [
         cell_key
         for cell_key in places
-        if (cell_key.attack == "clean") == claim.clean
+        if (cell_key.attack == CLEAN) == claim.clean
         and any(fnmatchcase(cell_key.attack, attack) for attack in claim.attacks)
         and (claim.clean or mode(run, cell_key.source) in claim.sources)
     ]

@@ -8,7 +8,8 @@ import numpy as np
 
 from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
-from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
+from rdp_bench.results.rows import CellKey, Run, display_name
+from rdp_bench.specs import CLEAN, UNDEFENDED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,7 +94,7 @@ def notes(run: Run) -> list[str]:
     """A sentence per defense, for a run that crafts both plainly and through a defense; else none."""
     if run.norm != LINF:
         return []  # the paper's budgets are L-infinity
-    cells = [cell.key for cell in run.cells if cell.attack != "clean"]
+    cells = [cell.key for cell in run.cells if cell.attack != CLEAN]
     through = [name for name in run.axis("sources") if mode(run, name) in ("bpda", "exact")]
     defenses = [name for name in run.axis("defenses") if name != UNDEFENDED]
     sentences = []

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from rdp_bench.reports.figures import drawing
 from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, PAGE, SMALL, STYLE, ReportFigure, short, tidy
 from rdp_bench.reports.tables.table import AVERAGE, Row, Table
-from rdp_bench.results.rows import UNDEFENDED, display_name
+from rdp_bench.results.rows import display_name
+from rdp_bench.specs import UNDEFENDED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

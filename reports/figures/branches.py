@@ -1,12 +1,13 @@
 """What each branch of RDP keeps of an attacked image: the paper's Figure 7."""
 
 from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.picture import resized
 from rdp_bench.reports.figures import drawing
 from rdp_bench.reports.figures.drawing import PAGE, STYLE, ReportFigure, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
-from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, SampleImages, at_size, psnr
-from rdp_bench.results.rows import UNDEFENDED, display_name
-from rdp_bench.specs import parse_spec
+from rdp_bench.reports.figures.sample_images import COLUMNS, SampleImages, psnr_of
+from rdp_bench.results.rows import display_name
+from rdp_bench.specs import CLEAN, UNDEFENDED, parse_spec
 
 _NAMED = {
     (UNDEFENDED, None): "Adversarial",
@@ -35,11 +36,11 @@ def branches(kept: SampleImages) -> ReportFigure | None:
         tiles = []
         for defense in guards:
             try:
-                shown = at_size(kept.images(attack, defense)[i], clean.shape[-1])
+                shown = resized(kept.images(attack, defense)[i], clean.shape[-1])
             except (RdpBenchError, IndexError) as error:
                 tiles.append(Tile(None, text=str(error)))
                 continue
-            numbers = [f"{psnr(image, shown):.1f}" for image in (clean[i], adversarial[i])]
+            numbers = [f"{psnr_of(image, shown):.1f}" for image in (clean[i], adversarial[i])]
             text = " / ".join(numbers[: 1 + (defense != UNDEFENDED)]) + " dB"
             tiles.append(Tile(shown, kept.right(attack, defense, i), text))
             lines.append(kept.line(attack, defense, i, clean[i], shown))

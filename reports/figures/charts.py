@@ -12,7 +12,8 @@ import numpy as np
 from rdp_bench.reports.figures import drawing
 from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, SMALL, STYLE, ReportFigure, short
 from rdp_bench.reports.tables.table import Group, Table
-from rdp_bench.results.rows import UNDEFENDED, display_name
+from rdp_bench.results.rows import display_name
+from rdp_bench.specs import UNDEFENDED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench import csvtext
+from rdp_bench.picture import to_jpeg_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,10 +113,7 @@ def _jpeg(png: str) -> str:
 
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    # No chroma subsampling: it would smear the very patterns that are to be seen.
-    picture.save(file, "JPEG", quality=_QUALITY, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return to_jpeg_uri(picture, _QUALITY)
 
 
 def short(text: str, room: int = 22) -> str:

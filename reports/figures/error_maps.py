@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rdp_bench.budgets import LINF
 from rdp_bench.errors import RdpBenchError
+from rdp_bench.picture import resized
 from rdp_bench.reports.figures import drawing
 from rdp_bench.reports.figures.drawing import PAGE, SMALL, STYLE, ReportFigure, short, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
-from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, SampleImages, at_size, error, psnr
-from rdp_bench.results.rows import UNDEFENDED, display_name
-from rdp_bench.specs import show
+from rdp_bench.reports.figures.sample_images import COLUMNS, SampleImages, error, psnr_of
+from rdp_bench.results.rows import display_name
+from rdp_bench.specs import CLEAN, UNDEFENDED, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,10 +33,12 @@ def error_maps(kept: SampleImages) -> ReportFigure | None:
     """The first kept image under the first attack: restored images above their error maps, a column a defense.
 
     The maps' scale ends at twice eps, so that the attack itself lies in its middle whatever the defenses do. None
-    where no clean image is kept.
+    where no clean image is kept, and for budgets that are no numbers of levels.
     """
     import matplotlib as mpl
 
+    if kept.run.norm != LINF:
+        return None
     try:
         clean = kept.images(CLEAN)[0]
     except RdpBenchError:
@@ -49,11 +53,11 @@ def error_maps(kept: SampleImages) -> ReportFigure | None:
         except RdpBenchError as problem:
             columns.append(_Column(name, Tile(None, text=str(problem))))
             continue
-        restored = at_size(found, clean.shape[-1])
+        restored = resized(found, clean.shape[-1])
         enlarged += [name] if restored is not found else []
         lines.append(kept.line(attack, defense, 0, clean, restored))
         wrong = error(clean, restored)
-        text = f"{psnr(clean, restored):.1f} dB, {wrong.mean():.1f}"
+        text = f"{psnr_of(clean, restored):.1f} dB, {wrong.mean():.1f}"
         columns.append(
             _Column(name, Tile(restored, kept.right(attack, defense, 0)), Tile(wrong, None, text, _MAP, (0, top)))
         )

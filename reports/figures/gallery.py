@@ -1,11 +1,13 @@
 """Attacked images above purified ones, right or wrong: the paper's Figure 5."""
 
 from rdp_bench.errors import RdpBenchError
+from rdp_bench.picture import resized
 from rdp_bench.reports.figures import drawing
 from rdp_bench.reports.figures.drawing import PAGE, STYLE, ReportFigure, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
-from rdp_bench.reports.figures.sample_images import CLEAN, COLUMNS, SampleImages, at_size
-from rdp_bench.results.rows import UNDEFENDED, display_name
+from rdp_bench.reports.figures.sample_images import COLUMNS, SampleImages
+from rdp_bench.results.rows import display_name
+from rdp_bench.specs import CLEAN, UNDEFENDED
 
 _IMAGES = 3  # of one defense they fill a page of a paper
 
@@ -29,7 +31,7 @@ def gallery(kept: SampleImages) -> ReportFigure | None:
             tiles = []
             for attack in attacks:
                 try:
-                    shown = at_size(kept.images(attack, defense)[i], image.shape[-1])
+                    shown = resized(kept.images(attack, defense)[i], image.shape[-1])
                 except (RdpBenchError, IndexError) as error:
                     tiles.append(Tile(None, text=str(error)))
                     continue

@@ -12,8 +12,8 @@ from rdp_bench.reports.tables.quality_and_cost import (
     machine_in_words,
     run_settings,
 )
-from rdp_bench.results.rows import UNDEFENDED, Run, display_name
-from rdp_bench.specs import show
+from rdp_bench.results.rows import Run, display_name
+from rdp_bench.specs import UNDEFENDED, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

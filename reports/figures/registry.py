@@ -1,53 +1,80 @@
-"""Which figures a run gets: those that its grid names, or else those of every table of errors."""
+"""The figures of a report by name. A new one is a module in this folder and a line here.
 
-from typing import TYPE_CHECKING
+Grids check the names that they ask for against `FIGURES`. Loads neither matplotlib nor numpy; a figure's module is
+imported when it is drawn.
+"""
 
-from rdp_bench.budgets import LINF
-from rdp_bench.reports.figures.drawing import ReportFigure
-from rdp_bench.reports.figures.sample_images import SampleImages
-from rdp_bench.reports.tables.table import Table
-from rdp_bench.results.rows import Run
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rdp_bench.cache.store import Store
+    from rdp_bench.reports.figures.drawing import ReportFigure
+    from rdp_bench.reports.figures.sample_images import SampleImages
+    from rdp_bench.reports.tables.table import Table
+    from rdp_bench.results.rows import Run
 
-USUAL = ("heat", "dots", "sweep", "pareto")
-NAMES = (*USUAL, "spectra", "gallery", "error-maps", "branches", "ablation")
+
+@dataclass(frozen=True)
+class FigureInput:
+    """What figures are drawn from."""
+
+    run: "Run"
+    store: "Store"
+    tables: "list[Table]"
+    """The tables of errors that have a number; at least one."""
+
+    @cached_property
+    def samples(self) -> "SampleImages":
+        """The images that the run keeps."""
+        from rdp_bench.reports.figures.sample_images import SampleImages
+
+        return SampleImages(self.run, self.store)
 
 
-def draw_figures(run: Run, store: "Store", tables: list[Table]) -> list[ReportFigure]:
-    """The run's figures in order; one that has nothing to show is left out."""
-    names = run.record.get("figures") or USUAL
+@dataclass(frozen=True)
+class FigureKind:
+    """A registered figure."""
+
+    function: str
+    """"module:function" in this package; returns a `ReportFigure`, or None if there is nothing to show."""
+    of: Literal["run", "tables", "samples"]
+    """What the function takes: the field of `FigureInput`."""
+    usual: bool = False
+    """Drawn for runs whose grid names no figures."""
+    pictures: bool = False
+    """Shows images of the run, which makes the section of examples superfluous."""
+
+    def draw(self, given: FigureInput) -> "ReportFigure | None":
+        """The figure, or None if there is nothing to show."""
+        module, _, function = self.function.partition(":")
+        draw = getattr(import_module(f"{__package__}.{module}"), function)
+        drawn: ReportFigure | None = draw(getattr(given, self.of))
+        return drawn
+
+
+FIGURES: dict[str, FigureKind] = {
+    "heat": FigureKind("charts:heat_map", "tables", usual=True),
+    "dots": FigureKind("charts:dot_plot", "tables", usual=True),
+    "sweep": FigureKind("sweep:sweep", "run", usual=True),
+    "pareto": FigureKind("pareto:pareto", "run", usual=True),
+    "spectra": FigureKind("spectra:spectra", "samples", pictures=True),
+    "gallery": FigureKind("gallery:gallery", "samples", pictures=True),
+    "error-maps": FigureKind("error_maps:error_maps", "samples", pictures=True),
+    "branches": FigureKind("branches:branches", "samples", pictures=True),
+    "ablation": FigureKind("ablation:ablation", "tables"),
+}
+"""By the name that a grid's `figures` uses, in the order of the report."""
+
+
+def draw_figures(run: "Run", store: "Store", tables: "list[Table]") -> "list[ReportFigure]":
+    """The figures that the run's grid names, or else the usual ones; one that has nothing to show is left out."""
     attacked = [table for table in tables if table.metric == "error" and table.done]
-    drawn = [_draw(name, run, store, attacked) for name in names if name in NAMES]
-    return [figure for figure in drawn if figure]
-
-
-def _draw(name: str, run: Run, store: "Store", attacked: list[Table]) -> ReportFigure | None:
-    from rdp_bench.reports.figures import ablation, branches, charts, error_maps, gallery, spectra, sweep
-    from rdp_bench.reports.figures.pareto import pareto
-
-    kept = SampleImages(run, store)
     if not attacked:
-        return None
-    match name:
-        case "heat":
-            return charts.heat_map(attacked)
-        case "dots":
-            return charts.dot_plot(attacked)
-        case "sweep":
-            return sweep.sweep(run)
-        case "pareto":
-            return pareto(run)
-        case "spectra":
-            return spectra.spectra(kept)
-        case "gallery":
-            return gallery.gallery(kept)
-        case "error-maps" if run.norm != LINF:
-            return None  # its scale is twice eps in levels
-        case "error-maps":
-            return error_maps.error_maps(kept)
-        case "branches":
-            return branches.branches(kept)
-        case _:
-            return ablation.ablation(attacked)
+        return []
+    given = FigureInput(run, store, attacked)
+    names = run.record.get("figures") or [name for name, kind in FIGURES.items() if kind.usual]
+    drawn = [FIGURES[name].draw(given) for name in names if name in FIGURES]
+    return [figure for figure in drawn if figure]

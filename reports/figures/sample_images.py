@@ -8,15 +8,16 @@ import numpy as np
 
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import RdpBenchError
+from rdp_bench.metrics.psnr import psnr
 from rdp_bench.results.record import CellResult
-from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
+from rdp_bench.results.rows import CellKey, Run, display_name
+from rdp_bench.specs import CLEAN, UNDEFENDED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Image = NDArray[np.uint8]
 
-CLEAN = "clean"
 COLUMNS = (
     "image", "source", "target", "eps", "attack", "defense", "correct", "predicted", "psnr", "mean_absolute_error",
 )  # fmt: skip
@@ -41,7 +42,7 @@ class SampleImages:
     @property
     def attacks(self) -> list[str]:
         """In the run's order."""
-        return [name for name in self.run.axis("attacks") if name != CLEAN]
+        return self.run.attacks
 
     @property
     def defenses(self) -> list[str]:
@@ -72,7 +73,7 @@ class SampleImages:
     def place(self, attack: str, defense: str = UNDEFENDED) -> CellKey:
         """Where a number of these stands in the run."""
         if attack == CLEAN:
-            return CellKey("-", CLEAN, 0.0, self.target, defense)
+            return CellKey.clean(self.target, defense)
         return CellKey(self.source, attack, self.eps, self.target, defense)
 
     def images(self, attack: str, defense: str = UNDEFENDED) -> "Image":
@@ -113,7 +114,7 @@ class SampleImages:
             "eps": self.run.eps(cell_key.eps),
             "correct": "" if right is None else str(right).lower(),
             "predicted": "" if said is None else int(said[index]),
-            "psnr": f"{psnr(clean, image):.4f}",
+            "psnr": f"{psnr_of(clean, image):.4f}",
             "mean_absolute_error": f"{error(clean, image).mean():.4f}",
         }
 
@@ -129,28 +130,17 @@ def sample(store: Store, cell: CellResult | None) -> "Image":
     return store.open("sample", cell.sample_key or "").read()["purified"]  # type: ignore[return-value]
 
 
-def at_size(image: "Image", size: int) -> "Image":
-    """An image `[3, h, w]` brought back to `size` where a defense enlarged it."""
-    if image.shape[-1] == size:
-        return image
-    from PIL import Image as Pillow
-
-    picture = Pillow.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    return np.asarray(picture.resize((size, size), Pillow.Resampling.LANCZOS)).transpose(2, 0, 1)
-
-
 def error(a: "Image", b: "Image") -> "NDArray[np.float64]":
     """Absolute difference in /255, mean over the channels: `[h, w]`."""
     wrong: NDArray[np.float64] = np.abs(a.astype(np.float64) - b).mean(0)
     return wrong
 
 
-def psnr(a: "Image", b: "Image") -> float:
-    """Peak signal-to-noise ratio in dB; infinite for equal images.
+def psnr_of(a: "Image", b: "Image") -> float:
+    """PSNR in dB of two 8-bit images; infinite for equal ones.
 
     >>> a = np.zeros((3, 2, 2), np.uint8)
-    >>> round(psnr(a, a + np.uint8(16)), 2)
+    >>> round(psnr_of(a, a + np.uint8(16)), 2)
     24.05
     """
-    mse = float(((a.astype(np.float64) - b) ** 2).mean())
-    return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
+    return float(psnr(((a.astype(np.float64) - b) ** 2).mean() / 255**2))

@@ -13,8 +13,9 @@ from rdp_bench.errors import RdpBenchError
 from rdp_bench.reports.figures import drawing
 from rdp_bench.reports.figures.drawing import COLORS, INK, PAGE, SMALL, STYLE, ReportFigure, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
-from rdp_bench.reports.figures.sample_images import CLEAN, SampleImages
+from rdp_bench.reports.figures.sample_images import SampleImages
 from rdp_bench.results.rows import display_name
+from rdp_bench.specs import CLEAN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,8 @@ import numpy as np
 from rdp_bench.budgets import LINF
 from rdp_bench.reports.figures import drawing
 from rdp_bench.reports.figures.drawing import COLUMN, INK, SMALL, STYLE, ReportFigure, Saved, short, tidy
-from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
+from rdp_bench.results.rows import CellKey, Run, display_name
+from rdp_bench.specs import CLEAN, UNDEFENDED
 
 COLUMNS = ("source", "target", "attack", "defense", "eps", "accuracy", "ci_low", "ci_high", "n")
 
@@ -30,7 +31,7 @@ def _points(run: Run) -> list[dict[str, str | float]]:
     done: list[dict[str, str | float]] = []
     for row in run.rows:
         cell_key = CellKey.of(row)
-        if row["status"] != "done" or cell_key.attack == "clean":
+        if row["status"] != "done" or cell_key.attack == CLEAN:
             continue
         value, low, high = (100 - float(row[name]) for name in ("value", "ci_high", "ci_low"))
         done.append(
@@ -50,7 +51,7 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
     from matplotlib.figure import Figure
 
     pairs = list(dict.fromkeys((str(p["source"]), str(p["target"])) for p in points))
-    attacks = [attack for attack in run.axis("attacks") if attack != "clean"]
+    attacks = run.attacks
     defenses = [name for name in run.axis("defenses") if any(p["defense"] == name for p in points)]
     colors = dict(zip(defenses, sns.color_palette("colorblind", len(defenses)), strict=True))
     if UNDEFENDED in colors:

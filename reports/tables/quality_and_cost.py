@@ -11,12 +11,12 @@ import numpy as np
 
 from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
+from rdp_bench.metrics.measurements import MEASUREMENTS
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, slug
-from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
-from rdp_bench.specs import CLEAN, show
+from rdp_bench.results.rows import CellKey, Run, display_name
+from rdp_bench.specs import CLEAN, UNDEFENDED, show
 
 _ABSENT = TableCell(reason="not measured")
-_DISTANCES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 _COST = ("ms", "× time", "k param.", "MiB")
 
 
@@ -30,7 +30,7 @@ class Setting:
 
     def places(self, run: Run, defense: str, target: str = "") -> list[CellKey]:
         """A cell an attack; `target` "-" for what all targets share."""
-        attacks = [attack for attack in run.axis("attacks") if attack != "clean"]
+        attacks = run.attacks
         return [CellKey(self.source, attack, self.eps, target or self.target, defense) for attack in attacks]
 
 
@@ -53,7 +53,7 @@ def tables(run: Run) -> list[Table]:
             f"Error in percent{' over all attacks' * several}; how far attacked images, and clean ones, are from the "
             f"{run.record['dataset']['n']} clean images once purified; what the defense takes; {where}."
         )
-        near = [_DISTANCES[name] for name in _measured(run)]
+        near = [MEASUREMENTS[name].title for name in _measured(run)]
         columns = ["error", *near, *(f"clean {name}" for name in near), *_COST * bool(cost)]
         name = slug(run.grid, "beyond", target, f"eps{show(eps)}" if run.norm == LINF else f"{run.norm}-eps{show(eps)}")
         found.append(Table(name, f"Restoration and cost: {where}", caption, "beyond", columns, groups, _notes(run)))
@@ -88,26 +88,26 @@ def _table_cells(run: Run, setting: Setting, defense: str) -> list[TableCell]:
     entries = [TableCell("done", "", *error) if error else TableCell("pending", "not every attack is done")]
     if run.image_quality:
         entries += _restored(run, setting.places(run, defense, "-"))
-        entries += _restored(run, [CellKey("-", "clean", 0.0, "-", defense)])
+        entries += _restored(run, [CellKey.clean("-", defense)])
     if about := run.record.get("cost"):
         entries += _cost(about["defenses"].get(defense, {}))
     return entries
 
 
 def _measured(run: Run) -> list[str]:
-    """The distances that the run has of some purified set."""
-    return [name for name in _DISTANCES if any(name in near for near in run.image_quality.values())]
+    """The measurements that the run has of some purified set, in the order of `MEASUREMENTS`."""
+    return [name for name in MEASUREMENTS if any(name in near for near in run.image_quality.values())]
 
 
 def _restored(run: Run, places: Sequence[CellKey]) -> list[TableCell]:
-    """Means over the images of these places, one a distance that the run has."""
+    """One cell per measurement of the run: its aggregate over the images of these cells."""
 
     def entry(name: str) -> TableCell:
         if not all(name in run.image_quality.get(cell_key, {}) for cell_key in places):
             return _ABSENT
-        value = float(np.mean([run.image_quality[cell_key][name] for cell_key in places]))
-        if name == "psnr" and value == np.inf:
-            return TableCell(reason="the very image")
+        value = MEASUREMENTS[name].aggregate(np.array([run.image_quality[cell_key][name] for cell_key in places]))
+        if value == np.inf:
+            return TableCell(reason="some image is unchanged")
         return TableCell("done", "", value) if np.isfinite(value) else _ABSENT
 
     return [entry(name) for name in _measured(run)]
@@ -123,16 +123,14 @@ def _cost(found: dict[str, Any]) -> list[TableCell]:
 def _notes(run: Run) -> list[str]:
     notes = []
     if run.image_quality:
+        measured = _measured(run)
         notes.append(
-            "PSNR in dB, the others in percent, means over images of what the classifier is shown, unrounded; SSIM has "
-            "a Gaussian window of 11 pixels, σ 1.5, over red, green and blue each. Enlarged images are brought back. "
-            "Moving or mirroring pixels, as R&P does, is far from the image by design. Of a random defense it is the "
-            "first draw."
+            " ".join(MEASUREMENTS[name].note for name in measured)
+            + " They are means over the images that the classifier receives, not rounded to 8 bits; enlarged images "
+            "are resized to the clean image's size first. Defenses that move or mirror pixels, such as R&P, differ "
+            "from the clean image by design. Random defenses are measured on their first draw."
         )
-        if "lpips" in _measured(run):
-            notes.append("LPIPS with AlexNet: the lower, the more alike.")
-        else:
-            notes.append("LPIPS is left out: no package installs AlexNet's ImageNet weights. See rdp-bench doctor.")
+        notes += [each.absent for name, each in MEASUREMENTS.items() if name not in measured and each.absent]
     if "cost" in run.record and not run.record["cost"]:
         notes.append("What the defenses cost is not measured yet: run the grid again.")
     if about := run.record.get("cost"):

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from rdp_bench.reports.tables.table import Group, Table, clean_table, error_tables
-from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name, percent
+from rdp_bench.reports.tables.table import Group, Table, clean_tables, error_tables
+from rdp_bench.results.rows import CellKey, Run, display_name, percent
+from rdp_bench.specs import UNDEFENDED
 
 
 def tables(run: Run) -> list[Table]:
@@ -13,8 +14,8 @@ def tables(run: Run) -> list[Table]:
     """
     drawn = {cell_key.defense for cell_key, _ in run.by_aggregation}
     found = []
-    for each in zip(*([*error_tables(view), clean_table(view)] for view in _views(run)), strict=True):
-        views = [table for table in each if table]
+    for each in zip(*([*error_tables(view), *clean_tables(view)] for view in _views(run)), strict=True):
+        views = list(each)
         lines = {line.defense for table in views for group in table.groups for line in group.rows}
         if views and drawn & lines:
             found.append(_merged(run, views, drawn))

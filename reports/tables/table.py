@@ -12,8 +12,8 @@ import numpy as np
 from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
 from rdp_bench.metrics.significance import Verdict, compare_defenses
-from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name, paper_metadata, paper_value
-from rdp_bench.specs import show
+from rdp_bench.results.rows import CellKey, Run, display_name, paper_metadata, paper_value
+from rdp_bench.specs import CLEAN, UNDEFENDED, show
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -135,20 +135,14 @@ def _safe(text: str) -> str:
     return safe if text and safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
 
 
-def all_tables(run: Run) -> list[Table]:
-    """Every table of a run: attacked ones in the run's order, then the clean one."""
-    clean = clean_table(run)
-    return [*error_tables(run), *([clean] if clean else [])]
-
-
 def error_tables(run: Run) -> list[Table]:
     """Table 1 for each target and eps: rows are defenses by source, columns attacks and their average.
 
     A run of one attack on several targets, or at several eps, has those as columns instead.
     """
-    cells = [cell.key for cell in run.cells if cell.attack != "clean"]
+    cells = [cell.key for cell in run.cells if cell.attack != CLEAN]
     axes: dict[str, list[Any]] = {
-        "attack": [attack for attack in run.axis("attacks") if attack != "clean"],
+        "attack": run.attacks,
         "target": run.axis("targets"),
         "eps": sorted({cell_key.eps for cell_key in cells}),
     }
@@ -203,18 +197,18 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
     )
 
 
-def clean_table(run: Run) -> Table | None:
-    """Table 2: accuracy without an attack, by defense and target; None for a run without clean cells."""
-    places = [cell.key for cell in run.cells if cell.attack == "clean"]
+def clean_tables(run: Run) -> list[Table]:
+    """Table 2: accuracy without an attack, by defense and target; none for a run without clean cells."""
+    places = [cell.key for cell in run.cells if cell.attack == CLEAN]
     targets = [target for target in run.axis("targets") if any(cell_key.target == target for cell_key in places)]
     if not places:
-        return None
-    columns = [[CellKey("-", "clean", 0.0, target, name) for name in _defenses(run)] for target in targets]
+        return []
+    columns = [[CellKey.clean(target, name) for name in _defenses(run)] for target in targets]
     entries = _table_cells(run, columns)
     rows = [[entries[column[i]] for column in columns] for i in range(len(_defenses(run)))]
     lines = [Row(name, row) for name, row in zip(_defenses(run), rows, strict=True)]
     groups = [Group("-", [line for line in lines if any(entry.status != "absent" for entry in line.cells)])]
-    return Table(
+    table = Table(
         slug(run.grid, "clean"),
         "Accuracy on clean images",
         f"Top-1 accuracy in percent on {_images(run)} that nobody attacked, higher is better.",
@@ -223,6 +217,7 @@ def clean_table(run: Run) -> Table | None:
         groups,
         _notes(run, "table2", groups),
     )
+    return [table]
 
 
 def _seen(run: Run, here: dict[str, Any]) -> bool:
@@ -281,7 +276,7 @@ def _table_cells(run: Run, columns: list[list[CellKey]]) -> dict[CellKey, TableC
                 )
             else:
                 change = None
-                if cell_key.attack == "clean" and cell_key.defense != UNDEFENDED and UNDEFENDED in errors:
+                if cell_key.attack == CLEAN and cell_key.defense != UNDEFENDED and UNDEFENDED in errors:
                     gain = (errors[UNDEFENDED] - errors[cell_key.defense]) / run.defense_samples
                     least, most = stats.mean_interval(gain, least=-1)
                     change = (100 * float(gain.mean()), 100 * least, 100 * most)

@@ -32,9 +32,9 @@ PINNED = {
     "eval": "5f9104da60e76f48e2b776516bbfde765f0a6b5343c3e024d6e7c80058349a71",
     "eval of clean images": "6ff80879e7d6550a56972823edc55b85c1604ce5382d7fb9c42005a771bb79a4",
     "eval of ten draws": "f02e79962140ab3e6fcf3337c2cb8ad24dd044f986b2cc7ddddc90313574d70f",
-    "image_quality": "5956fc5ffecded6bc7d71761737d31954a8b8feb89912c2712bf39d8e309e60b",
+    "image_quality": "597ce1f2bc2eb78c1a9fabe979c59063b25476c202e68d1e484089112aa130b7",
     "sample": "474f1b8ce97fb9add18f08704148e48e4435bd5483c95412578be5fe58785a1c",
-    "image_quality with lpips": "38298e533f293063ac53a7d34cb2fdda3209037729c9cd991921e2b08b0f92fe",
+    "image_quality with lpips": "dc0bc01301db57470500ad8be2154d37b32976bdb0458273a072299764eff45d",
 }
 
 
@@ -75,7 +75,8 @@ def found(folder: Path, monkeypatch: pytest.MonkeyPatch, card: type = Card, atta
         "image_quality": made.image_quality_record(purified),
         "sample": made.sample_record(keys.key_of(purified)),
     }
-    made._lpips = {"net": "alex", "weights": ["aa", "bb"]}
+    monkeypatch.setattr(lpips, "record", lambda: {"net": "alex", "weights": ["aa", "bb"]})
+    made._measured = None
     records["image_quality with lpips"] = made.image_quality_record(purified)
     return {name: keys.key_of(record) for name, record in records.items()}
 

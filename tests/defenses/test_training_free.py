@@ -1,46 +1,23 @@
-"""The shelf of training-free defenses: what every entry promises, and each against something independent."""
+"""Training-free defenses: what every entry promises, and each simple one against something independent."""
 
 import subprocess
 import sys
 from io import BytesIO
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import pad
 
 from rdp_bench import plugins
-from rdp_bench.protocols import Purifier
 from rdp_bench.registry import defense
-from rdp_bench.rng import ImageRng
-
-TRAINING_FREE = ["none", "jpeg", "fd", "bit-red", "tvm", "r&p", "r&p-30", "pixel-deflection", "wavelet"]
+from tests.helpers.training_free import image_rng, made, photo
 
 plugins.load()
 
 
-def photo(n: int = 1, size: int = 37, seed: int = 0) -> Tensor:
-    """Soft shapes with an edge, 8-bit: like a photograph to a codec."""
-    noise = torch.rand(n, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
-    soft = interpolate(noise, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
-    soft[..., size // 3 : size // 2] *= 0.4
-    return (soft * 255).round() / 255
-
-
-def image_rng(*seeds: str) -> ImageRng:
-    return ImageRng(seeds or ["a"])
-
-
-def made(text: str) -> Purifier:
-    value = defense.resolve(text).value
-    assert isinstance(value, Purifier)
-    return value
-
-
-# What every entry promises.
+TRAINING_FREE = ["none", "jpeg", "fd", "bit-red", "tvm", "r&p", "r&p-30", "pixel-deflection", "wavelet"]
 
 
 @pytest.mark.parametrize("size", [8, 32, 37])
@@ -162,9 +139,6 @@ def test_the_shelf_can_be_listed_without_torch() -> None:
     assert heavy == "[]"
 
 
-# JPEG
-
-
 @pytest.mark.parametrize("quality", [1, 75, 95])
 def test_jpeg_is_pillow_to_the_bit(quality: int) -> None:
     x = photo(2, 45)
@@ -177,9 +151,6 @@ def test_jpeg_is_pillow_to_the_bit(quality: int) -> None:
         Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
         expected = np.asarray(Image.open(file)).astype(np.float32) / np.float32(255)
         assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
-
-
-# Bit reduction
 
 
 def test_bit_reduction_by_hand() -> None:
@@ -200,9 +171,6 @@ def test_bit_reduction_has_32_levels_and_no_bias() -> None:
     assert len(set(purified.flatten().tolist())) == 32
     assert abs((purified - grey).mean()) < 1e-4
     assert torch.equal(made("bit-red(bits=8)").purify(grey, image_rng()), grey)
-
-
-# Feature distillation
 
 
 def test_fd_is_the_quantised_cosine_transform_of_scipy() -> None:
@@ -236,9 +204,6 @@ def test_fd_pads_with_the_edge() -> None:
     padded = made("fd").purify(pad(x, (0, 3, 0, 3), mode="replicate"), image_rng())
 
     assert torch.equal(made("fd").purify(x, image_rng()), padded[..., :37, :37])
-
-
-# Random resizing and padding
 
 
 @pytest.mark.parametrize("size", [32, 299])
@@ -275,278 +240,3 @@ def test_rp_draws_every_size_and_place() -> None:
     places = {(int(i.any(1).sum()), int(i.any(1).nonzero()[0]), int(i.any(0).nonzero()[0])) for i in inside}
     expected = {(edge, top, left) for edge in (33, 34) for top in range(36 - edge) for left in range(36 - edge)}
     assert places == expected
-
-
-# Pixel deflection
-
-
-def test_deflections_are_copies_from_the_window_one_after_another() -> None:
-    entry = made("pixel-deflection(sigma=0.0, deflections=3000)")
-    x = torch.arange(3 * 37 * 37).reshape(1, 3, 37, 37) / 5000
-
-    purified = entry.purify(x, image_rng())[0]
-
-    moved = (purified != x[0]).nonzero()
-    assert 1000 < len(moved) < 3000
-    direct, rows, columns = 0, set(), set()
-    for colour, row, column in moved.tolist():
-        origin = round(float(purified[colour, row, column]) * 5000)
-        from_colour, from_row, from_column = origin // 37**2, origin // 37 % 37, origin % 37
-        assert from_colour == colour
-        rows.add(from_row)
-        columns.add(from_column)
-        direct += max(abs(from_row - row), abs(from_column - column)) <= 10
-    assert rows == columns == set(range(37))
-    # A value copied twice may come from farther; most have been copied once.
-    assert len(moved) * 0.6 < direct < len(moved)
-
-
-def test_two_hundred_values_are_deflected_in_whole_rounds() -> None:
-    x = torch.arange(3 * 299 * 299, dtype=torch.float64).reshape(1, 3, 299, 299) / 3e5
-
-    purified = made("pixel-deflection(sigma=0.0)").purify(x, image_rng())
-
-    each = (purified != x).sum((0, 2, 3)).tolist()
-    assert all(65 <= k <= 67 for k in each)  # 67 rounds of 3; few meet or copy themselves
-
-
-def test_deflection_is_followed_by_the_wavelet_step() -> None:
-    x = photo()
-    raw = made("pixel-deflection(sigma=0.0)").purify(x, image_rng())
-
-    purified = made("pixel-deflection").purify(x, image_rng())
-
-    assert torch.equal(purified, made("wavelet(jpeg=0)").purify(raw, image_rng()))
-
-
-# Wavelets
-
-
-def haar(signal: list[float]) -> tuple[list[float], list[float]]:
-    """One level in one dimension, by hand."""
-    even = signal + signal[-1:] * (len(signal) % 2)
-    pairs = list(zip(even[::2], even[1::2], strict=True))
-    return [(a + b) / 2**0.5 for a, b in pairs], [(a - b) / 2**0.5 for a, b in pairs]
-
-
-def test_haar_by_hand_and_back() -> None:
-    from rdp_bench.defenses._wavelet import join, split
-
-    x = photo(1, 5)[0]
-    rows = [[haar(row) for row in colour] for colour in x.double().tolist()]
-
-    mean, down, across, both = split(x)
-
-    for c in range(3):
-        for j in range(3):
-            low, high = ([r[k][j] for r in rows[c]] for k in (0, 1))
-            assert mean[c, :, j].tolist() == pytest.approx(haar(low)[0], abs=1e-6)
-            assert down[c, :, j].tolist() == pytest.approx(haar(low)[1], abs=1e-6)
-            assert across[c, :, j].tolist() == pytest.approx(haar(high)[0], abs=1e-6)
-            assert both[c, :, j].tolist() == pytest.approx(haar(high)[1], abs=1e-6)
-    assert torch.allclose(join(mean, down, across, both)[:, :5, :5], x, atol=1e-6)
-
-
-def test_bayes_shrink_by_hand() -> None:
-    from rdp_bench.defenses._wavelet import shrink
-
-    # 2 x 2 tiles a b / a b: one detail band, +-d everywhere, so its power is d^2 exactly.
-    sigma, d = 0.04, 0.1
-    tile = torch.tensor([[0.5 + d / 2, 0.5 - d / 2]] * 2).repeat(4, 4)[None]
-
-    purified = shrink(tile, sigma)
-
-    threshold = sigma**2 / (d**2 - sigma**2) ** 0.5
-    assert torch.allclose(purified[0, 0, :2], torch.tensor([0.5 + (d - threshold) / 2, 0.5 - (d - threshold) / 2]))
-    assert torch.allclose(shrink(0.5 + (tile - 0.5) * 0.3, sigma), torch.tensor(0.5))  # below the noise: gone
-
-
-def test_wavelet_stretches_every_channel_so_that_contrast_does_not_matter() -> None:
-    x = (photo(1, 64) + 0.03 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    entry = made("wavelet(jpeg=0)")
-
-    faint = entry.purify(0.5 + 0.1 * (x - 0.5), image_rng())
-
-    inner = entry.purify(x, image_rng()) > 0.02
-    inner &= entry.purify(x, image_rng()) < 0.98  # where nothing was clipped
-    assert inner.float().mean() > 0.8
-    assert torch.allclose(faint[inner], (0.5 + 0.1 * (entry.purify(x, image_rng()) - 0.5))[inner], atol=1e-5)
-    assert (entry.purify(x, image_rng()) - x).abs().max() > 0.05
-
-
-def test_wavelet_depth() -> None:
-    from rdp_bench.defenses._wavelet import levels_of
-
-    assert [levels_of(s, s) for s in (8, 16, 32, 224, 299, 512)] == [1, 1, 2, 4, 5, 6]
-
-
-def test_wavelet_equals_scikit_image_channel_by_channel() -> None:
-    pytest.importorskip("pywt", reason="scikit-image needs PyWavelets for its wavelets")
-    color = pytest.importorskip("skimage.color")
-    restoration = pytest.importorskip("skimage.restoration")
-    x = (photo(1, 75) + 0.03 * torch.randn(1, 3, 75, 75, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    ycbcr = color.rgb2ycbcr(x[0].double().permute(1, 2, 0).numpy())
-    for c in range(3):
-        low, high = ycbcr[..., c].min(), ycbcr[..., c].max()
-        clean = restoration.denoise_wavelet(
-            (ycbcr[..., c] - low) / (high - low), sigma=0.04, wavelet="haar", method="BayesShrink", rescale_sigma=False
-        )
-        ycbcr[..., c] = np.clip(clean, 0, 1) * (high - low) + low
-    expected = np.clip(color.ycbcr2rgb(ycbcr), 0, 1)
-
-    purified = made("wavelet(jpeg=0)").purify(x, image_rng())
-
-    assert np.abs(purified[0].permute(1, 2, 0).numpy() - expected).max() < 2e-4
-
-
-def test_wavelet_is_saved_as_jpeg_95() -> None:
-    x = photo()
-    clean = made("wavelet(jpeg=0)").purify(x, image_rng())
-
-    assert torch.equal(made("wavelet").purify(x, image_rng()), made("jpeg(quality=95)").purify(clean, image_rng()))
-    assert (made("wavelet").purify(x, image_rng()) != clean).any()
-
-
-# Total variation
-
-
-def bregman(x: Tensor, kept: Tensor, mu: float, tolerance: float, sweeps: int = 10) -> Tensor:
-    """The authors' algorithm, pixel after pixel in float64, borders mended; one plane."""
-    height, width = x.shape
-    image, mask = x.double().tolist(), kept.tolist()
-    u = [[v * m for v, m in zip(*rows, strict=True)] for rows in zip(image, mask, strict=True)]
-    zeros = np.zeros((height, width))
-    dx, dy, bx, by = zeros.copy(), zeros.copy(), zeros.copy(), zeros.copy()
-    lam = 2 * mu
-    for _ in range(100):
-        before = np.array(u)
-        for _ in range(sweeps):
-            for i in range(height):
-                for j in range(width):
-                    total, count = 0.0, 0
-                    if j + 1 < width:
-                        total, count = total + u[i][j + 1] - dx[i, j] + bx[i, j], count + 1
-                    if i + 1 < height:
-                        total, count = total + u[i + 1][j] - dy[i, j] + by[i, j], count + 1
-                    if j:
-                        total, count = total + u[i][j - 1] + dx[i, j - 1] - bx[i, j - 1], count + 1
-                    if i:
-                        total, count = total + u[i - 1][j] + dy[i - 1, j] - by[i - 1, j], count + 1
-                    if mask[i][j]:
-                        u[i][j] = (lam * total + mu * image[i][j]) / (mu + count * lam)
-                    else:
-                        u[i][j] = total / count
-        now = np.array(u)
-        tx, ty = bx.copy(), by.copy()
-        tx[:, :-1] += np.diff(now, axis=1)
-        ty[:-1] += np.diff(now, axis=0)
-        length = np.hypot(tx, ty)
-        dx, dy = (length * lam / (length * lam + 1) * t for t in (tx, ty))
-        bx, by = tx - dx, ty - dy
-        if np.sqrt(np.mean((now - before) ** 2)) <= tolerance:
-            break
-    return torch.tensor(u)
-
-
-def minimum(x: Tensor, kept: Tensor, mu: float, steps: int = 2000) -> Tensor:
-    """The minimiser, by the plain (not relaxed) primal-dual method of Chambolle & Pock 2011, in float64."""
-    u = x.double() * kept
-    ahead, tau = u, 0.02
-    across, down = torch.zeros_like(u[..., 1:]), torch.zeros_like(u[..., 1:, :])
-    for _ in range(steps):
-        across, down = across + ahead.diff(dim=-1) / (8 * tau), down + ahead.diff(dim=-2) / (8 * tau)
-        length = (pad(across, (0, 1)) ** 2 + pad(down, (0, 0, 0, 1)) ** 2).sqrt().clamp(min=1)
-        across, down = across / length[..., :-1], down / length[..., :-1, :]
-        div = pad(across, (0, 1)) - pad(across, (1, 0)) + pad(down, (0, 0, 0, 1)) - pad(down, (0, 0, 1, 0))
-        new = (u + tau * (div + mu * kept * x)) / (1 + tau * mu * kept)
-        ahead, u = 2 * new - u, new
-    return u
-
-
-def masked(size: int) -> tuple[Tensor, Tensor]:
-    x = photo(1, size)
-    return x, (torch.rand(x.shape, generator=torch.Generator().manual_seed(5)) < 0.5).float()
-
-
-def test_tvm_reaches_the_minimum() -> None:
-    from rdp_bench.defenses._tv import inpaint, objective
-
-    x, kept = masked(24)
-    best = minimum(x, kept, 1 / 0.03)
-    least = objective(best, x, kept, 1 / 0.03)
-
-    few, many = inpaint(x, kept, 1 / 0.03, 12), inpaint(x, kept, 1 / 0.03, 1000)
-
-    assert least * (1 - 1e-6) <= objective(many, x, kept, 1 / 0.03) <= least * 1.0005
-    assert objective(few, x, kept, 1 / 0.03) <= least * 1.02
-    assert (many - best).square().mean().sqrt() < 1e-3
-    assert (few - best).square().mean().sqrt() < 0.025  # the authors' stopping point is as far off
-
-
-def test_tvm_objective_is_below_where_the_authors_stop() -> None:
-    from rdp_bench.defenses._tv import inpaint, objective
-
-    x, kept = masked(24)
-    x, kept = x[:, :1], kept[:, :1]
-    stopped = bregman(x[0, 0], kept[0, 0], 1 / 0.03, tolerance=0.01)
-    run_on = bregman(x[0, 0], kept[0, 0], 1 / 0.03, tolerance=1e-4)
-
-    ours = objective(inpaint(x, kept, 1 / 0.03, 12), x, kept, 1 / 0.03)
-
-    assert ours < objective(run_on[None, None], x, kept, 1 / 0.03) < objective(stopped[None, None], x, kept, 1 / 0.03)
-
-
-def test_the_objective_by_hand() -> None:
-    from rdp_bench.defenses._tv import objective
-
-    u = torch.tensor([[[[0.0, 3.0], [4.0, 4.0]]]])
-    kept = torch.tensor([[[[1.0, 0.0], [1.0, 1.0]]]])
-
-    # |(3, 4)| + |(0, 1)| down the right, nothing along the bottom; 2/2 * (1 + 0 + 0 + 4)
-    assert objective(u, torch.tensor([[[[1.0, 9.0], [4.0, 2.0]]]]), kept, 2.0).item() == pytest.approx(11)
-
-
-def test_tvm_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rdp_bench.defenses import _tv
-
-    x, kept = masked(37)
-    whole = _tv.inpaint(x, kept, 30.0, 20)
-
-    for band in (1, 3 * 37 * 5):  # the least, 2 rows, and 5 rows a band
-        monkeypatch.setattr(_tv, "BAND", band)
-        assert torch.allclose(_tv.inpaint(x, kept, 30.0, 20), whole, atol=1e-5)
-
-
-def test_tvm_has_no_dark_frame() -> None:
-    x = torch.full((1, 3, 40, 40), 0.8)
-
-    purified = made("tvm").purify(x, image_rng())
-
-    assert torch.allclose(purified, x, atol=1e-3)
-
-
-def test_tvm_fits_closer_the_more_it_may() -> None:
-    x = photo()
-
-    errors = [(made(f"tvm(weight={w})").purify(x, image_rng()) - x).square().mean() for w in (0.003, 0.03, 0.3)]
-
-    assert all(a < b for a, b in pairwise(errors))
-
-
-def test_tvm_drops_values_not_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rdp_bench.defenses import _tv
-
-    seen: list[tuple[Tensor, float]] = []
-
-    def spy(x: Tensor, kept: Tensor, mu: float, steps: int) -> Tensor:
-        seen.append((kept, mu))
-        return x
-
-    monkeypatch.setattr(_tv, "inpaint", spy)
-    made("tvm").purify(photo(1, 64), image_rng())
-    kept, mu = seen[0]
-
-    assert mu == pytest.approx(1 / 0.03)
-    assert abs(kept.mean() - 0.5) < 0.02
-    together = (kept[:, 0] == kept[:, 1]).float().mean()
-    assert abs(together - 0.5) < 0.04

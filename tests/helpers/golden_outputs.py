@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from rdp_bench import plugins, registry
 from rdp_bench.data.open import open_dataset
-from rdp_bench.defenses import _learned
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import card, zoo
 from rdp_bench.rng import ImageRng
@@ -87,7 +86,7 @@ def defense(name: str) -> Any:
     """The defense of a label; a network that ships without weights gets small fixed ones."""
     if name != "nrp-resg":
         return registry.defense.resolve(name).value
-    net = _learned.build(name)
+    net = registry.defense.make(name).build()  # type: ignore[attr-defined]
     state = {
         key: toy.random(*value.shape, seed=seed) * 0.05 for seed, (key, value) in enumerate(net.state_dict().items())
     }

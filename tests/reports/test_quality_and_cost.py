@@ -21,8 +21,9 @@ from rdp_bench.engine import defense_cost
 from rdp_bench.engine.progress import Costs
 from rdp_bench.engine.worker import check_purified, configure_torch
 from rdp_bench.errors import RdpBenchError
-from rdp_bench.metrics import image_quality, lpips
-from rdp_bench.metrics.correctness import psnr
+from rdp_bench.metrics import lpips
+from rdp_bench.metrics.measurements import measure
+from rdp_bench.metrics.psnr import psnr
 from rdp_bench.protocols import Purifier
 from rdp_bench.reports.figures.pareto import pareto
 from rdp_bench.reports.tables import quality_and_cost
@@ -43,6 +44,7 @@ sources = ["tiny/one"]
 targets = ["tiny/one", "tiny/two"]
 """
 ASKED = "image_quality = true\n"
+BOTH: dict[str, Any] = {"psnr": {}, "ssim": {}}
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def similarity(first: Tensor, second: Tensor) -> float:
 def test_ssim_and_psnr_are_those_of_scikit_image(size: int, spread: float, level: float) -> None:
     clean = toy.images(3, size) * spread + level
     purified = (clean + 0.05 * toy.random(3, 3, size, size, seed=1)).clamp(0, 1)
-    found = image_quality.measure(purified, clean)
+    found = measure(purified, clean, BOTH)
     decibels = psnr(found["mse"].numpy())
     for i in range(3):
         assert float(found["ssim"][i]) == pytest.approx(similarity(purified[i], clean[i]), abs=2e-5)
@@ -92,21 +94,21 @@ def test_ssim_and_psnr_are_those_of_scikit_image(size: int, spread: float, level
 
 
 def test_equal_images_are_at_one_and_infinitely_near() -> None:
-    found = image_quality.measure(toy.images(2, 20), toy.images(2, 20))
+    found = measure(toy.images(2, 20), toy.images(2, 20), BOTH)
     assert found["ssim"].tolist() == pytest.approx([1, 1])
     assert psnr(found["mse"].numpy()).tolist() == [np.inf, np.inf]
 
 
 def test_enlarged_images_are_brought_back_to_size() -> None:
     clean = torch.full((1, 3, 12, 12), 0.25)
-    found = image_quality.measure(torch.full((1, 3, 24, 24), 0.35), clean)
+    found = measure(torch.full((1, 3, 24, 24), 0.35), clean, BOTH)
     assert float(found["mse"]) == pytest.approx(0.01, rel=1e-4)
     # The mean luminances alone differ: 2 a b + c over a^2 + b^2 + c.
     assert float(found["ssim"]) == pytest.approx((2 * 0.25 * 0.35 + 1e-4) / (0.25**2 + 0.35**2 + 1e-4), abs=1e-5)
 
 
 def test_there_is_no_similarity_of_images_smaller_than_the_window() -> None:
-    assert torch.isnan(image_quality.measure(toy.images(2, 10), toy.images(2, 10))["ssim"]).all()
+    assert torch.isnan(measure(toy.images(2, 10), toy.images(2, 10), BOTH)["ssim"]).all()
 
 
 def test_a_run_measures_what_its_defenses_hand_on(grid: Path) -> None:

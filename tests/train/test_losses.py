@@ -449,12 +449,12 @@ def test_what_cannot_train_is_refused(given: dict[str, Any], message: str) -> No
     assert message in str(error.value)
 
 
-def test_unknown_recipe_and_size() -> None:
-    from rdp_bench.train.recipes import RECIPES, get
+def test_unknown_trainer_and_size() -> None:
+    from rdp_bench.train.recipes import TRAINERS, get
 
-    with pytest.raises(UsageError, match="unknown recipe 'rdq'"):
+    with pytest.raises(UsageError, match="unknown trainer 'rdq'"):
         get("rdq")
-    for kind in RECIPES.values():
+    for kind in map(get, TRAINERS):
         with pytest.raises(UsageError, match=f"unknown size of {kind.name} 'papr'"):
             kind.settings("papr", {})
 

@@ -15,7 +15,8 @@ from rdp_bench.engine.plan import Plan
 from rdp_bench.engine.run import Run
 from rdp_bench.engine.worker import Worker
 from rdp_bench.errors import BadModelError
-from rdp_bench.metrics import image_quality, lpips
+from rdp_bench.metrics import lpips
+from rdp_bench.metrics.measurements import measure
 from rdp_bench.models import classifier as network_module
 from rdp_bench.models import zoo
 from rdp_bench.registry import defense
@@ -242,18 +243,18 @@ def test_lpips_is_that_of_the_planned_weights(tmp_path: Path, monkeypatch: pytes
     planned = lpips.record()
     assert planned
     x, y = toy.images(1, 32), toy.images(1, 32, seed=1)
-    first = image_quality.measure(x, y, lpips=planned["weights"])["lpips"]
+    first = measure(x, y, {"lpips": planned})["lpips"]
     torch.save(
         {f"lin{i}.model.1.weight": torch.ones(1, n, 1, 1) * 2 for i, n in enumerate((64, 192, 384, 256, 256))}, channels
     )
     now = lpips.record()
     assert now
     assert now != planned
-    second = image_quality.measure(x, y, lpips=now["weights"])["lpips"]
+    second = measure(x, y, {"lpips": now})["lpips"]
     assert torch.allclose(second, 2 * first)
     lpips._load.cache_clear()
     with pytest.raises(BadModelError, match=CHANGED):
-        image_quality.measure(x, y, lpips=planned["weights"])
+        measure(x, y, {"lpips": planned})
 
 
 def test_a_run_says_which_cells_lack_their_weights(

@@ -52,7 +52,6 @@ class EnsAdv(Recipe):
         self.net_args = {"of": STUDENT}
         student: Any = copy.deepcopy(teacher)
         student.requires_grad_(True)
-        self.turn = 0
         return {"student": student}
 
     @property

@@ -1,37 +1,47 @@
-"""How near purified images come to the clean ones: mean squared error (so PSNR), SSIM and, where it is here, LPIPS."""
+"""Structural similarity (Wang et al. 2004)."""
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from rdp_bench.keys import Record
+from rdp_bench.metrics.measurement import Measurement
 
-from rdp_bench.metrics import lpips as perceptual
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 WINDOW, SIGMA = 11, 1.5  # Wang et al. 2004, Sec. III-B
 _GREY = 0.5
 _C1, _C2 = 0.01**2, 0.03**2  # their K1 and K2, for values in [0, 1]
 
 
-def measure(purified: Tensor, clean: Tensor, *, lpips: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """`mse`, `ssim` and, if asked, `lpips`, `[n]` each, of `pure` `[n, 3, t, t]` to `clean` `[n, 3, s, s]` in [0, 1].
+class Ssim(Measurement):
+    """SSIM in percent."""
 
-    `lpips` are the hashes of its weights (`perceptual.record`), or None where it is not asked for.
+    name, title, unit = "ssim", "SSIM", "%"
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+    note = "SSIM is in percent, with a Gaussian window of 11 pixels, σ 1.5, the mean over red, green and blue."
 
-    Images of another size are brought back to the clean one's first (bicubic, antialiased).
-    """
-    if purified.shape[-1] != clean.shape[-1]:
-        purified = interpolate(purified, clean.shape[-1], mode="bicubic", antialias=True).clamp(0, 1)
-    found = {"mse": (purified - clean).square().mean((1, 2, 3)), "ssim": ssim(purified, clean)}
-    return found | ({"lpips": perceptual.distance(purified, clean, lpips)} if lpips else {})
+    def facts(self) -> Record:
+        """The window and the channels."""
+        return {"window": WINDOW, "sigma": SIGMA, "channels": "rgb"}
+
+    def measure(self, purified: "Tensor", clean: "Tensor", facts: Record) -> "Tensor":  # noqa: ARG002
+        """SSIM `[n]`, 1 for equal images."""
+        return ssim(purified, clean)
+
+    def values(self, stored: "NDArray[Any]") -> "NDArray[Any]":
+        """SSIM in percent."""
+        return 100 * stored.astype(float)
 
 
-def ssim(first: Tensor, second: Tensor) -> Tensor:
+def ssim(first: "Tensor", second: "Tensor") -> "Tensor":
     """Structural similarity `[n]` of images `[n, 3, s, s]`: the mean over red, green and blue, each on its own.
 
     A Gaussian window of 11 pixels, sigma 1.5, only where it lies inside the image (Wang et al. 2004). NaN for images
     smaller than the window.
     """
+    import torch
+
     if first.shape[-1] < WINDOW:
         return first.new_full((len(first),), torch.nan)
     # Around grey: variances are differences of near equal numbers, and the nearer to 0 the less they lose.
@@ -44,8 +54,11 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     return (light * structure / contrast).mean((1, 2, 3))
 
 
-def _blur(x: Tensor) -> Tensor:
+def _blur(x: "Tensor") -> "Tensor":
     """Gaussian means of the windows inside each channel: `[n, 3, s, s]` to `[n, 3, s - 10, s - 10]`."""
+    import torch
+    from torch.nn.functional import pad
+
     places = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
     weights = torch.exp(-(places**2) / (2 * SIGMA**2))
     size = x.shape[-1]

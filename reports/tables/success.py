@@ -8,8 +8,8 @@ import numpy as np
 from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, slug
-from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
-from rdp_bench.specs import show
+from rdp_bench.results.rows import CellKey, Run, display_name
+from rdp_bench.specs import UNDEFENDED, show
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,14 +20,18 @@ Count = Callable[[Run, CellKey], "Flags | None"]
 """Which of the images that count the attack succeeds on; None where that is not known."""
 
 
-def tables(run: Run) -> list[Table]:
-    """A table per target and eps: of success if the grid asks for it, of targeted success for attacks that have it."""
-    aiming = [name for name, about in run.record["attacks"].items() if about.get("aims_at_targets")]
-    attacks = [name for name in run.axis("attacks") if name != "clean"]
-    found = (
-        _tables(run, attacks, "success", "Attack success", _SUCCESS, _lost) if run.record["axes"].get("success") else []
-    )
-    return found + _tables(run, [a for a in attacks if a in aiming], "targeted", "Targeted success", _TARGETED, _hit)
+def success_tables(run: Run) -> list[Table]:
+    """Attack success, a table per target and eps; none unless the grid asks for it."""
+    if not run.record["axes"].get("success"):
+        return []
+    attacks = run.attacks
+    return _tables(run, attacks, "success", "Attack success", _SUCCESS, _lost)
+
+
+def targeted_tables(run: Run) -> list[Table]:
+    """Targeted success of the attacks that aim at target classes, a table per target and eps."""
+    aiming = [name for name in run.axis("attacks") if run.record["attacks"].get(name, {}).get("aims_at_targets")]
+    return _tables(run, aiming, "targeted", "Targeted success", _TARGETED, _hit)
 
 
 _SUCCESS = (

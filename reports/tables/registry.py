@@ -1,0 +1,21 @@
+"""The tables of a report, in its order. A new kind of table is a function from a run and a line here."""
+
+from collections.abc import Callable
+
+from rdp_bench.reports.tables import quality_and_cost, samples, success, table
+from rdp_bench.reports.tables.table import Table
+from rdp_bench.results.rows import Run
+
+TABLES: dict[str, Callable[[Run], list[Table]]] = {
+    "errors": table.error_tables,
+    "clean": table.clean_tables,
+    "success": success.success_tables,
+    "targeted": success.targeted_tables,
+    "samples": samples.tables,
+    "quality and cost": quality_and_cost.tables,
+}
+
+
+def all_tables(run: Run) -> list[Table]:
+    """Every table of a run; a kind that the run has nothing of makes none."""
+    return [each for make in TABLES.values() for each in make(run)]

@@ -1,0 +1,105 @@
+"""The figures of error tables, and the examples."""
+
+import base64
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rdp_bench.cache.store import Store
+from rdp_bench.reports import examples, render
+from rdp_bench.reports.figures import charts, drawing
+from rdp_bench.reports.tables.table import error_tables
+from rdp_bench.results.rows import load
+from tests.helpers.report_fixture import make_run
+from tests.helpers.reports import by_hand, small
+
+
+def test_figures_hold_the_data(tmp_path: Path) -> None:
+    tables = error_tables(small(tmp_path, sources=["a", "b"])[0])
+    rows, columns, values = charts._grid(tables[0])
+
+    assert rows == ["No defense", "JPEG", "RDP"]
+    assert columns == [("a", "FGSM"), ("a", "MI-FGSM"), ("b", "FGSM"), ("b", "MI-FGSM")]
+    np.testing.assert_allclose(values[1], [95, 65, 95, 65])
+    for figure in (charts.heat_map(tables), charts.dot_plot(tables)):
+        assert figure.saved["pdf"].startswith(b"%PDF")
+        assert Image.open(io.BytesIO(figure.saved["png"])).width > 300
+        svg = figure.inline
+        assert "MI-FGSM" in svg or "average error" in svg
+        assert "http" not in svg
+        assert drawing.INK not in svg
+        identifiers = re.findall(r' id="([^"]*)"', svg)
+        assert len(set(identifiers)) == len(identifiers)
+
+
+def test_titles_of_panels_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several sources and targets of long names; titles used to run into the next panel's."""
+    drawn: list[Any] = []
+    save = drawing.save
+    monkeypatch.setattr(drawing, "save", lambda figure: (drawn.append(figure), save(figure))[1])
+    names = {"sources": ["effnet-lite0", "effnet-lite1", "ensemble"], "targets": ["effnet-lite2-ens", "effnet-lite2"]}
+    charts.dot_plot(error_tables(small(tmp_path, **names)[0]))
+    titles = [ax._left_title for ax in drawn[0].axes]
+    assert "effnet-lite1 ε = 16, target effnet-lite2-ens" in [title.get_text().replace("\n", " ") for title in titles]
+    boxes, room = [title.get_window_extent() for title in titles], drawn[0].bbox
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(box.x0 >= 0 and box.x1 <= room.width and box.y1 <= room.height for box in boxes)
+
+
+def test_figures_are_the_same_every_time(tmp_path: Path) -> None:
+    tables = error_tables(small(tmp_path)[0])
+
+    assert charts.dot_plot(tables).saved["svg"] == charts.dot_plot(tables).saved["svg"]
+
+
+def test_examples_show_the_attack_that_hurts_most(tmp_path: Path) -> None:
+    run, store = small(tmp_path, defenses=["none", "jpeg", "sr"])
+    got = examples.examples(run, store)
+    tiles = got.rows[0].images
+
+    assert got.caption.startswith("MI-FGSM on a, ε = 16")
+    assert [tile.name for tile in tiles] == ["Clean", "Attacked", "Perturbation ×8", "JPEG", "SR"]
+    assert [tile.right for tile in tiles] == [True, False, None, False, True]
+    assert tiles[1].predicted_class == 1000
+    pictures = [Image.open(io.BytesIO(base64.b64decode(tile.uri.partition(",")[2]))) for tile in tiles]
+    assert {picture.size for picture in pictures} == {(8, 8)}  # sr's is shrunk
+    noise = np.asarray(pictures[2]).astype(int)
+    # +-16 becomes 0 and 256 - clipped - around 128, up to what JPEG loses.
+    assert np.abs(noise[::2, 1::2] - 255).mean() < 12
+    assert np.abs(noise[::2, ::2]).mean() < 12
+
+
+def test_a_crowded_page_has_one_strip_a_run(tmp_path: Path) -> None:
+    run, store = small(tmp_path, size=64)
+    alone, among = (examples.examples(run, store, crowded) for crowded in (False, True))
+    assert [found.index for found in alone.rows] == [0, 1]
+    assert [found.index for found in among.rows] == [0]
+    assert [tile.name for tile in among.rows[0].images] == [tile.name for tile in alone.rows[0].images]
+    assert len(among.rows[0].images[1].uri) < len(alone.rows[0].images[1].uri)
+
+
+def test_a_missing_sample_is_a_gap_with_its_reason(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    record = make_run(tmp_path, store, by_hand)
+    for cell in record["cells"]:
+        if cell["defense"] == "jpeg":
+            store.delete("sample", cell["sample_key"])
+    (run,) = load(tmp_path, store)
+    tiles = {tile.name: tile for tile in examples.examples(run, store).rows[0].images}
+
+    assert tiles["JPEG"].uri == ""
+    assert "run the grid again" in tiles["JPEG"].reason
+    assert tiles["RDP"].uri
+
+
+@pytest.mark.usefixtures("blank")
+def test_without_clean_pictures_the_page_says_so(tmp_path: Path) -> None:
+    run, store = small(tmp_path, clean=False)
+
+    assert "No pictures" in examples.examples(run, store).reason
+    assert "No pictures" in render(tmp_path, store).read_text("utf-8")
