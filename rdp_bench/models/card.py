@@ -1,9 +1,11 @@
 """Model cards: what is known about a network before it is loaded. No torch."""
 
+import shlex
 import tomllib
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from rdp_bench.errors import unknown_name
@@ -31,7 +33,7 @@ class Card:
     fixed_size: bool = False
     label_offset: int = 0
     install: str = ""
-    files: tuple[str, ...] = ()
+    legacy_files: tuple[str, ...] = ()
     licence: str = ""
     accuracy: tuple[dict[str, Any], ...] = ()
     trained_against: str = ""
@@ -58,10 +60,20 @@ def _card(name: str, values: dict[str, Any]) -> Card:
         if key not in known:
             raise unknown_name(f"field of model card {name}", key, known)
     as_tuples: dict[str, Any] = {
-        key: tuple(values[key]) for key in ("mean", "std", "files", "accuracy", "seen") if key in values
+        key: tuple(values[key]) for key in ("mean", "std", "legacy_files", "accuracy", "seen") if key in values
     }
     return Card(**({"name": name} | values | as_tuples))
 
 
-ABOUT = ("name", "summary", "install", "files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen")
+ABOUT = ("name", "summary", "install", "legacy_files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen")
 """Fields that no output depends on. Of the others, one that is added later is declared `keys.neutral(VALUE)`."""
+
+
+def convert_first(path: Path | str, model: str) -> str:
+    """The sentence that tells how to convert a weight file of an older format.
+
+    >>> convert_first("resnet_v2_101.ckpt", "resnet-v2-101")
+    'Convert it: rdp-bench weights convert resnet_v2_101.ckpt resnet-v2-101.safetensors --model resnet-v2-101'
+    """
+    out = Path(path).with_name(f"{model}.safetensors")
+    return f"Convert it: rdp-bench weights convert {shlex.quote(str(path))} {shlex.quote(str(out))} --model {model}"
