@@ -65,7 +65,9 @@ def _card(name: str, values: dict[str, Any]) -> Card:
     return Card(**({"name": name} | values | as_tuples))
 
 
-ABOUT = ("name", "summary", "install", "legacy_files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen")
+ABOUT = (
+    "name", "summary", "install", "legacy_files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen",
+)  # fmt: skip
 """Fields that no output depends on. Of the others, one that is added later is declared `keys.neutral(VALUE)`."""
 
 

@@ -95,7 +95,7 @@ class Stranger:
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"ids": ()}, "no images"),
-    ({"ids": ("a", "a")}, "id 'a' is there twice"),
+    ({"ids": ("a", "a")}, "id 'a' is repeated"),
     ({"labels": (5,)}, "2 ids but 1 labels"),
     ({"labels": (5, 1000)}, "image 'b' has label 1000"),
 ])  # fmt: skip

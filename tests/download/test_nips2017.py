@@ -413,7 +413,7 @@ def test_a_run_without_the_set_says_how_to_get_it(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="fetch it: rdp-bench data get nips2017"):
         open_dataset("nips2017")
-    with pytest.raises(UsageError, match="one folder a class, and name it with --dataset"):
+    with pytest.raises(UsageError, match="one folder per class, and pass --dataset"):
         open_dataset("imagenet-val")
 
 

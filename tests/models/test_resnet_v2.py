@@ -314,7 +314,7 @@ def test_a_missing_file_is_asked_for_and_the_command_that_converts_is_named(tmp_
         zoo.find("resnet-v2-101")
     with pytest.raises(
         BadModelError,
-        match=r"Download https://github\.com/ylhz.*/tf2torch_resnet_v2_152\.npy .*Convert it: rdp-bench weights convert",
+        match=r"Download https://github\.com/ylhz.*/tf2torch_resnet_v2_152\.npy .*Convert it: rdp-bench weights conv",
     ):
         zoo.find("resnet-v2-152", tmp_path)
     for name in ("resnet-v2-101.safetensors", "resnet-v2-101.pth"):
@@ -332,7 +332,7 @@ def test_a_released_file_is_not_loaded_before_it_is_converted(tmp_path: Path, na
 
 def test_a_tensorflow_checkpoint_under_the_models_own_name_is_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "resnet-v2-101.ckpt").write_bytes(checkpoint({"a": np.ones(3, np.float32)}))
-    with pytest.raises(BadModelError, match="holds a TensorFlow checkpoint. Convert it: rdp-bench weights convert"):
+    with pytest.raises(BadModelError, match=r"holds a TensorFlow checkpoint\. Convert it: rdp-bench weights convert"):
         zoo.find("resnet-v2-101", tmp_path).load("cpu")
 
 

@@ -248,7 +248,7 @@ def test_a_ckpt_is_torchs_or_tensorflows(tmp_path: Path) -> None:
     torch.save({"state_dict": prefixed("model.")(net().state_dict())}, tmp_path / "a.ckpt")
     assert "model.conv.weight" in classifier.read(tmp_path / "a.ckpt", "tiny")
     (tmp_path / "b.ckpt").write_bytes(b"\0" * 99)
-    with pytest.raises(BadModelError, match="holds a TensorFlow checkpoint. Convert it: rdp-bench weights convert"):
+    with pytest.raises(BadModelError, match=r"holds a TensorFlow checkpoint\. Convert it: rdp-bench weights convert"):
         classifier.read(tmp_path / "b.ckpt", "tiny")
 
 
