@@ -1,5 +1,5 @@
-"""Dataset loaders, built-in grids and the paper's printed numbers; never downloads, never caches.
+"""Loaders of data sets, built-in grids, the paper's numbers, model cards and weights. This package downloads nothing.
 
-`open.open_dataset` is the way in: a registered name, a folder or a CSV becomes a `Dataset`.
-`fingerprints` names its pixels and reads its batches. An entry is one file: `photos20.py`.
+`open.open_dataset` returns the `Dataset` for a registered name, a folder or a list of labels. `image_hashes` hashes its
+pixels and reads its batches. A registered data set is one file, such as `photos20.py`.
 """

@@ -1,14 +1,14 @@
-"""An image file -> uint8 `[3, size, size]`. The dataset's own preparation, before any attack.
+"""Preparation of an image file as uint8 `[3, size, size]`, before any attack.
 
-What is done, in this order, and nothing else:
+The steps are:
 
-1. the first frame is decoded; its EXIF (or XMP) orientation is applied;
-2. to 8-bit RGB: grey is repeated, palettes are looked up, 16-bit grey is value/257 rounded, CMYK is
-   converted by Pillow without its profile, and alpha is dropped, not composed: what ImageNet readers
-   do with `convert("RGB")`, so the pixels a network was trained on are the pixels it gets;
-3. an image that is `size` x `size` by now is used pixel for pixel. Any other: the shorter side to
-   `size` (bicubic, antialiased), the longer in proportion, rounded down; then the centre square.
-   torchvision's Resize(size, BICUBIC) and CenterCrop(size) on a Pillow image give the same bits.
+1. Decode the first frame and apply its EXIF (or XMP) orientation.
+2. Convert to 8-bit RGB: repeat grey, look up palettes, round 16-bit grey / 257, convert CMYK with Pillow without its
+   profile, and drop alpha without compositing. Readers of ImageNet do the same with `convert("RGB")`, so a network gets
+   the pixels on which it was trained.
+3. Use an image of `size` x `size` pixel for pixel. Resize the shorter side of any other image to `size` (bicubic,
+   antialiased) and the longer side in proportion, rounded down; then crop the centre square. torchvision's
+   Resize(size, BICUBIC) and CenterCrop(size) on a Pillow image give the same bits.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-"""File names that are taken for images when a folder is searched (any case)."""
+"""Suffixes of image files, in lower case; a search in a folder ignores case."""
 
-# Named, because Pillow would start Ghostscript for an EPS file that is called photo.png.
+# An explicit list, because Pillow would run Ghostscript on an EPS file named photo.png.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _ORIENTATION = 0x0112
 
 LARGEST = 1 << 30
-"""Bytes; no image file that fits Pillow's MAX_IMAGE_PIXELS is larger."""
+"""The largest image file in bytes. Files of images within Pillow's MAX_IMAGE_PIXELS are smaller."""
 
 
 def read_file(path: Path, limit: int = LARGEST) -> bytes:
-    """The bytes of a regular file; never waits for a FIFO's writer.
+    """Return the bytes of a regular file, without waiting for the writer of a FIFO.
 
     Raises:
-        BadImageError: it is missing or unreadable, a FIFO, socket, device or folder, or larger than `limit` bytes.
+        BadImageError: the file is missing, unreadable, not a regular file, or larger than `limit` bytes.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -59,10 +59,14 @@ def read_file(path: Path, limit: int = LARGEST) -> bytes:
 
 
 def prepare(path: Path, size: int) -> NDArray[np.uint8]:
-    """The image in `path` as uint8 `[3, size, size]`, RGB, prepared as this module says.
+    """Return the image in `path` as uint8 `[3, size, size]`, RGB, prepared as described at the top of this module.
+
+    Args:
+        path: the image file.
+        size: side of the result in pixels.
 
     Raises:
-        BadImageError: see `decode`; or the image is so long and thin that resizing it would not fit.
+        BadImageError: as `decode`; or resizing would exceed Pillow's MAX_IMAGE_PIXELS, because the image is long and thin.
     """
     import numpy as np
 
@@ -73,24 +77,24 @@ def prepare(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 def decode(path: Path) -> Image:
-    """The image in `path`, upright, 8-bit RGB, at its own size.
+    """Return the image in `path`, upright, 8-bit RGB, at its own size.
 
     Raises:
-        BadImageError: no readable file, no image of a known format, a truncated or damaged one, one
-            with 32-bit pixels, or one above Pillow's MAX_IMAGE_PIXELS (a decompression bomb).
+        BadImageError: the file is unreadable, not an image of a known format, truncated or damaged, has 32-bit pixels,
+            or exceeds Pillow's MAX_IMAGE_PIXELS (a decompression bomb).
     """
     return decode_bytes(read_file(path), path)
 
 
 def decode_bytes(content: bytes, path: Path | str) -> Image:
-    """As `decode`, of what is or would be in the file `path`; errors name it."""
+    """Decode `content` as `decode` does; errors name `path`."""
     from PIL import Image, UnidentifiedImageError
 
     if not content:
         raise BadImageError(f"{path}: the file is empty; fetch it again or remove it from the dataset")
     try:
-        # Only verify() compares a PNG's checksums: without it, a flipped bit in a smooth image is other
-        # pixels and no error. It uses the image up.
+        # Only verify() compares the checksums of a PNG. Without it, a flipped bit changes pixels and raises no error.
+        # The image cannot be used after verify().
         with Image.open(BytesIO(content), formats=_FORMATS) as image:
             _refuse_bomb(image, path)
             image.verify()
@@ -103,13 +107,13 @@ def decode_bytes(content: bytes, path: Path | str) -> Image:
         raise BadImageError(f"{path}: not an image of a known format ({', '.join(_FORMATS)})") from error
     except BadImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
+    except Exception as error:  # Pillow's decoders raise many types of errors on damaged files
         reason = str(error) or type(error).__name__
         raise BadImageError(f"{path}: damaged or truncated ({reason}); fetch it again or remove it") from error
 
 
 def decoder() -> str:
-    """The versions that the pixels of `prepare` depend on: `pillow 11.0.0, libjpeg 3.0.4`."""
+    """Return the versions of the libraries that decode images, such as `pillow 11.0.0, libjpeg 3.0.4`."""
     import PIL
     from PIL import features
 
@@ -118,7 +122,7 @@ def decoder() -> str:
 
 
 def _refuse_bomb(image: Image, path: Path | str) -> None:
-    # Pillow itself refuses twice this many pixels and only warns in between.
+    # Pillow refuses only images above twice this limit, and warns below that.
     import PIL.Image
 
     limit = PIL.Image.MAX_IMAGE_PIXELS
@@ -133,7 +137,7 @@ def _upright(image: Image) -> Image:
 
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a damaged tag says nothing of the orientation: the pixels stand as stored
+    except Exception:  # a damaged tag gives no orientation: keep the pixels as stored
         return image
     turn = {
         2: Transpose.FLIP_LEFT_RIGHT,
@@ -151,14 +155,14 @@ def _rgb(image: Image, container: str | None, path: Path | str) -> Image:
     import numpy as np
     from PIL.Image import fromarray
 
-    # PNG and PGM hold 16 bits where Pillow says 32.
+    # Pillow reports 16-bit PNG and PGM files as 32-bit.
     if image.mode == "F" or (image.mode == "I" and container not in ("PNG", "PPM")):
         raise BadImageError(f"{path}: 32-bit pixels have no fixed range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         # 65535/257 = 255 exactly; adding 128 = 257//2 rounds to nearest. Pillow alone would clip at 255.
         deep = np.asarray(image).astype(np.int64)
         image = fromarray(((deep + 128) // 257).astype(np.uint8))
-    # Else Pillow warns that a palette's transparency is lost, which is what we want.
+    # Otherwise Pillow warns that the transparency of a palette is lost, which is intended here.
     image.info.pop("transparency", None)
     return image if image.mode == "RGB" else image.convert("RGB")
 

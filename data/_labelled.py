@@ -1,4 +1,4 @@
-"""Image files with labels: the `Dataset` that every loader here returns, and how a CSV is read."""
+"""Image files with labels: the `Dataset` that every loader returns, and the reader of tables."""
 
 from __future__ import annotations
 
@@ -20,17 +20,23 @@ if TYPE_CHECKING:
 CLASSES = 1000
 SIZE = 299  # the NIPS-2017 protocol
 LARGEST_TABLE = 1 << 28
-"""Bytes of a table of labels."""
+"""The largest table of labels in bytes."""
 
 
 @dataclass
 class Images:
-    """Labelled image files, in a fixed order; each is decoded when it is asked for.
+    """Labelled image files in a fixed order, decoded on demand.
 
-    `labels` are ImageNet ids as timm and torchvision count them, 0..999. `targets` are the classes of
-    a targeted attack, counted alike, or empty. `origin` is the folder or list all this was read from.
-    `note` is what a reader of the results must know of the images, or empty. `classes` is the number of classes, or
-    None where the files do not say that they are ImageNet's.
+    Attributes:
+        name: name of the data set in tables and keys of lists.
+        size: side of the prepared images in pixels.
+        ids: one unique name per image.
+        labels: ImageNet classes in the order of timm and torchvision, 0..999.
+        paths: one file per image.
+        origin: the folder or list that was read.
+        targets: classes of a targeted attack, in the same order; may be empty.
+        note: a remark on the images for readers of the results; may be empty.
+        classes: number of classes, or None if the files do not show that the labels are ImageNet's.
     """
 
     name: str
@@ -48,19 +54,19 @@ class Images:
             raise UsageError(f"dataset '{self.name}': size must be at least 1, found {self.size}")
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as uint8 `[3, size, size]`, RGB, prepared as `_images` says.
+        """Return image `index` as uint8 `[3, size, size]`, RGB; see `_images`.
 
         Raises:
-            BadImageError: the file is missing, damaged, or no image; the message names it.
+            BadImageError: the file is missing, damaged, or not an image.
         """
         return prepare(self.paths[index], self.size)
 
     def first(self, limit: int) -> Images:
-        """The same without what comes after its first `limit` images."""
+        """Return the first `limit` images."""
         return self.select(range(len(self.ids))[:limit])
 
     def select(self, indices: Sequence[int]) -> Images:
-        """The images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         return replace(
             self,
             ids=tuple(self.ids[i] for i in indices),
@@ -70,7 +76,11 @@ class Images:
         )
 
     def require_files(self) -> None:
-        """Raises `BadImageError`, naming the first, if files are missing or are no regular files."""
+        """Check that every file exists.
+
+        Raises:
+            BadImageError: files are missing or not regular files; the message names the first.
+        """
         missing = [path for path in self.paths if not path.is_file()]
         if missing:
             odd = " (not a regular file)" if os.path.lexists(missing[0]) else ""
@@ -84,22 +94,22 @@ class Images:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a CSV; `where` is how an error names it."""
+    """One row of a table; `where` names it in errors."""
 
     where: str
     cells: dict[str, str]
 
     def text(self, column: str) -> str:
-        """The cell under `column`; an empty one is a `BadImageError`."""
+        """Return the cell in `column`; an empty cell raises `BadImageError`."""
         if not self.cells[column]:
             raise BadImageError(f"{self.where}: '{column}' is empty")
         return self.cells[column]
 
     def label(self, column: str, first: int = 0) -> int:
-        """The class id under `column`, counted from 0, in a file that counts from `first`.
+        """Return the class in `column`, counted from 0, of a file that counts from `first`.
 
         Raises:
-            BadImageError: it is not a whole number of `first`..`first + 999`.
+            BadImageError: the cell is not an integer in `first`..`first + 999`.
         """
         text, last = self.text(column), first + CLASSES - 1
         digits = text.removeprefix("-")
@@ -112,19 +122,24 @@ class Row:
 
 
 def read_rows(path: Path, key: str, *columns: str) -> list[Row]:
-    """The rows of a table with a header, blank lines left out; UTF-8, with or without a BOM.
+    """Return the rows of a table with a header, without blank lines.
 
-    Cells are separated by commas, semicolons or tabs.
+    The file is UTF-8, with or without a BOM; cells are separated by commas, semicolons or tabs.
+
+    Args:
+        path: the table.
+        key: a required column whose values are unique.
+        columns: other required columns.
 
     Raises:
-        BadImageError: not readable as such, a column among `key` and `columns` is missing, a row has
-            more or fewer cells than the header, `key` stands there twice, or there are no rows.
+        BadImageError: the file is not such a table, a column is missing, a row has another number of cells than the
+            header, a value of `key` is repeated, or there are no rows.
     """
     return rows_of(read_file(path, LARGEST_TABLE), path, key, *columns)
 
 
 def rows_of(content: bytes, path: Path | str, key: str, *columns: str) -> list[Row]:
-    """As `read_rows`, of what is or would be in the file `path`; errors name it."""
+    """Parse `content` as `read_rows` does; errors name `path`."""
     lines = _lines(content, path)
     header = lines[0][0] if lines else []
     for column in (key, *columns):
@@ -140,7 +155,7 @@ def rows_of(content: bytes, path: Path | str, key: str, *columns: str) -> list[R
         row = Row(where, dict(zip(header, cells, strict=True)))
         before = seen.setdefault(row.text(key), number)
         if before != number:
-            raise BadImageError(f"{where}: {key} '{row.text(key)}' is there already, on line {before}; keep one")
+            raise BadImageError(f"{where}: {key} '{row.text(key)}' is repeated, first on line {before}; keep one")
         rows.append(row)
     if not rows:
         raise BadImageError(f"{path}: no rows under its header")
@@ -148,7 +163,7 @@ def rows_of(content: bytes, path: Path | str, key: str, *columns: str) -> list[R
 
 
 def columns_of(path: Path) -> list[str]:
-    """The names in a table's first line.
+    """Return the names in the first line of a table.
 
     Raises:
         BadImageError: the file cannot be read as a table.
@@ -158,10 +173,10 @@ def columns_of(path: Path) -> list[str]:
 
 
 def inside(row: Row, column: str) -> str:
-    """The file name under `column`, normalised, relative to the data set's folder.
+    """Return the normalised file name in `column`, relative to the folder of the data set.
 
     Raises:
-        BadImageError: it is empty, absolute, or leaves the folder.
+        BadImageError: the name is empty, absolute, or points outside the folder.
     """
     text = row.text(column)
     normal = os.path.normpath(text)
@@ -173,7 +188,7 @@ def inside(row: Row, column: str) -> str:
 
 
 def _lines(content: bytes, path: Path | str) -> list[tuple[list[str], int]]:
-    """Cells and line number of every line that is not blank."""
+    """Return the cells and the line number of every line that is not blank."""
     try:
         text = content.decode("utf-8-sig")
         header = text.lstrip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""What a plugin's data set gives, as `Dataset` promises it: labels as int, images as uint8 arrays `[3, s, s]`."""
+"""Conversion of a plugin's data set to the types of `Dataset`: labels as int, images as uint8 arrays `[3, s, s]`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Converted:
-    """A data set whose ids, labels and targets are converted already and whose images are when they are read."""
+    """A data set with converted ids, labels and targets, whose images are converted when they are read."""
 
     name: str
     size: int
@@ -29,19 +29,24 @@ class Converted:
     whole: Dataset
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as `_array` makes it; its shape and type are checked by whoever reads it."""
+        """Return image `index`, converted. The caller checks its shape and type."""
         with wrap_errors(f"dataset '{self.name}', image '{self.ids[index]}'"):
             return _array(self.whole.image(index))
 
 
 def convert(found: Dataset, spec: str) -> Dataset:
-    """`found` with labels and targets as whole numbers, ids as text and images as arrays.
+    """Convert labels and targets to int, ids to text, and images to arrays.
 
-    Integers of numpy and torch and floats without a fraction are whole numbers. Images may be PIL images, torch tensors
-    or arrays with the channels last.
+    Integers of numpy and torch and floats without a fraction are accepted as int. Images may be PIL images, torch
+    tensors, or arrays with the channels last.
+
+    Args:
+        found: the data set of a plugin.
+        spec: its label, for errors.
 
     Raises:
-        UsageError, BadImageError: an attribute is missing or cannot be converted; the message names the data set.
+        UsageError: an attribute is missing or cannot be converted.
+        BadImageError: the number of targets differs from the number of ids.
     """
     if isinstance(found, Images):
         return found

@@ -1,7 +1,7 @@
-"""Adversarial images that were crafted elsewhere: the attack `files:FOLDER` reads them by the clean images' ids.
+"""Adversarial images from files: the attack `files:FOLDER` finds them by the ids of the clean images.
 
-The source of such a set is called `elsewhere`: no network of this run crafted it. The set is keyed by the pixels of the
-clean images and of the files, and stored like any other, after a comparison with the clean images.
+The source of such a set is called `elsewhere`, because no model of this run crafted it. The set is keyed by the pixels
+of the clean images and of the files. It is compared with the clean images and then stored like any other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
 
 ELSEWHERE = "elsewhere"
-"""The source of images that no network of this run crafted."""
+"""The source of images that no model of this run crafted."""
 
 SCHEME = "files:"
 ARRAY = ".npy"
@@ -40,10 +40,10 @@ _LOSSY = (".jpg", ".jpeg", ".webp")
 
 
 class AdversarialImages(Images):
-    """Image files of exactly the clean images' size: none is resized or cropped."""
+    """Image files with exactly the size of the clean images; they are not resized or cropped."""
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as uint8 `[3, size, size]`, RGB.
+        """Return image `index` as uint8 `[3, size, size]`, RGB.
 
         Raises:
             BadImageError: the file is missing, damaged, or of another size.
@@ -66,7 +66,7 @@ class AdversarialImages(Images):
 class AdversarialFiles:
     """Adversarial images in `folder`, one file per clean image: PNG (or another image format), or `.npy`.
 
-    A file is named like the clean image's id (the suffix may differ), in the same subfolder. `of` finds them.
+    A file has the name of the clean image's id (the suffix may differ), in the same subfolder. `of` finds the files.
     """
 
     folder: str
@@ -74,38 +74,46 @@ class AdversarialFiles:
     hashes: Sequence[str] = field(default=(), repr=False)
 
     def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:  # noqa: ARG002
-        """Never called: images are read by id (`crafted`), which a batch of pixels does not have."""
-        raise UsageError(f"attack '{SCHEME}{self.folder}' reads files and crafts nothing")
+        """Raise `UsageError`: images are read by id (`crafted`), and a batch of pixels has no ids."""
+        raise UsageError(f"attack '{SCHEME}{self.folder}' reads files and cannot craft images")
 
     def resolved(self, eps_255: float) -> dict[str, Any]:  # noqa: ARG002 - part of the protocol
-        """One hash of the pixels of all files."""
+        """Return one hash of the pixels of all files."""
         return {"files": hash_many(self.hashes)}
 
     def gradients(self, eps_255: float) -> int:  # noqa: ARG002 - part of the protocol
-        """None."""
+        """Return 0: nothing is computed."""
         return 0
 
     def of(self, dataset: Dataset, cache: Path, *, write: bool = True) -> AdversarialFiles:
-        """The same with the files of this data set's images found and hashed.
+        """Return this attack bound to a data set: the files of its images, found and hashed.
 
-        Hashes of unchanged files are read from `cache`; new ones are added to it if `write`.
+        Args:
+            dataset: the clean images.
+            cache: folder of the cache; hashes of unchanged files are read from it.
+            write: whether new hashes are added to the cache.
 
         Raises:
-            BadImageError: no such folder, images without a file or with several, or a file that cannot be read.
+            BadImageError: the folder does not exist, an image has no file or several, or a file cannot be read.
         """
         found = files_of(Path(self.folder).expanduser(), dataset)
         return replace(self, images=found, hashes=hash_images(found, cache, write=write))
 
     def crafted(self, low: int, high: int) -> NDArray[np.uint8]:
-        """Adversarial images `low..high` as uint8 `[high - low, 3, size, size]`."""
+        """Return adversarial images `low..high` (exclusive) as uint8 `[high - low, 3, size, size]`."""
         assert self.images is not None
         return batch(self.images, low, high, self.hashes)
 
     def check(self, dataset: Dataset, image_hashes: Sequence[str], eps: float) -> None:
-        """Compare every image with the clean one; `eps` in /255, `image_hashes` are the clean images' pixel hashes.
+        """Compare every image with its clean image.
+
+        Args:
+            dataset: the clean images.
+            image_hashes: their pixel hashes.
+            eps: the L-infinity budget in /255.
 
         Raises:
-            BadImageError: images farther than `eps` from the clean ones in L-infinity, or none that differs.
+            BadImageError: an image differs from its clean image by more than `eps`, or no image differs.
         """
         import numpy as np
 
@@ -129,15 +137,15 @@ class AdversarialFiles:
 
     @property
     def remark(self) -> str:
-        """What a reader of the results must know."""
+        """A remark for readers of the results."""
         return f"{SCHEME}{self.folder}: these adversarial images were crafted elsewhere and read from files"
 
 
 def files_of(folder: Path, dataset: Dataset) -> AdversarialImages:
-    """The adversarial images in `folder` of all images of `dataset`, in its order.
+    """Return the adversarial images in `folder` for all images of `dataset`, in its order.
 
     Raises:
-        BadImageError: no such folder, or images without a file or with several.
+        BadImageError: the folder does not exist, or an image has no file or several.
     """
     if not folder.is_dir():
         raise BadImageError(f"attack '{SCHEME}{folder}': no such folder")
@@ -150,7 +158,7 @@ def files_of(folder: Path, dataset: Dataset) -> AdversarialImages:
     found: list[Path] = []
     missing: list[str] = []
     for id_ in dataset.ids:
-        # An id is only looked up, never made a path: a plugin may call its images as it likes.
+        # An id is only looked up and never used as a path: a plugin may choose any ids.
         stem, suffix = os.path.splitext(id_)  # noqa: PTH122 - an id, no path
         files = by_name.get(stem if suffix.lower() in SUFFIXES else id_, [])
         if len(files) > 1:
@@ -179,11 +187,12 @@ def files_of(folder: Path, dataset: Dataset) -> AdversarialImages:
 
 
 def read_array(path: Path, size: int) -> NDArray[np.uint8]:
-    """The image in a `.npy` file as uint8 `[3, size, size]`; the file may hold `[size, size, 3]`.
+    """Return the image in a `.npy` file as uint8 `[3, size, size]`; the file may also contain `[size, size, 3]`.
+
+    Memory is allocated for the expected size only, whatever the header says.
 
     Raises:
-        BadImageError: another format, type or shape, or more or less data than its header says; nothing of the size
-            that a header claims is allocated.
+        BadImageError: the format, type or shape differs, or the amount of data differs from the header.
     """
     import numpy as np
     from numpy.lib import format as npy
@@ -194,7 +203,7 @@ def read_array(path: Path, size: int) -> NDArray[np.uint8]:
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
         shape, fortran, dtype = read(file)
     except (ValueError, KeyError, EOFError) as error:
-        raise BadImageError(f"{path}: no .npy file that can be read ({error})") from error
+        raise BadImageError(f"{path}: cannot be read as a .npy file ({error})") from error
     if dtype != np.uint8 or shape not in ((3, size, size), (size, size, 3)):
         raise BadImageError(
             f"{path}: expected uint8 [3, {size}, {size}] or [{size}, {size}, 3], found {dtype} {list(shape)}; save "

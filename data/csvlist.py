@@ -1,4 +1,4 @@
-"""A list of images and labels: a CSV of path,label; TransferAttack's labels.csv; tables alike."""
+"""Lists of images and labels: a CSV of path,label, TransferAttack's labels.csv, and similar tables."""
 
 import os
 from pathlib import Path
@@ -9,30 +9,34 @@ from rdp_bench.errors import BadImageError
 
 PATH = "path"
 NAMES = ("filename", "file", "image")
-"""Columns of a file's name inside the data set's folder."""
+"""Columns with a file name inside the folder of the data set."""
 
 TARGETS = ("target", "targeted_label", "TargetClass")
-"""Columns of the class of a targeted attack; counted as the labels are."""
+"""Columns with the class of a targeted attack, counted from the same base as the labels."""
 
 TRANSFER_ATTACK = "labels.csv"
-"""TransferAttack's table of filename,label, beside images/; counts from 0."""
+"""TransferAttack's table of filename,label, beside images/; labels count from 0."""
 
 
 def csvlist(table: Path, columns: list[str], *, size: int = SIZE, label_base: int | None = None) -> Images:
-    """The images that `table` lists with a `label`; `columns` are the names in its first line.
+    """Return the images that a table lists, in its order.
 
-    Images stand under `path` (from the CSV's own folder, or absolute: they may lie anywhere), or under `filename`,
-    `file` or `image` (a name inside the folder `images/` beside the CSV; without one, inside the CSV's folder).
-    `ids` are these names, normalised. A label is an ImageNet class number or a synset (n01440764). A column `target`,
-    `targeted_label` or `TargetClass` gives `targets`. The order is the file's. The data set is called like the file,
-    TransferAttack's like its folder.
+    A file name is in the column `path` (absolute, or relative to the table's folder), or in `filename`, `file` or
+    `image` (inside the folder `images/` beside the table if it exists, otherwise inside the table's folder). The ids are
+    these names, normalised. A label is an ImageNet class number or a synset (n01440764). A column `target`,
+    `targeted_label` or `TargetClass` gives the targets. The data set has the name of the file, TransferAttack's that of
+    its folder.
 
-    `label_base` says whether numbers count from 0 or 1. Without it, lists of `path` and labels.csv count from 0; in
-    others a label 0 or 1000 decides.
+    Args:
+        table: the file.
+        columns: the names in its first line.
+        size: side of the prepared images in pixels.
+        label_base: 0 or 1, the number of the first class. Without it, lists of `path` and labels.csv count from 0; in
+            other lists, the occurrence of label 0 or 1000 decides.
 
     Raises:
-        BadImageError: a missing column, a name that is there twice or leaves the folder, a label that is no class, or
-            labels of which nobody can tell whether they count from 0 or 1.
+        BadImageError: a column is missing, a name is repeated or points outside the folder, a label is not a class, or
+            the base of the labels cannot be determined.
     """
     key = next((name for name in (PATH, *NAMES) if name in columns), PATH)
     rows = read_rows(table, key, "label")
@@ -50,9 +54,9 @@ def csvlist(table: Path, columns: list[str], *, size: int = SIZE, label_base: in
     for row in rows:
         id_ = Path(os.path.normpath(row.text(key)) if key == PATH else inside(row, key)).as_posix()
         if id_ in ids:
-            raise BadImageError(f"{row.where}: {key} '{row.text(key)}' is there already as '{ids[id_]}'; keep one")
+            raise BadImageError(f"{row.where}: {key} '{row.text(key)}' is repeated, first as '{ids[id_]}'; keep one")
         if "\0" in id_:
-            raise BadImageError(f"{row.where}: {key} {row.text(key)!r} is no file name")
+            raise BadImageError(f"{row.where}: {key} {row.text(key)!r} is not a file name")
         ids[id_] = row.text(key)
     return Images(
         name=table.resolve().parent.name if table.name == TRANSFER_ATTACK else table.stem,
@@ -68,7 +72,7 @@ def csvlist(table: Path, columns: list[str], *, size: int = SIZE, label_base: in
 
 
 def classes(rows: list[Row], column: str, base: int | None) -> list[int]:
-    """The classes under `column`, counted from 0: synsets, or numbers from `base` on (None: as `_base` decides)."""
+    """Return the classes in `column`, counted from 0; cells are synsets, or numbers from `base` (None: see `_base`)."""
     synsets = imagenet_synsets() if any(row.text(column).startswith("n") for row in rows) else {}
     numbers = [row for row in rows if row.text(column) not in synsets]
     counted = _base(numbers, column, base)
@@ -78,7 +82,7 @@ def classes(rows: list[Row], column: str, base: int | None) -> list[int]:
 
 
 def _base(rows: list[Row], column: str, base: int | None) -> int:
-    """Whether the numbers under `column` count from 0 or 1; `base` where that is known."""
+    """Return the base of the numbers in `column`, 0 or 1; `base` if it is known."""
     if base is not None:
         return base
     found = {row.text(column) for row in rows}
@@ -88,6 +92,6 @@ def _base(rows: list[Row], column: str, base: int | None) -> int:
         return 1
     where = rows[0].where.rpartition(", line")[0]
     raise BadImageError(
-        f"{where}: do its labels count from 0 or from 1? Neither 0 nor {CLASSES} is among them; say which: "
+        f"{where}: do its labels count from 0 or from 1? Neither 0 nor {CLASSES} occurs; pass "
         f'--dataset "{where}(label_base=0)" if class 0 is ImageNet\'s first (tench), or label_base=1'
     )

@@ -14,7 +14,7 @@ LISTS = ("val.txt", "imagenet_2012_validation_synset_labels.txt")
 DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
 
 _PLACES = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "val", "images", ".")
-"""Where the images lie, seen from the folder of the list: Kaggle's archive first."""
+"""Folders of the images, relative to the folder of the list; Kaggle's archive first."""
 
 _FIRST = "ILSVRC2012_val_00000001"
 _FIRST_CLASS = 65  # sea snake, n01751748
@@ -27,10 +27,11 @@ FIX = (
 
 
 def kaggle(table: Path, *, size: int = SIZE) -> Images:
-    """The images of `LOC_val_solution.csv`: ImageId, and PredictionString whose words that begin with n are the synset.
+    """Return the images of `LOC_val_solution.csv`; the synset is the word in PredictionString that starts with n.
 
     Raises:
-        BadImageError: a row without exactly one of ImageNet's 1000 synsets, or an ImageId that leaves the folder.
+        BadImageError: a row does not name exactly one of ImageNet's 1000 synsets, or an ImageId points outside the
+            folder.
     """
     rows = read_rows(table, "ImageId", "PredictionString")
     synsets = imagenet_synsets()
@@ -45,14 +46,14 @@ def kaggle(table: Path, *, size: int = SIZE) -> Images:
 
 
 def text_list(table: Path, *, size: int = SIZE, label_base: int | None = None) -> Images:
-    """The images of a text file: lines of `file label`, or one synset a line for the validation images in their order.
+    """Return the images of a text list: lines of `file label`, or one synset per line in the order of the images.
 
-    A label is a class number or a synset. Whether numbers count from 0 or 1 is decided by the label of validation image
-    1 (65 in Caffe's val.txt), else by a label 0 or 1000, else by `label_base`.
+    A label is a class number or a synset. The base of the numbers, 0 or 1, is `label_base` if it is given. Otherwise
+    the label of validation image 1 decides (65 in Caffe's val.txt), then the occurrence of label 0 or 1000.
 
     Raises:
-        BadImageError: another form; the development kit's own class numbers, which are another order of the classes; or
-            labels of which nobody can tell whether they count from 0 or 1.
+        BadImageError: the format differs, the class numbers are those of the development kit (another order of the
+            classes), or the base cannot be determined.
     """
     try:
         text = read_file(table, LARGEST_TABLE).decode("utf-8-sig")
@@ -88,8 +89,8 @@ def _known_base(table: Path, rows: list[Row]) -> int | None:
 
 def _devkit(table: Path) -> BadImageError:
     return BadImageError(
-        f"{table}: the class numbers of ImageNet's development kit are not those of networks (their order is in its "
-        f"meta.mat); {FIX}"
+        f"{table}: the class numbers of ImageNet's development kit differ from those of networks (its meta.mat has "
+        f"their order); {FIX}"
     )
 
 
@@ -101,7 +102,7 @@ def _images(table: Path, names: list[str], labels: list[int], size: int) -> Imag
     ids = [stem[name] for name in names]
     if len(set(ids)) < len(ids):
         twice = next(name for i, name in enumerate(ids) if name in ids[:i])
-        raise BadImageError(f"{table}: '{twice}' is there twice; keep one")
+        raise BadImageError(f"{table}: '{twice}' is repeated; keep one")
     return Images(
         name=folder.name,
         size=size,

@@ -1,13 +1,13 @@
-"""The pixels of a dataset: read in batches, and named by hash without being read again.
+"""Hashes of the pixels of a data set, and batches of its images.
 
-Cache keys name images by the hash of their prepared pixels. Decoding 1000 images takes seconds, so the
-hashes are kept, one index a dataset and size:
+Cache keys identify images by the hash of their prepared pixels. Decoding 1000 images takes seconds, so the hashes are
+stored in one index per data set and size:
 
     CACHE/pixels/3f2a....json     file -> its size, times and inode, and the hash of its pixels
 
-An entry counts only while its file is unchanged by all of these. The index carries a checksum, the
-decoder's versions are part of its name, and one image of it, drawn anew each time, is decoded and
-compared; an index that fails any of this is made again.
+An entry is valid only while all of these facts of its file are unchanged. The index contains a checksum, and the
+versions of the decoder are part of its name. At every use, one randomly chosen image of the index is decoded and
+compared. An index that fails any of these checks is computed again.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ Entries = dict[str, tuple[list[int], str]]
 """Absolute path -> ([size, mtime_ns, ctime_ns, inode], hash of the prepared pixels)."""
 
 INDEX_VERSION = 1
-"""Bump when `_images.prepare` gives other pixels, or the index another form."""
+"""Increase it when `_images.prepare` gives different pixels or the format of the index changes."""
 
 
 def hash_images(dataset: Dataset, cache: Path | None = None, *, write: bool = True) -> list[str]:
-    """`hash_pixels` of every image as `dataset.image` gives it, in order.
+    """Return `hash_pixels` of every image of a data set, in order.
 
-    With a `cache` folder, images whose files are unchanged since the last time are not decoded; unless `write` is
-    false, the hashes of the others are added to it.
+    Args:
+        dataset: the data set.
+        cache: folder of the cache; images whose files are unchanged since they were hashed are not decoded.
+        write: whether new hashes are added to the cache.
 
     Raises:
         BadImageError: an image cannot be read; the message names its file.
@@ -61,7 +63,7 @@ def hash_images(dataset: Dataset, cache: Path | None = None, *, write: bool = Tr
         "decoder": decoder(),
     }
     file = cache / "pixels" / f"{key_of(settings)[:16]}.json"
-    # States are taken before pixels: a file that changes in between will not match its entry.
+    # The state of a file is read before its pixels: a file that changes in between does not match its entry.
     paths = [str(path.absolute()) for path in dataset.paths]
     states = {path: _state(Path(path)) for path in paths}
     old = _read(file, settings)
@@ -69,7 +71,7 @@ def hash_images(dataset: Dataset, cache: Path | None = None, *, write: bool = Tr
     if known:
         probe = secrets.choice([i for i, path in enumerate(paths) if path in known])
         if hash_pixels(_image(dataset, probe)) != known[paths[probe]][1]:
-            log.warning("%s: its hash of %s is wrong; all images are read again", file, paths[probe])
+            log.warning("%s: the stored hash of %s is wrong; all images are read again", file, paths[probe])
             old, known = {}, {}
     todo = [i for i, path in enumerate(paths) if path not in known]
     if todo:
@@ -83,12 +85,12 @@ def hash_images(dataset: Dataset, cache: Path | None = None, *, write: bool = Tr
 
 
 def digest(dataset: Dataset, image_hashes: Sequence[str]) -> str:
-    """One sha256 for all pixels and labels, in order; `image_hashes` are its `fingerprints`."""
+    """Return one sha256 of all pixels and labels, in order; `image_hashes` comes from `hash_images`."""
     return hash_many([*image_hashes, *(str(label) for label in dataset.labels)])
 
 
 def repeated(dataset: Dataset, image_hashes: Sequence[str]) -> list[tuple[str, str]]:
-    """Ids of images that have the same pixels as an earlier one: (this, that), for a warning."""
+    """Return pairs of ids (image, earlier image) with the same pixels, for a warning."""
     first: dict[str, str] = {}
     return [
         (id_, first[hashed])
@@ -98,13 +100,18 @@ def repeated(dataset: Dataset, image_hashes: Sequence[str]) -> list[tuple[str, s
 
 
 def batch(dataset: Dataset, low: int, high: int, image_hashes: Sequence[str] | None = None) -> NDArray[np.uint8]:
-    """Images `low..high` (past the last) as uint8 `[high - low, 3, size, size]`.
+    """Return images `low..high` (exclusive) as uint8 `[high - low, 3, size, size]`.
 
-    `image_hashes`, the fingerprints of the whole dataset, are compared with what is read: so nothing is
-    ever computed on pixels other than those its key names.
+    Args:
+        dataset: the data set.
+        low: index of the first image.
+        high: index after the last image.
+        image_hashes: pixel hashes of the whole data set. The images are compared with them, so that nothing is computed
+            on pixels other than those in the key.
 
     Raises:
-        BadImageError: an image cannot be read, or is not the one that was fingerprinted.
+        IndexError: the range exceeds the data set.
+        BadImageError: an image cannot be read, or its pixels changed since they were hashed.
     """
     import numpy as np
 
@@ -130,7 +137,7 @@ def _image(dataset: Dataset, index: int) -> NDArray[np.uint8]:
 
 
 def _each(dataset: Dataset, indices: Sequence[int], read: Callable[[int], T]) -> Iterator[T]:
-    # Pillow and hashlib work without the interpreter's lock. A plugin's reader may bear one thread only.
+    # Pillow and hashlib release the interpreter's lock. The reader of a plugin may not be thread-safe.
     if not isinstance(dataset, Images) or len(indices) < 2:
         yield from map(read, indices)
         return
@@ -150,7 +157,7 @@ def _read(file: Path, settings: dict[str, Any]) -> Entries:
     try:
         content = json.loads(file.read_bytes())
         if content["sha256"] != _checksum(content["settings"], content["entries"]):
-            raise ValueError("its checksum does not fit")
+            raise ValueError("its checksum is wrong")
         if content["settings"] != settings:
             raise ValueError("it belongs to other settings")
         return {path: (state, found) for path, (state, found) in content["entries"].items()}

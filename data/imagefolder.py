@@ -1,4 +1,4 @@
-"""ImageFolder: one subfolder a class, as ImageNet's validation set is usually unpacked."""
+"""A folder with one subfolder per class, the usual layout of ImageNet's validation set."""
 
 import os
 from difflib import get_close_matches
@@ -11,20 +11,25 @@ from rdp_bench.errors import BadImageError
 
 
 def imagefolder(folder: Path, *, size: int = SIZE, label_base: int | None = None) -> Images:
-    """The images under `folder/<class>/`, at any depth; `ids` are their paths from `folder`.
+    """Return the images in `folder/<class>/`, at any depth; ids are their paths relative to `folder`.
 
-    A class folder is called by its synset (`n01440764`), by one of the class's names in WordNet (`tench`,
-    `great white shark`; case, `_` and `-` do not matter) or by its ImageNet class number (`0`..`999`, as timm
-    counts; `1`..`1000` with `label_base=1`). Any other name is an error: sorted order, which torchvision falls back
-    on, would be a wrong label wherever the folders are not exactly ImageNet's 1000. Hidden files and folders are
-    skipped, and so is what is no regular file.
+    The name of a class folder is its synset (`n01440764`), one of its names in WordNet (`tench`, `great white shark`;
+    case, `_` and `-` are ignored) or its ImageNet class number (`0`..`999` in timm's order; `1`..`1000` with
+    `label_base=1`). Any other name is an error. torchvision would number the folders in sorted order, which gives wrong
+    labels unless the folders are exactly ImageNet's 1000. Hidden files and folders, and files that are not regular, are
+    skipped.
 
-    The order takes the first image of every class, then every second, ...: so a limit keeps as many
-    classes as it can. Within a class, images are sorted by path.
+    The first image of every class comes first, then the second of every class, and so on, so that a limit keeps as
+    many classes as possible. Within a class, images are sorted by path.
+
+    Args:
+        folder: the folder.
+        size: side of the prepared images in pixels.
+        label_base: 0 or 1, the number of the first class in numbered folders.
 
     Raises:
-        BadImageError: no class folders, no images in them, two folders of one class, or a folder whose name is not a
-            class.
+        BadImageError: there are no class folders or no images in them, two folders have the same class, or the name of
+            a folder is not a class.
     """
     classes = sorted(entry.name for entry in _visible(folder) if entry.is_dir())
     if not classes:
@@ -40,7 +45,7 @@ def imagefolder(folder: Path, *, size: int = SIZE, label_base: int | None = None
     for name in classes:
         label = _label(folder, name, names, label_base or 0)
         if (other := by_label.setdefault(label, name)) != name:
-            raise BadImageError(f"{folder}: folders '{other}' and '{name}' are the same class {label}; join them")
+            raise BadImageError(f"{folder}: folders '{other}' and '{name}' are the same class {label}; merge them")
         placed += [(rank, label, name, id_) for rank, id_ in enumerate(_images_in(folder, name))]
     if not placed:
         raise BadImageError(f"{folder}: no images in its {len(classes)} class folders ({', '.join(sorted(SUFFIXES))})")
@@ -57,10 +62,10 @@ def imagefolder(folder: Path, *, size: int = SIZE, label_base: int | None = None
 
 
 def imagenet_synsets() -> dict[str, int]:
-    """ImageNet's 1000 synsets -> 0..999, read from the list inside timm (which is not imported).
+    """Return ImageNet's 1000 synsets with their classes 0..999, from the list inside timm (which is not imported).
 
     Raises:
-        BadImageError: timm is not installed, or its list is not 1000 names.
+        BadImageError: timm is not installed, or its list does not have 1000 names.
     """
     path = _of_timm("imagenet_synsets.txt")
     names = _read(path).split()
@@ -70,7 +75,7 @@ def imagenet_synsets() -> dict[str, int]:
 
 
 def _class_names() -> dict[str, set[int]]:
-    """Synsets and, in lower case with spaces, every name that WordNet has for one -> the classes called so."""
+    """Return the classes of every synset and of every WordNet name (lower case, with spaces)."""
     synsets = imagenet_synsets()
     found: dict[str, set[int]] = {synset: {label} for synset, label in synsets.items()}
     for line in _read(_of_timm("imagenet_synset_to_lemma.txt")).splitlines():
@@ -88,7 +93,7 @@ def _plain(name: str) -> str:
 def _of_timm(name: str) -> Path:
     spec = find_spec("timm")
     if spec is None or spec.origin is None:
-        raise BadImageError("the list of ImageNet's synsets lies in timm, which is not there: pip install timm")
+        raise BadImageError("the list of ImageNet's synsets is part of timm, which is not installed: pip install timm")
     return Path(spec.origin).parent / "data" / "_info" / name
 
 

@@ -1,11 +1,11 @@
-"""NIPS-2017 DEV: `images/<ImageId>.png` and `dev_dataset.csv`, and which of its two circulating copies a folder holds.
+"""NIPS-2017 DEV: its layout `images/<ImageId>.png` and `dev_dataset.csv`, and its two circulating copies.
 
-The set is 1000 PNGs of 299 x 299, used pixel for pixel. Its labels count 0 as "background" (TensorFlow's ids), so
-ImageNet's first class is 1: timm's and torchvision's id is TrueLabel - 1.
+The set has 1000 PNG files of 299 x 299 pixels, used pixel for pixel. Its labels use 0 for "background" (TensorFlow's
+ids), so ImageNet's first class is 1, and the class in timm and torchvision is TrueLabel - 1.
 
 Two copies circulate. Copy A: ZhengyuZhao/Targeted-Tansfer, yuyang-long/SSA, LMBTough/GE-advGAN. Copy B:
-dongyp13/Translation-Invariant-Attacks, qilong-zhang/Patch-wise-iterative-attack; it was encoded again, and two of its
-images are Flickr's card "This photo is no longer available". Their tables hold the same labels.
+dongyp13/Translation-Invariant-Attacks, qilong-zhang/Patch-wise-iterative-attack. Copy B was re-encoded, and two of its
+images are Flickr's card "This photo is no longer available". The labels of both copies are equal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NAME = "nips2017"
 TABLE = "dev_dataset.csv"
 TABLES = (TABLE, "images.csv")
-"""The table of labels as cleverhans names it, and as Kaggle does."""
+"""Names of the table of labels: cleverhans' and Kaggle's."""
 
 CARDS = ("362e4ac62cf888f4", "bd3617fcc985fe31")
 """Images that in copy B are Flickr's card "This photo is no longer available"."""
@@ -44,7 +44,7 @@ EVERY_SECOND = "every-second"
 
 @dataclass(frozen=True)
 class Known:
-    """What the manifest says of an image: classes counted from 1, and the beginning of each copy's pixel hash."""
+    """An image in the manifest: classes counted from 1, and the first digits of its pixel hash in each copy."""
 
     label: int
     target: int
@@ -54,19 +54,19 @@ class Known:
 
 @cache
 def manifest() -> dict[str, Known]:
-    """ImageId -> what is known of it, for all 1000 images in the order of dev_dataset.csv."""
+    """Return the facts of all 1000 images by ImageId, in the order of dev_dataset.csv."""
     lines = files("rdp_bench.data").joinpath("nips2017.csv").read_text("ascii").splitlines()
     rows = (line.split(",") for line in lines if not line.startswith(("#", "ImageId")))
     return {image: Known(int(label), int(target), a, b) for image, label, target, a, b in rows}
 
 
 def subsets() -> dict[str, list[str]]:
-    """Named subsets of the set: ImageIds in order."""
+    """Return the named subsets: ImageIds in order."""
     return {EVERY_SECOND: [*manifest()][::2]}
 
 
 def copy_of(image: str, digest: str) -> str:
-    """Return "A" or "B": the copy in which the pixels of `image` have this `hash_pixels`; "" for neither."""
+    """Return "A" or "B", the copy in which the pixels of `image` have the hash `digest`; "" for neither."""
     known = manifest().get(image)
     if known and digest.startswith(known.copy_a):
         return "A"
@@ -74,7 +74,11 @@ def copy_of(image: str, digest: str) -> str:
 
 
 def check_row(row: Row, image: str) -> None:
-    """Raises `BadImageError` if the row's TrueLabel or TargetClass is not the published one."""
+    """Check that TrueLabel and TargetClass of a row are the published ones.
+
+    Raises:
+        BadImageError: a value differs.
+    """
     known = manifest()[image]
     for column, right in (("TrueLabel", known.label), ("TargetClass", known.target)):
         if column in row.cells and row.label(column, first=1) + 1 != right:
@@ -85,16 +89,21 @@ def check_row(row: Row, image: str) -> None:
 
 
 def nips2017(table: Path, *, size: int = SIZE, subset: str = "") -> Images:
-    """The images that `table` lists, in its order; `ids` are its ImageIds.
+    """Return the images that `table` lists, in its order; ids are its ImageIds.
 
-    `labels` and, where there is such a column, `targets` are counted from 0. The data set is called "nips2017" if every
-    ImageId is one of the competition's: then every label must be the published one, and the papers' numbers are shown
-    beside the measured ones. Other images in this layout are called by their folder's name. Images may have other
-    suffixes than .png. `subset` selects a named subset ("every-second").
+    Labels and targets are counted from 0. The name of the data set is "nips2017" if every ImageId belongs to the
+    competition. Then every label must be the published one, and the report shows the paper's numbers beside the measured
+    ones. Other images in this layout have the name of their folder. Images may have suffixes other than .png.
+
+    Args:
+        table: dev_dataset.csv or images.csv.
+        size: side of the prepared images in pixels.
+        subset: a named subset ("every-second"), or empty for all images.
 
     Raises:
-        BadImageError: no `images/` beside it; a missing column, a duplicate, a label outside 1..1000 or unlike the
-            published one; an ImageId that leaves the folder or has two files; images of `subset` that are missing.
+        BadImageError: there is no folder `images/` beside the table, a column is missing, an ImageId is repeated, points
+            outside the folder or has two files, a label is outside 1..1000 or not the published one, or images of the
+            subset are missing.
     """
     folder = table.resolve().parent / "images"
     if not folder.is_dir():
@@ -124,10 +133,14 @@ def nips2017(table: Path, *, size: int = SIZE, subset: str = "") -> Images:
 
 
 def remarks(dataset: Dataset, hashes: Sequence[str]) -> list[str]:
-    """What a reader must know of the images of a data set; `hashes` are their pixel hashes.
+    """Return remarks on the images of a data set for readers of the results.
+
+    Args:
+        dataset: the data set.
+        hashes: its pixel hashes.
 
     Raises:
-        BadImageError: an image is one of copy B's cards.
+        BadImageError: an image is one of copy B's two cards.
     """
     found = [note] if (note := getattr(dataset, "note", "")) else []
     if dataset.name != NAME:
@@ -142,7 +155,7 @@ def remarks(dataset: Dataset, hashes: Sequence[str]) -> list[str]:
         found.append(f"{NAME}: {count} of {len(copies)} images are of {COPY_B}")
     if count := copies.count(""):
         found.append(
-            f"{NAME}: {count} of {len(copies)} images have other pixels than either published copy, the first is "
+            f"{NAME}: {count} of {len(copies)} images have pixels of neither published copy, the first is "
             f"{dataset.ids[copies.index('')]} (saved as JPEG?); numbers are not comparable with published ones"
         )
     return found

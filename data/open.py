@@ -1,4 +1,4 @@
-"""The dataset that a user means: a registered name, a folder, or a CSV."""
+"""Data sets by label: a registered name, a folder, or a list of labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Imported to be registered: the entry must be there however this module was reached.
+# Imported to register the entry, whoever imports this module.
 from rdp_bench.data import photos20 as _photos20  # noqa: F401
 from rdp_bench.data._labelled import CLASSES, SIZE, Images, columns_of
 from rdp_bench.data._natural import convert
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 _HOW = {
     "nips2017": "fetch it: rdp-bench data get nips2017",
-    "imagenet-val": "nobody may hand it on: unpack yours, one folder a class, and name it with --dataset FOLDER",
+    "imagenet-val": "it may not be redistributed: unpack yours into one folder per class, and pass --dataset FOLDER",
 }
-"""How to come by the sets that built-in grids name and that do not install with the package."""
+"""How to get data sets that built-in grids use and that are not installed with the package."""
 
 _LISTS = (*TABLES, TRANSFER_ATTACK, KAGGLE, *LISTS, DEVKIT)
-"""Names of lists of labels that are looked for in a folder."""
+"""File names of lists of labels in a folder."""
 
 _WITH_OPTIONS = re.compile(r"(?P<path>.+?)\s*\((?P<options>[^()]*)\)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class _Options:
-    """What may stand in parentheses behind a folder or list."""
+    """Options in parentheses after a folder or list."""
 
     size: int = SIZE
     label_base: int | None = None
@@ -53,19 +53,22 @@ class _Options:
 
 
 def open_dataset(spec: str, *, size: int | None = None, limit: int | None = None) -> Dataset:
-    """The dataset that `spec` names, at most its first `limit` images, prepared at `size` (299).
+    """Return the data set of a label.
 
-    `spec` is a registered name (`photos20`, `photos20(size=224)`), else a path to a folder or to a list of labels
-    (`.csv`, `.tsv` or `.txt`). A folder is read by the list in it (docs/extend/dataset.md names them), a folder without
-    one as one subfolder per class. Options follow a path in parentheses: `nips2017(subset=every-second)`,
-    `mine.csv(label_base=1)`. Write `./photos20` for a folder of that name.
-    A registered dataset keeps its own size unless `size` is given; `size=` inside `spec` goes first.
+    Labels, ids and files are checked now; images are decoded on demand.
 
-    Labels, ids and files are checked here; images are decoded when they are asked for.
+    Args:
+        spec: a registered name (`photos20`, `photos20(size=224)`), or the path of a folder or of a list of labels
+            (`.csv`, `.tsv` or `.txt`). The list in a folder defines how it is read (docs/extend/dataset.md); a folder
+            without a list has one subfolder per class. Options follow a path in parentheses:
+            `nips2017(subset=every-second)`, `mine.csv(label_base=1)`. `./photos20` is a folder of that name.
+        size: side of the prepared images in pixels; by default 299, or the own size of a registered data set. `size=`
+            in `spec` has priority.
+        limit: the largest number of images; the first ones are used.
 
     Raises:
-        UsageError: an unknown name, a limit or size below 1.
-        BadImageError: a missing or empty folder or file, or rows that cannot be right; it says which.
+        UsageError: the name is unknown, or the limit or size is below 1.
+        BadImageError: a folder or file is missing or empty, or a row is invalid.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, found {limit}")
@@ -80,7 +83,7 @@ def open_dataset(spec: str, *, size: int | None = None, limit: int | None = None
 
 
 def _path_and_options(spec: str, size: int) -> tuple[Path, _Options | None]:
-    """The path that `spec` names, and its options; None where no such file or folder exists."""
+    """Return the path in `spec` and its options; None instead of options if the path does not exist."""
     path = Path(spec).expanduser()
     if spec in dataset.entries:
         return path, None
@@ -96,7 +99,7 @@ def _path_and_options(spec: str, size: int) -> tuple[Path, _Options | None]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # too long, or a NUL in it
+    except (OSError, ValueError):  # too long, or contains NUL
         return False
 
 
@@ -109,7 +112,7 @@ def _from_path(path: Path, options: _Options) -> Images:
         found = text_list(table, size=options.size, label_base=options.label_base)
         return _without(options, found, "subset")
     if table.suffix.lower() not in (".csv", ".tsv"):
-        raise BadImageError(f"{path}: a dataset is a folder or a .csv file, or a .txt list of 'file label'")
+        raise BadImageError(f"{path}: expected a folder, a .csv file, or a .txt list of 'file label'")
     columns = columns_of(table)
     if {"ImageId", "TrueLabel"} <= {*columns} or (table.name in TABLES and "label" not in columns):
         return _without(options, nips2017(table, size=options.size, subset=options.subset), "label_base")
@@ -119,10 +122,10 @@ def _from_path(path: Path, options: _Options) -> Images:
 
 
 def _without(options: _Options, found: Images, *names: str) -> Images:
-    """`found`, once none of the options that do not apply to its format was given."""
+    """Return `found` after checking that no option was given that does not apply to its format."""
     for name in names:
         if getattr(options, name) not in (None, ""):
-            why = "its format decides that" if name == "label_base" else "only NIPS-2017 DEV has named subsets"
+            why = "its format defines it" if name == "label_base" else "only NIPS-2017 DEV has named subsets"
             raise UsageError(f"dataset '{found.origin}': {name} does not apply here; {why}")
     return found
 
@@ -157,7 +160,7 @@ def _registered(text: str, path: Path, size: int | None) -> Dataset:
 
 
 def _check(found: Dataset) -> None:
-    # What any `Dataset` must hold; the loaders here have checked more, and said it with line numbers.
+    # Checks for every `Dataset`. The loaders in this package have checked more, with line numbers in their errors.
     where = f"dataset '{found.name}'"
     if not found.ids:
         raise BadImageError(f"{where}: no images")
@@ -172,7 +175,7 @@ def _check(found: Dataset) -> None:
     seen: set[str] = set()
     for id_, label in zip(found.ids, found.labels, strict=True):
         if id_ in seen:
-            raise BadImageError(f"{where}: id '{id_}' is there twice")
+            raise BadImageError(f"{where}: id '{id_}' is repeated")
         if not 0 <= label < CLASSES:
             raise BadImageError(f"{where}: image '{id_}' has label {label}, outside 0..{CLASSES - 1}")
         seen.add(id_)
@@ -180,7 +183,7 @@ def _check(found: Dataset) -> None:
 
 @dataclass
 class _First:
-    """The first images of a dataset that knows nothing of limits (a plugin's)."""
+    """The first images of a data set of a plugin."""
 
     name: str
     size: int

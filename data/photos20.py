@@ -1,4 +1,4 @@
-"""photos20: the ImageNet photos that come with foolbox. Small, real, and there without a network."""
+"""photos20: the ImageNet photos in the foolbox package, available without a network."""
 
 import re
 from importlib.util import find_spec
@@ -13,19 +13,19 @@ _FILE = re.compile(r"imagenet_(\d\d)_(\d{1,3})\.jpg")  # number, 0-based ImageNe
 
 @dataset("photos20", source="foolbox 3.3, foolbox/data/imagenet_*.jpg")
 def photos20() -> Images:
-    """20 labelled ImageNet photos from inside foolbox's wheel: for trying things out, not for results.
+    """20 labelled ImageNet photos from the foolbox package, for demonstrations, not for results.
 
     Raises:
-        BadImageError: foolbox is not installed, or came without its photos.
+        BadImageError: foolbox is not installed, or its photos are missing.
     """
-    # Found, not imported: foolbox would bring torch or jax along.
+    # Located, not imported: foolbox imports torch or jax.
     spec = find_spec("foolbox")
     if spec is None or spec.origin is None:
-        raise BadImageError("dataset 'photos20' lies in foolbox's wheel, which is not there: pip install foolbox")
+        raise BadImageError("dataset 'photos20' is part of foolbox, which is not installed: pip install foolbox")
     folder = Path(spec.origin).parent / "data"
     found = sorted((match[1], match[2], path) for path in folder.glob("*.jpg") if (match := _FILE.fullmatch(path.name)))
     if len(found) != 20:
-        raise BadImageError(f"{folder}: {len(found)} of 20 photos are there: pip install --force-reinstall foolbox")
+        raise BadImageError(f"{folder}: {len(found)} of 20 photos exist: pip install --force-reinstall foolbox")
     return Images(
         name="photos20",
         size=SIZE,

@@ -11,7 +11,7 @@ import click
 from rdp_bench import __version__
 from rdp_bench.cache.store import Store, default_root
 from rdp_bench.cli import cache as cli_cache
-from rdp_bench.cli import data, run, train
+from rdp_bench.cli import data, run, train, weights
 from rdp_bench.errors import FetchError, RdpBenchError, UsageError
 from rdp_bench.terminal import OneLine, printable, terminal
 
@@ -217,6 +217,7 @@ main.add_command(run.run)
 main.add_command(cli_cache.cache_)
 main.add_command(train.train)
 main.add_command(data.data_)
+main.add_command(weights.weights_)
 
 if __name__ == "__main__":
     main()

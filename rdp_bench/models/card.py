@@ -1,9 +1,11 @@
 """Model cards: what is known about a network before it is loaded. No torch."""
 
+import shlex
 import tomllib
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from rdp_bench import schema
@@ -40,7 +42,7 @@ class Card:
     fixed_size: bool = False
     label_offset: int = 0
     install: str = ""
-    files: tuple[str, ...] = ()
+    legacy_files: tuple[str, ...] = ()
     licence: str = ""
     accuracy: tuple[KnownAccuracy, ...] = ()
     trained_against: str = ""
@@ -61,5 +63,17 @@ def cards() -> dict[str, Card]:
     return {name: schema.read({"name": name, **values}, Card, f"model card {name}") for name, values in table.items()}
 
 
-ABOUT = ("name", "summary", "install", "files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen")
+ABOUT = (
+    "name", "summary", "install", "legacy_files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen",
+)  # fmt: skip
 """Fields that no output depends on. Of the others, one that is added later is declared `keys.neutral(VALUE)`."""
+
+
+def convert_first(path: Path | str, model: str) -> str:
+    """The sentence that tells how to convert a weight file of an older format.
+
+    >>> convert_first("resnet_v2_101.ckpt", "resnet-v2-101")
+    'Convert it: rdp-bench weights convert resnet_v2_101.ckpt resnet-v2-101.safetensors --model resnet-v2-101'
+    """
+    out = Path(path).with_name(f"{model}.safetensors")
+    return f"Convert it: rdp-bench weights convert {shlex.quote(str(path))} {shlex.quote(str(out))} --model {model}"

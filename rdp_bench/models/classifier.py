@@ -15,11 +15,12 @@ from torch.nn.functional import interpolate
 from rdp_bench.errors import BadModelError, UsageError, unknown_name
 from rdp_bench.keys import canonical_json
 from rdp_bench.models import resnet_denoise, resnet_v2
-from rdp_bench.models.card import ABOUT, NUMERICS, Card
+from rdp_bench.models.card import ABOUT, NUMERICS, Card, convert_first
 from rdp_bench.models.fold_batch_norm import fold_batch_norm, norm_pairs, replace_relu6
 from rdp_bench.weights import files as weight_files
 from rdp_bench.weights import state_dict
 from rdp_bench.weights.files import State
+from rdp_bench.weights.legacy import legacy_format
 
 log = logging.getLogger(__name__)
 
@@ -232,14 +233,18 @@ def create(card: Card, *, pretrained: bool = False) -> nn.Module:
     return net
 
 
-def read(path: Path) -> State:
-    """The tensors of a weight file of any kind that a model may come in."""
-    if path.suffix == ".npz":
-        return resnet_denoise.from_tensorpack(weight_files.read_npz(path))
-    if path.suffix == ".npy":
-        return resnet_v2.from_tensorflow(weight_files.read_named(path))
-    if path.suffix == ".ckpt" and not weight_files.is_torch(path):
-        return resnet_v2.from_tensorflow(weight_files.read_checkpoint(path))
+def read(path: Path, model: str) -> State:
+    """The tensors of a weight file: `.safetensors`, or one that torch loads with `weights_only`.
+
+    Args:
+        path: the file.
+        model: the model's name, for the error.
+
+    Raises:
+        BadModelError: the file is damaged, holds anything but tensors, or has a format that must be converted first.
+    """
+    if kind := legacy_format(path):
+        raise BadModelError(f"model {model}: {path.name} holds {kind}. {convert_first(path, model)}")
     return weight_files.read_tensors(path)
 
 
@@ -254,7 +259,7 @@ def _load(card: Card, file: Path | None, weights_hash: str) -> PixelClassifier:
         ) from error
     if file is not None:
         with weight_files.unchanged(file, weights_hash):
-            load_state(net, read(file), card, file)
+            load_state(net, read(file, card.name), card, file)
     else:
         weights_hash = _state_hash(net)
     net.requires_grad_(False).eval()

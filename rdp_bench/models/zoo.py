@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rdp_bench.errors import BadModelError, UsageError, unknown_name, wrap_errors
 from rdp_bench.keys import Record, canonical_json, diff_records, known_hash, without_neutral
-from rdp_bench.models.card import ABOUT, NUMERICS, Card, cards
+from rdp_bench.models.card import ABOUT, NUMERICS, Card, cards, convert_first
 from rdp_bench.models.defended import AttackedDefense, DefendedClassifier, parse
 from rdp_bench.registry import model
 from rdp_bench.specs import FileSearch, files_from, split
@@ -230,7 +230,7 @@ def _local(label: str, models_dir: Path | None) -> Path | None:
     if not models_dir.is_dir():
         raise UsageError(f"--models-dir {models_dir}: no such folder")
     stem = label.removeprefix("timm:")
-    found = _files_of(models_dir, stem, cards()[label].files if label in cards() else ())
+    found = _files_of(models_dir, stem)
     if not found and label.startswith("timm:") and (other := _same_weights(stem, models_dir)):
         found = _files_of(models_dir, other)
     if len(found) > 1:
@@ -238,6 +238,13 @@ def _local(label: str, models_dir: Path | None) -> Path | None:
             f"--models-dir {models_dir} holds several files for {label}: keep one of "
             f"{', '.join(str(path.relative_to(models_dir)) for path in found)}"
         )
+    if not found and label in cards():
+        for name in cards()[label].legacy_files:
+            if (models_dir / name).is_file():
+                raise BadModelError(
+                    f"model {label}: {models_dir / name} has a format that models do not load. "
+                    f"{convert_first(models_dir / name, label)}"
+                )
     return found[0] if found else None
 
 
@@ -245,9 +252,9 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
 """Ends of the names of weight files."""
 
 
-def _files_of(models_dir: Path, stem: str, more: Sequence[str] = ()) -> list[Path]:
-    """Weight files called `stem`, or as hubs name them in a folder called so; `more`: other names."""
-    wanted = {f"{stem}{suffix}" for suffix in SUFFIXES} | set(more)
+def _files_of(models_dir: Path, stem: str) -> list[Path]:
+    """Weight files named `stem`, or a hub's file names in a folder named `stem`."""
+    wanted = {f"{stem}{suffix}" for suffix in SUFFIXES}
     found = []
     for path in sorted(models_dir.iterdir()):
         if path.name in wanted and not path.is_dir():
@@ -291,8 +298,11 @@ def _installed(card: Card, models_dir: Path | None) -> Path | None:
             )
         return path
     if kind == "file":
-        names = " or ".join((f"{card.name}.safetensors or .pth", *card.files))
         looked = f"{models_dir} has none" if models_dir else "no --models-dir was given"
-        hint = f". To be had: {card.install}" if card.install else ""
-        raise BadModelError(f"model {card.name} needs a weight file {names} in --models-dir; {looked}{hint}")
+        hint = f". Download {card.install}" if card.install else ""
+        if card.legacy_files:
+            hint += f". {convert_first(card.legacy_files[0], card.name)}"
+        raise BadModelError(
+            f"model {card.name} needs a weight file {card.name}.safetensors or .pth in --models-dir; {looked}{hint}"
+        )
     return None

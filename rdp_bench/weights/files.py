@@ -18,7 +18,7 @@ from rdp_bench.cache.store import write_atomic
 from rdp_bench.errors import BadModelError
 from rdp_bench.keys import file_state, hash_file
 from rdp_bench.specs import FileName, file_name
-from rdp_bench.weights import state_dict, tf_checkpoint
+from rdp_bench.weights import state_dict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -238,64 +238,19 @@ def read_arrays(path: Path) -> "list[NDArray[np.float32]]":
     Raises:
         BadModelError: another kind of file, damaged, or a pickle that holds anything but float arrays.
     """
-    with _refused(path, ".npy with one object array of float arrays, as the ComDefend authors' files are"):
-        return [array.numbers() for array in _objects(path)]
-
-
-def read_named(path: Path) -> "dict[str, NDArray[np.float32]]":
-    """The arrays of a `.npy` file that holds one dictionary of dictionaries of arrays, as `outer/inner`.
-
-    MMdnn writes a network's weights so: per node of the graph its `weights`, `bias`, ....
-
-    Raises:
-        BadModelError: as `read_arrays`.
-    """
-    with _refused(path, ".npy with one dictionary of dictionaries of float arrays, as MMdnn's files are"):
-        kinds = ("f4", "f8", "i4", "i8")  # constants of the graph may stand among the weights
-        (table,) = _objects(path)
-        return {
-            f"{outer}/{inner}": array.numbers(kinds) for outer, part in table.items() for inner, array in part.items()
-        }
-
-
-def read_checkpoint(path: Path) -> "dict[str, NDArray[np.float32]]":
-    """The float variables of a TensorFlow checkpoint in one file, by name.
-
-    Raises:
-        BadModelError: another kind of file, or a damaged one.
-    """
-    with _refused(path, "a TensorFlow checkpoint in one file, as TF-slim's are"), path.open("rb") as file:
-        return tf_checkpoint.variables(_limited(file))
-
-
-def read_npz(path: Path) -> "dict[str, NDArray[np.float32]]":
-    """The arrays of a `.npz` file by name; one that holds anything but numbers is refused.
-
-    Raises:
-        BadModelError: another kind of file, or a damaged one.
-    """
-    import numpy as np
-
-    with _refused(path, ".npz of arrays of numbers"):
-        with zipfile.ZipFile(path) as folder:
-            if sum(part.file_size for part in folder.infolist()) > LARGEST:
-                raise ValueError(f"larger than {LARGEST >> 20} MiB")
-        with np.load(path, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
-        if odd := [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]:
-            raise ValueError(f"{odd[0]} is an array of {arrays[odd[0]].dtype}")
-        return {name: array.astype(np.float32) for name, array in arrays.items()}
+    with refused(path, ".npy with one object array of float arrays, as the ComDefend authors' files are"):
+        return [array.numbers() for array in object_array(path)]
 
 
 @contextmanager
-def _refused(path: Path, expected: str) -> Iterator[None]:
+def refused(path: Path, expected: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a pickle may fail anywhere; all mean the same
         raise BadModelError(f"{path.name}: refused ({error or type(error).__name__}). Expected {expected}") from error
 
 
-def _objects(path: Path) -> list[Any]:
+def object_array(path: Path) -> list[Any]:
     """What the object array in a `.npy` file holds, its arrays as `_Array`.
 
     NumPy writes object arrays as a pickle, and reads them by running it. Here `_Arrays` follows the pickle
@@ -317,15 +272,15 @@ def _objects(path: Path) -> list[Any]:
 def _unzipped(path: Path) -> bytes:
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
-            return _limited(file)
+            return limited(file)
     with zipfile.ZipFile(path) as folder:
         if len(folder.namelist()) != 1:
             raise ValueError(f"a zip of {len(folder.namelist())} files instead of one")
         with folder.open(folder.namelist()[0]) as file:
-            return _limited(file)
+            return limited(file)
 
 
-def _limited(file: IO[bytes]) -> bytes:
+def limited(file: IO[bytes]) -> bytes:
     content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise ValueError(f"larger than {LARGEST >> 20} MiB")

@@ -365,7 +365,7 @@ def test_a_class_name_of_two_classes_is_refused(tmp_path: Path) -> None:
 def test_two_folders_of_one_class_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "7" / "a.png")
     save(tmp_path / "007" / "a.png")
-    with pytest.raises(BadImageError, match="folders '007' and '7' are the same class 7; join them"):
+    with pytest.raises(BadImageError, match="folders '007' and '7' are the same class 7; merge them"):
         opened(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The documentation tells the truth: its examples run as shown, and every command that it shows is one."""
+"""The documentation is correct: its examples run as shown, and every command in it can be parsed."""
 
 import contextlib
 import csv
@@ -97,9 +97,10 @@ def test_commands_can_be_typed(line: str, monkeypatch: pytest.MonkeyPatch) -> No
     plugins.load(tuple(path for path in given["plugins_"] if path.exists()))
     for name in grid.expand_suite(given["grid_name"]) if known_grid(given["grid_name"]) else ():
         grid.load(name, given["profile"], {})
+    unwritten = () if all(path.exists() for path in given["plugins_"]) else ("mine/",)  # a file that the reader writes
     for kind in ("attack", "defense"):
         for label in given[kind]:
-            if not label.startswith(("purifier:", "spandrel:", *ABSENT)):
+            if not label.startswith(("purifier:", "spandrel:", *ABSENT, *unwritten)):
                 registries[kind].resolve(label)
     for label in given["source"] + given["target"]:
         source = label

@@ -16,8 +16,10 @@ from rdp_bench.cli.main import main
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import classifier as network
 from rdp_bench.models import zoo
+from rdp_bench.models.convert import convert
 from rdp_bench.models.resnet_denoise import UNITS, Denoising, ResNetDenoise, SameConv, from_tensorpack
 from rdp_bench.weights import files as weight_files
+from rdp_bench.weights import legacy
 from tests.helpers import toy
 from tests.helpers.paths import TESTS
 
@@ -202,7 +204,10 @@ def test_a_released_file_gives_the_authors_network(small: None, tmp_path: Path, 
     """Through the card: RGB in [0, 1] here is their BGR in [-1, 1] there, and the middle 224 of 256 pixels count."""
     given = values(SMALL)
     extra = {"global_step": np.int64(7), "learning_rate": np.float32(0.1)}
-    saved(tmp_path / "R152-Denoise.npz", {f"{name}{ending}": array for name, array in given.items()} | extra)
+    path = saved(tmp_path / "R152-Denoise.npz", {f"{name}{ending}": array for name, array in given.items()} | extra)
+    with pytest.raises(BadModelError, match=r"Convert it: rdp-bench weights convert .*R152-Denoise\.npz"):
+        zoo.find(NAME, tmp_path)
+    convert(path, tmp_path / f"{NAME}.safetensors", NAME)
     member = zoo.find(NAME, tmp_path)
     assert isinstance(member, zoo.ModelRef)
     classifier = member.load("cpu")
@@ -230,19 +235,20 @@ def test_another_file_is_refused(
     small: None, tmp_path: Path, change: dict[str, NDArray[np.generic] | None], message: str
 ) -> None:
     arrays = {name: array for name, array in {**values(SMALL), **change}.items() if array is not None}
-    saved(tmp_path / "R152-Denoise.npz", arrays)
+    path = saved(tmp_path / "R152-Denoise.npz", arrays)
     with pytest.raises(BadModelError, match=message):
-        zoo.find(NAME, tmp_path).load("cpu")
+        convert(path, tmp_path / f"{NAME}.safetensors", NAME)
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
 
 def test_files_that_are_no_archive_or_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "no.npz").write_bytes(b"no archive")
     with pytest.raises(BadModelError, match=r"no\.npz: refused .*Expected \.npz of arrays"):
-        weight_files.read_npz(tmp_path / "no.npz")
+        legacy.read_npz(tmp_path / "no.npz")
     monkeypatch.setattr(weight_files, "LARGEST", 1 << 20)
     path = saved(tmp_path / "bomb.npz", {"zeros": np.zeros(1 << 20, np.float32)})
     with pytest.raises(BadModelError, match="larger than 1 MiB"):
-        weight_files.read_npz(path)
+        legacy.read_npz(path)
 
 
 # --- AT-FD as a row --------------------------------------------------------------------------------------
@@ -297,4 +303,4 @@ def test_a_baseline_without_weights_fails_alone_and_says_where_they_are(here: Pa
     assert "4 of 6 cells done, 2 failed" in output
     for (_, target, _), row in found.items():
         assert row["status"] == ("failed" if target == NAME else "done")
-        assert ("To be had: R152-Denoise.npz of release v0.1 of" in row["reason"]) == (target == NAME)
+        assert ("Download R152-Denoise.npz of release v0.1 of" in row["reason"]) == (target == NAME)

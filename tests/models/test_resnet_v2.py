@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.models import classifier, resnet_v2, zoo
+from rdp_bench.models import convert as conversion
 from rdp_bench.models.resnet_v2 import UNITS, ResNetV2, from_tensorflow, same_pool
 from rdp_bench.weights import files as weight_files
+from rdp_bench.weights import legacy
 from tests.golden import slim
 from tests.helpers import toy
 
@@ -135,6 +137,13 @@ def checkpoint(variables: Arrays, kind: int = 0) -> bytes:
 def write(path: Path, table: object) -> Path:
     np.save(path, table, allow_pickle=True)  # type: ignore[arg-type]
     return path
+
+
+def convert(path: Path, model: str = "resnet-v2-101") -> Path:
+    """The converted file, named after the model and beside the released one."""
+    out = path.with_name(f"{model}.safetensors")
+    assert conversion.convert(path, out, model) > 0
+    return out
 
 
 @pytest.fixture
@@ -259,11 +268,13 @@ def test_a_found_file_becomes_a_classifier(tmp_path: Path, form: str) -> None:
     plain = ResNetV2(SMALL).eval()
     plain.load_state_dict(from_tensorflow(given))
     if form.endswith(".npy"):
-        write(tmp_path / form, mmdnn(given))
+        convert(write(tmp_path / form, mmdnn(given)))
     elif form.endswith(".ckpt"):
         (tmp_path / form).write_bytes(checkpoint(given))
+        convert(tmp_path / form)
     else:
         weight_files.save(tmp_path / form, plain.state_dict(), {}, half=False)
+    # A converted file is used although the released one is in the same folder.
     made = zoo.find("resnet-v2-101", tmp_path).load("cpu")
     x = toy.images(2, 299)
     with torch.no_grad():
@@ -279,7 +290,7 @@ def test_a_found_file_becomes_a_classifier(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_features(tmp_path: Path) -> None:
-    write(tmp_path / "tf2torch_resnet_v2_152.npy", mmdnn(values("resnet_v2_152", SMALL)))
+    convert(write(tmp_path / "tf2torch_resnet_v2_152.npy", mmdnn(values("resnet_v2_152", SMALL))), "resnet-v2-152")
     made: Any = zoo.find("resnet-v2-152", tmp_path).load("cpu")
     x = toy.images(1, 299)
     caught: list[Tensor] = []
@@ -298,15 +309,31 @@ def test_features(tmp_path: Path) -> None:
     assert float(grad.abs().max()) > 0
 
 
-def test_a_missing_file_is_asked_for_by_every_name(tmp_path: Path) -> None:
-    with pytest.raises(BadModelError, match=r"resnet-v2-101\.safetensors or \.pth or tf2torch_resnet_v2_101\.npy or"):
+def test_a_missing_file_is_asked_for_and_the_command_that_converts_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadModelError, match=r"resnet-v2-101\.safetensors or \.pth in --models-dir; no --models-dir"):
         zoo.find("resnet-v2-101")
-    with pytest.raises(BadModelError, match=r"To be had: https://github\.com/ylhz.*v1\.0/tf2torch_resnet_v2_152\.npy"):
+    with pytest.raises(
+        BadModelError,
+        match=r"Download https://github\.com/ylhz.*/tf2torch_resnet_v2_152\.npy .*Convert it: rdp-bench weights conv",
+    ):
         zoo.find("resnet-v2-152", tmp_path)
-    for name in ("tf2torch_resnet_v2_101.npy", "resnet-v2-101.pth"):
+    for name in ("resnet-v2-101.safetensors", "resnet-v2-101.pth"):
         (tmp_path / name).touch()
-    with pytest.raises(UsageError, match=r"several files for resnet-v2-101: keep one of resnet-v2-101\.pth, tf2torch"):
+    with pytest.raises(UsageError, match=r"several files for resnet-v2-101: keep one of resnet-v2-101\.pth, resnet-v2"):
         zoo.find("resnet-v2-101", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tf2torch_resnet_v2_101.npy", "tf_resnet_v2_101.npy", "resnet_v2_101.ckpt"])
+def test_a_released_file_is_not_loaded_before_it_is_converted(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"any")
+    with pytest.raises(BadModelError, match=f"Convert it: rdp-bench weights convert .*{name} .*--model resnet-v2-101"):
+        zoo.find("resnet-v2-101", tmp_path)
+
+
+def test_a_tensorflow_checkpoint_under_the_models_own_name_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "resnet-v2-101.ckpt").write_bytes(checkpoint({"a": np.ones(3, np.float32)}))
+    with pytest.raises(BadModelError, match=r"holds a TensorFlow checkpoint\. Convert it: rdp-bench weights convert"):
+        zoo.find("resnet-v2-101", tmp_path).load("cpu")
 
 
 @pytest.mark.usefixtures("small")
@@ -314,18 +341,19 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     table = mmdnn(values("resnet_v2_101", (2, 2, 3, 1)))
     path = write(tmp_path / "tf_resnet_v2_101.npy", table)
     with pytest.raises(BadModelError, match=r"does not fit resnet-v2-101: unexpected blocks\.2\.2\.preact\.weight"):
-        zoo.find("resnet-v2-101", tmp_path).load("cpu")
+        convert(path)
     del table["resnet_v2_101/postnorm/FusedBatchNorm"]
     write(path, table)
     with pytest.raises(BadModelError, match=r"missing postnorm\.weight"):
-        zoo.find("resnet-v2-101", tmp_path).load("cpu")
+        convert(path)
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
 
 def test_named_arrays(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     whole = rng.normal(size=(3, 4)).astype(np.float32)
     table = {"a/Conv2D": {"weights": whole.T, "bias": whole[0].astype(">f8")}, "b": {"value": np.array([[3, 4]])}}
-    found = weight_files.read_named(write(tmp_path / "a.npy", table))
+    found = legacy.read_mmdnn(write(tmp_path / "a.npy", table))
     assert list(found) == ["a/Conv2D/weights", "a/Conv2D/bias", "b/value"]
     assert all(array.dtype == np.float32 for array in found.values())
     np.testing.assert_array_equal(found["a/Conv2D/weights"], whole.T)
@@ -354,31 +382,31 @@ def test_named_arrays_and_nothing_else(tmp_path: Path) -> None:
     for table in bad:
         write(path, table)
         with pytest.raises(BadModelError, match=r"a\.npy: refused .* one dictionary of dictionaries of float arrays"):
-            weight_files.read_named(path)
+            legacy.read_mmdnn(path)
     assert not mark.exists()
     whole = write(path, {"a": good}).read_bytes()
     for low, high in pairwise(range(0, len(whole), 7)):
         path.write_bytes(whole[:low])
         with pytest.raises(BadModelError, match=r"a\.npy: refused"):
-            weight_files.read_named(path)
+            legacy.read_mmdnn(path)
         path.write_bytes(whole[:low] + bytes(b ^ 255 for b in whole[low:high]) + whole[high:])
         try:
-            found = weight_files.read_named(path)
+            found = legacy.read_mmdnn(path)
         except BadModelError:
             continue
         assert all(array.size == 4 for array in found.values())  # other numbers, or another name
     np.save(path, np.ones(3))
     with pytest.raises(BadModelError, match="refused"):
-        weight_files.read_named(path)
+        legacy.read_mmdnn(path)
     path.write_bytes(pickle.dumps({"a": good}))
     with pytest.raises(BadModelError, match="refused"):
-        weight_files.read_named(path)
+        legacy.read_mmdnn(path)
     with pytest.raises(BadModelError, match="refused"):
-        weight_files.read_named(tmp_path / "missing.npy")
+        legacy.read_mmdnn(tmp_path / "missing.npy")
 
 
 def test_a_checkpoint_that_tensorflow_wrote() -> None:
-    found = weight_files.read_checkpoint(slim.HERE / "slim.ckpt")
+    found = legacy.read_tf_checkpoint(slim.HERE / "slim.ckpt")
     assert len(found) == 12
     for name, array in found.items():
         np.testing.assert_array_equal(array, slim.values(name, array.shape))
@@ -389,7 +417,7 @@ def test_checkpoints_of_many_blocks(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     given = {f"net/layer{i}/weights": rng.normal(size=(i % 3 + 1,) * (i % 5)).astype(np.float32) for i in range(40)}
     (tmp_path / "a.ckpt").write_bytes(checkpoint(given))
-    found = weight_files.read_checkpoint(tmp_path / "a.ckpt")
+    found = legacy.read_tf_checkpoint(tmp_path / "a.ckpt")
     assert list(found) == list(given)
     for name, array in given.items():
         np.testing.assert_array_equal(found[name], array, strict=True)
@@ -404,13 +432,13 @@ def test_checkpoints_that_are_none(tmp_path: Path) -> None:
     for content in bad:
         path.write_bytes(content)
         with pytest.raises(BadModelError, match=r"a\.ckpt: refused .*a TensorFlow checkpoint in one file"):
-            weight_files.read_checkpoint(path)
+            legacy.read_tf_checkpoint(path)
     for at in range(0, len(good), 13):
         path.write_bytes(good[:at] + bytes([good[at] ^ 255]) + good[at + 1 :])
         with contextlib.suppress(BadModelError):  # or other numbers, or another name
-            weight_files.read_checkpoint(path)
+            legacy.read_tf_checkpoint(path)
     with pytest.raises(BadModelError, match="refused"):
-        weight_files.read_checkpoint(tmp_path / "missing.ckpt")
+        legacy.read_tf_checkpoint(tmp_path / "missing.ckpt")
 
 
 def test_the_names_of_files_are_no_part_of_a_key(tmp_path: Path) -> None:

@@ -246,10 +246,10 @@ def test_folders_of_other_names_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_ckpt_is_torchs_or_tensorflows(tmp_path: Path) -> None:
     torch.save({"state_dict": prefixed("model.")(net().state_dict())}, tmp_path / "a.ckpt")
-    assert "model.conv.weight" in classifier.read(tmp_path / "a.ckpt")
+    assert "model.conv.weight" in classifier.read(tmp_path / "a.ckpt", "tiny")
     (tmp_path / "b.ckpt").write_bytes(b"\0" * 99)
-    with pytest.raises(BadModelError, match="TensorFlow checkpoint"):
-        classifier.read(tmp_path / "b.ckpt")
+    with pytest.raises(BadModelError, match=r"holds a TensorFlow checkpoint\. Convert it: rdp-bench weights convert"):
+        classifier.read(tmp_path / "b.ckpt", "tiny")
 
 
 # Shapes of weights
