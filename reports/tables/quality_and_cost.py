@@ -13,8 +13,7 @@ from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, slug
 from rdp_bench.results.rows import UNDEFENDED, CellKey, Run, display_name
-from rdp_bench.specs import CLEAN
-from rdp_bench.specs import show
+from rdp_bench.specs import CLEAN, show
 
 _ABSENT = TableCell(reason="not measured")
 _DISTANCES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}

@@ -75,7 +75,7 @@ def found(folder: Path, monkeypatch: pytest.MonkeyPatch, card: type = Card, atta
         "image_quality": made.image_quality_record(purified),
         "sample": made.sample_record(keys.key_of(purified)),
     }
-    made._lpips = {"net": "alex", "weights": ["aa", "bb"]}
+    monkeypatch.setattr(lpips, "record", lambda: {"net": "alex", "weights": ["aa", "bb"]})
     records["image_quality with lpips"] = made.image_quality_record(purified)
     return {name: keys.key_of(record) for name, record in records.items()}
 

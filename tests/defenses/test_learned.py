@@ -35,6 +35,7 @@ from rdp_bench.keys import hash_file
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import defense
 from rdp_bench.rng import ImageRng
+from rdp_bench.specs import FileSearch, files_from
 from rdp_bench.weights import files as weight_files
 from tests.helpers.paths import ROOT
 
@@ -55,11 +56,11 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder of weights, which is also the one files are looked for in."""
-    monkeypatch.setattr(weight_files, "_folders", [tmp_path])
     monkeypatch.setenv("RDP_BENCH_CACHE", str(tmp_path / "cache"))
-    return tmp_path
+    with files_from(FileSearch(models_dir=tmp_path)):
+        yield tmp_path
 
 
 def made(text: str) -> Any:
@@ -726,11 +727,10 @@ def test_files_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(outside.parent)
     assert weight_files.find("rdp", "a.safetensors") == inside  # --models-dir before the current folder
     assert weight_files.find("rdp", str(outside)) == outside
-    weight_files.set_search_dir(None)
-    assert weight_files.find("rdp", "a.safetensors").resolve() == outside
-    with pytest.raises(BadModelError, match=r"weights b\.pth are not there; looked for b\.pth\. Name a file.*train"):
-        weight_files.find("rdp", "b.pth")
-    weight_files.set_search_dir(folder)
+    with files_from(FileSearch()):
+        assert weight_files.find("rdp", "a.safetensors").resolve() == outside
+        with pytest.raises(BadModelError, match=r"weights b\.pth are not there; looked for b\.pth\. Name a.*train"):
+            weight_files.find("rdp", "b.pth")
     with pytest.raises(BadModelError, match=rf"looked for {folder}/b\.pth and b\.pth"):
         weight_files.find("rdp", "b.pth")
     with pytest.raises(BadModelError, match="weights 7 are not there"):
@@ -960,12 +960,12 @@ def test_resolving_loads_no_torch(folder: Path) -> None:
 import sys
 from pathlib import Path
 from rdp_bench import plugins
-from rdp_bench.weights import files as weights
 from rdp_bench.registry import defense
+from rdp_bench.specs import FileSearch
 plugins.load()
-weights.set_search_dir(Path({str(folder)!r}))
+files = FileSearch(models_dir=Path({str(folder)!r}))
 for text in ("rdp(weights=a.safetensors, dynamic=true)", "purifier:a.safetensors", "comdefend(weights=enc.npy)"):
-    made = defense.resolve(text).value
+    made = defense.resolve(text, files=files).value
     made.resolved(), made.random, made.scale, made.passes
 assert not {{"torch", "numpy", "safetensors", "spandrel"}} & set(sys.modules), sys.modules.keys()
 """
@@ -1059,7 +1059,6 @@ RUN = [
 
 def test_a_run_with_weights_from_models_dir(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    weight_files.set_search_dir(None)
     models = folder / "models"
     ours(models / "a.safetensors", "rdp")
     flags = [*RUN, "--models-dir", models, "--defense", "none", "--defense", "purifier:a.safetensors"]
@@ -1095,14 +1094,15 @@ def test_the_star_leaves_out_what_has_no_weights(
     (folder / "weights").mkdir()
     for name in ("rdp", "rdp-reconstruction"):
         ours(folder / "weights" / f"{name}.safetensors", name)
-    axes = grid.load("table1", "paper", {"defenses": ("none", "*")})[0].axes
+    axes = grid.settle(grid.load("table1", "paper", {"defenses": ("none", "*")})[0], None).axes
     assert {"rdp", "jpeg", "wavelet"} < set(axes.defenses)
     assert not {"nrp", "hgd", "comdefend", "sr"} & set(axes.defenses)
     assert "rdp-reconstruction" not in axes.defenses  # a branch to be looked at, which purifies nothing
     assert "rdp-reconstruction" not in caplog.text
     assert "left out of '*': defense nrp: no weights ship" in caplog.text
     caplog.clear()
-    assert grid.load("table1", "paper", {"defenses": ("none", "nrp")})[0].axes.defenses == ("none", "nrp")
+    named = grid.load("table1", "paper", {"defenses": ("none", "nrp")})[0]
+    assert grid.settle(named, None).axes.defenses == ("none", "nrp")
     assert not caplog.text  # nothing was left out, for nothing was asked for
 
 

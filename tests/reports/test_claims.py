@@ -15,7 +15,8 @@ from rdp_bench.cache.store import Store
 from rdp_bench.reports.claims import claims, gain
 from rdp_bench.reports.claims.claim_tests import _RULES, _by_deviation, evaluate_claims
 from rdp_bench.reports.claims.claims import FAILS, HOLDS, OPEN, TIE, Finding
-from rdp_bench.results.rows import CellKey, Run, load, write_record
+from rdp_bench.results.record import write_record
+from rdp_bench.results.rows import CellKey, Run, load
 from tests.helpers.report_fixture import make_run
 
 BPDA = "bpda(nrp, a)"

@@ -7,6 +7,7 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def test_a_table_in_a_sentence(tmp_path: Path) -> None:
 
 def test_no_average_over_some_of_the_attacks(tmp_path: Path) -> None:
     gone = CellKey("a", "mi-fgsm", 16.0, "t", "jpeg")
-    run, _ = small(tmp_path, states={gone: ("failed", "no weights"), gone._replace(defense="rdp"): ("pending", "")})
+    run, _ = small(tmp_path, states={gone: ("failed", "no weights"), replace(gone, defense="rdp"): ("pending", "")})
     (table,) = error_tables(run)
 
     assert entry(table, "jpeg", "MI-FGSM") == TableCell("failed", "no weights")
