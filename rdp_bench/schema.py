@@ -7,6 +7,7 @@ The annotations of a dataclass are its schema. A text in `Annotated` says in wor
 
 import dataclasses
 import re
+import types
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -66,7 +67,10 @@ def _refuse_unknown_names(raw: Any, kind: Any, names: str) -> None:
     """Compare the names in `raw` with the fields of the dataclasses that `kind` is made of."""
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(raw, Mapping):
+    if get_origin(kind) in (typing.Union, types.UnionType):
+        for option in get_args(kind):
+            _refuse_unknown_names(raw, option, names)
+    elif dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(raw, Mapping):
         known = _fields(kind)
         for name, value in raw.items():
             if name not in known:

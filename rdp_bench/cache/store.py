@@ -179,6 +179,14 @@ class Artefact:
             found = [(int(match[1]), int(match[2]), path) for match, path in named if match]
         return sorted(shard for shard in found if shard[2] not in self.store.rejected)
 
+    def has_shard(self, low: int, high: int) -> bool:
+        """Whether exactly these rows are on disk as a shard."""
+        path = self._path(low, high)
+        return path not in self.store.rejected and path.exists()
+
+    def _path(self, low: int, high: int) -> Path:
+        return self.folder / f"{low:06d}-{high:06d}.safetensors"
+
     def missing(self, batch: int) -> list[tuple[int, int]]:
         """Ranges still to do, cut at multiples of `batch` whatever is done already."""
         have = [False] * self.n
@@ -222,7 +230,7 @@ class Artefact:
         if why := self._misfit(header, low, high):
             raise ValueError(f"{self.kind} {self.key[:12]}, images {low} to {high}: {why}")
         self.write_record()
-        path = self.folder / f"{low:06d}-{high:06d}.safetensors"
+        path = self._path(low, high)
         write_atomic(path, _serialized(header, packed))
         self.store.rejected.discard(path)
 

@@ -90,9 +90,8 @@ class Plan:
         if UNDEFENDED not in self.defenses:  # the accuracies of models are measured behind it
             set_once(self, "defenses", {**self.defenses, UNDEFENDED: registry.defense.resolve(UNDEFENDED)})
         set_once(self, "_images", self._image_facts())
-        set_once(
-            self, "_models", {_name(part): _record(part) for part in (*self.models.values(), *self.sources.values())}
-        )
+        parts = (*self.models.values(), *self.sources.values())
+        set_once(self, "_models", {_name(part): _record(part) for part in parts})
         set_once(self, "_measured", measurements.record() if self.grid.axes.image_quality else {})
         set_once(self, "cross_checks", tuple(self._cross_checks()))
         set_once(self, "clean_checks", tuple(self._clean_checks()))

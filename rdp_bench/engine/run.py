@@ -71,10 +71,20 @@ class Run:
         if self.plan.grid.axes.cost:
             self.record["cost"] = self._known_cost()
         self.refresh(self.plan.cells)
+        to_do = self.plan.to_do(self.plan.jobs)
+        # Another run may have finished some since: nobody would look at them again.
+        left = {job.key for job in to_do}
+        self.refresh(
+            [
+                key
+                for key, cell in self.cells.items()
+                if cell.status == "pending" and self.plan.cells[key].job.key not in left
+            ]
+        )
         self._warn_of(self.plan.remarks)
         self._warn_of_removed_cells()
         self.save()
-        return self.plan.to_do(self.plan.jobs)
+        return to_do
 
     def _check_store(self, jobs: Sequence[Job], *, reuse: bool) -> None:
         """Delete damaged artefacts of `jobs`, restore lost records; with `reuse`, copy shards of related runs.

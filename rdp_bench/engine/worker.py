@@ -152,6 +152,8 @@ class Worker:
         if self.batch is None and any(isinstance(member, StochasticLogits) for member in source.members):
             size = max(1, size // DEFENDED_BATCH_DIVISOR)
         for low, high in artefact.missing(size):
+            if artefact.has_shard(low, high):  # by now: another run makes the same set
+                continue
             for a, b, arrays in self._retry_smaller_batches(make, low, high):
                 artefact.write(a, b, arrays)
                 if self.report:
@@ -201,8 +203,14 @@ class Worker:
         ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
         seed = hash_many([canonical_json({k: job.record[k] for k in ("defense", "seed", "stream")})])
         for low, high in ranges:
-            wanted = [label for label in found if (low, high) in missing[label] and label not in problems]
+            wanted = [
+                label
+                for label, artefact in found.items()
+                if (low, high) in missing[label] and label not in problems and not artefact.has_shard(low, high)
+            ]
             measure = (low, high) in unmeasured
+            if not wanted and not measure and not any(low <= first < high for first, _ in unkept):
+                continue  # another run made them meanwhile, or no target can be evaluated
 
             def make(a: int, b: int, wanted: list[str] = wanted, measure: bool = measure) -> _Evaluated:
                 x = to_float(self.images(job.craft, a, b), plan.device)

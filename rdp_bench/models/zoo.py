@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib import resources
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -284,7 +284,7 @@ def _installed(card: Card, models_dir: Path | None) -> Path | None:
     kind, _, where = card.weights.partition(":")
     if kind in ("package", "shipped"):
         if kind == "shipped":
-            path: Path | None = Path(str(resources.files("rdp_bench.data").joinpath("weights", where)))
+            path: Path | None = Path(str(files("rdp_bench.data").joinpath("weights", where)))
         else:
             package, _, inside = where.partition("/")
             spec = importlib.util.find_spec(package)

@@ -88,8 +88,8 @@ def test_every_flag_reaches_the_plan(tmp_path: Path) -> None:
 
     seen: dict[str, Any] = {}
 
-    def spy(plan: Any, options: dict[str, Any]) -> Any:
-        seen.update(plan=plan, batch=options["batch_size"])
+    def spy(plan: Any, options: Any, *_: object) -> Any:
+        seen.update(plan=plan, batch=options.batch_size)
         raise SystemExit(7)
 
     real, module.perform = module.perform, spy
@@ -100,7 +100,7 @@ def test_every_flag_reaches_the_plan(tmp_path: Path) -> None:
     finally:
         module.perform = real
     plan = seen["plan"]
-    assert (plan.seed, plan.n, plan.device, seen["batch"]) == (9, 4, "cpu", "3")
+    assert (plan.seed, plan.n, plan.device, seen["batch"]) == (9, 4, "cpu", 3)
     assert plan.store.root == tmp_path / "elsewhere"
     assert plan.attacks["dim(steps=3)"].value.steps == 3
     assert plan.defenses["bit-red(bits=3)"].value.bits == 3

@@ -76,7 +76,6 @@ def found(folder: Path, monkeypatch: pytest.MonkeyPatch, card: type = Card, atta
         "sample": made.sample_record(keys.key_of(purified)),
     }
     monkeypatch.setattr(lpips, "record", lambda: {"net": "alex", "weights": ["aa", "bb"]})
-    made._measured = None
     records["image_quality with lpips"] = made.image_quality_record(purified)
     return {name: keys.key_of(record) for name, record in records.items()}
 

@@ -115,7 +115,6 @@ RUN = [
 
 def test_a_run_with_weights_from_models_dir(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    weight_files.set_search_dir(None)
     models = folder / "models"
     ours(models / "a.safetensors", "rdp")
     flags = [*RUN, "--models-dir", models, "--defense", "none", "--defense", "purifier:a.safetensors"]
@@ -151,14 +150,15 @@ def test_the_star_leaves_out_what_has_no_weights(
     (folder / "weights").mkdir()
     for name in ("rdp", "rdp-reconstruction"):
         ours(folder / "weights" / f"{name}.safetensors", name)
-    axes = grid.load("table1", "paper", {"defenses": ("none", "*")})[0].axes
+    axes = grid.settle(grid.load("table1", "paper", {"defenses": ("none", "*")})[0], None).axes
     assert {"rdp", "jpeg", "wavelet"} < set(axes.defenses)
     assert not {"nrp", "hgd", "comdefend", "sr"} & set(axes.defenses)
     assert "rdp-reconstruction" not in axes.defenses  # a branch to be looked at, which purifies nothing
     assert "rdp-reconstruction" not in caplog.text
     assert "left out of '*': defense nrp: no weights ship" in caplog.text
     caplog.clear()
-    assert grid.load("table1", "paper", {"defenses": ("none", "nrp")})[0].axes.defenses == ("none", "nrp")
+    named = grid.load("table1", "paper", {"defenses": ("none", "nrp")})[0]
+    assert grid.settle(named, None).axes.defenses == ("none", "nrp")
     assert not caplog.text  # nothing was left out, for nothing was asked for
 
 

@@ -23,9 +23,11 @@ from rdp_bench.keys import canonical_json, hash_many, hash_pixels
 from rdp_bench.metrics.correctness import error_flags, majority
 from rdp_bench.metrics.significance import compare_defenses, paired
 from rdp_bench.metrics.stats import mcnemar, mean_interval, wilson
-from rdp_bench.results.rows import CellKey, aggregation_rows, row
+from rdp_bench.results.record import CellResult
+from rdp_bench.results.rows import aggregation_rows, row
 from rdp_bench.results.rows import load as read
 from rdp_bench.rng import ImageRng
+from rdp_bench.specs import CellKey
 from tests.helpers.paths import ROOT
 
 PLUGIN = ROOT / "tests" / "plugin" / "tiny.py"
@@ -87,7 +89,7 @@ def test_mean_worst_and_vote_of_three_images() -> None:
 )
 def test_rows_of_a_cell_of_several_draws(attack: str, metric: str, mean: int, worst: int, vote: int) -> None:
     record = {"grid": "g", "dataset": {"name": "d", "n": 3}}
-    cell = {"source": "s", "attack": attack, "eps": 16, "target": "t", "defense": "r&p", "status": "done", "seconds": 4}
+    cell = CellResult("s", attack, 16.0, "t", "r&p", "done", seconds=4.0)
     first = row(record, cell, SAID, LABEL)
     lines = {line["metric"]: line for line in (first, *aggregation_rows(first, SAID, LABEL))}
     assert list(lines) == [metric, f"{metric}_worst", f"{metric}_vote"]
@@ -104,7 +106,7 @@ def test_rows_of_a_cell_of_several_draws(attack: str, metric: str, mean: int, wo
 
 def test_rows_stand_before_there_are_predictions() -> None:
     record = {"grid": "g", "dataset": {"name": "d", "n": 3}}
-    cell = {"source": "s", "attack": "fgsm", "eps": 16, "target": "t", "defense": "r&p", "status": "pending"}
+    cell = CellResult("s", "fgsm", 16.0, "t", "r&p", "pending")
     lines = aggregation_rows(row(record, cell, None, None), None, None)
     assert [(line["metric"], line["value"], line["status"]) for line in lines] == [
         ("error_worst", "", "pending"),
@@ -154,15 +156,14 @@ def keys(tmp_path: Path, **axes: Any) -> dict[str, Any]:
     grid = Grid("g", "G", "p", replace(Axes(dataset="three", targets=("t",), defenses=names), **axes))
     made = {name: registry.defense.resolve(name) for name in names}
     plan = Plan(grid, Store(tmp_path), 0, "cpu", Images(), ["aa", "bb", "cc"], {}, made, {}, {"t": Model()})  # type: ignore[arg-type, dict-item]
-    plan.jobs()
-    return {cell.defense: plan.keys(cell) for cell in grid.cells()}
+    return {cell.defense: {"eval": made.eval.key, "sample": made.sample.key} for cell, made in plan.cells.items()}
 
 
 def test_draws_are_in_the_key_of_random_defenses_alone(tmp_path: Path) -> None:
     one, ten, eleven = (keys(tmp_path, defense_samples=defense_samples) for defense_samples in (1, 10, 11))
     assert one["jpeg"] == ten["jpeg"]
-    assert len({found["r&p"].eval for found in (one, ten, eleven)}) == 3
-    assert one["r&p"].sample == ten["r&p"].sample
+    assert len({found["r&p"]["eval"] for found in (one, ten, eleven)}) == 3
+    assert one["r&p"]["sample"] == ten["r&p"]["sample"]
 
 
 # --- runs ------------------------------------------------------------------------------------------------
@@ -221,11 +222,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(grid: Path, monkeypatch
             store.delete(kind, key)
     predict, asked = Worker._predict, []
 
-    def stop(self: Worker, *args: Any) -> Any:
+    def stop(self: Worker, *args: Any, **more: Any) -> Any:
         asked.append(args[-2:])
         if len(asked) > 9:
             raise KeyboardInterrupt
-        return predict(self, *args)
+        return predict(self, *args, **more)
 
     monkeypatch.setattr(Worker, "_predict", stop)
     assert run(grid, *flags).exit_code == 130

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from rdp_bench import plugins
 from rdp_bench.errors import BadModelError
+from rdp_bench.specs import FileSearch, files_from
 from rdp_bench.weights import files as weight_files
 from tests.helpers.learned import TINY, Trap, comdefend_arrays, image_rng, made, ours, photo, tiny
 from tests.helpers.paths import ROOT
@@ -92,11 +93,10 @@ def test_files_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(outside.parent)
     assert weight_files.find("rdp", "a.safetensors") == inside  # --models-dir before the current folder
     assert weight_files.find("rdp", str(outside)) == outside
-    weight_files.set_search_dir(None)
-    assert weight_files.find("rdp", "a.safetensors").resolve() == outside
-    with pytest.raises(BadModelError, match=r"weights b\.pth are not there; looked for b\.pth\. Name a file.*train"):
-        weight_files.find("rdp", "b.pth")
-    weight_files.set_search_dir(folder)
+    with files_from(FileSearch()):
+        assert weight_files.find("rdp", "a.safetensors").resolve() == outside
+        with pytest.raises(BadModelError, match=r"weights b\.pth are not there; looked for b\.pth\. Name a.*train"):
+            weight_files.find("rdp", "b.pth")
     with pytest.raises(BadModelError, match=rf"looked for {folder}/b\.pth and b\.pth"):
         weight_files.find("rdp", "b.pth")
     with pytest.raises(BadModelError, match="weights 7 are not there"):
@@ -313,12 +313,12 @@ def test_resolving_loads_no_torch(folder: Path) -> None:
 import sys
 from pathlib import Path
 from rdp_bench import plugins
-from rdp_bench.weights import files as weights
 from rdp_bench.registry import defense
+from rdp_bench.specs import FileSearch
 plugins.load()
-weights.set_search_dir(Path({str(folder)!r}))
+files = FileSearch(models_dir=Path({str(folder)!r}))
 for text in ("rdp(weights=a.safetensors, dynamic=true)", "purifier:a.safetensors", "comdefend(weights=enc.npy)"):
-    made = defense.resolve(text).value
+    made = defense.resolve(text, files=files).value
     made.resolved(), made.random, made.scale, made.passes
 assert not {{"torch", "numpy", "safetensors", "spandrel"}} & set(sys.modules), sys.modules.keys()
 """

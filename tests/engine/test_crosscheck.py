@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from rdp_bench.cli.main import main
 from rdp_bench.engine import crosscheck, grid
 from rdp_bench.engine.crosscheck import Rate, check_clean, check_rate, rates
-from rdp_bench.models.card import cards
+from rdp_bench.models.card import KnownAccuracy, cards
 from rdp_bench.results.rows import paper_metadata
 from tests.helpers.paths import ROOT
 
@@ -50,7 +50,7 @@ def test_table1_has_all_it_takes() -> None:
     """The paper's five sources and its target, and every network that a rate is known for."""
     axes = grid.load("table1", "paper", {})[0].axes
     assert axes.sources == ("inc-v3", "inc-v4", "resnet-v2-101", "resnet-v2-152", "ensemble")
-    assert axes.ensembles["ensemble"] == paper_metadata()["ensemble"] == list(axes.sources[:4])
+    assert axes.ensembles["ensemble"] == tuple(paper_metadata()["ensemble"]) == axes.sources[:4]
     with (ROOT / "data" / "paper" / "table1.csv").open() as file:
         assert {line["source"] for line in csv.DictReader(file)} == set(axes.sources)
     here = {*axes.sources, *axes.targets, *axes.checks}
@@ -187,8 +187,8 @@ def test_other_runs_have_none(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_accuracies_of_cards_are_checked_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rdp_bench.models.zoo import PluginModelRef
 
-    row = {"dataset": "tiny/noise", "n": 12, "percent": 100.0}
-    card = replace(cards()["inc-v3"], accuracy=(row, {**row, "dataset": "another", "percent": 1.0}))
+    row = KnownAccuracy("tiny/noise", n=12, percent=100.0)
+    card = replace(cards()["inc-v3"], accuracy=(row, replace(row, dataset="another", percent=1.0)))
     monkeypatch.setattr(PluginModelRef, "card", property(lambda self: replace(card, name=self.name)))
     shown, _ = run(tiny, "--profile", "paper", "--attack", "tiny/sleepy")
     assert shown.splitlines()[2] == "pass accuracy of tiny/one: 100.0 % of 12 images, published 100.0 %"

@@ -42,6 +42,7 @@ def test_it_is_returned_between_phases_and_not_within_one(monkeypatch: pytest.Mo
     monkeypatch.setattr(work.Worker, "_craft", lambda *_: done.append("craft"))
     monkeypatch.setattr(work.Worker, "_evaluate", lambda *_: done.append("judge"))
     worker = work.Worker.__new__(work.Worker)
+    worker._remarks = []
     for kind in (CraftJob, CraftJob, EvaluateJob, EvaluateJob, CraftJob):
         worker(cast("Any", kind.__new__(kind)))
     assert done == ["release", "craft", "craft", "release", "judge", "judge", "release", "craft"]

@@ -251,7 +251,7 @@ def test_a_class_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkey
     ("text", "says"),
     [
         ("axes = 3", "'axes' is a table, found 3"),
-        ("[profile]\nembedded = 3", "profile 'embedded' is a table, found 3"),
+        ("[profile]\nembedded = 3", "'profile' is a table of profiles, found {'embedded': 3}"),
         ('plugins = "x.py"', "'plugins' is a list of paths"),
         ('title = ["x"]', "'title' is a text"),
         ("[axes]\nensembles = {a = [1, 2]}", "'ensembles' is a table of lists of models"),

@@ -56,10 +56,9 @@ def plan(folder: Path, *files: Path, models_dir: Path | None = None, limit: int 
 
 def keys(made: Plan) -> dict[str, tuple[str | None, str]]:
     """Adversarial and evaluation key of every attacked cell, by source, attack, defense and target."""
-    made.jobs()
     found = {}
     for cell in made.grid.cells():
         if cell.attack != "clean":
             name = f"{cell.source} {cell.attack} {cell.defense} {cell.target}"
-            found[name] = (made.keys(cell).adv, made.keys(cell).eval)
+            found[name] = (made.cells[cell].set_key, made.cells[cell].eval.key)
     return found

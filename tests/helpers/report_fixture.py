@@ -1,13 +1,15 @@
 """A run that nobody ran: a record as the engine writes it, and artefacts in a real store."""
 
 from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rdp_bench.cache.store import Store
-from rdp_bench.results.rows import FORMAT, CellKey, write_record
+from rdp_bench.results.record import FORMAT, write_record
+from rdp_bench.specs import CellKey
 
 Wrong = Callable[[CellKey], Iterable[int]]
 
@@ -81,8 +83,8 @@ def _cell(
     store: Store, cell_key: CellKey, wrong: Wrong, n: int, size: int, samples: int, grid: str, status: str, reason: str
 ) -> dict[str, Any]:
     clean = cell_key.attack == "clean"
-    evaluated = store.artefact("eval", {"n": n, "grid": grid, **cell_key._asdict()}, n)
-    sample = store.artefact("sample", {"n": samples, "grid": grid, **cell_key._asdict()}, samples)
+    evaluated = store.artefact("eval", {"n": n, "grid": grid, **asdict(cell_key)}, n)
+    sample = store.artefact("sample", {"n": samples, "grid": grid, **asdict(cell_key)}, samples)
     if status == "done":
         label = np.arange(n, dtype=np.int32)
         mask = np.isin(label, list(wrong(cell_key)))
@@ -99,7 +101,7 @@ def _cell(
         )
         sample.write(0, samples, {"purified": _picture(cell_key, samples, size)})
     return {
-        **cell_key._asdict(),
+        **asdict(cell_key),
         "status": status,
         "reason": reason,
         "adv_key": None if clean else "ad" * 32,

@@ -15,7 +15,8 @@ from rdp_bench.cache.store import Store
 from rdp_bench.reports.claims import claims, gain
 from rdp_bench.reports.claims.claim_tests import _RULES, _by_deviation, evaluate_claims
 from rdp_bench.reports.claims.claims import FAILS, HOLDS, OPEN, TIE, Finding
-from rdp_bench.results.rows import CellKey, Run, load, write_record
+from rdp_bench.results.record import write_record, write_run
+from rdp_bench.results.rows import CellKey, Run, load
 from tests.helpers.report_fixture import make_run
 
 BPDA = "bpda(nrp, a)"
@@ -155,7 +156,7 @@ def test_crafting_through_a_defense_is_held_against_plain_crafting(tmp_path: Pat
 
     store = Store(tmp_path / "store")
     record = {**run.record, "sources": DEFENDED_BATCH_DIVISOR}
-    write_record(tmp_path / "runs" / "00.json", record)
+    write_run(tmp_path / "runs" / "00.json", record, run.cells)
     (found,) = ask(load(tmp_path, store)[0], "grey-box")
     assert (found.verdict, found.value, found.other) == (FAILS, 40, 80)  # 8 images, 40 points, 7 allowed
     assert found.p == pytest.approx(2 / 2**8)

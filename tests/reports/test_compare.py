@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rdp_bench.results.rows import CellKey, load
 from tests.helpers.report_fixture import make_run
 
 FGSM = CellKey("a", "fgsm", 16.0, "t", "rdp")
-JPEG = FGSM._replace(defense="jpeg")
+JPEG = replace(FGSM, defense="jpeg")
 CLEAN = CellKey("-", "clean", 0.0, "t", "rdp")
 
 

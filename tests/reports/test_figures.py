@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from rdp_bench.reports.figures.error_maps import error_maps
 from rdp_bench.reports.figures.sample_images import SampleImages, psnr_of
 from rdp_bench.reports.figures.spectra import gaussian, radial, rings, spectra, spectrum
 from rdp_bench.reports.tables.table import error_tables
-from rdp_bench.results.rows import CellKey, Run, load, write_record
+from rdp_bench.results.record import write_record
+from rdp_bench.results.rows import CellKey, Run, load
+from rdp_bench.specs import FileName, FileSearch
 from rdp_bench.weights import files as weight_files
 from tests.helpers.paths import TESTS
 from tests.helpers.report_fixture import make_run
@@ -122,8 +125,8 @@ def test_the_spectra_of_a_run_are_those_of_its_perturbations(tiny: Path) -> None
     figure = spectra(SampleImages(run, Store(tiny / "cache")))
     found = rows(figure)
 
-    (cell,) = [cell for cell in run.record["cells"] if (cell["attack"], cell["defense"]) == ("fgsm", "none")]
-    delta = Store(tiny / "cache").open("adv", cell["adv_key"]).read()["delta"].astype(float)
+    (cell,) = [cell for cell in run.cells if (cell.attack, cell.defense) == ("fgsm", "none")]
+    delta = Store(tiny / "cache").open("adv", str(cell.adv_key)).read()["delta"].astype(float)
     assert delta.shape == (5, 3, 16, 16)
     power = np.abs(np.fft.fft2(delta)) ** 2
     power = np.roll(power / power.mean((2, 3), keepdims=True), (8, 8), (2, 3)).mean((0, 1))
@@ -216,14 +219,14 @@ def test_a_picture_that_is_missing_is_a_gap(tmp_path: Path) -> None:
         assert "jpeg" not in {row["defense"] for row in rows(figure) if row["attack"] == "fgsm"}
         assert b"no weights" in figure.saved["svg"]
     nothing = _asking(run, "gallery")
-    for cell in nothing.record["cells"]:
-        if cell["status"] == "done":
-            store.delete("sample", cell["sample_key"])
+    for cell in nothing.cells:
+        if cell.status == "done":
+            store.delete("sample", str(cell.sample_key))
     assert registry.draw_figures(nothing, store, error_tables(run)) == []
 
 
 def _asking(run: Run, *names: str) -> Run:
-    return Run({**run.record, "figures": list(names)}, run.rows, run.wrong, run.predicted)
+    return replace(run, record={**run.record, "figures": list(names)})
 
 
 # The ablation
@@ -254,18 +257,22 @@ def test_the_ablation_shows_the_tables_numbers(tmp_path: Path) -> None:
 def test_weights_that_ship_are_found_by_their_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plugins.load()
     monkeypatch.setattr(weight_files, "files", lambda package: tmp_path)
-    monkeypatch.setattr(weight_files, "_folders", [tmp_path / "mine"])
     for folder in ("weights", "mine"):
         (tmp_path / folder).mkdir()
+    search = FileSearch(models_dir=tmp_path / "mine")
+
+    def find(name: str) -> Path:
+        return weight_files.find("rdp", FileName(name, search))
+
     shipped = tmp_path / "weights" / "rdp-ablation-full.safetensors"
     shipped.write_bytes(b"")
-    assert weight_files.find("rdp", "rdp-ablation-full") == shipped
+    assert find("rdp-ablation-full") == shipped
     (tmp_path / "mine" / "rdp-ablation-full").write_bytes(b"")
-    assert weight_files.find("rdp", "rdp-ablation-full") == tmp_path / "mine" / "rdp-ablation-full"
+    assert find("rdp-ablation-full") == tmp_path / "mine" / "rdp-ablation-full"
     (tmp_path / "outside.safetensors").write_bytes(b"")
     for name in ("../outside", "rdp-ablation-none"):
         with pytest.raises(weight_files.BadModelError, match=f"{name} are not there"):
-            weight_files.find("rdp", name)
+            find(name)
 
 
 def test_a_grid_leaves_out_what_has_no_weights(
@@ -275,11 +282,10 @@ def test_a_grid_leaves_out_what_has_no_weights(
 
     plugins.load()
     monkeypatch.setattr(weight_files, "files", lambda package: tmp_path)
-    monkeypatch.setattr(weight_files, "_folders", [])
     net = {"width": 12, "blocks": 1, "unshuffle": 2}
     path = tmp_path / "weights" / "rdp-ablation-no-lat.safetensors"
     weight_files.save(path, RepresentationDisentanglement().build(**net).state_dict(), {"defense": "rdp", "net": net})
-    axes = grid.load("figure8", "embedded", {})[0].axes
+    axes = grid.settle(grid.load("figure8", "embedded", {})[0], None).axes
     assert axes.defenses == ("none", "rdp(weights=rdp-ablation-no-lat)")
     assert caplog.text.count("left out: defense rdp: weights rdp-ablation-") == 5
 
@@ -304,9 +310,7 @@ def test_a_grid_that_asks_for_what_cannot_be_is_refused(tiny: Path, line: str, s
 
 def test_as_many_images_are_kept_as_the_grid_says_in_any_batches(tiny: Path) -> None:
     def kept(run: Run) -> set[int]:
-        return {
-            len(Store(tiny / "cache").open("sample", c["sample_key"]).read()["purified"]) for c in run.record["cells"]
-        }
+        return {len(Store(tiny / "cache").open("sample", str(c.sample_key)).read()["purified"]) for c in run.cells}
 
     assert kept(run_grid(tiny, GRID, "--batch-size", "2")) == {3}
     # Everything is judged already; only the pictures are not there yet.

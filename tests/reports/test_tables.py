@@ -1,6 +1,7 @@
 """Tables of errors and of clean accuracy, by hand."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_a_table_in_a_sentence(tmp_path: Path) -> None:
 
 def test_no_average_over_some_of_the_attacks(tmp_path: Path) -> None:
     gone = CellKey("a", "mi-fgsm", 16.0, "t", "jpeg")
-    run, _ = small(tmp_path, states={gone: ("failed", "no weights"), gone._replace(defense="rdp"): ("pending", "")})
+    run, _ = small(tmp_path, states={gone: ("failed", "no weights"), replace(gone, defense="rdp"): ("pending", "")})
     (table,) = error_tables(run)
 
     assert entry(table, "jpeg", "MI-FGSM") == TableCell("failed", "no weights")

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rdp_bench.cache.store import Store
 from rdp_bench.errors import UsageError
 from rdp_bench.metrics.significance import Verdict, compare_defenses
 from rdp_bench.metrics.stats import wilson
+from rdp_bench.results.record import CellResult, write_record
 from rdp_bench.results.rows import (
     COLUMNS,
     CellKey,
@@ -23,7 +25,6 @@ from rdp_bench.results.rows import (
     paper_metadata,
     paper_value,
     row,
-    write_record,
     write_results,
 )
 from tests.helpers.paths import TESTS
@@ -39,10 +40,9 @@ RUN: dict[str, Any] = {
         "ensemble": {"members": ["inc-v3", "inc-v4", "resnet-v2-101", "resnet-v2-152"]},
     },
 }
-CELL: dict[str, Any] = {
-    "source": "inc-v3", "attack": "dim", "eps": 16, "target": "incres-v2-ens", "defense": "r&p", "status": "done",
-    "reason": "", "adv_key": "a1", "sample_key": "c3", "eval_key": "b2", "seconds": 2.0,
-}  # fmt: skip
+CELL = CellResult(
+    "inc-v3", "dim", 16.0, "incres-v2-ens", "r&p", "done", adv_key="a1", sample_key="c3", eval_key="b2", seconds=2.0
+)
 LABEL = np.arange(10, dtype=np.int32)
 THREE_WRONG = np.where(LABEL < 3, 999, LABEL).astype(np.int32)
 
@@ -66,7 +66,7 @@ def test_an_attacked_cell_is_the_error_over_all_images() -> None:
 
 
 def test_a_clean_cell_is_the_accuracy() -> None:
-    cell = {**CELL, "source": "-", "attack": "clean", "eps": 0, "adv_key": None, "defense": "jpeg"}
+    cell = replace(CELL, source="-", attack="clean", eps=0.0, adv_key=None, defense="jpeg")
     got = row(RUN, cell, THREE_WRONG, LABEL)
 
     assert (got["metric"], got["value"], got["adv_key"], got["paper"]) == ("accuracy", "70.0000", "", "97.4")
@@ -74,7 +74,7 @@ def test_a_clean_cell_is_the_accuracy() -> None:
 
 @pytest.mark.parametrize("status", ["failed", "pending"])
 def test_a_cell_that_is_not_done_has_a_reason_and_no_number(status: str) -> None:
-    got = row(RUN, {**CELL, "status": status, "reason": "no\nweights"}, None, None)
+    got = row(RUN, replace(CELL, status=status, reason="no\nweights"), None, None)
 
     assert (got["value"], got["ci_low"], got["ci_high"]) == ("", "", "")
     assert (got["status"], got["reason"]) == (status, "no weights")
@@ -95,9 +95,9 @@ def test_printed_is_the_paper_for_the_same_cell_only() -> None:
     here = CellKey("inc-v3", "dim", 16.0, "incres-v2-ens", "r&p")
 
     assert paper_value(RUN, here, "error") == 17.9
-    assert paper_value(RUN, here._replace(eps=8.0), "error") is None
-    assert paper_value(RUN, here._replace(defense="r&p(passes=30)"), "error") is None
-    assert paper_value(RUN, here._replace(target="effnet-lite2"), "error") is None
+    assert paper_value(RUN, replace(here, eps=8.0), "error") is None
+    assert paper_value(RUN, replace(here, defense="r&p(passes=30)"), "error") is None
+    assert paper_value(RUN, replace(here, target="effnet-lite2"), "error") is None
     assert paper_value({**RUN, "dataset": {"name": "photos20", "n": 20}}, here, "error") is None
 
 
@@ -109,14 +109,14 @@ def test_the_papers_ensemble_is_its_four_sources() -> None:
 
     assert paper_value(RUN, cell_key, "error") == 26.2
     assert paper_value(other, cell_key, "error") is None
-    assert paper_value(spelled, cell_key._replace(source=named), "error") == 26.2
+    assert paper_value(spelled, replace(cell_key, source=named), "error") == 26.2
 
 
 def test_the_only_undefended_number_of_table_1_comes_from_table_3() -> None:
     bare = CellKey("resnet-v2-152", "ti-dim", 16.0, "incres-v2-ens", "none")
 
     assert paper_value(RUN, bare, "error") == 49.8
-    assert paper_value(RUN, bare._replace(attack="dim"), "error") is None
+    assert paper_value(RUN, replace(bare, attack="dim"), "error") is None
 
 
 def test_a_cell_of_two_tables_is_read_from_the_runs_own() -> None:
