@@ -40,13 +40,15 @@ class Ball(Part):
         """Units in /255 and sign steps have no meaning in other norms."""
         steps = find(parts, Steps) or Steps()
         if self.norm != LINF:
-            require({
-                "steps=auto is a rule for eps in /255; give a number, as in steps=10": steps.steps is not None,
-                "alpha is in /255; write alpha=auto, and step_ratio for steps of step_ratio * eps / steps": (
-                    steps.alpha is None and not steps.alpha_floor
-                ),
-                "nesterov's look-ahead is defined for sign steps only": find(parts, Nesterov) is None,
-            })
+            require(
+                {
+                    "steps=auto is a rule for eps in /255; give a number, as in steps=10": steps.steps is not None,
+                    "alpha is in /255; write alpha=auto, and step_ratio for steps of step_ratio * eps / steps": (
+                        steps.alpha is None and not steps.alpha_floor
+                    ),
+                    "nesterov's look-ahead is defined for sign steps only": find(parts, Nesterov) is None,
+                }
+            )
 
     @property
     def unit(self) -> int:

@@ -15,6 +15,7 @@ from rdp_bench.protocols import AuxiliaryLogits, Classifier, Features, GatheredL
 if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
 
+
 @contextmanager
 def naming_entry(what: str) -> Iterator[None]:
     """Around a call of an entry: what it raises becomes an `RdpBenchError` that begins with `what`.
