@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rdp_bench.attacks._kernels.gather import gather_pixels
-from rdp_bench.attacks.parts import Ball, Steps
+from rdp_bench.attacks.parts.ball import Ball
 from rdp_bench.attacks.parts.base import Part, Run, find, identity
+from rdp_bench.attacks.parts.steps import Steps
 from rdp_bench.protocols import AuxiliaryLogits, GatheredLogits, StochasticLogits, samples_of
 from rdp_bench.rng import ImageRng
 

@@ -18,8 +18,11 @@ from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rdp_bench.attacks.parts import ALWAYS, WORDS, Ball, Part, Steps, Targeted
-from rdp_bench.attacks.parts.base import find
+from rdp_bench.attacks.parts import ALWAYS, WORDS
+from rdp_bench.attacks.parts.ball import Ball
+from rdp_bench.attacks.parts.base import Part, find
+from rdp_bench.attacks.parts.labels import Targeted
+from rdp_bench.attacks.parts.steps import Steps
 from rdp_bench.budgets import LINF, Norm
 from rdp_bench.errors import UsageError, unknown_name
 from rdp_bench.keys import Record, without_neutral
