@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rdp_bench.attacks._kernels.gather import gather_pixels
-from rdp_bench.attacks.parts import Ball, Steps
-from rdp_bench.attacks.parts.base import Part, Run, find, identity
-from rdp_bench.protocols import AuxiliaryLogits, GatheredLogits, StochasticLogits, samples_of
+from rdp_bench.attacks.parts.ball import Ball
+from rdp_bench.attacks.parts.base import Part, Run, View, find, identity
+from rdp_bench.attacks.parts.steps import Steps
+from rdp_bench.protocols import samples_of
 from rdp_bench.rng import ImageRng
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def loss_gradient(run: Run, at: Tensor) -> Tensor:
     total: Tensor | None = None
     for transform in [each for each in _copies(run) for _ in range(samples_of(run.source))]:
         leaf = at.detach().requires_grad_()
-        outputs = [_look(run, member, transform(leaf)) for member in run.source.members]
+        images = transform(leaf)
+        outputs = [_look(run, member, images) for member in run.source.members]
         if run.labels is None:
             run.labels = mean([main.detach().softmax(1) for main, _ in outputs]).argmax(1)
         # A sum, not a mean, over the batch: an image's gradient must not depend on its neighbours.
@@ -104,7 +105,7 @@ def _then(first: Transform, second: Transform) -> Transform:
 
 
 def _look(run: Run, member: Classifier, images: Tensor) -> Outputs:
-    view = MemberView(run, member)
+    view = View(run, member)
     part = next((part for part in run.parts if type(part).look is not Part.look), None)
     return part.look(run, view, images) if part else view(images)
 
@@ -130,35 +131,3 @@ class Function:
     def record(self) -> dict[str, Any]:
         """Nothing: what it crafts is stored by none."""
         return {}
-
-
-class MemberView:
-    """A member of the source behind its optional abilities; see `parts.base.View`."""
-
-    def __init__(self, run: Run, member: Classifier) -> None:
-        self.run, self.member = run, member
-        self.auxiliary = any(part.auxiliary for part in run.parts)
-
-    def __call__(self, images: Tensor, zoom: float = 1.0, which: Tensor | None = None) -> Outputs:
-        """Outputs, with fresh randomness of a defense in front of the member."""
-        if isinstance(self.member, StochasticLogits):
-            rng = self.run.rng if which is None else self.run.rng.select(which)
-            return self.member.stochastic_logits(images, rng, zoom), None
-        if self.auxiliary and isinstance(self.member, AuxiliaryLogits):
-            return self.member.logits_and_aux(images, zoom)
-        return self.member(images, zoom), None
-
-    def gathered(
-        self,
-        images: Tensor,
-        rows: Tensor,
-        columns: Tensor,
-        zoom: float = 1.0,
-        which: Tensor | None = None,
-        *,
-        fuse: bool = True,
-    ) -> Outputs:
-        """Outputs for `gather_pixels(images, rows, columns)`."""
-        if fuse and not self.auxiliary and isinstance(self.member, GatheredLogits):
-            return self.member.logits_of_gathered(images, rows, columns, zoom), None
-        return self(gather_pixels(images, rows, columns), zoom, which)

@@ -18,8 +18,11 @@ from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rdp_bench.attacks.parts import ALWAYS, WORDS, Ball, Part, Steps, Targeted
-from rdp_bench.attacks.parts.base import find
+from rdp_bench.attacks.parts import ALWAYS, WORDS
+from rdp_bench.attacks.parts.ball import Ball
+from rdp_bench.attacks.parts.base import Part, find
+from rdp_bench.attacks.parts.labels import Targeted
+from rdp_bench.attacks.parts.steps import Steps
 from rdp_bench.budgets import LINF, Norm
 from rdp_bench.errors import UsageError, unknown_name
 from rdp_bench.keys import Record, without_neutral
@@ -57,6 +60,9 @@ class GradientSign:
         parts = [*self.parts, *(part for part in ALWAYS if type(part) not in kinds)]
         used = tuple(sorted((part for part in parts if not part.idle), key=lambda part: (part.order, part.id)))
         names = [field.name for part in used for field in fields(part)]
+        ids = [part.id for part in used]
+        if shared := [each for each in ids if ids.count(each) > 1]:
+            raise ValueError(f"two parts have the id {shared[0]}")
         if shared := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two parts have a parameter {shared[0]}")
         if len(looking := [part.id for part in used if type(part).look is not Part.look]) > 1:
@@ -93,7 +99,7 @@ class GradientSign:
 
     def with_part(self, part: Part) -> GradientSign:
         """The same attack with `part` in place of its own part of that kind, if it has one."""
-        return GradientSign((*(each for each in self.parts if type(each) is not type(part)), part))
+        return replace(self, parts=(*(each for each in self.parts if type(each) is not type(part)), part))
 
     def with_norm(self, norm: Norm) -> GradientSign:
         """The same attack with its budget in `norm`; see `protocols.ChoosesNorm`.
@@ -114,7 +120,7 @@ class GradientSign:
             UsageError: an unknown field, a value of another type, or a field of a part that the attack does not have.
             ValueError: a value that its part refuses.
         """
-        return GradientSign(_set({type(part): part for part in self.parts}, spec, kind))
+        return replace(self, parts=_set({type(part): part for part in self.parts}, spec, kind))
 
     def identity(self, eps_255: float) -> Record:
         """The record for cache keys: the engine's id and version, and those of each part with its parameters."""

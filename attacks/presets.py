@@ -7,17 +7,14 @@ timm's conversions have no such heads, so the presets do without (compose with `
 """
 
 from rdp_bench.attacks.gradient_sign import GradientSign, compose
-from rdp_bench.attacks.parts import (
-    Diversity,
-    LabelChoice,
-    Momentum,
-    Nesterov,
-    RandomStart,
-    ScaleCopies,
-    Smoothing,
-    Steps,
-    Targeted,
-)
+from rdp_bench.attacks.parts.copies import ScaleCopies
+from rdp_bench.attacks.parts.diversity import Diversity
+from rdp_bench.attacks.parts.labels import LabelChoice, Targeted
+from rdp_bench.attacks.parts.momentum import Momentum
+from rdp_bench.attacks.parts.nesterov import Nesterov
+from rdp_bench.attacks.parts.random_start import RandomStart
+from rdp_bench.attacks.parts.smoothing import Smoothing
+from rdp_bench.attacks.parts.steps import Steps
 from rdp_bench.protocols import Attack
 from rdp_bench.registry import attack
 

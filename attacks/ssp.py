@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rdp_bench.errors import UsageError
 from rdp_bench.protocols import Features
@@ -16,34 +16,29 @@ if TYPE_CHECKING:
     from rdp_bench.protocols import Source
     from rdp_bench.rng import ImageRng
 
-Features = Callable[["Tensor"], "list[Tensor]"]
+Maps = Callable[["Tensor"], "list[Tensor]"]
 
 
 @attack("ssp", source="Naseer et al. 2020, Eq. 1; Muzammal-Naseer/NRP ssp.py; RDP, Eq. 1")
 @dataclass(frozen=True)
-class SelfSupervised:
+class SelfSupervised(Attack):
     """Drives a network's inner features away from the clean image's; needs no label.
 
     Starts, as the authors' code does, from pure noise N(0, 1) and not from the image: the first step's
     gradient is taken there, and the first projection puts most pixels on the faces of the eps-ball.
     """
 
-    steps: int = 100  # ssp.py; fixed there whatever its --iters says
-    step: float = 0.01  # of [0, 1], so 2.55 in /255, at every eps
-    level: int = 2  # which of timm's feature maps: relu3_3 of VGG-16, stride 8 of EfficientNet
+    steps: int = 100
+    """As in ssp.py, which ignores its option --iters."""
+    step: float = 0.01
+    """Step size in [0, 1] (2.55/255), the same at every eps."""
+    level: int = 2
+    """Feature level as timm counts: relu3_3 of VGG-16, stride 8 of EfficientNet."""
 
     def __post_init__(self) -> None:
-        """Refuse what never moves."""
+        """Refuse numbers out of range."""
         if not 1 <= self.steps <= 100_000 or not 0 < self.step <= 1 or not 0 <= self.level <= 100:
             raise ValueError("steps is 1 to 100000, step above 0 and at most 1, level 0 to 100")
-
-    def resolved(self, eps_255: float) -> dict[str, Any]:  # noqa: ARG002 - the step does not scale
-        """Every parameter, as JSON."""
-        return asdict(self)
-
-    def gradients(self, eps_255: float) -> int:  # noqa: ARG002
-        """One a step."""
-        return self.steps
 
     def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:  # noqa: ARG002
         """Images within `eps` of `x` whose features at `level` are far from those of `x`, summed over members."""
@@ -59,7 +54,7 @@ class SelfSupervised:
 
 
 def distort(
-    features: Features,
+    features: Maps,
     x: Tensor,
     start: Tensor,
     eps: Tensor | float,
@@ -67,9 +62,16 @@ def distort(
     step: Tensor | float,
     direction: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Ascend |features(x') - features(x)|^2 by sign steps from `start`, each projected to `eps` of `x` and [0, 1].
+    """Ascend |features(x') - features(x)|^2 by sign steps, each projected to `eps` of `x` and [0, 1].
 
-    `eps` and `step` may be one number an image, `[n, 1, 1, 1]`. `direction` may change the gradient before its sign.
+    Args:
+        features: images -> feature maps, each `[n, c, h', w']`.
+        x: clean images `[n, 3, h, w]` in [0, 1].
+        start: where the iteration starts, of the same shape; may be outside of the budget.
+        eps: L-infinity budget in [0, 1], one number or `[n, 1, 1, 1]`.
+        steps: number of steps.
+        step: step size in [0, 1], one number or `[n, 1, 1, 1]`.
+        direction: changes the gradient before its sign is taken.
     """
     import torch
 

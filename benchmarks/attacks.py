@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from rdp_bench import plugins
 from rdp_bench.attacks.gradient_sign import GradientSign, compose
+from rdp_bench.attacks.parts import Diversity, ScaleCopies
 from rdp_bench.data.open import open_dataset
 from rdp_bench.engine import worker
 from rdp_bench.models.classifier import load_state
@@ -89,17 +90,18 @@ def bare(sees: list[list[tuple[Any, Tensor, float]]], y: Tensor) -> None:
 
 def sees(attack: GradientSign, members: LoadedSource, x: Tensor) -> list[list[tuple[Any, Tensor, float]]]:
     """What the classifiers of `attack` see: the same images counted, split and sized by the same draws."""
-    stream, padded = image_rng(len(x)), round(SIZE * attack.diversity_size)
+    diversity, copies = attack.part(Diversity), attack.part(ScaleCopies)
+    stream, padded = image_rng(len(x)), round(SIZE * (diversity or Diversity()).diversity_size)
     large = interpolate(x, size=(padded, padded), mode="nearest")
     steps = []
     for _ in range(attack.count(16)):
         step: list[tuple[Any, Tensor, float]] = []
-        for _ in range(attack.scale_copies):
+        for _ in range(copies.scale_copies if copies else 1):
             for member in members.members:
                 applied = torch.zeros(len(x), dtype=torch.bool)
-                if attack.diversity_prob:
-                    applied, _, _ = sample_diversity(attack, SIZE, stream)
-                if attack.resize_back:
+                if diversity:
+                    applied, _, _ = diversity.sample(SIZE, stream)
+                if diversity and diversity.resize_back:
                     applied[:] = False
                 parts = ((large, padded / SIZE, applied), (x, 1.0, ~applied))
                 step += [(member, images[: int(use.sum())], zoom) for images, zoom, use in parts if use.any()]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from rdp_bench.data._images import SUFFIXES
 from rdp_bench.data._labelled import SIZE, Images, Row, inside, read_rows
 from rdp_bench.errors import BadImageError, unknown_name
+from rdp_bench.protocols import note_of
 
 if TYPE_CHECKING:
     from rdp_bench.protocols import Dataset
@@ -142,7 +143,7 @@ def remarks(dataset: Dataset, hashes: Sequence[str]) -> list[str]:
     Raises:
         BadImageError: an image is one of copy B's two cards.
     """
-    found = [note] if (note := getattr(dataset, "note", "")) else []
+    found = [note] if (note := note_of(dataset)) else []
     if dataset.name != NAME:
         return found
     if dataset.size != SIZE:

@@ -19,7 +19,7 @@ from rdp_bench.data.ilsvrc import DEVKIT, KAGGLE, LISTS, kaggle, text_list
 from rdp_bench.data.imagefolder import imagefolder
 from rdp_bench.data.nips2017 import TABLES, nips2017
 from rdp_bench.errors import BadImageError, UsageError, unknown_name
-from rdp_bench.protocols import Dataset
+from rdp_bench.protocols import Dataset, classes_of, note_of, targets_of
 from rdp_bench.registry import dataset
 from rdp_bench.specs import cut, outline, parse_spec, with_params
 
@@ -166,7 +166,7 @@ def _check(found: Dataset) -> None:
         raise BadImageError(f"{where}: no images")
     if len(found.ids) != len(found.labels):
         raise BadImageError(f"{where}: {len(found.ids)} ids but {len(found.labels)} labels")
-    if (targets := getattr(found, "targets", ())) is not None and len(targets):
+    if len(targets := targets_of(found)):
         if len(targets) != len(found.ids):
             raise BadImageError(f"{where}: {len(found.ids)} ids but {len(targets)} targets")
         for id_, target in zip(found.ids, targets, strict=True):
@@ -191,12 +191,13 @@ class _First:
     labels: Sequence[int]
     targets: Sequence[int]
     classes: int | None
+    note: str
     whole: Dataset
 
     @classmethod
     def of(cls, whole: Dataset, limit: int) -> _First:
-        targets, classes = getattr(whole, "targets", ()), getattr(whole, "classes", None)
-        return cls(whole.name, whole.size, whole.ids[:limit], whole.labels[:limit], targets[:limit], classes, whole)
+        ids, labels, targets = whole.ids[:limit], whole.labels[:limit], targets_of(whole)[:limit]
+        return cls(whole.name, whole.size, ids, labels, targets, classes_of(whole), note_of(whole), whole)
 
     def image(self, index: int) -> NDArray[np.uint8]:
         return self.whole.image(range(len(self.ids))[index])

@@ -3,8 +3,8 @@
 The engine needs nothing but these methods; no base class is required. An optional ability is a protocol of its own that
 is checked with `isinstance`, or has a default in a base class.
 
-Images are float tensors `[n, 3, h, w]` in [0, 1], square, at the data set's own resolution. torch is imported for typing
-only, so that listing entries stays fast.
+Images are float tensors `[n, 3, h, w]` in [0, 1], square, at the data set's own resolution. torch is imported for
+typing only, so that listing entries stays fast.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class Attack(Protocol):
     """Crafts adversarial images on a source.
 
     Subclass it as a frozen dataclass whose fields are the parameters and define `__call__`; the other methods have
-    defaults. A class of another base with the same methods is an attack, too, and so is a plain function of the arguments
-    of `__call__` under the decorator `attack`.
+    defaults. A class of another base with the same methods is an attack, too, and so is a plain function of the
+    arguments of `__call__` under the decorator `attack`.
     """
 
     def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:

@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
+from types import FunctionType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from rdp_bench.errors import RdpBenchError, UsageError, unknown_name, wrap_errors
 from rdp_bench.keys import Record, canonical_json, without_neutral
-from rdp_bench.protocols import Attack, Classifier, Dataset, Defense
+from rdp_bench.protocols import Attack, Classifier, Dataset, Defense, FunctionAttack
 from rdp_bench.specs import FileSearch, cut, files_from, outline, parse_spec, with_params
 
 T = TypeVar("T")
@@ -170,6 +171,8 @@ class Registry(Generic[T]):
     """Entries of one kind by name; calling it gives the decorator that adds one."""
 
     kind: str
+    from_function: Callable[[Callable[..., Any]], T] | None = None
+    """Makes the object of a registered function that takes arguments, and so is no factory."""
     entries: dict[str, Entry[T]] = field(default_factory=dict)
     label_schemes: list[LabelScheme[T]] = field(default_factory=list)
 
@@ -181,7 +184,7 @@ class Registry(Generic[T]):
         version: int = 1,
         id: str = "",  # noqa: A002 - the word that keys use
     ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-        """Register a class or function under `name`; `source` cites the paper or code it follows.
+        """Register a class, a function that makes an object, or a plain function that is an attack, under `name`.
 
         Args:
             name: what labels say.
@@ -273,6 +276,8 @@ class Registry(Generic[T]):
         """
         entry = self.get(name)
         with wrap_errors(f"{self.kind} '{name}' cannot be made"):
+            if self.from_function and isinstance(entry.factory, FunctionType) and _needs_arguments(entry.factory):
+                return self.from_function(entry.factory)
             return entry.factory()
 
     def get(self, name: str) -> Entry[T]:
@@ -282,7 +287,12 @@ class Registry(Generic[T]):
         return self.entries[name]
 
 
-attack: Registry[Attack] = Registry("attack")
+def _needs_arguments(function: FunctionType) -> bool:
+    """Whether a function has positional arguments without defaults."""
+    return function.__code__.co_argcount > len(function.__defaults__ or ())
+
+
+attack: Registry[Attack] = Registry("attack", FunctionAttack)
 defense: Registry[Defense] = Registry("defense")
 dataset: Registry[Dataset] = Registry("dataset")
 model: Registry[Classifier] = Registry("model")

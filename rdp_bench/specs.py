@@ -330,7 +330,8 @@ class ReadsParams(Protocol):
         """A copy with the parameters that `spec` names set.
 
         Raises:
-            UsageError: an unknown parameter, or a word that is no value of its type. ValueError: a value that is refused.
+            UsageError: an unknown parameter, or a word that is no value of its type.
+            ValueError: a value that is refused.
         """
         ...
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import isfinite
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from rdp_bench.protocols import AuxiliaryLogits, GatheredLogits, StochasticLogits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rdp_bench.protocols import Source
+    from rdp_bench.protocols import Classifier, Source
     from rdp_bench.rng import ImageRng
 
     Gradient = Callable[[Tensor], Tensor]
@@ -23,36 +25,6 @@ if TYPE_CHECKING:
     """Logits `[n, classes]`, and those of an auxiliary head where they are wanted and the network has one."""
 
 P = TypeVar("P", bound="Part")
-
-
-class View(Protocol):
-    """One member of the source, as parts see it."""
-
-    def __call__(self, images: Tensor, zoom: float = 1.0, which: Tensor | None = None) -> Outputs:
-        """Outputs for `images` `[k, 3, h, w]`.
-
-        Args:
-            images: in [0, 1].
-            zoom: size of `images` over the size of the data set's images.
-            which: indices of the images in the batch, int64 `[k]`; None: `images` is the whole batch.
-        """
-        ...
-
-    def gathered(
-        self,
-        images: Tensor,
-        rows: Tensor,
-        columns: Tensor,
-        zoom: float = 1.0,
-        which: Tensor | None = None,
-        *,
-        fuse: bool = True,
-    ) -> Outputs:
-        """Outputs for `gather_pixels(images, rows, columns)`.
-
-        With `fuse`, a classifier that can may compute them without making those images.
-        """
-        ...
 
 
 @dataclass
@@ -156,6 +128,49 @@ class Part:
     def loss(self, run: Run, loss: Tensor, outputs: Sequence[Outputs], labels: Tensor) -> Tensor:  # noqa: ARG002
         """The loss that is ascended, a sum over images, from the cross-entropy of the mean logits."""
         return loss
+
+
+class View:
+    """One member of the source as parts see it: with its optional abilities, and fresh randomness in every call."""
+
+    def __init__(self, run: Run, member: Classifier) -> None:
+        self.run, self.member = run, member
+        self.auxiliary = any(part.auxiliary for part in run.parts)
+
+    def __call__(self, images: Tensor, zoom: float = 1.0, which: Tensor | None = None) -> Outputs:
+        """Outputs for `images` `[k, 3, h, w]` in [0, 1].
+
+        Args:
+            images: the batch, or some images of it.
+            zoom: size of `images` over the size of the data set's images.
+            which: indices of `images` in the batch, int64 `[k]`; None: all of it.
+        """
+        if isinstance(self.member, StochasticLogits):
+            rng = self.run.rng if which is None else self.run.rng.select(which)
+            return self.member.stochastic_logits(images, rng, zoom), None
+        if self.auxiliary and isinstance(self.member, AuxiliaryLogits):
+            return self.member.logits_and_aux(images, zoom)
+        return self.member(images, zoom), None
+
+    def gathered(
+        self,
+        images: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        zoom: float = 1.0,
+        which: Tensor | None = None,
+        *,
+        fuse: bool = True,
+    ) -> Outputs:
+        """Outputs for `gather_pixels(images, rows, columns)`.
+
+        With `fuse`, a classifier that has the ability computes them without making those images (`GatheredLogits`).
+        """
+        from rdp_bench.attacks._kernels.gather import gather_pixels
+
+        if fuse and not self.auxiliary and isinstance(self.member, GatheredLogits):
+            return self.member.logits_of_gathered(images, rows, columns, zoom), None
+        return self(gather_pixels(images, rows, columns), zoom, which)
 
 
 def find(parts: Iterable[Part], kind: type[P]) -> P | None:

@@ -79,8 +79,8 @@ class Diversity(Part):
             rng: one stream per image.
 
         Returns:
-            Whether it is applied, bool `[n]`; source row and source column of each output pixel, int64 `[n, padded]`, -1
-            for padding. With `resize_back` the maps are `[n, size]` and the identity where it is not applied.
+            Whether it is applied, bool `[n]`; source row and source column of each output pixel, int64 `[n, padded]`,
+            -1 for padding. With `resize_back` the maps are `[n, size]` and the identity where it is not applied.
         """
         import torch
 

@@ -30,7 +30,7 @@ class Smoothing(Part):
         """Ranges of the fields."""
         return {
             "kernel_size is odd and at least 1": self.kernel_size >= 1 and self.kernel_size % 2 == 1,
-            "kernel_size is at most 4001; images need no longer kernel": self.kernel_size <= 4001,
+            "kernel_size is at most 4001": self.kernel_size <= 4001,
         }
 
     def start(self, run: Run, adv: Tensor) -> Tensor:  # noqa: ARG002 - the start stays

@@ -57,7 +57,8 @@ class CheckedClassifier:
 
     def record(self) -> dict[str, Any]:
         """The classifier's own."""
-        return self._inner.record()
+        record: dict[str, Any] = self._inner.record()
+        return record
 
     def __getattr__(self, attribute: str) -> Any:
         if "_inner" not in self.__dict__ or attribute in _ABILITIES:  # while it is copied; what has a class below

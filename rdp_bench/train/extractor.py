@@ -27,12 +27,13 @@ class Extractor:
     ) -> None:
         self.members: list[Any] = [find(label, models_dir).load(device) for label in labels]
         for member in self.members:
+            name = member.name
             if not isinstance(member, Features):
-                raise UsageError(f"--features {member.name}: it has no method `features`; name another network")
+                raise UsageError(f"--features {name}: it has no method `features`; name another network")
             card = getattr(member, "card", None)
             if native and (card is None or card.fixed_size):
                 why = "takes images of one size" if card else "does not say what size of image it takes"
-                raise UsageError(f"--features {member.name}: it {why}, so --scale native is not possible")
+                raise UsageError(f"--features {name}: it {why}, so --scale native is not possible")
         self.native = native
         self.levels = tuple(levels)
         self.turn = 0

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from rdp_bench.attacks._iterate import norm_l2, project_l2, unit_l2
 
-from rdp_bench.attacks.gradient_sign import GradientSign, compose
+from rdp_bench.attacks._kernels.norms import norm_l2, project_l2, unit_l2
+from rdp_bench.attacks.gradient_sign import compose
 from rdp_bench.cache.store import Store
 from rdp_bench.engine.worker import add_delta, to_delta, to_float, within
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.registry import attack as attacks
 from tests.helpers import toy
 from tests.helpers.commands import PLUGIN, cli
+from tests.helpers.settings import setting
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -162,9 +163,7 @@ def test_equal_to_pgdl2_of_torchattacks(steps: int, eps: float) -> None:
     net = toy.network()
     x, y = toy.images(5, 16), torch.arange(5) % 5
     theirs = torchattacks.PGDL2(net, eps=eps, alpha=2.5 * eps / steps, steps=steps, random_start=False)(x, y)
-    ours = GradientSign(steps=steps, step_ratio=2.5, norm="l2")(
-        toy.source(toy.Toy(net, 5)), x, y, eps, toy.image_rng(5)
-    )
+    ours = setting(steps=steps, step_ratio=2.5, norm="l2")(toy.source(toy.Toy(net, 5)), x, y, eps, toy.image_rng(5))
     assert float((ours - theirs).abs().max()) < 1e-5
     assert float(norm_l2(ours - x).max()) > 0.5 * eps
 
@@ -176,8 +175,7 @@ def test_equal_to_l2_pgd_of_foolbox() -> None:
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
     method = foolbox.attacks.L2PGD(abs_stepsize=0.25, steps=6, random_start=False)
     _, theirs, _ = method(model, x, y, epsilons=1.0)
-    ours = compose("PGD(6,1.5)")
-    ours = GradientSign(**{**vars(ours), "random_start": False, "norm": "l2"})
+    ours = setting(steps=6, step_ratio=1.5, norm="l2")
     found = ours(toy.source(toy.Toy(net, 5)), x, y, 1.0, toy.image_rng(5))
     assert float((found - theirs).abs().max()) < 1e-5
 

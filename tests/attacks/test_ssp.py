@@ -135,7 +135,7 @@ def test_resolved_gradients_and_refusals() -> None:
 
 def test_a_source_without_features_is_named() -> None:
     blind, seeing = toy.conv(), toy_train.Maps("toy", 0)
-    with pytest.raises(UsageError, match=f"ssp needs the features of {blind.name}, which has no method `features`"):
+    with pytest.raises(UsageError, match=f"ssp needs feature maps, and {blind.name} has no method `features`"):
         SelfSupervised(steps=1)(toy.source(seeing, blind), toy.images(1), torch.zeros(1), EPS, toy.image_rng(1))
 
 

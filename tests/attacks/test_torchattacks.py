@@ -11,6 +11,7 @@ from rdp_bench.errors import UsageError
 from rdp_bench.protocols import Attack
 from rdp_bench.registry import attack as registry
 from tests.helpers import toy
+from tests.helpers.settings import setting
 
 torchattacks = pytest.importorskip("torchattacks", reason="an extra: pip install 'rdp-bench[torchattacks]'")
 
@@ -30,13 +31,13 @@ def make(text: str) -> Attack:
 @pytest.mark.parametrize(
     ("ours", "kind", "params"),
     [
-        (GradientSign(steps=1), "FGSM", {}),
-        (GradientSign(steps=7, alpha=3.0, momentum=1.0), "MIFGSM", {"alpha": ALPHA, "steps": 7, "decay": 1.0}),
-        (GradientSign(steps=7, alpha=3.0, momentum=0.4), "MIFGSM", {"alpha": ALPHA, "steps": 7, "decay": 0.4}),
-        (GradientSign(steps=7, alpha=3.0), "PGD", {"alpha": ALPHA, "steps": 7, "random_start": False}),
-        (GradientSign(steps=7, alpha=3.0), "BIM", {"alpha": ALPHA, "steps": 7}),
+        (setting(steps=1), "FGSM", {}),
+        (setting(steps=7, alpha=3.0, momentum=1.0), "MIFGSM", {"alpha": ALPHA, "steps": 7, "decay": 1.0}),
+        (setting(steps=7, alpha=3.0, momentum=0.4), "MIFGSM", {"alpha": ALPHA, "steps": 7, "decay": 0.4}),
+        (setting(steps=7, alpha=3.0), "PGD", {"alpha": ALPHA, "steps": 7, "random_start": False}),
+        (setting(steps=7, alpha=3.0), "BIM", {"alpha": ALPHA, "steps": 7}),
         (
-            GradientSign(steps=7, alpha=3.0, momentum=1.0, nesterov=True),
+            setting(steps=7, alpha=3.0, momentum=1.0, nesterov=True),
             "NIFGSM",
             {"alpha": ALPHA, "steps": 7, "decay": 1.0},
         ),

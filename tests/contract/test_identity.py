@@ -1,7 +1,7 @@
 """Different things have different keys, and one thing has one key, whatever it is called."""
 
 from collections.abc import Iterator
-from dataclasses import make_dataclass, replace
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from rdp_bench import registry
 from rdp_bench.attacks import gradient_sign
 from rdp_bench.attacks.gradient_sign import GradientSign
+from rdp_bench.attacks.parts import ALWAYS, WORDS, Ball, Momentum, Nesterov, Part, Smoothing, Steps
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.models.card import Card
 from rdp_bench.models.zoo import ModelRef
@@ -19,6 +20,7 @@ HEAD = """
 from dataclasses import dataclass
 from rdp_bench import Purifier, attack, defense, model
 from rdp_bench.attacks.gradient_sign import GradientSign
+from rdp_bench.attacks.parts import Momentum
 """
 OVERWRITING = '''
 @defense("mine/keep", source="made up")
@@ -249,10 +251,14 @@ def test_a_preset_and_the_same_composition_are_one(tmp_path: Path, composed: str
     assert len(set(found.values())) == 1
 
 
-def versions(tmp_path: Path) -> dict[str, str]:
+def versions(tmp_path: Path) -> dict[str, Any]:
     labels = [label for pair in PAIRS for label in pair]
     made = plan(tmp_path, attacks=tuple(labels))
-    return {label: made.attack_record(label, 8.0)["version"] for label in labels}
+    records = {label: made.attack_record(label, 8.0) for label in labels}
+    return {
+        label: (record["version"], {part: each["version"] for part, each in record["params"]["parts"].items()})
+        for label, record in records.items()
+    }
 
 
 def test_the_version_of_the_engine_is_in_all_that_it_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,8 +271,7 @@ def test_the_version_of_the_engine_is_in_all_that_it_makes(tmp_path: Path, monke
 
 def test_the_version_of_a_part_is_in_what_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = versions(tmp_path)
-    off, _ = gradient_sign.PART_VERSIONS["kernel_size"]
-    monkeypatch.setitem(gradient_sign.PART_VERSIONS, "kernel_size", (off, 2))
+    monkeypatch.setattr(Smoothing, "version", 2)
     after = versions(tmp_path)
     assert {label for label in before if before[label] != after[label]} == {"MI|DI|TI", "ti-dim"}
     assert after["MI|DI|TI"] == after["ti-dim"]
@@ -278,18 +283,32 @@ def test_a_preset_has_no_version_of_its_own(tmp_path: Path) -> None:
 @attack("mine/preset", source="made up", version=2)
 def preset():
     "A setting."
-    return GradientSign(momentum=1.0)
+    return GradientSign((Momentum(),))
 """
     with pytest.raises(UsageError, match=r"'mine/preset'.*has no version of its own; bump that of the engine"):
         plan(tmp_path, write(tmp_path, text), attacks=("mine/preset",))
 
 
-def test_every_field_that_switches_something_on_is_a_part_with_a_version() -> None:
-    """A new part that is forgotten in the table would have no version of its own."""
-    for name, (off, _) in gradient_sign.PART_VERSIONS.items():
-        assert getattr(GradientSign(), name) == off
-    settings = {"steps", "alpha", "step_ratio", "alpha_floor", "diversity_size", "resize_back", "clip_start"}
-    assert set(vars(GradientSign())) == settings | set(gradient_sign.PART_VERSIONS)
+def test_every_part_has_an_id_and_a_place_of_its_own() -> None:
+    kinds = part_kinds()
+    assert len(kinds) > 8
+    assert len({kind.id for kind in kinds}) == len({kind.order for kind in kinds}) == len(kinds)
+    names = [field.name for kind in kinds for field in fields(kind)]
+    assert len(set(names)) == len(names)  # labels name them without their part
+
+
+def test_a_part_that_is_off_is_no_part() -> None:
+    for kind in set(part_kinds()) - {Steps}:
+        first = fields(kind)[0].name
+        off = kind(**{first: kind.off})
+        assert off.idle
+        assert GradientSign((off,)) == GradientSign()
+        assert kind is Ball or not kind().idle
+
+
+def part_kinds() -> list[type[Part]]:
+    found = [type(part) for word in WORDS.values() for part in word.parts] + [type(part) for part in ALWAYS]
+    return list(dict.fromkeys(found))
 
 
 def test_a_subclass_of_the_engine_is_not_the_engine(tmp_path: Path) -> None:
@@ -310,7 +329,7 @@ IDENTITIES = '''
 class Method:
     """Says that it is another's."""
     def identity(self):
-        return "gradient-sign", "1"
+        return {"id": "gradient-sign", "version": "1", "params": {}}
     def __call__(self, source, x, y, eps, draws):
         return x
     def resolved(self, eps):
@@ -378,7 +397,7 @@ def with_field(kind: type, **options: Any) -> type:
     """`kind` with a field more, as a later version of this package would have it."""
     from rdp_bench.keys import neutral
 
-    own = {name: value for name, value in vars(kind).items() if name in ("identity", "__module__")}
+    own = {name: value for name, value in vars(kind).items() if name == "__module__"}
     return make_dataclass(
         kind.__name__, [("added", float, neutral(0.0, **options))], bases=(kind,), frozen=True, namespace=own
     )
@@ -388,35 +407,39 @@ def card() -> Card:
     return Card("net", "a network", "timm:net", "file", 224, (0.5,) * 3, (0.5,) * 3)
 
 
-def records(tmp_path: Path, attack: type = GradientSign, kind: type = Card) -> tuple[Any, Any]:
+def records(tmp_path: Path, part: type = Momentum, kind: type = Card, **values: float) -> tuple[Any, Any]:
     file = tmp_path / "net.pth"
     file.write_bytes(b"weights")
-    made = registry.Resolved("mi-fgsm", attack(momentum=1.0), "", "", "1", "mi-fgsm")
+    made = registry.Resolved("mi-fgsm", GradientSign((part(**values),)), "", "", "1", "mi-fgsm")
     return registry.identity(made, 8.0), ModelRef(kind(**vars(card())), file).record()
 
 
 def test_a_new_neutral_field_changes_no_record(tmp_path: Path) -> None:
     before = records(tmp_path)
-    assert records(tmp_path, with_field(GradientSign), with_field(Card)) == before
+    assert records(tmp_path, with_field(Momentum), with_field(Card)) == before
 
 
 def test_a_new_field_that_is_used_changes_the_record(tmp_path: Path) -> None:
-    made = registry.Resolved("mi-fgsm", with_field(GradientSign)(momentum=1.0, added=0.5), "", "", "1", "mi-fgsm")
-    assert registry.identity(made, 8.0)["params"]["added"] == 0.5
+    record, _ = records(tmp_path, with_field(Momentum), added=0.5)
+    assert record["params"]["parts"]["momentum"]["added"] == 0.5
 
 
 def test_a_neutral_field_whose_default_is_changed_changes_the_record(tmp_path: Path) -> None:
     before = records(tmp_path)
-    after = records(tmp_path, with_field(GradientSign, default=0.5), with_field(Card, default=0.5))
-    assert after[0]["params"] == before[0]["params"] | {"added": 0.5}
+    after = records(tmp_path, with_field(Momentum, default=0.5), with_field(Card, default=0.5))
+    parts = before[0]["params"]["parts"]
+    assert after[0]["params"]["parts"] == parts | {"momentum": parts["momentum"] | {"added": 0.5}}
     assert after[1]["card"] == before[1]["card"] | {"added": 0.5}
 
 
 def test_a_field_that_is_not_declared_neutral_is_always_in_the_record() -> None:
-    made = registry.Resolved("x", GradientSign(), "", "", "1", "x")
-    assert set(registry.identity(made, 8.0)["params"]) == set(vars(GradientSign())) - {"norm", "target"}
-    changed = replace(made, value=GradientSign(step_ratio=2.0))
-    assert registry.identity(changed, 8.0) != registry.identity(made, 8.0)
+    for kind in set(part_kinds()) - {Ball}:
+        if kind is Nesterov:
+            continue  # alone it is refused
+        made = registry.Resolved("x", GradientSign((kind(),)), "", "", "1", "x")
+        found = registry.identity(made, 8.0)["params"]["parts"]
+        wanted = {field.name for field in fields(kind) if "neutral" not in field.metadata}
+        assert set(found[kind.id]) == wanted | {"version"}
 
 
 # --- libraries that change pixels ----------------------------------------------------------------------------

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdp_bench import plugins, registry
-from rdp_bench.attacks.gradient_sign import GradientSign
+from rdp_bench.attacks.parts import LabelChoice, Momentum
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.models import defended
 from rdp_bench.models.zoo import find_source
 from rdp_bench.protocols import Purifier
 from rdp_bench.results.rows import display_name
 from rdp_bench.specs import FileName, Spec, WeightFile, cut, parse_spec, plain, split, with_params
+from tests.helpers.settings import setting
 
 plugins.load()
 
@@ -149,13 +150,13 @@ def test_spaces_outside_of_quotes_mean_nothing() -> None:
 
 def test_compositions() -> None:
     made = attack("MI|DI(p=.7)|TI(15)|SI(5)")
-    assert made == GradientSign(momentum=1.0, diversity_prob=0.7, kernel_size=15, scale_copies=5)
-    assert attack("OWN|MI") == GradientSign(momentum=1.0, label="predicted")
+    assert made == setting(momentum=1.0, diversity_prob=0.7, kernel_size=15, scale_copies=5)
+    assert attack("OWN|MI") == setting(momentum=1.0, label="predicted")
 
 
 @pytest.mark.parametrize("label", ["MI(.5)|NI", "NI|MI(.5)"])
 def test_a_value_given_in_one_part_is_not_lost_to_another(label: str) -> None:
-    assert attack(label).momentum == 0.5
+    assert attack(label).part(Momentum) == Momentum(0.5)
 
 
 def test_two_parts_that_disagree_are_refused() -> None:
@@ -210,7 +211,7 @@ def test_a_weight_file_of_any_name_is_found(file: str, tmp_path: Path, monkeypat
         ("attack", "mi-fgsm(alpha=foo)", "parameter 'alpha': expected a finite number or auto; found 'foo'"),
         ("attack", "mi-fgsm(momentum=auto)", "parameter 'momentum': expected a finite number, like 1; found 'auto'"),
         ("attack", "mi-fgsm(alpha=nan)", "found 'nan'"),
-        ("attack", "mi-fgsm(nesterov=1)", "expected true or false, like false; found '1'"),
+        ("attack", "mi-fgsm(nesterov=1)", "expected true or false, like true; found '1'"),
         ("attack", "mi-fgsm(label=foo)", "expected 'true' or 'predicted'; found 'foo'"),
         ("defense", "rdp(weights=true)", "weights true are not there"),
         ("defense", "jpeg(quality=75.5)", "expected a whole number, like 75; found '75.5'"),
@@ -222,9 +223,9 @@ def test_a_value_of_another_type_is_refused(kind: str, label: str, says: str) ->
 
 
 def test_values_have_the_annotated_type() -> None:
-    assert attack("dim(label=true)").label == "true"
-    assert type(attack("mi-fgsm(momentum=1)").momentum) is float
-    assert attack("mi-fgsm(steps=auto)").steps is None
+    assert attack("dim(label=true)").part(LabelChoice) is None
+    assert type(attack("mi-fgsm(momentum=2)").part(Momentum).momentum) is float
+    assert attack("mi-fgsm(steps=auto)").schedule.steps is None
     assert defense("rdp(weights=auto)") == defense("rdp")
 
 
@@ -252,10 +253,10 @@ def test_annotations_of_every_kind() -> None:
 @pytest.mark.parametrize(
     ("kind", "label", "says"),
     [
-        ("attack", "TI(kernel_size=100001)", "kernel is at most"),
-        ("attack", "mi-fgsm(kernel_size=100001)", "kernel is at most"),
+        ("attack", "TI(kernel_size=100001)", "kernel_size is at most"),
+        ("attack", "mi-fgsm(kernel_size=100001)", "kernel_size is at most"),
         ("attack", "I(1000000)", "steps is above 0 and at most 100000, or auto"),
-        ("attack", "SI(100000)", "copies is 1 to 100"),
+        ("attack", "SI(100000)", "scale_copies is at most 100"),
         ("attack", "DI(size=1000)", "diversity_size is above 1 and at most 10"),
         ("attack", "ssp(steps=1000000)", "steps is 1 to 100000"),
         ("defense", "r&p(patterns=100000)", "patterns is 1 to 10000"),

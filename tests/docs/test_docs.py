@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from rdp_bench import plugins
-from rdp_bench.attacks.gradient_sign import PARTS
+from rdp_bench.attacks.parts import WORDS
 from rdp_bench.cache.store import Store
 from rdp_bench.cli.main import main
 from rdp_bench.engine import grid
@@ -137,7 +137,7 @@ def test_commands_are_found_and_a_wrong_one_is_noticed() -> None:
     ("page", "names"),
     [
         ("extend/grid.md", {axis.name for axis in fields(grid.Axes)}),
-        ("extend/attack.md", set(PARTS)),
+        ("extend/attack.md", set(WORDS)),
         ("report.md", set(COLUMNS)),
         ("threats.md", {f"{mode}(DEFENSE, SOURCE)" for mode in defended.MODES}),
     ],

@@ -377,17 +377,17 @@ def test_two_runs_at_once_share_one_cache(grid: Path, process: Any) -> None:
 def test_out_of_memory_halves_the_batch_and_goes_on(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from rdp_bench.attacks import _iterate
+    from rdp_bench.attacks import _loop
 
-    real, sizes = _iterate.iterate, []
+    real, sizes = _loop.craft, []
 
-    def small_device(attack: Any, source: Any, x: Any, y: Any, eps: float, rng: Any) -> Any:
+    def small_device(parts: Any, source: Any, x: Any, y: Any, eps: float, rng: Any) -> Any:
         sizes.append(len(x))
         if len(x) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(attack, source, x, y, eps, rng)
+        return real(parts, source, x, y, eps, rng)
 
-    monkeypatch.setattr(_iterate, "iterate", small_device)
+    monkeypatch.setattr(_loop, "craft", small_device)
     assert run(grid, "--attack", "fgsm").exit_code == 0
     assert sizes == [12, 6, 3, 3, 3, 3]
 
@@ -397,15 +397,15 @@ def test_gradients_through_a_defense_take_smaller_batches(
     grid: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[object, ...], sizes: list[int]
 ) -> None:
     """A network's and its purifier's activations are kept at once; a batch size that was asked for is what is used."""
-    from rdp_bench.attacks import _iterate
+    from rdp_bench.attacks import _loop
 
-    real, found = _iterate.iterate, []
+    real, found = _loop.craft, []
 
-    def seen(attack: Any, source: Any, x: Any, *rest: Any) -> Any:
+    def seen(parts: Any, source: Any, x: Any, *rest: Any) -> Any:
         found.append(len(x))
-        return real(attack, source, x, *rest)
+        return real(parts, source, x, *rest)
 
-    monkeypatch.setattr(_iterate, "iterate", seen)
+    monkeypatch.setattr(_loop, "craft", seen)
     grid.write_text(GRID.replace('["tiny/one"]\ntargets', '["bpda(tiny/round, tiny/one)"]\ntargets'))
     assert run(grid, "--attack", "fgsm", *flags).exit_code == 0
     assert found == sizes

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rdp_bench.attacks.gradient_sign import GradientSign
+from rdp_bench.attacks._kernels.gather import gather_pixels
+from rdp_bench.attacks.parts import Diversity
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import card, zoo
 from rdp_bench.models.card import Card
@@ -23,6 +24,7 @@ from rdp_bench.models.classifier import PixelClassifier, load_state, resize
 from rdp_bench.models.fold_batch_norm import Clip6, fold_batch_norm, replace_relu6
 from rdp_bench.weights.files import read_tensors
 from tests.helpers import toy
+from tests.helpers.settings import setting
 
 CARD = Card(
     name="tiny", summary="", arch="tiny", weights="file", input_size=24, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
@@ -90,8 +92,7 @@ def test_classifier_normalises_and_zooms() -> None:
 def test_taking_pixels_inside_the_network_is_taking_them_before(old: int, back: bool, crop: float) -> None:
     """The fused path of input diversity: the same logits and gradients, but for rounding."""
     padded = 36 if old < 299 else 330
-    attack = GradientSign(diversity_prob=0.6, diversity_size=padded / old, resize_back=back)
-    _, rows, columns = sample_diversity(attack, old, toy.image_rng(6))
+    _, rows, columns = Diversity(0.6, padded / old, resize_back=back).sample(old, toy.image_rng(6))
     classifier = PixelClassifier(toy.network(), replace(CARD, crop=crop), "hash")
     zoom = rows.shape[1] / old
     x = toy.images(6, old)
@@ -120,8 +121,8 @@ def test_an_attack_takes_the_fused_path() -> None:
     fused = Watched(toy.network(), CARD, "hash")
     plain = toy.Toy(lambda z: fused(z, z.shape[-1] / 32), 5)
     for attack in (
-        GradientSign(steps=3, momentum=1.0, diversity_prob=0.7, kernel_size=7),
-        GradientSign(steps=3, momentum=1.0, diversity_prob=0.7, resize_back=True, scale_copies=2),
+        setting(steps=3, momentum=1.0, diversity_prob=0.7, kernel_size=7),
+        setting(steps=3, momentum=1.0, diversity_prob=0.7, resize_back=True, scale_copies=2),
     ):
         one, two = (attack(toy.source(member), x, y, 0.1, toy.image_rng(6)) for member in (fused, plain))
         assert float(((one - two).abs() > 1e-4).float().mean()) < 1e-3

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rdp_bench import plugins, registry
-from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.errors import UsageError
 from rdp_bench.models.defended import AttackedDefense, DefendedClassifier, parse
 from rdp_bench.models.zoo import LoadedSource, find_source
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import Resolved
 from rdp_bench.rng import ImageRng
+from tests.helpers.settings import setting
 
 plugins.load()
 
@@ -97,7 +97,7 @@ def test_adaptive_is_what_the_defense_says() -> None:
 
 
 def test_every_gradient_sees_a_fresh_draw_and_an_image_the_same_ones_in_any_batch() -> None:
-    attack = GradientSign(steps=3, momentum=1.0)
+    attack = setting(steps=3, momentum=1.0)
     x, y = torch.rand(4, 3, 5, 5), torch.zeros(4, dtype=torch.long)
     source = behind(Linear(torch.randn(1, 3, 5, 5)), Noise(), "exact", samples=2)
     seeds = [str(i) for i in range(4)]
@@ -115,7 +115,7 @@ def test_every_gradient_sees_a_fresh_draw_and_an_image_the_same_ones_in_any_batc
 
 def test_draws_stay_with_their_image_under_input_diversity() -> None:
     # Some images are enlarged and some not: each part must get its own images' streams.
-    attack = GradientSign(steps=2, diversity_prob=0.5)
+    attack = setting(steps=2, diversity_prob=0.5)
     x, y = torch.rand(6, 3, 20, 20), torch.zeros(6, dtype=torch.long)
 
     class Mean(Linear):
@@ -143,7 +143,7 @@ def test_samples_average_gradients_and_not_logits() -> None:
     weights = torch.tensor([2.0, 5.0]).repeat(6)[:12].view(1, 3, 2, 2)
     x, y = torch.full((1, 3, 2, 2), 0.5), torch.zeros(1, dtype=torch.long)
     Flips.signs[:] = [1.0, -0.2]
-    found = GradientSign(steps=1)(behind(Linear(weights), Flips(), "exact", 2), x, y, 8 / 255, ImageRng(["a"]))
+    found = setting(steps=1)(behind(Linear(weights), Flips(), "exact", 2), x, y, 8 / 255, ImageRng(["a"]))
     total = torch.zeros_like(x)
     for sign in (1.0, -0.2):
         leaf = x.clone().requires_grad_()

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.defenses.randomization import Randomization
 from rdp_bench.models.card import Card
 from rdp_bench.models.classifier import PixelClassifier, nearest_size
 from tests.helpers import toy
+from tests.helpers.settings import setting
 
 CARD = Card(name="tiny", summary="", arch="tiny", weights="file", input_size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -81,7 +81,7 @@ def test_input_diversity_and_random_resizing(arch: str) -> None:
         torch.manual_seed(0)
         classifier = PixelClassifier(timm.create_model(arch).eval(), replace(CARD, name=arch), "hash")
     x = toy.images(2, 76)
-    attack = GradientSign(steps=1, momentum=1.0, diversity_prob=1.0)
+    attack = setting(steps=1, momentum=1.0, diversity_prob=1.0)
     adv = attack(toy.source(classifier), x, torch.tensor([1, 2]), 8 / 255, toy.image_rng(2))
     assert float((adv - x).abs().max()) > 0
     purified = Randomization().purify(x, toy.image_rng(2))

@@ -9,12 +9,14 @@ import pytest
 import torch
 from click.testing import Result
 
-from rdp_bench.attacks.gradient_sign import GradientSign, compose
+from rdp_bench.attacks.gradient_sign import compose
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import UsageError
 from rdp_bench.metrics.stats import wilson
+from rdp_bench.specs import parse_spec
 from tests.helpers import toy
 from tests.helpers.commands import PLUGIN, cli
+from tests.helpers.settings import setting
 
 AIMED = """
 import sys
@@ -146,7 +148,7 @@ def test_the_iteration_descends_on_the_target_class() -> None:
     source = toy.source(toy.conv())
     x, y = toy.images(6, 16), (torch.arange(6) + 2) % 5
     attack = compose("TARGETED(dataset)|I(5)")
-    assert attack == GradientSign(steps=5, targeted=True, target="dataset")
+    assert attack == setting(steps=5, targeted=True, target="dataset")
     adv = attack(source, x, y, 32 / 255, toy.image_rng(6))
     losses = [torch.nn.functional.cross_entropy(source.members[0](z), y, reduction="none") for z in (x, adv)]
     assert (losses[1] < losses[0]).all()
@@ -155,8 +157,8 @@ def test_the_iteration_descends_on_the_target_class() -> None:
 
 
 def test_target_needs_targeted() -> None:
-    with pytest.raises(ValueError, match="target=dataset needs targeted=true"):
-        GradientSign(target="dataset")
+    with pytest.raises(UsageError, match="target has no effect without targeted"):
+        compose("MI").with_params(parse_spec("mi-fgsm(target=dataset)"))
 
 
 def test_targeted_success_is_the_share_predicted_as_the_target_class(grid: Path) -> None:
