@@ -1,4 +1,4 @@
-"""Model cards: what is known about a network before it is loaded. No torch."""
+"""Model cards: what is known about a model before it is loaded. Does not import torch."""
 
 import shlex
 import tomllib
@@ -11,7 +11,7 @@ from typing import Any
 from rdp_bench.errors import unknown_name
 
 NUMERICS = 1
-"""Version of how networks are prepared (batch-norm folding, resizing); bump when logits change."""
+"""Version of the preparation of networks (batch-norm folding, resizing). Increase it when logits change."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Card:
     seen: tuple[str, ...] = ()
 
     def known_accuracy(self, dataset: str, n: int) -> float | None:
-        """Top-1 percent on this many images of this data set, where somebody has measured it."""
+        """Return the published top-1 accuracy in percent on `n` images of a data set; None if unknown."""
         for row in self.accuracy:
             if (row["dataset"], row["n"]) == (dataset, n):
                 return float(row["percent"])
@@ -49,7 +49,7 @@ class Card:
 
 @cache
 def cards() -> dict[str, Card]:
-    """The built-in cards by name."""
+    """Return the built-in cards by name."""
     table = tomllib.loads(files("rdp_bench.data").joinpath("models.toml").read_text())
     return {name: _card(name, values) for name, values in table.items()}
 
@@ -68,7 +68,7 @@ def _card(name: str, values: dict[str, Any]) -> Card:
 ABOUT = (
     "name", "summary", "install", "legacy_files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen",
 )  # fmt: skip
-"""Fields that no output depends on. Of the others, one that is added later is declared `keys.neutral(VALUE)`."""
+"""Fields on which no output depends. Declare any other field that is added later as `keys.neutral(VALUE)`."""
 
 
 def convert_first(path: Path | str, model: str) -> str:

@@ -42,7 +42,7 @@ def test_missing_path_suggests_the_nearest(tmp_path: Path) -> None:
 
 
 def test_other_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadImageError, match=r"a\.png: a dataset is a folder or a \.csv file"):
+    with pytest.raises(BadImageError, match=r"a\.png: expected a folder, a \.csv file"):
         open_dataset(str(save(tmp_path / "a.png")))
 
 
