@@ -72,7 +72,7 @@ ABOUT = (
 
 
 def convert_first(path: Path | str, model: str) -> str:
-    """The sentence that tells how to convert a weight file of an older format.
+    """Return the sentence with the command that converts a weight file of an older format.
 
     >>> convert_first("resnet_v2_101.ckpt", "resnet-v2-101")
     'Convert it: rdp-bench weights convert resnet_v2_101.ckpt resnet-v2-101.safetensors --model resnet-v2-101'
