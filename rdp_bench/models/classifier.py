@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from rdp_bench.errors import BadModelError, UsageError, unknown_name
 from rdp_bench.keys import canonical_json
-from rdp_bench.models import resnet_denoise, resnet_v2
+from rdp_bench.models import families
 from rdp_bench.models.card import ABOUT, NUMERICS, Card, convert_first
 from rdp_bench.models.fold_batch_norm import fold_batch_norm, norm_pairs, replace_relu6
 from rdp_bench.weights import files as weight_files
@@ -237,10 +237,8 @@ def from_hub(card: Card, device: str) -> PixelClassifier:
 
 def create(card: Card, *, pretrained: bool = False) -> nn.Module:
     """Return the network of a card, ours or timm's, with random weights unless timm downloads them (`pretrained`)."""
-    if card.arch in resnet_v2.UNITS:
-        return resnet_v2.ResNetV2(resnet_v2.UNITS[card.arch])
-    if card.arch in resnet_denoise.UNITS:
-        return resnet_denoise.ResNetDenoise(resnet_denoise.UNITS[card.arch])
+    if family := families.find(card.arch):
+        return family.create(card.arch)
     import timm
 
     arch = card.arch.removeprefix("timm:")
@@ -342,7 +340,7 @@ def _by_timm(net: nn.Module, card: Card, state: State) -> State | None:
 
     timm passes the filter only to its loader, so the network is created again here with a loader that records it.
     """
-    if card.arch in resnet_v2.UNITS or card.arch in resnet_denoise.UNITS:
+    if families.find(card.arch):
         return None
     import timm
     from timm.models import _builder as builder

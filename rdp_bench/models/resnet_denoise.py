@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from rdp_bench.models.family import Family
 from rdp_bench.models.resnet_v2 import EPSILON, same_pool
 from rdp_bench.weights.files import State
+from rdp_bench.weights.legacy import read_npz
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,3 +153,6 @@ def from_tensorpack(named: "Mapping[str, NDArray[np.float32]]") -> State:
         if part == "running_var":
             state[f"{layer}.num_batches_tracked"] = torch.tensor(0)
     return state
+
+
+FAMILY = Family(UNITS, ResNetDenoise, {".npz": lambda path: from_tensorpack(read_npz(path))})

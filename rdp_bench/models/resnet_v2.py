@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from rdp_bench.models.family import Family
 from rdp_bench.weights.files import State
+from rdp_bench.weights.legacy import read_mmdnn, read_tf_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,3 +138,13 @@ def from_tensorflow(named: "Mapping[str, NDArray[np.float32]]") -> State:
         if part == "running_var":
             state[f"{layer}.num_batches_tracked"] = torch.tensor(0)
     return state
+
+
+FAMILY = Family(
+    UNITS,
+    ResNetV2,
+    {
+        ".npy": lambda path: from_tensorflow(read_mmdnn(path)),
+        ".ckpt": lambda path: from_tensorflow(read_tf_checkpoint(path)),
+    },
+)
