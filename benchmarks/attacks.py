@@ -16,7 +16,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from rdp_bench.attacks._iterate import sample_diversity
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 

@@ -66,7 +66,7 @@ def prepare(path: Path, size: int) -> NDArray[np.uint8]:
         size: side of the result in pixels.
 
     Raises:
-        BadImageError: as `decode`; or resizing would exceed Pillow's MAX_IMAGE_PIXELS, because the image is long and thin.
+        BadImageError: as `decode`; or the image is so long and thin that resizing exceeds Pillow's MAX_IMAGE_PIXELS.
     """
     import numpy as np
 

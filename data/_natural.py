@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.data._labelled import Images
@@ -33,8 +33,12 @@ class Converted:
         with wrap_errors(f"dataset '{self.name}', image '{self.ids[index]}'"):
             return _array(self.whole.image(index))
 
+    def first(self, limit: int) -> Converted:
+        """Return the first `limit` images."""
+        return replace(self, ids=self.ids[:limit], labels=self.labels[:limit], targets=self.targets[:limit])
 
-def convert(found: Dataset, spec: str) -> Dataset:
+
+def convert(found: Dataset, spec: str) -> Images | Converted:
     """Convert labels and targets to int, ids to text, and images to arrays.
 
     Integers of numpy and torch and floats without a fraction are accepted as int. Images may be PIL images, torch

@@ -22,7 +22,7 @@ def csvlist(table: Path, columns: list[str], *, size: int = SIZE, label_base: in
     """Return the images that a table lists, in its order.
 
     A file name is in the column `path` (absolute, or relative to the table's folder), or in `filename`, `file` or
-    `image` (inside the folder `images/` beside the table if it exists, otherwise inside the table's folder). The ids are
+    `image` (inside the folder `images/` beside the table if it exists, otherwise in the table's folder). The ids are
     these names, normalised. A label is an ImageNet class number or a synset (n01440764). A column `target`,
     `targeted_label` or `TargetClass` gives the targets. The data set has the name of the file, TransferAttack's that of
     its folder.

@@ -93,8 +93,8 @@ def nips2017(table: Path, *, size: int = SIZE, subset: str = "") -> Images:
     """Return the images that `table` lists, in its order; ids are its ImageIds.
 
     Labels and targets are counted from 0. The name of the data set is "nips2017" if every ImageId belongs to the
-    competition. Then every label must be the published one, and the report shows the paper's numbers beside the measured
-    ones. Other images in this layout have the name of their folder. Images may have suffixes other than .png.
+    competition. Then every label must be the published one, and the report shows the paper's numbers beside ours. Other
+    images in this layout have the name of their folder. Images may have suffixes other than .png.
 
     Args:
         table: dev_dataset.csv or images.csv.
@@ -102,7 +102,7 @@ def nips2017(table: Path, *, size: int = SIZE, subset: str = "") -> Images:
         subset: a named subset ("every-second"), or empty for all images.
 
     Raises:
-        BadImageError: there is no folder `images/` beside the table, a column is missing, an ImageId is repeated, points
+        BadImageError: the folder `images/` beside the table or a column is missing, an ImageId is repeated, points
             outside the folder or has two files, a label is outside 1..1000 or not the published one, or images of the
             subset are missing.
     """

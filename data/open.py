@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-# Imported to register the entry, whoever imports this module.
+# Imported to register the entry.
 from rdp_bench.data import photos20 as _photos20  # noqa: F401
 from rdp_bench.data._labelled import CLASSES, SIZE, Images, columns_of
 from rdp_bench.data._natural import convert
@@ -22,10 +20,6 @@ from rdp_bench.errors import BadImageError, UsageError, unknown_name
 from rdp_bench.protocols import Dataset, classes_of, note_of, targets_of
 from rdp_bench.registry import dataset
 from rdp_bench.specs import cut, outline, parse_spec, with_params
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _HOW = {
     "nips2017": "fetch it: rdp-bench data get nips2017",
@@ -73,10 +67,10 @@ def open_dataset(spec: str, *, size: int | None = None, limit: int | None = None
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, found {limit}")
     path, options = _path_and_options(spec, SIZE if size is None else size)
-    found: Dataset = _from_path(path, options) if options else convert(_registered(spec, path, size), spec)
+    found = _from_path(path, options) if options else convert(_registered(spec, path, size), spec)
     _check(found)
     if limit is not None and limit < len(found.ids):
-        found = found.first(limit) if isinstance(found, Images) else _First.of(found, limit)
+        found = found.first(limit)
     if isinstance(found, Images):
         found.require_files()
     return found
@@ -155,7 +149,7 @@ def _registered(text: str, path: Path, size: int | None) -> Dataset:
             text = str(replace(spec, params=(*spec.params, ("size", str(size)))))
     elif not any(re.fullmatch(scheme.pattern, outline(text)) for scheme in dataset.label_schemes):
         how = f"; {_HOW[name]}" if name in _HOW else ""
-        raise unknown_name("dataset", text, dataset.entries, f"Nor is there a folder or .csv file of that name{how}")
+        raise unknown_name("dataset", text, dataset.entries, f"No folder or .csv file has that name either{how}")
     return dataset.resolve(text).value
 
 
@@ -179,25 +173,3 @@ def _check(found: Dataset) -> None:
         if not 0 <= label < CLASSES:
             raise BadImageError(f"{where}: image '{id_}' has label {label}, outside 0..{CLASSES - 1}")
         seen.add(id_)
-
-
-@dataclass
-class _First:
-    """The first images of a data set of a plugin."""
-
-    name: str
-    size: int
-    ids: Sequence[str]
-    labels: Sequence[int]
-    targets: Sequence[int]
-    classes: int | None
-    note: str
-    whole: Dataset
-
-    @classmethod
-    def of(cls, whole: Dataset, limit: int) -> _First:
-        ids, labels, targets = whole.ids[:limit], whole.labels[:limit], targets_of(whole)[:limit]
-        return cls(whole.name, whole.size, ids, labels, targets, classes_of(whole), note_of(whole), whole)
-
-    def image(self, index: int) -> NDArray[np.uint8]:
-        return self.whole.image(range(len(self.ids))[index])

@@ -1,4 +1,4 @@
-"""What the site is built with: doctests as code, and no page that asks the network for anything."""
+"""Hooks of the site: doctests are formatted as code, and pages load nothing from the network."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ _FETCHED = re.compile(r"""<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href
 
 
 class Doctests(griffe.Extension):
-    """Fences doctests that stand between the paragraphs of a docstring."""
+    """Fences doctests between the paragraphs of a docstring."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite one docstring."""
@@ -22,6 +22,6 @@ class Doctests(griffe.Extension):
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> None:
-    """Refuse scripts, styles, fonts and pictures from elsewhere."""
+    """Refuse scripts, styles, fonts and images from elsewhere."""
     if found := _FETCHED.findall(output):
         raise PluginError(f"{page.file.src_path} fetches {', '.join(found)}")

@@ -1,4 +1,4 @@
-"""Halfstep: an attack of one's own, as a plugin."""
+"""Halfstep: an attack as a plugin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @attack("mine/halfstep", source="my thesis, Alg. 1")
 @dataclass(frozen=True)
 class Halfstep:
-    """Steps of eps/2, eps/4, ...: coarse first, and never eps in sum."""
+    """Takes steps of eps/2, eps/4, ..., whose sum stays below eps."""
 
     steps: int = 8
 
@@ -29,7 +29,7 @@ class Halfstep:
         eps: float,
         rng: ImageRng,
     ) -> Tensor:
-        """Images near `x` `[n, 3, h, w]`; labels `y` `[n]`, `eps` in [0, 1]."""
+        """Return images within `eps` (in [0, 1]) of `x` `[n, 3, h, w]`; `y` `[n]` are labels."""
         import torch
         from torch.nn.functional import cross_entropy
 
@@ -45,9 +45,9 @@ class Halfstep:
         return adv.detach()
 
     def resolved(self, eps_255: float) -> dict[str, Any]:
-        """Everything that the result depends on; part of the cache key."""
+        """Return everything that the result depends on; part of the cache key."""
         return asdict(self)
 
     def gradients(self, eps_255: float) -> int:
-        """Gradients an image, for the estimate of the time."""
+        """Return the number of gradients per image, for time estimates."""
         return self.steps

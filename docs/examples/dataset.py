@@ -1,4 +1,4 @@
-"""Arrays: images and labels out of one .npz file, as a plugin."""
+"""Arrays: images and labels from one .npz file, as a plugin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataset("mine/arrays", source="files of my own")
 @dataclass(frozen=True)
 class Arrays:
-    """Images `[n, 3, s, s]` (uint8, RGB) and labels `[n]` of an .npz file."""
+    """Images `[n, 3, s, s]` (uint8, RGB) and labels `[n]` in an .npz file."""
 
     file: str = "photos.npz"
     name: str = "mine/arrays"
@@ -41,10 +41,10 @@ class Arrays:
 
     @property
     def ids(self) -> Sequence[str]:
-        """A name for each image."""
+        """A unique name per image."""
         return [f"{i:05d}" for i in range(len(self._arrays["labels"]))]
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as uint8 `[3, s, s]`."""
+        """Return image `index` as uint8 `[3, s, s]`."""
         image: NDArray[np.uint8] = self._arrays["images"][index]
         return image

@@ -1,4 +1,4 @@
-"""Coarsen: a defense of one's own, as a plugin."""
+"""Coarsen: a defense as a plugin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @defense("mine/coarsen", source="my thesis, Sec. 3")
 @dataclass(frozen=True)
 class Coarsen(Purifier):
-    """Averages away whatever is finer than `factor` pixels."""
+    """Replaces each block of `factor` x `factor` pixels by its mean."""
 
     factor: int = 2
 
@@ -25,7 +25,7 @@ class Coarsen(Purifier):
     backward: ClassVar[Backward] = "exact"
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
-        """`x` `[n, 3, h, h]` in [0, 1] -> the same, block-averaged."""
+        """Return the block means of `x` `[n, 3, h, h]` in [0, 1], in the same shape."""
         from torch.nn.functional import avg_pool2d, interpolate
 
         coarse = avg_pool2d(x, self.factor)

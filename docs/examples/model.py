@@ -1,4 +1,4 @@
-"""ShuffleNet: a classifier of one's own, as a plugin; weights beside it."""
+"""ShuffleNet: a classifier as a plugin, with weights beside it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ShuffleNet:
-    """A torchvision network that resizes and normalises by itself."""
+    """A torchvision network with its own resizing and normalisation."""
 
     name = "mine/shufflenet"
     classes = 1000
@@ -32,12 +32,12 @@ class ShuffleNet:
         self.net.load_state_dict(state)
 
     def to(self, device: torch.device | str) -> ShuffleNet:
-        """The classifier on `device`."""
+        """Return the classifier on `device`."""
         self.net.to(device)
         return self
 
     def __call__(self, x: Tensor, zoom: float = 1.0) -> Tensor:
-        """Logits `[n, 1000]` of `x` `[n, 3, h, w]` in [0, 1]."""
+        """Return logits `[n, 1000]` of `x` `[n, 3, h, w]` in [0, 1]."""
         from torch.nn.functional import interpolate
 
         side = round(SIZE * zoom)
@@ -47,7 +47,7 @@ class ShuffleNet:
         return logits
 
     def record(self) -> dict[str, Any]:
-        """Everything that the logits depend on; part of the cache key."""
+        """Return everything that the logits depend on; part of the cache key."""
         return {"weights": hash_file(WEIGHTS), "size": SIZE, "mean": MEAN, "std": STD}
 
 

@@ -1,4 +1,4 @@
-"""Smooth: a network of one's own as a defense, as a plugin."""
+"""Smooth: a network as a defense, as a plugin."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 @defense("mine/smooth", source="my thesis, Sec. 4")
 @dataclass(frozen=True)
 class Smooth(Learned):
-    """A convolution for each colour."""
+    """A convolution per channel."""
 
     kind = "mine/smooth"
 
     def build(self, **net: Any) -> "nn.Module":
-        """The network without its weights."""
+        """Return the network without its weights."""
         from torch import nn
 
         return nn.Conv2d(3, 3, 5, padding=2, groups=3)

@@ -1,4 +1,4 @@
-"""Error in percent under the worst attack of each image.
+"""Error in percent under the strongest attack for each image.
 
 python docs/examples/worst.py rdp-bench-out/export/predictions.csv
 """

@@ -1,1 +1,1 @@
-"""Data sets from the network."""
+"""Downloads of data sets."""

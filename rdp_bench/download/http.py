@@ -1,8 +1,11 @@
-"""Files from the web: taken up where they stopped, and there whole or not at all. Standard library only.
+"""Downloads that resume, with the standard library. A file exists under its final name only when it is complete.
 
-What has come so far is PATH.part, and PATH.part.tag what the server calls this version of the file (its ETag), so
-that two versions are never joined. A server may stall, hang up early, redirect, ignore what is asked of it or answer
-with a web page: each is tried again where that can help, and told where it cannot.
+The received bytes are in PATH.part, and the server's ETag of this version of the file is in PATH.part.tag, so that two
+versions are never joined. A server may stall, close the connection early, redirect, ignore the requested range, or
+answer with a web page. The request is repeated if that can help; otherwise an error says what happened.
+
+pooch cannot replace this module: it does not resume, does not limit the size, and accepts truncated files unless the
+hash is known in advance (docs/design.md).
 """
 
 import http.client
@@ -17,35 +20,40 @@ from rdp_bench import __version__
 from rdp_bench.errors import FetchError, StorageError
 
 TIMEOUT = 30.0
-"""Seconds without a byte after which a connection counts as lost."""
+"""Seconds without a byte after which a connection is closed."""
 
 TRIES = 5
-"""Connections in a row that bring nothing new before we give up."""
+"""Consecutive connections without new bytes before the download fails."""
 
 PAUSE = 1.0
-"""Seconds before the second of them; each pause is twice the one before."""
+"""Seconds before the second connection; each later pause is twice as long."""
 
 LARGEST = 2**32
-"""Bytes; a server that sends more than this is not believed."""
+"""The largest accepted file in bytes."""
 
 _LATER = {408, 425, 429, 500, 502, 503, 504}
-"""Answers that another try may change."""
+"""HTTP status codes after which the request is repeated."""
 
 
 class _AgainError(Exception):
-    """A connection brought no more; the next one may."""
+    """The connection failed in a way that may not recur."""
 
 
 def download(
     url: str, path: Path, magic: bytes = b"", progress: Callable[[int, int | None], None] | None = None
 ) -> None:
-    """Fetch `url` (http or https) to `path`; `magic` is how the file must begin.
+    """Download `url` to `path`, resuming an earlier call.
 
-    `tell` is called with the bytes that are there and the bytes there will be (None where nobody knows).
+    Args:
+        url: an http or https address; https may not redirect to http.
+        path: the file to write.
+        magic: the first bytes that the file must have.
+        progress: called with the bytes received so far and the total, or None if the total is unknown.
 
     Raises:
-        FetchError: no such thing there, not such a file, or nothing came TRIES times in a row.
-        StorageError: the disk is full, or the folder cannot be written to.
+        FetchError: the address is wrong, the server refuses or sends another type of file, the file is larger than
+            LARGEST, or TRIES consecutive connections brought no new bytes.
+        StorageError: the disk is full, or the folder cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
     with _disk(part):
@@ -60,7 +68,7 @@ def download(
             if tries == TRIES:
                 raise FetchError(
                     f"{url}: {_reason(error)}; given up after {TRIES} tries. {_size(part):,} bytes are kept: "
-                    "the same command goes on from there"
+                    "the same command resumes there"
                 ) from error
             time.sleep(PAUSE * 2 ** (tries - 1))
         else:
@@ -70,7 +78,7 @@ def download(
 
 
 def _fetch(url: str, part: Path, magic: bytes, progress: Callable[[int, int | None], None]) -> None:
-    """Get what is missing of `part` over one connection; returns when it is whole."""
+    """Append the missing bytes to `part` over one connection; return when the file is complete."""
     have = _size(part)
     headers = {"User-Agent": f"rdp-bench/{__version__}"}
     if have:
@@ -84,7 +92,7 @@ def _fetch(url: str, part: Path, magic: bytes, progress: Callable[[int, int | No
             if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
                 return
             _forget(part)
-            raise _AgainError("the server has another file than the one begun") from error
+            raise _AgainError("the file on the server has changed") from error
         if error.code in _LATER:
             raise
         raise FetchError(f"{url}: {_reason(error)}; is the address right?") from error
@@ -98,19 +106,21 @@ def _fetch(url: str, part: Path, magic: bytes, progress: Callable[[int, int | No
             _forget(part)
             have = 0
         if answer.status == 206 and not resumed:
-            raise _AgainError("the server sent another part than it was asked for")
+            raise _AgainError("the server sent another range than requested")
         length = answer.headers.get("Content-Length", "")
         end = have + int(length) if length.isdecimal() else None
         tag = answer.headers.get("ETag", "")
         with _writing(part) as write:
-            if tag.startswith('"'):  # a weak one, W/"...", names no exact bytes
+            if tag.startswith('"'):  # a weak ETag, W/"...", does not identify exact bytes
                 _tag(part).write_text(tag)
             progress(have, end)
             while chunk := answer.read1(1 << 16):
                 if not have and chunk[: len(magic)] != magic[: len(chunk)]:
                     _forget(part)
                     kind = answer.headers.get_content_type()
-                    raise FetchError(f"{url}: no such file, but {kind} that begins with {chunk[:40]!r}")
+                    raise FetchError(
+                        f"{url}: expected another type of file, found {kind} that begins with {chunk[:40]!r}"
+                    )
                 have += len(chunk)
                 if have > LARGEST:
                     _forget(part)
@@ -123,7 +133,7 @@ def _fetch(url: str, part: Path, magic: bytes, progress: Callable[[int, int | No
 
 @contextmanager
 def _writing(part: Path) -> Iterator[Callable[[bytes], object]]:
-    """Append to `part`; what goes wrong here is the disk's fault, and no reason to try again."""
+    """Yield a function that appends to `part`; its errors come from the disk, so the download is not repeated."""
 
     def write(chunk: bytes) -> None:
         with _disk(part):
@@ -164,7 +174,7 @@ def _reason(error: Exception) -> str:
         return f"HTTP {error.code} {error.reason}"
     inner = error.reason if isinstance(error, URLError) else error
     if isinstance(inner, TimeoutError):
-        return f"nothing came for {TIMEOUT:g} seconds"
+        return f"no data for {TIMEOUT:g} seconds"
     if isinstance(inner, http.client.IncompleteRead):
         return "the connection broke off"
     return str(inner) or type(inner).__name__

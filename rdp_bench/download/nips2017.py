@@ -1,9 +1,9 @@
-"""NIPS-2017 DEV brought into a folder from the web, a zip or another folder; pixels and labels of every image verified.
+"""Import of NIPS-2017 DEV from the web, a zip or a folder; the pixels and labels of every image are verified.
 
-Nothing that a source says becomes a path: an image is written as `images/<ImageId>.png`, and the ImageId is one of the
-manifest's. An image whose pixels neither circulating copy has is not kept, nor are copy B's two damaged ones. The table
-that is written lists the images that exist, so a run accepts the folder at any time; a second call adds what is missing
-and replaces images of copy B where the source has copy A's.
+No name from a source becomes a path: an image is written as `images/<ImageId>.png` with an ImageId of the manifest.
+Images with pixels of neither circulating copy, and copy B's two damaged images, are not written. The table that is
+written lists the existing images, so a run accepts the folder at any time. A second call adds missing images and
+replaces images of copy B if the source has copy A.
 """
 
 import csv
@@ -29,38 +29,38 @@ from rdp_bench.errors import BadImageError, FetchError, StorageError, UsageError
 from rdp_bench.keys import hash_pixels
 
 SOURCES = (
-    # The organisers' own: Kaggle hands out public data sets without an account.
+    # The organisers' copy. Kaggle serves public data sets without an account.
     "https://www.kaggle.com/api/v1/datasets/download/google-brain/nips-2017-adversarial-learning-development-set",
     # The copy beside the code of "On Success and Simplicity" (Zhao et al. 2021).
     "https://github.com/ZhengyuZhao/Targeted-Tansfer/archive/refs/heads/main.zip",
 )
-"""Where it is downloaded from; the second where the first fails.
+"""Download addresses; the second is used if the first fails.
 
-Not from the addresses on Flickr that dev_dataset.csv lists and cleverhans' script follows: photographs are taken down
-there, and one that is cropped and resized anew has other pixels.
+The Flickr addresses in dev_dataset.csv, which cleverhans' script uses, are not used: photographs are removed there, and
+cropping and resizing them again gives different pixels.
 """
 
 DIFFERENCES = "differences.csv"
-"""Lists what differs from the whole set of copy A; absent where nothing does."""
+"""The file that lists all differences from the complete copy A; it does not exist if there are none."""
 
 _LARGEST = 1 << 24  # bytes of one file; the images have about 150 kB
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with what is counted, how many there are, and how many there will be if anybody knows."""
+"""Called with the unit ("bytes" or "images"), the number so far, and the total, or None if it is unknown."""
 
 Rows = dict[str, Row]
-"""ImageId -> its row of a table."""
+"""Rows of a table by ImageId."""
 
 Entry = tuple[str, Callable[[], bytes]]
-"""Where a file of a source lies, and how it is read."""
+"""The location of a file in a source, and a function that reads it."""
 
 Entries = Mapping[str, list[Entry]]
-"""By base name."""
+"""Files of a source by base name."""
 
 
 @dataclass
 class FetchResult:
-    """What is in the folder now, by ImageId; `refused` says why an image was not taken."""
+    """The content of the folder by ImageId; `refused` has the reason for each refused image."""
 
     copy_a: list[str] = field(default_factory=list)
     copy_b: list[str] = field(default_factory=list)
@@ -69,24 +69,29 @@ class FetchResult:
 
     @property
     def images(self) -> int:
-        """How many images the folder holds."""
+        """The number of images in the folder."""
         return len(self.copy_a) + len(self.copy_b)
 
     @property
     def differences(self) -> dict[str, str]:
-        """ImageId -> how the folder differs from copy A of the whole set."""
+        """The differences of the folder from the complete copy A, by ImageId."""
         found = dict.fromkeys(self.copy_b, COPY_B) | self.refused
         return {image: found.get(image, "missing") for image in nips2017.manifest() if image not in {*self.copy_a}}
 
 
 def fetch_nips2017(to: Path, source: str | None = None, progress: Progress = lambda *_: None) -> FetchResult:
-    """Bring images and labels into `to`, as far as they are not there yet.
+    """Add the missing images and labels of the set to a folder.
 
-    `source` is a folder, a zip, or the address of one; without it, `SOURCES`.
+    Args:
+        to: the folder; it is created.
+        source: a folder, a zip, or the address of a zip; by default `SOURCES`.
+        progress: called during downloads and verification.
 
     Raises:
-        UsageError: no such source, or `to` holds something else. BadImageError: a source without the set's table.
-        FetchError: a download that did not come or is no zip. StorageError: `to` cannot be written to.
+        UsageError: the source does not exist, or `to` contains another data set.
+        BadImageError: the source does not contain the table of labels.
+        FetchError: a download failed or is not a zip.
+        StorageError: `to` cannot be written.
     """
     held = _held(to)
     if len(held) == len(nips2017.manifest()) and all(_copy_here(to, image) == "A" for image in held):
@@ -100,7 +105,7 @@ def fetch_nips2017(to: Path, source: str | None = None, progress: Progress = lam
             if source:
                 raise
             problems.append(str(error))
-    raise FetchError("\n".join(problems) + "\nget the set in another way, and pass its folder or zip as --from")
+    raise FetchError("\n".join(problems) + "\ndownload the set another way, and pass its folder or zip as --from")
 
 
 def _take(entries: Entries, place: str, to: Path, progress: Progress) -> FetchResult:
@@ -165,17 +170,17 @@ def _rows(content: bytes, where: Path | str) -> Rows:
     for row in rows_of(content, where, "ImageId", "TrueLabel"):
         image = row.text("ImageId").removesuffix(".png")
         if image not in nips2017.manifest():
-            raise BadImageError(f"{row.where}: ImageId '{image}' is none of NIPS-2017 DEV's")
+            raise BadImageError(f"{row.where}: ImageId '{image}' does not belong to NIPS-2017 DEV")
         check_row(row, image)
         rows[image] = row
     return rows
 
 
 def _copy_here(to: Path, image: str) -> str:
-    """The copy ("A", "B") that the folder's file of this image is from; "" for a missing or damaged file.
+    """Return the copy ("A", "B") of the image in the folder; "" for a missing or damaged file.
 
     Raises:
-        UsageError: a good image, but another one.
+        UsageError: the file is a valid but different image.
     """
     path = to / "images" / f"{image}.png"
     if not path.is_file():
@@ -192,12 +197,12 @@ def _copy_here(to: Path, image: str) -> str:
 
 
 def _checked(image: str, entries: Entries) -> tuple[bytes, str]:
-    """The PNG of an image and its copy; of several files the one in a folder `images`. Empty where there is none."""
+    """Return the PNG file of an image and its copy, preferring a folder `images`; empty if there is none."""
     found = entries.get(f"{image}.png", [])
     if not found:
         other = [name for suffix in sorted(SUFFIXES) if (name := f"{image}{suffix}") in entries]
         if other:
-            raise BadImageError(f"{other[0]}: the set's images are PNG files; another format has other pixels")
+            raise BadImageError(f"{other[0]}: the set's images are PNG files; another format has different pixels")
         return b"", ""
     best = [entry for entry in found if PurePosixPath(entry[0]).parent.name == "images"] or found
     if len(best) > 1:
@@ -206,7 +211,7 @@ def _checked(image: str, entries: Entries) -> tuple[bytes, str]:
     content = read()
     copy = copy_of(image, _digest(content, where))
     if not copy:
-        raise BadImageError(f"{where}: other pixels than this image of the DEV set has")
+        raise BadImageError(f"{where}: its pixels differ from this image of the DEV set")
     if copy == "B" and image in CARDS:
         raise BadImageError(f"{where}: {DAMAGED}")
     return content, copy
@@ -228,7 +233,7 @@ def _table(entries: Entries, place: str) -> Entry:
     for name in TABLES:
         if name in entries:
             return min(entries[name], key=lambda entry: len(PurePosixPath(entry[0]).parts))
-    raise BadImageError(f"{place}: holds no {' or '.join(TABLES)}, the set's table of labels")
+    raise BadImageError(f"{place}: contains no {' or '.join(TABLES)}, the set's table of labels")
 
 
 @contextmanager
@@ -244,15 +249,15 @@ def _opened(place: str, to: Path, progress: Progress) -> Iterator[Entries]:
         with _zip(path, place) as entries:
             yield entries
     else:
-        but = " (it is a file, but no zip that can be read: fetch it again)" if path.is_file() else ""
+        but = " (the file is not a readable zip: download it again)" if path.is_file() else ""
         raise UsageError(
-            f"--from {place}: expected a folder, a zip, or an address that begins with http:// or https://{but}"
+            f"--from {place}: expected a folder, a zip, or an address that starts with http:// or https://{but}"
         )
 
 
 @contextmanager
 def _downloaded(url: str, to: Path, progress: Progress) -> Iterator[Path]:
-    """The archive at `url`; kept beside the images until they are out of it, whatever interrupts that."""
+    """Yield the archive at `url`. It stays beside the images until they are extracted, also after an interruption."""
     archive = to / f".{hashlib.sha256(url.encode()).hexdigest()[:12]}.zip"
     if not archive.is_file():
         download(url, archive, b"PK\x03\x04", partial(progress, "bytes"))
@@ -271,7 +276,7 @@ def _zip(path: Path, place: str) -> Iterator[Entries]:
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise FetchError(f"{place}: {path.stat().st_size:,} bytes, but no whole zip ({error})") from error
+        raise FetchError(f"{place}: {path.stat().st_size:,} bytes, but not a complete zip ({error})") from error
     with archive:
         entries: dict[str, list[Entry]] = defaultdict(list)
         for info in archive.infolist():
@@ -286,7 +291,7 @@ def _entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # encrypted is a RuntimeError
         raise BadImageError(f"{info.filename}: damaged in the archive ({error})") from error
     if len(content) > _LARGEST:
-        raise BadImageError(f"{info.filename}: more than {_LARGEST >> 20} MiB, which no file of the set has")
+        raise BadImageError(f"{info.filename}: more than {_LARGEST >> 20} MiB; every file of the set is smaller")
     return content
 
 
@@ -295,7 +300,7 @@ def _folder(path: Path) -> Entries:
     seen: set[str] = set()
     for parent, folders, names in os.walk(path, followlinks=True):
         real = os.path.realpath(parent)
-        if real in seen:  # a link to a folder above it
+        if real in seen:  # a link to a parent folder
             folders.clear()
             continue
         seen.add(real)

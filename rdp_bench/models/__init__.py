@@ -1,1 +1,1 @@
-"""Networks as classifiers of images in [0, 1]."""
+"""Models: cards, networks as classifiers in pixel space, and a defense in front of a source."""

@@ -1,4 +1,4 @@
-"""Model cards: what is known about a network before it is loaded. No torch."""
+"""Model cards: what is known about a model before it is loaded. Does not import torch."""
 
 import shlex
 import tomllib
@@ -11,7 +11,7 @@ from typing import Any
 from rdp_bench import schema
 
 NUMERICS = 1
-"""Version of how networks are prepared (batch-norm folding, resizing); bump when logits change."""
+"""Version of the preparation of networks (batch-norm folding, resizing). Increase it when logits change."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Card:
     seen: tuple[str, ...] = ()
 
     def known_accuracy(self, dataset: str, n: int) -> float | None:
-        """Top-1 percent on this many images of this data set, where somebody has measured it."""
+        """Return the published top-1 accuracy in percent on `n` images of a data set; None if unknown."""
         for known in self.accuracy:
             if (known.dataset, known.n) == (dataset, n):
                 return known.percent
@@ -58,7 +58,7 @@ class Card:
 
 @cache
 def cards() -> dict[str, Card]:
-    """The built-in cards by name."""
+    """Return the built-in cards by name."""
     table = tomllib.loads(files("rdp_bench.data").joinpath("models.toml").read_text())
     return {name: schema.read({"name": name, **values}, Card, f"model card {name}") for name, values in table.items()}
 
@@ -66,11 +66,11 @@ def cards() -> dict[str, Card]:
 ABOUT = (
     "name", "summary", "install", "legacy_files", "licence", "accuracy", "sha256", "weights", "trained_against", "seen",
 )  # fmt: skip
-"""Fields that no output depends on. Of the others, one that is added later is declared `keys.neutral(VALUE)`."""
+"""Fields on which no output depends. Declare any other field that is added later as `keys.neutral(VALUE)`."""
 
 
 def convert_first(path: Path | str, model: str) -> str:
-    """The sentence that tells how to convert a weight file of an older format.
+    """Return the sentence with the command that converts a weight file of an older format.
 
     >>> convert_first("resnet_v2_101.ckpt", "resnet-v2-101")
     'Convert it: rdp-bench weights convert resnet_v2_101.ckpt resnet-v2-101.safetensors --model resnet-v2-101'

@@ -1,4 +1,4 @@
-"""timm networks as pixel-space classifiers, prepared for input gradients. Imported only when torch is needed."""
+"""Networks as classifiers in pixel space, prepared for input gradients. Imported only when torch is needed."""
 
 import hashlib
 import logging
@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from rdp_bench.errors import BadModelError, UsageError, unknown_name
 from rdp_bench.keys import canonical_json
-from rdp_bench.models import resnet_denoise, resnet_v2
+from rdp_bench.models import families
 from rdp_bench.models.card import ABOUT, NUMERICS, Card, convert_first
 from rdp_bench.models.fold_batch_norm import fold_batch_norm, norm_pairs, replace_relu6
 from rdp_bench.weights import files as weight_files
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class PixelClassifier(nn.Module):
-    """A network behind its own preprocessing; see `protocols.Classifier`."""
+    """A network with its preprocessing; see `protocols.Classifier`."""
 
     mean: Tensor
     std: Tensor
@@ -44,14 +44,14 @@ class PixelClassifier(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor, zoom: float = 1.0) -> Tensor:
-        """Logits `[n, classes]` of `x` `[n, 3, h, h]` in [0, 1]; see `protocols.Classifier`."""
+        """Return logits `[n, classes]` of `x` `[n, 3, h, h]` in [0, 1]; see `protocols.Classifier`."""
         return self._logits(resize(x, self._size(zoom), self.card.interpolation, self.card.crop))
 
     def logits_of_gathered(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
-        """`forward` of `gather_pixels(x, rows, columns)`, but for rounding, without ever making that image.
+        """Return `forward(gather_pixels(x, rows, columns), zoom)` up to rounding, without creating that image.
 
-        Taking pixels is as linear and separable as resizing is: one pair of matrices an image does both.
-        Grey is zero here, so padding is what no pixel reaches.
+        Gathering pixels is linear and separable, like resizing, so one pair of matrices per image does both. Grey is
+        zero here, so padding is a row without any entry.
         """
         matrix = _resize_matrix(
             rows.shape[1], self._size(zoom), self.card.interpolation, self.card.crop, torch.device(x.device)
@@ -63,12 +63,16 @@ class PixelClassifier(nn.Module):
         return self._logits(down[:, None] @ x + 0.5)
 
     def features(self, x: Tensor, levels: tuple[int, ...] = (2,), zoom: float = 1.0) -> list[Tensor]:
-        """Feature maps of `x` at `levels`, counted as timm does: 0 is the first, of the largest size.
+        """Return the feature maps of `x` at `levels`.
 
-        Without levels, the last map before pooling, which timm does not count where a convolution follows the stages.
+        Args:
+            x: images `[n, 3, h, h]` in [0, 1].
+            levels: numbers of the maps in timm's order; 0 is the first and largest. Empty means the last map before
+                pooling, which timm does not number if a convolution follows the stages.
+            zoom: see `protocols.Classifier`.
 
         Raises:
-            UsageError: the network does not give feature maps, or has no such level.
+            UsageError: the network provides no feature maps, or does not have such a level.
         """
         net: Any = self.net
         stages = getattr(net, "feature_info", None)
@@ -86,13 +90,15 @@ class PixelClassifier(nn.Module):
         return maps
 
     def _size(self, zoom: float) -> int:
-        """The side of the network's input for a zoomed image: the nearest that the network takes."""
+        """Return the side of the network's input for a zoomed image: the nearest that the network accepts."""
         own = self.card.input_size
         wanted = own if self.card.fixed_size else round(own * zoom)
         if wanted not in self._sizes:
             found = self._sizes[wanted] = nearest_size(self.net, wanted, own)
             if found != wanted:
-                log.warning("%s takes no input of %d pixels; zoomed images are shown at %d", self.name, wanted, found)
+                log.warning(
+                    "%s accepts no input of %d pixels; zoomed images are resized to %d", self.name, wanted, found
+                )
         return self._sizes[wanted]
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -101,19 +107,24 @@ class PixelClassifier(nn.Module):
         return logits[:, self.card.label_offset :]
 
     def record(self) -> dict[str, Any]:
-        """Identity for cache keys; the same as `Member.record` of its card."""
+        """Return the identity for cache keys, as in `zoo.ModelRef.record`."""
         return {"weights": self.weights_hash, "numerics": NUMERICS}
 
 
 STEP = 64
-"""The coarsest multiple that networks of timm want of their input."""
+"""The largest multiple that timm networks require of their input."""
 
 
 def nearest_size(net: nn.Module, wanted: int, own: int) -> int:
-    """The side nearest to `wanted` of which `net` takes images; `own`, which it takes, where none is near.
+    """Return the side nearest to `wanted` that `net` accepts, or `own` if there is none nearby.
 
-    Some networks (HRNet, DLA) raise unless the side is a multiple of 32, others at every side but theirs. Shapes alone
-    are computed, without numbers. Where that is not possible even at `own`, nothing is known and `wanted` is returned.
+    Some networks (HRNet, DLA) raise an error unless the side is a multiple of 32, others at every side but their own.
+    Only shapes are computed, on the meta device. If this fails even at `own`, the result is `wanted`.
+
+    Args:
+        net: the network.
+        wanted: the side in pixels.
+        own: the network's own input size.
     """
     tensors = {name: tensor.to("meta") for name, tensor in (*net.named_parameters(), *net.named_buffers())}
 
@@ -135,17 +146,23 @@ def nearest_size(net: nn.Module, wanted: int, own: int) -> int:
 def _resize_matrix(old: int, new: int, mode: str, crop: float, device: torch.device) -> Tensor:
     whole = round(new / crop)
     eye = torch.eye(old)[None, None]
-    # Down the columns only; no antialiasing, as in the TF pipelines these networks were trained with.
+    # Along the columns only; no antialiasing, as in the TensorFlow pipelines that trained these networks.
     matrix = interpolate(eye, size=(whole, old), mode=mode, align_corners=False)[0, 0]
     margin = (whole - new) // 2
     return matrix[margin : margin + new].contiguous().to(device)
 
 
 def resize(x: Tensor, size: int, mode: str = "bicubic", crop: float = 1.0) -> Tensor:
-    """The central `crop` of square images `[n, 3, h, h]`, resized to `[n, 3, size, size]`.
+    """Resize the central part of square images `[n, 3, h, h]` to `[n, 3, size, size]`.
 
-    Resizing is linear and separable: R x R^T. Two matrix products cost less than `interpolate` and its
-    backward pass, and their sums have a fixed order on every device.
+    Resizing is linear and separable: R x R^T. Two matrix products are faster than `interpolate` and its backward pass,
+    and the order of their sums is fixed on every device.
+
+    Args:
+        x: images.
+        size: side of the result in pixels.
+        mode: `bilinear` or `bicubic`.
+        crop: side of the central part relative to the image, in (0, 1].
     """
     old = x.shape[-1]
     if old == size and crop == 1:
@@ -155,7 +172,7 @@ def resize(x: Tensor, size: int, mode: str = "bicubic", crop: float = 1.0) -> Te
 
 
 def _gather_matrix(matrix: Tensor, index: Tensor, size: int) -> Tensor:
-    """`matrix` `[new, old]` after taking `old` entries of `size`, for each row of `index` `[n, old]`; -1 takes none."""
+    """Return `matrix` `[new, old]` times the gathering of `index` `[n, old]` from `size` entries; -1 gathers none."""
     n, new = len(index), len(matrix)
     where = torch.where(index < 0, size, index)[:, None].expand(n, new, -1)
     out = matrix.new_zeros(n, new, size + 1).scatter_add_(2, where, matrix.expand(n, -1, -1))
@@ -163,7 +180,7 @@ def _gather_matrix(matrix: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 def unfolded_state(classifier: PixelClassifier) -> dict[str, Tensor]:
-    """The weights of a prepared network under timm's names: each folded batch-norm comes back as a shift alone."""
+    """Return the weights of a prepared network under timm's names; a folded batch-norm becomes a shift only."""
     card = classifier.card
     net = create(card).eval()
     names = {module: name for name, module in net.named_modules()}
@@ -178,7 +195,7 @@ def unfolded_state(classifier: PixelClassifier) -> dict[str, Tensor]:
         state[f"{after}.running_var"] = torch.ones_like(norm.bias)
         state[f"{after}.weight"] = torch.ones_like(norm.bias)
         state[f"{after}.bias"] = trained[f"{before}.bias"]
-        # What the norm divides by is put into the weights, not left to rounding.
+        # The divisor of the norm is multiplied into the weights, so that no rounding remains.
         state[f"{before}.weight"] = trained[f"{before}.weight"] * (1 + norm.eps) ** 0.5
     return {name: tensor.detach().contiguous() for name, tensor in state.items()}
 
@@ -187,16 +204,16 @@ _loaded: dict[tuple[str, str, str], PixelClassifier] = {}
 
 
 def load(card: Card, file: Path | None, weights_hash: str, device: str) -> PixelClassifier:
-    """The classifier of a card on `device`, prepared; kept for the length of the process under its weights' hash.
+    """Return the prepared classifier of a card on `device`; it is kept in this process under the hash of its weights.
 
     Args:
-        card: what lies between pixels and logits.
-        file: where the weights are; None for timm's hub.
-        weights_hash: of the weights as they were when the run was planned.
-        device: for torch.
+        card: the model card.
+        file: the weight file; None for timm's hub.
+        weights_hash: the hash of the weights when the run was planned.
+        device: a torch device.
 
     Raises:
-        BadModelError: the weights are others than `weights_hash` says, cannot be read, or do not fit.
+        BadModelError: the weights do not have this hash, cannot be read, or do not fit.
     """
     if file is None:
         found = from_hub(card, device)
@@ -211,7 +228,7 @@ def load(card: Card, file: Path | None, weights_hash: str, device: str) -> Pixel
 
 
 def from_hub(card: Card, device: str) -> PixelClassifier:
-    """The classifier of a card with the weights that timm's hub gives."""
+    """Return the classifier of a card with the weights of timm's hub."""
     name = (card.arch, card.name, device)
     if name not in _loaded:
         _loaded[name] = _load(card, None, "").to(device)
@@ -219,11 +236,9 @@ def from_hub(card: Card, device: str) -> PixelClassifier:
 
 
 def create(card: Card, *, pretrained: bool = False) -> nn.Module:
-    """The plain network of a card: one of ours, else timm's; untrained unless timm is to download its weights."""
-    if card.arch in resnet_v2.UNITS:
-        return resnet_v2.ResNetV2(resnet_v2.UNITS[card.arch])
-    if card.arch in resnet_denoise.UNITS:
-        return resnet_denoise.ResNetDenoise(resnet_denoise.UNITS[card.arch])
+    """Return the network of a card, ours or timm's, with random weights unless timm downloads them (`pretrained`)."""
+    if family := families.find(card.arch):
+        return family.create(card.arch)
     import timm
 
     arch = card.arch.removeprefix("timm:")
@@ -234,7 +249,7 @@ def create(card: Card, *, pretrained: bool = False) -> nn.Module:
 
 
 def read(path: Path, model: str) -> State:
-    """The tensors of a weight file: `.safetensors`, or one that torch loads with `weights_only`.
+    """Return the tensors of a weight file: `.safetensors`, or one that torch loads with `weights_only`.
 
     Args:
         path: the file.
@@ -251,10 +266,10 @@ def read(path: Path, model: str) -> State:
 def _load(card: Card, file: Path | None, weights_hash: str) -> PixelClassifier:
     try:
         net = create(card, pretrained=file is None)
-    except Exception as error:  # timm and its hub raise many kinds; each means "no weights"
+    except Exception as error:  # timm and its hub raise many types of errors; each means "no weights"
         raise BadModelError(
             f"model {card.name}: timm could not provide '{card.arch}' ({type(error).__name__}: {error}). Without "
-            f"network, put its weights as {card.name.removeprefix('timm:')}.safetensors into a folder and pass it as "
+            f"a network, put its weights as {card.name.removeprefix('timm:')}.safetensors into a folder and pass it as "
             "--models-dir"
         ) from error
     if file is not None:
@@ -273,13 +288,19 @@ def _load(card: Card, file: Path | None, weights_hash: str) -> PixelClassifier:
 
 
 def load_state(net: nn.Module, state: State, card: Card, path: Path) -> None:
-    """Load `state` into `net`, by name or, where the card says so, in order; every tensor must fit.
+    """Load `state` into `net`, by name or, if the card says so, in order; every tensor must match.
 
-    A layout that timm converts for its own downloads (torchvision's VGG, for one) is converted as timm does. The
+    A layout that timm converts for its own downloads, such as torchvision's VGG, is converted by timm's filter. The
     constants of a normalisation layer before the network must be the card's.
 
+    Args:
+        net: the network.
+        state: the tensors of the file.
+        card: the model card.
+        path: the file, for errors.
+
     Raises:
-        BadModelError: names, shapes, kinds of number or the normalisation differ.
+        BadModelError: names, shapes, dtypes or the normalisation differ.
     """
     wanted = net.state_dict()
     state, constants = state_dict.split_normalisation(state_dict.fit(state, wanted), wanted)
@@ -293,7 +314,7 @@ def load_state(net: nn.Module, state: State, card: Card, path: Path) -> None:
             )
     if card.in_order and not set(state) & set(wanted):
         if len(state) != len(wanted):
-            raise BadModelError(f"{path}: holds {len(state)} tensors, {card.arch} has {len(wanted)}")
+            raise BadModelError(f"{path}: contains {len(state)} tensors, {card.arch} has {len(wanted)}")
         state = OrderedDict(zip(wanted, state.values(), strict=True))
     elif state_dict.problems(state, wanted):
         state = state_dict.without_auxiliary(state, wanted)
@@ -311,15 +332,15 @@ def load_state(net: nn.Module, state: State, card: Card, path: Path) -> None:
 
 
 TORCHVISION = {"features.0.0.weight", "conv_proj.weight"}
-"""Names that torchvision alone gives, to the first convolution of its networks from MobileNetV2 on."""
+"""Names of the first convolution that only torchvision's networks have, from MobileNetV2 on."""
 
 
 def _by_timm(net: nn.Module, card: Card, state: State) -> State | None:
-    """`state` after the filter of timm's loader for this architecture; None where it has none, or fails.
+    """Return `state` after the filter of timm's loader for this architecture; None if there is none or it fails.
 
-    timm hands the filter to its loader only, so it creates the network once more here, with a loader that keeps it.
+    timm passes the filter only to its loader, so the network is created again here with a loader that records it.
     """
-    if card.arch in resnet_v2.UNITS or card.arch in resnet_denoise.UNITS:
+    if families.find(card.arch):
         return None
     import timm
     from timm.models import _builder as builder
@@ -337,8 +358,8 @@ def _by_timm(net: nn.Module, card: Card, state: State) -> State | None:
                 pretrained_cfg_overlay={"state_dict": {}},
                 **card.kwargs,
             )
-    except Exception as error:  # timm's own; then the file is refused for what it is
-        log.info("%s: timm tells no filter (%s)", card.name, error)
+    except Exception as error:  # any error of timm; the file is then refused as it is
+        log.info("%s: timm has no filter (%s)", card.name, error)
     finally:
         builder.load_pretrained = usual
     for convert in filter(None, kept):
@@ -351,7 +372,12 @@ def _by_timm(net: nn.Module, card: Card, state: State) -> State | None:
 
 
 def timm_card(label: str, *, pretrained: bool) -> Card:
-    """The card of `timm:<name>`, from timm's own record of the model."""
+    """Return the card of `timm:NAME` from timm's configuration.
+
+    Raises:
+        UsageError: timm has no such model.
+        BadModelError: `pretrained` is set and timm has no weights for it.
+    """
     import timm
     from timm.data.config import resolve_data_config
 

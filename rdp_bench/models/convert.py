@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.keys import hash_file
-from rdp_bench.models import classifier, resnet_denoise, resnet_v2
+from rdp_bench.models import classifier, families
 from rdp_bench.models.card import Card, cards
 from rdp_bench.weights import files, legacy
 from rdp_bench.weights.files import State
@@ -46,11 +46,9 @@ def convert(source: Path, out: Path, model: str) -> int:
 def _read(path: Path, card: Card) -> State:
     if legacy.legacy_format(path) is None:
         return files.read_tensors(path)
-    if card.arch in resnet_denoise.UNITS and path.suffix == ".npz":
-        return resnet_denoise.from_tensorpack(legacy.read_npz(path))
-    if card.arch in resnet_v2.UNITS and path.suffix != ".npz":
-        read = legacy.read_mmdnn if path.suffix == ".npy" else legacy.read_tf_checkpoint
-        return resnet_v2.from_tensorflow(read(path))
+    family = families.find(card.arch)
+    if family and (read := family.readers.get(path.suffix)):
+        return read(path)
     released = ", ".join(card.legacy_files)
     raise BadModelError(
         f"{path.name}: model {card.name} was not released in this format; "

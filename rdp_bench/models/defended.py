@@ -1,12 +1,11 @@
-"""Sources behind a defense: what an attacker who knows the defense differentiates.
+"""Sources behind a defense: the function that an attacker who knows the defense differentiates.
 
-`exact(rdp, effnet-lite0)` is the true gradient through the purifier, `bpda(jpeg, effnet-lite0)` the purifier forward
-and its stand-in (usually the identity) backward (Athalye et al. 2018, Sec. 4.1), `adaptive(...)` whichever of the
-two the defense itself names, with the stronger gradient. A number at the end, `exact(r&p, effnet-lite0, 20)`, is how
-many draws of the defense each gradient is averaged over (EOT, Sec. 4.2). The source may be an ensemble,
-`bpda(nrp, a+b)`.
+`exact(rdp, effnet-lite0)` uses the true gradient through the purifier. `bpda(jpeg, effnet-lite0)` runs the purifier
+forward and its stand-in (usually the identity) backward (Athalye et al. 2018, Sec. 4.1). `adaptive(...)` uses the one
+that the defense declares. A number at the end, `exact(r&p, effnet-lite0, 20)`, is the number of samples of the defense
+over which each gradient is averaged (EOT, Sec. 4.2). The source may be an ensemble, `bpda(nrp, a+b)`.
 
-`white-box`, or `white-box(20)` with EOT, stands for every cell's own target behind the cell's own defense.
+`white-box`, or `white-box(20)` with EOT, means the target of each cell behind the defense of that cell.
 """
 
 from collections.abc import Callable
@@ -35,31 +34,31 @@ MOST_SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class AttackedDefense:
-    """A defense in front of a source, and how gradients get past it."""
+    """A defense in front of a source, and the mode of its gradient."""
 
     mode: str
     defense: Resolved[Defense]
     samples: int = 1
 
     def record(self) -> Record:
-        """Identity for cache keys."""
+        """Return the identity for cache keys."""
         return {"mode": self.mode, "samples": self.samples, "defense": registry.identity(self.defense)}
 
     def purify(self, x: "Tensor", rng: "ImageRng") -> "Tensor":
-        """The purified images of `x` `[n, 3, h, w]`, with the gradient that `mode` says."""
+        """Return the purified images of `x` `[n, 3, h, w]` in [0, 1]; their gradient follows `mode`."""
         purifier = cast("Purifier", self.defense.value)
         ways: dict[str, Callable[[Tensor, ImageRng], Tensor]] = {
             "exact": purifier.purify,
             "bpda": purifier.straight_through,
             "adaptive": purifier.bpda,
         }
-        # A copy: a defense may write into its input, which here is the attack's own.
+        # A copy, because a defense may write into its input, which belongs to the attack.
         return ways[self.mode](x.clone(), rng)
 
 
 @dataclass(frozen=True)
 class DefendedClassifier:
-    """A classifier behind a defense, as an attacker sees it; see `protocols.Classifier`."""
+    """A classifier behind a defense, as the attacker differentiates it; see `protocols.Classifier`."""
 
     inner: Classifier
     attacked_defense: AttackedDefense
@@ -73,36 +72,35 @@ class DefendedClassifier:
         return self.inner.classes
 
     def stochastic_logits(self, x: "Tensor", rng: "ImageRng", zoom: float = 1.0) -> "Tensor":
-        """Logits `[n, classes]` of purified `x`, the defense's randomness fresh from `rng`."""
+        """Return logits `[n, classes]` of purified `x` `[n, 3, h, w]`, with a new sample of the defense from `rng`."""
         purified = self.attacked_defense.purify(x, rng)
         return self.inner(purified, zoom * purified.shape[-1] / x.shape[-1])
 
     def __call__(self, x: "Tensor", zoom: float = 1.0) -> "Tensor":
-        """Logits for attacks that know no draws: only a defense without randomness can give them.
+        """Return logits `[n, classes]` without `rng`, which is possible only for a deterministic defense.
 
         Raises:
-            UsageError: the defense is random, or gradients are to be averaged.
+            UsageError: the defense is random, or gradients are averaged.
         """
         from rdp_bench.rng import ImageRng
 
         if self.attacked_defense.defense.value.random or self.attacked_defense.samples > 1:
             raise UsageError(
                 f"{self.attacked_defense.defense.label} in front of {self.name} is random: only this package's own "
-                "attacks draw "
-                "its randomness anew for every gradient"
+                "attacks sample it again for every gradient"
             )
         return self.stochastic_logits(x, ImageRng([""] * len(x), x.device), zoom)
 
     def record(self) -> dict[str, Any]:
-        """The classifier's and the defense's."""
+        """Return the record of the classifier and the defense."""
         return {**self.inner.record(), "attacked_defense": self.attacked_defense.record()}
 
 
 def parse(label: str) -> tuple[AttackedDefense, str] | None:
-    """The defense that a source label names and the source behind it; None for a plain label.
+    """Parse a source label: (the attacked defense, the label of the inner source), or None for a plain label.
 
     Raises:
-        UsageError: no such form, an unknown defense, or one that has no gradient of this kind.
+        UsageError: the form is wrong, the defense is unknown, or it has no gradient in this mode.
     """
     mode, inside = cut(label)
     if mode not in MODES or inside is None:
@@ -121,17 +119,22 @@ def parse(label: str) -> tuple[AttackedDefense, str] | None:
 
 
 def is_white_box(label: str) -> bool:
-    """Whether a source label stands for every cell's own defended target."""
+    """Return whether a source label is `white-box` or `white-box(N)`."""
     return cut(label)[0] == _WHITE_BOX
 
 
 def white_box(label: str, defense: str, target: str) -> str:
-    """The source that `white-box` or `white-box(20)` stands for in the cell of this defense and target.
+    """Return the source that `white-box` or `white-box(20)` means for one cell.
 
     EOT applies to random defenses only; for `none` the source is the target itself.
 
+    Args:
+        label: `white-box` or `white-box(N)`.
+        defense: the label of the cell's defense.
+        target: the label of the cell's target.
+
     Raises:
-        UsageError: an unknown defense, or no sample at all.
+        UsageError: the defense is unknown, or the number of samples is below 1.
     """
     inside = cut(label)[1]
     samples = None if inside is None else _samples(label, inside)
@@ -146,6 +149,6 @@ def _samples(label: str, text: str) -> int:
     count = int(text) if text.isdecimal() and len(text) < 10 else 0
     if not 1 <= count <= MOST_SAMPLES:
         raise UsageError(
-            f"source '{label}': the number of samples is a whole number from 1 to {MOST_SAMPLES}, found '{text}'"
+            f"source '{label}': the number of samples is an integer from 1 to {MOST_SAMPLES}, found '{text}'"
         )
     return count

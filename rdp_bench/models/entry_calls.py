@@ -1,4 +1,4 @@
-"""Calls of entries that users write: they get copies, their output is checked, and errors name them."""
+"""Calls of users' entries: inputs are copies, outputs are checked, and errors name the entry."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def naming_entry(what: str) -> Iterator[None]:
-    """Around a call of an entry: what it raises becomes an `RdpBenchError` that begins with `what`.
+    """Turn the errors of a call of an entry into an `RdpBenchError` that starts with `what`.
 
-    Running out of memory passes through: the engine answers it with smaller batches.
+    Out-of-memory errors pass through, because the engine retries with smaller batches.
     """
     try:
         yield
@@ -33,12 +33,12 @@ def naming_entry(what: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch may help."""
+    """Return whether an error means that memory ran out, so that a smaller batch may succeed."""
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 class CheckedClassifier:
-    """A user's classifier as the engine calls it: on a copy of the images, its logits checked; see `Classifier`."""
+    """A user's classifier, called on a copy of the images and with its logits checked; see `Classifier`."""
 
     def __init__(self, inner: Classifier, name: str) -> None:
         self._inner: Any = inner
@@ -46,17 +46,17 @@ class CheckedClassifier:
         self.classes = int(inner.classes)
 
     def __call__(self, x: Tensor, zoom: float = 1.0) -> Tensor:
-        """Logits `[n, classes]`.
+        """Return logits `[n, classes]`.
 
         Raises:
-            RdpBenchError: the classifier raised, or returned something else.
+            RdpBenchError: the classifier raised an error, or returned anything else.
         """
         with naming_entry(f"model '{self.name}'"):
             output = self._inner(x.clone(), zoom)
         return checked_logits(output, len(x), self.classes, f"model '{self.name}'")
 
     def record(self) -> dict[str, Any]:
-        """The classifier's own."""
+        """Return the record of the classifier."""
         record: dict[str, Any] = self._inner.record()
         return record
 
@@ -112,13 +112,17 @@ def checked(inner: Classifier, name: str) -> CheckedClassifier:
 
 
 def checked_logits(output: Any, n: int, classes: int, what: str) -> Tensor:
-    """The logits `[n, classes]` in a classifier's output.
+    """Return the logits `[n, classes]` in a classifier's output.
 
-    A tuple, list or dict and an object with `logits` (Hugging Face's ModelOutput) are taken for their logits, the first
-    element of a sequence.
+    Args:
+        output: a tensor, a tuple or list whose first element is the logits, a dict with the key `logits`, or an object
+            with the attribute `logits` (Hugging Face's ModelOutput).
+        n: number of images.
+        classes: number of classes.
+        what: the classifier's name, for errors.
 
     Raises:
-        RdpBenchError: there are no logits of this shape; it begins with `what`.
+        RdpBenchError: the output contains no float logits of this shape.
     """
     found = output
     if isinstance(found, dict) and "logits" in found:

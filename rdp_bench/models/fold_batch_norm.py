@@ -1,4 +1,4 @@
-"""A network whose weights need no gradient, made faster and left the same: batch-norms folded, ReLU6 in place."""
+"""Optimisation of a network whose weights need no gradient: batch-norms are folded, ReLU6 works in place."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def norm_pairs(net: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
-    """Every batch-norm of `net` that directly follows a convolution, with it; and the network's output."""
+    """Return (convolution, batch-norm) pairs of `net` where the norm directly follows, and the output for `example`."""
     made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
@@ -34,10 +34,16 @@ def norm_pairs(net: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Conv2d, n
 
 
 def fold_batch_norm(net: nn.Module, example: Tensor) -> int:
-    """Put each batch-norm that directly follows a convolution into its weights; returns how many.
+    """Fold each batch-norm that directly follows a convolution into its weights.
 
-    Pairs are found by running `example` `[1, 3, h, w]`; the network must be in eval mode. Where the result
-    differs by more than rounding (a convolution whose output is used twice), nothing is changed.
+    If the result differs by more than rounding (the output of a convolution is used twice), the network is restored.
+
+    Args:
+        net: the network, in eval mode; changed in place.
+        example: an input `[1, 3, h, w]`; the pairs are found by running it.
+
+    Returns:
+        How many batch-norms were folded.
     """
     pairs, before = norm_pairs(net, example)
     owners = {id(child): (parent, name) for parent in net.modules() for name, child in parent.named_children()}
@@ -63,7 +69,7 @@ def fold_batch_norm(net: nn.Module, example: Tensor) -> int:
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    # In double: the product of weight and scale is then rounded once.
+    # In double precision, so that the product of weight and scale is rounded once.
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     bias = 0.0 if conv.bias is None else conv.bias.double()
     weight = conv.weight.double() * scale[:, None, None, None]
@@ -72,7 +78,7 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Par
 
 
 class _Clip6(torch.autograd.Function):
-    """ReLU6 in place that keeps its output for the backward pass, where torch's keeps a copy of its input."""
+    """In-place ReLU6 that saves its output for the backward pass; torch's saves a copy of its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -99,7 +105,7 @@ class Clip6(nn.Module):
 
 
 def replace_relu6(net: nn.Module) -> None:
-    """Exchange every in-place `nn.ReLU6` for `Clip6`."""
+    """Replace every in-place `nn.ReLU6` by `Clip6`."""
     for name, child in net.named_children():
         if isinstance(child, nn.ReLU6) and child.inplace:
             setattr(net, name, Clip6())

@@ -1,9 +1,9 @@
-"""ResNet-152 with feature denoising, as its authors trained it against PGD: `resnet152-denoise`.
+"""ResNet-152 with feature denoising, adversarially trained by its authors: `resnet152-denoise`.
 
 Xie et al. 2019, "Feature Denoising for Improving Adversarial Robustness", Sec. 4.2 and 6, and their released code's
 choices (facebookresearch/ImageNet-Adversarial-Training): bottlenecks that stride at the 3 x 3 convolution, no bias
-before a norm, TensorFlow's SAME padding, and a denoising block after the last bottleneck of each group. Theirs sees
-blue first; ours red, for `from_tensorpack` turns the first convolution round.
+before a norm, TensorFlow's SAME padding, and a denoising block after the last bottleneck of each group. Their
+input is BGR and ours is RGB; `from_tensorpack` reverses the channels of the first convolution.
 """
 
 import re
@@ -15,25 +15,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from rdp_bench.models.family import Family
 from rdp_bench.models.resnet_v2 import EPSILON, same_pool
 from rdp_bench.weights.files import State
+from rdp_bench.weights.legacy import read_npz
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 UNITS = {"resnet152-denoise": (3, 8, 36, 3)}
-"""Bottlenecks of the four groups, by the architecture's name on a model card."""
+"""Bottlenecks of the four groups, by the name of the architecture on a model card."""
 
 
 class SameConv(nn.Conv2d):
-    """A convolution without bias, padded as TensorFlow's SAME pads: where it is uneven, below and to the right."""
+    """A convolution without bias, with TensorFlow's SAME padding: an odd pixel is added below and to the right."""
 
     def __init__(self, before: int, after: int, size: int, stride: int = 1) -> None:
         super().__init__(before, after, size, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[n, before, h, w]` -> `[n, after, h / stride, w / stride]`, rounded up."""
+        """Map `[n, before, h, w]` to `[n, after, h / stride, w / stride]`, rounded up."""
         sides = []
         for length in (x.shape[-1], x.shape[-2]):
             total = max((-(-length // self.stride[0]) - 1) * self.stride[0] + self.kernel_size[0] - length, 0)
@@ -42,7 +44,7 @@ class SameConv(nn.Conv2d):
 
 
 class Bottleneck(nn.Module):
-    """A norm after each of three convolutions, ReLU after the first two and after the sum."""
+    """A bottleneck with a norm after each convolution, and ReLU after the first two and after the sum."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ class Bottleneck(nn.Module):
             self.normshortcut = nn.BatchNorm2d(4 * width, EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[n, channels, h, w]` -> `[n, 4 * width, h / stride, w / stride]`, rounded up."""
+        """Map `[n, channels, h, w]` to `[n, 4 * width, h / stride, w / stride]`, rounded up."""
         short = self.normshortcut(self.convshortcut(x)) if self.wider else x
         inner = self.norm1(self.conv1(x)).relu_()
         inner = self.norm2(self.conv2(inner)).relu_()
@@ -67,7 +69,7 @@ class Bottleneck(nn.Module):
 
 
 class Denoising(nn.Module):
-    """A non-local mean of the features, embedded Gaussian: added to them after a 1 x 1 convolution (Fig. 4, Eq. 2)."""
+    """Adds a non-local mean of the features (embedded Gaussian) after a 1 x 1 convolution (Fig. 4, Eq. 2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -77,9 +79,9 @@ class Denoising(nn.Module):
         self.norm = nn.BatchNorm2d(channels, EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[n, channels, h, w]` -> the same shape."""
+        """Map `[n, channels, h, w]` to the same shape."""
         theta, phi = self.theta(x).flatten(2), self.phi(x).flatten(2)
-        share = (theta.mT @ phi / theta.shape[1] ** 0.5).softmax(-1)  # [n, h w, h w]: what each place takes of each
+        share = (theta.mT @ phi / theta.shape[1] ** 0.5).softmax(-1)  # [n, h w, h w]: attention weights
         mean = (x.flatten(2) @ share.mT).view(x.shape)
         out: Tensor = x + self.norm(self.conv(mean))
         return out
@@ -105,7 +107,7 @@ class ResNetDenoise(nn.Module):
         self.linear = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `[n, classes]` of `x` `[n, 3, h, h]`; the authors' size is 224."""
+        """Return logits `[n, classes]` of `x` `[n, 3, h, h]`; the authors' size is 224."""
         x = same_pool(self.norm0(self.conv0(x)).relu_())
         for group, denoise in zip(self.groups, self.denoise, strict=True):
             x = denoise(group(x))
@@ -127,10 +129,10 @@ _PART = {
 
 
 def from_tensorpack(named: "Mapping[str, NDArray[np.float32]]") -> State:
-    """The state dict of what tensorpack saved of the authors' network.
+    """Return the state dict for the variables of the authors' network as tensorpack saved them.
 
     A variable is `group0/block2/conv1/W`, `[h, w, in, out]`, its norm `group0/block2/conv1/bn/gamma`, a denoising
-    block's `group0_denoise/embedding_theta/W`. Other names (global_step, learning_rate) are left out.
+    block's `group0_denoise/embedding_theta/W`. Other names (global_step, learning_rate) are dropped.
     """
     state: State = OrderedDict()
     for name, array in named.items():
@@ -145,9 +147,12 @@ def from_tensorpack(named: "Mapping[str, NDArray[np.float32]]") -> State:
             layer = f"denoise.{found['group']}.{layer}"
         turned = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         if name.startswith("conv0/W"):
-            turned = turned[:, ::-1]  # blue first -> red first
+            turned = turned[:, ::-1]  # BGR -> RGB
         part = _PART[found["part"]]
         state[f"{layer}.{part}"] = torch.tensor(turned.copy())
         if part == "running_var":
             state[f"{layer}.num_batches_tracked"] = torch.tensor(0)
     return state
+
+
+FAMILY = Family(UNITS, ResNetDenoise, {".npz": lambda path: from_tensorpack(read_npz(path))})

@@ -1,4 +1,4 @@
-"""ResNet-v2 as TF-slim trained it, which neither timm nor torchvision has: `resnet-v2-101` and `resnet-v2-152`.
+"""TF-slim's ResNet-v2, which neither timm nor torchvision has: `resnet-v2-101` and `resnet-v2-152`.
 
 Pre-activation bottlenecks (He et al. 2016, "Identity mappings") with slim's choices (tensorflow/models,
 slim/nets/resnet_v2.py and resnet_utils.py): a block strides in its *last* unit, at the 3 x 3 convolution, where the
@@ -15,17 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from rdp_bench.models.family import Family
 from rdp_bench.weights.files import State
+from rdp_bench.weights.legacy import read_mmdnn, read_tf_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 UNITS = {"resnet-v2-101": (3, 4, 23, 3), "resnet-v2-152": (3, 8, 36, 3)}
-"""Units of the four blocks, by the architecture's name on a model card."""
+"""Units of the four blocks, by the name of the architecture on a model card."""
 
 EPSILON = 1.001e-5
-"""slim says 1e-5; TensorFlow's fused batch-norm raises that to what cuDNN accepts."""
+"""slim uses 1e-5; TensorFlow's fused batch-norm raises it to the minimum of cuDNN."""
 
 
 class Unit(nn.Module):
@@ -35,7 +37,7 @@ class Unit(nn.Module):
         super().__init__()
         self.stride = stride
         self.preact = nn.BatchNorm2d(channels, EPSILON)
-        # Only where the sum gets wider, which is in the first unit of a block: never together with a stride.
+        # Only where the number of channels grows, in the first unit of a block; never together with a stride.
         self.shortcut = nn.Conv2d(channels, 4 * width, 1) if channels != 4 * width else None
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(width, EPSILON)
@@ -44,7 +46,7 @@ class Unit(nn.Module):
         self.conv3 = nn.Conv2d(width, 4 * width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[n, channels, h, w]` -> `[n, 4 * width, h / stride, w / stride]`, rounded up."""
+        """Map `[n, channels, h, w]` to `[n, 4 * width, h / stride, w / stride]`, rounded up."""
         active = self.preact(x).relu_()
         short = x[..., :: self.stride, :: self.stride] if self.shortcut is None else self.shortcut(active)
         inner = self.norm1(self.conv1(active)).relu_()
@@ -54,7 +56,7 @@ class Unit(nn.Module):
 
 
 class ResNetV2(nn.Module):
-    """The network, for images in [-1, 1]; it answers for feature maps as timm's networks do."""
+    """The network, for images in [-1, 1]; it provides feature maps with the interface of timm."""
 
     def __init__(self, units: tuple[int, ...], classes: int = 1001) -> None:
         super().__init__()
@@ -74,17 +76,17 @@ class ResNetV2(nn.Module):
         self.feature_info = [{"module": name} for name in ("conv1", *(f"blocks.{i}" for i in range(len(units))))]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `[n, classes]` of `x` `[n, 3, h, h]`, of any size; slim's is 299."""
+        """Return logits `[n, classes]` of `x` `[n, 3, h, h]` of any size; slim's is 299."""
         out: Tensor = self.logits(self.forward_features(x).mean((2, 3), keepdim=True)).flatten(1)
         return out
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last map before pooling, `[n, channels, h / 32, h / 32]`, rounded up."""
+        """Return the last map before pooling, `[n, channels, h / 32, h / 32]`, rounded up."""
         out: Tensor = self.postnorm(self.forward_intermediates(x, [len(self.blocks)])[0]).relu_()
         return out
 
     def forward_intermediates(self, x: Tensor, indices: list[int], **_: bool) -> list[Tensor]:
-        """What the root convolution (index 0) and each block (from 1) put out; nothing beyond the last is computed."""
+        """Return the outputs of the root convolution (index 0) and the blocks (from 1), as far as `indices` needs."""
         maps = [self.conv1(x)]
         x = same_pool(maps[0])
         for block in self.blocks[: max(indices)]:
@@ -94,9 +96,9 @@ class ResNetV2(nn.Module):
 
 
 def same_pool(x: Tensor) -> Tensor:
-    """3 x 3 maxima at every other pixel of `[n, c, h, h]`, padded as TensorFlow's SAME pads.
+    """Return 3 x 3 maxima with stride 2 of `[n, c, h, h]`, with TensorFlow's SAME padding.
 
-    That is by one pixel on every side where h is odd, and below and to the right alone where it is even.
+    It pads one pixel on every side if h is odd, and only below and to the right if h is even.
     """
     return max_pool2d(x, 3, 2, padding=x.shape[-1] % 2, ceil_mode=True)
 
@@ -117,10 +119,10 @@ _PART = {
 
 
 def from_tensorflow(named: "Mapping[str, NDArray[np.float32]]") -> State:
-    """The state dict of what a checkpoint of slim holds, or a conversion of it by MMdnn (ylhz/tf_to_pytorch_model).
+    """Return the state dict for a checkpoint of slim, or for its conversion by MMdnn (ylhz/tf_to_pytorch_model).
 
-    A variable is `resnet_v2_101/block1/unit_2/bottleneck_v2/conv1/weights`, `[h, w, in, out]`; MMdnn names the graph's
-    node, `.../conv1/Conv2D/weights`, and has turned it to `[out, in, h, w]`. Other names (global_step) are left out.
+    A variable is `resnet_v2_101/block1/unit_2/bottleneck_v2/conv1/weights`, `[h, w, in, out]`; MMdnn uses the name
+    of the graph's node, `.../conv1/Conv2D/weights`, and the order `[out, in, h, w]`. Other names are dropped.
     """
     state: State = OrderedDict()
     for name, array in named.items():
@@ -136,3 +138,13 @@ def from_tensorflow(named: "Mapping[str, NDArray[np.float32]]") -> State:
         if part == "running_var":
             state[f"{layer}.num_batches_tracked"] = torch.tensor(0)
     return state
+
+
+FAMILY = Family(
+    UNITS,
+    ResNetV2,
+    {
+        ".npy": lambda path: from_tensorflow(read_mmdnn(path)),
+        ".ckpt": lambda path: from_tensorflow(read_tf_checkpoint(path)),
+    },
+)

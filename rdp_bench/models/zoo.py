@@ -1,4 +1,4 @@
-"""Models by label: where their weights are found, and what a run must know before torch is loaded."""
+"""Models by label: their weight files, and their identity before torch is imported."""
 
 import importlib.util
 import json
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelRef:
-    """One model, found: its card and the file its weights come from (None: timm's hub).
+    """A model whose weights were located: its card and its weight file (None: timm's hub).
 
-    The hash of its weights is taken when it is first asked for (while planning). `load` gives those weights or fails.
+    The weights are hashed at the first use of the hash (while planning). `load` returns exactly these weights or fails.
     """
 
     card: Card
@@ -35,7 +35,7 @@ class ModelRef:
         return self.card.name
 
     def record(self) -> Record:
-        """Identity for cache keys: weights by hash, and everything between pixels and logits."""
+        """Return the identity for cache keys: the hash of the weights, and everything between pixels and logits."""
         card = {name: value for name, value in asdict(self.card).items() if name not in ABOUT}
         return {
             "card": without_neutral(type(self.card), card),
@@ -44,7 +44,7 @@ class ModelRef:
         }
 
     def weights_hash(self) -> str:
-        """sha256 of the weight file, or of the tensors where they come from timm's hub."""
+        """Return the sha256 of the weight file, or of the tensors if they come from timm's hub."""
         return self._weights_hash
 
     @cached_property
@@ -56,10 +56,10 @@ class ModelRef:
         return classifier.from_hub(self.card, "cpu").weights_hash
 
     def load(self, device: str) -> "Classifier":
-        """The classifier on `device`; loaded once a process and content of its file.
+        """Return the classifier on `device`; it is loaded once per process and content of its file.
 
         Raises:
-            BadModelError: the weights changed since their hash was taken, cannot be read, or do not fit.
+            BadModelError: the weights changed since they were hashed, cannot be read, or do not fit.
         """
         from rdp_bench.models import classifier
 
@@ -68,26 +68,26 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class PluginModelRef:
-    """A classifier that a plugin registered; it says its own record. Made anew for every plan."""
+    """A classifier that a plugin registered and that returns its own record. It is created again for every plan."""
 
     name: str
     _made: dict[str, "Classifier"] = field(default_factory=dict, repr=False, compare=False)
     _records: list[Record] = field(default_factory=list, repr=False, compare=False)
 
     def record(self) -> Record:
-        """Identity for cache keys: the entry's, and what the classifier says when it is first made.
+        """Return the identity for cache keys: that of the entry, and the record of the classifier.
 
         Raises:
-            BadModelError: it has said something else before.
+            BadModelError: the record differs from an earlier one.
         """
         entry = model.get(self.name)
         return {"id": entry.id, "version": entry.version, "params": self._said(self._load("cpu"))}
 
     def load(self, device: str) -> "Classifier":
-        """The classifier on `device`.
+        """Return the classifier on `device`.
 
         Raises:
-            BadModelError: its record is no longer what it was while planning.
+            BadModelError: its record changed since planning.
         """
         made = self._load(device)
         self._said(made)
@@ -104,8 +104,8 @@ class PluginModelRef:
         return self._made[device]
 
     def _said(self, made: "Classifier") -> Record:
-        with wrap_errors(f"model '{self.name}' cannot say its record"):
-            said = json.loads(canonical_json(made.record()))  # a copy: the classifier may go on changing its own
+        with wrap_errors(f"model '{self.name}' returned no valid record"):
+            said = json.loads(canonical_json(made.record()))  # a copy, because the classifier may change its own
         if self._records and said != self._records[0]:
             what = "; ".join(diff_records(said, self._records[0])[:2])
             raise BadModelError(f"model {self.name}: its record changed since planning ({what}); run again")
@@ -120,7 +120,7 @@ class PluginModelRef:
 
 @dataclass(frozen=True)
 class MissingModel:
-    """A known model whose weights are not here: whatever needs it fails, and says why."""
+    """A known model whose weights are missing: `load` fails with the reason."""
 
     card: Card
     reason: str
@@ -130,7 +130,7 @@ class MissingModel:
         return self.card.name
 
     def record(self) -> Record:
-        """Of nothing that could be stored."""
+        """Return a record under which nothing is ever stored."""
         return {"missing": self.name}
 
     def load(self, device: str) -> "Classifier":  # noqa: ARG002 - one signature for all
@@ -153,7 +153,7 @@ class SourceSpec:
         return {**members, "attacked_defense": self.attacked_defense.record()} if self.attacked_defense else members
 
     def load(self, device: str) -> "LoadedSource":
-        """The source on `device`, ready to be attacked."""
+        """Return the source on `device`."""
         members: tuple[Classifier, ...] = tuple(member.load(device) for member in self.members)
         if self.attacked_defense is None:
             return LoadedSource(self.name, members)
@@ -171,14 +171,19 @@ class LoadedSource:
     name: str
     members: Sequence["Classifier"]
     samples: int = 1
-    """Looks at each image whose gradients are averaged (EOT)."""
+    """Number of gradients per image that an attack averages (EOT)."""
 
 
 def find(label: str, models_dir: Path | None = None) -> AnyModelRef:
-    """The model that `label` names, with its weights located but not loaded.
+    """Return the model of a label, with its weights located but not loaded.
+
+    Args:
+        label: a built-in model, `timm:NAME`, a plugin's model, or the name of a file in `models_dir`.
+        models_dir: the folder that is searched first (`--models-dir`).
 
     Raises:
-        UsageError: an unknown name. BadModelError: a known one whose weights are not here.
+        UsageError: the name is unknown.
+        BadModelError: the weights of a known model are missing, or have a format that must be converted first.
     """
     if label in model.entries:
         return PluginModelRef(label)
@@ -194,7 +199,7 @@ def find(label: str, models_dir: Path | None = None) -> AnyModelRef:
 
 
 def find_or_missing(label: str, models_dir: Path | None = None) -> AnyModelRef:
-    """As `find`, but a known model whose weights are not here becomes one that says so when it is needed."""
+    """Return the model as `find` does, or a `MissingModel` if a built-in model's weights are missing."""
     try:
         return find(label, models_dir)
     except BadModelError as error:
@@ -224,7 +229,7 @@ def find_source(label: str, ensembles: Mapping[str, Sequence[str]], files: FileS
 
 
 def _local(label: str, models_dir: Path | None) -> Path | None:
-    """The weight file for `label` in the user's folder; labels never reach outside it."""
+    """Return the weight file for `label` in the user's folder, or None; a label cannot point outside the folder."""
     if models_dir is None:
         return None
     if not models_dir.is_dir():
@@ -235,7 +240,7 @@ def _local(label: str, models_dir: Path | None) -> Path | None:
         found = _files_of(models_dir, other)
     if len(found) > 1:
         raise UsageError(
-            f"--models-dir {models_dir} holds several files for {label}: keep one of "
+            f"--models-dir {models_dir} contains several files for {label}: keep one of "
             f"{', '.join(str(path.relative_to(models_dir)) for path in found)}"
         )
     if not found and label in cards():
@@ -249,7 +254,7 @@ def _local(label: str, models_dir: Path | None) -> Path | None:
 
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
-"""Ends of the names of weight files."""
+"""Suffixes of weight files."""
 
 
 def _files_of(models_dir: Path, stem: str) -> list[Path]:
@@ -267,7 +272,7 @@ def _files_of(models_dir: Path, stem: str) -> list[Path]:
 
 
 def _same_weights(name: str, models_dir: Path) -> str | None:
-    """Another name of the weights that timm calls `name`: without the tag where it is the default, or with it."""
+    """Return the other name of the weights `name` of timm: without the default tag, or with it."""
     arch, _, tag = name.partition(".")
     if not any(path.name.startswith(arch) for path in models_dir.iterdir()):
         return None

@@ -1,1 +1,1 @@
-"""Weight files: found, read without running anything, written."""
+"""Weight files: search, safe reading, writing."""

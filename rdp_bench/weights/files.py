@@ -1,4 +1,4 @@
-"""Weight files of every kind: found, read as plain tensors or arrays, written. Nothing here runs what a file says."""
+"""Weight files: search, reading as plain tensors or arrays, writing. No function runs code from a file."""
 
 import argparse
 import io
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 State = OrderedDict[str, "Tensor"]
 
 OURS = "rdp-bench"
-"""The safetensors metadata under which our files say, as JSON, what they hold."""
+"""The key of the safetensors metadata in which our files describe their content as JSON."""
 
 LARGEST = 2**29
-"""Bytes that a file of arrays may unpack to; ResNet-152 with denoising has 273 MiB."""
+"""The largest unpacked size of a file of arrays in bytes; ResNet-152 with denoising has 273 MiB."""
 
 
 def find(defense: str, file: str | None) -> Path:
@@ -43,7 +43,7 @@ def find(defense: str, file: str | None) -> Path:
             `--models-dir`, then as a path); without an ending (`rdp-ablation-full`) also among the files that ship.
 
     Raises:
-        BadModelError: no such file.
+        BadModelError: the file does not exist.
     """
     shipped = files("rdp_bench.data").joinpath("weights")
     if file is None:
@@ -51,7 +51,7 @@ def find(defense: str, file: str | None) -> Path:
         if usual.is_file():
             return usual
         raise BadModelError(
-            f"defense {defense}: no weights ship with it. Train some (rdp-bench train --help) or take its authors', "
+            f"defense {defense}: no weights ship with it. Train it (rdp-bench train --help) or use its authors' file, "
             f"and name the file: {defense}(weights=FILE)"
         )
     named = Path(file)
@@ -65,7 +65,7 @@ def find(defense: str, file: str | None) -> Path:
     looked = " and ".join(str(place) for place in places)
     raise BadModelError(
         f"defense {defense}: weights {file} are not there; looked for {looked}. Name a file in --models-dir or a path, "
-        "or train one: rdp-bench train --help"
+        "or train the defense: rdp-bench train --help"
     )
 
 
@@ -74,20 +74,24 @@ CHANGED = "its weights changed since planning; run again"
 
 @contextmanager
 def unchanged(path: Path, expected: str) -> Iterator[None]:
-    """Around code that reads weights from `path` and copies them: they are the content with sha256 `expected`.
+    """Guard code that reads and copies weights: the content that was read has the sha256 `expected`.
 
-    The hash is taken after reading, and size, times and inode of the file are the same before reading and after
-    hashing: so what was read is what was hashed.
+    The hash is computed after reading. Size, times and inode of the file must be equal before reading and after
+    hashing, so that the content that was read is the content that was hashed.
+
+    Args:
+        path: the weight file.
+        expected: its sha256 when the run was planned.
 
     Raises:
-        BadModelError: the file has another content, or changed while it was read.
+        BadModelError: the content differs, or the file changed while it was read.
     """
     try:
         before = file_state(path)
         yield
         same = hash_file(path) == expected and file_state(path) == before
     except Exception as error:
-        # A file that is being rewritten may be damaged, gone, or of other shapes.
+        # A file that is being rewritten may be damaged, missing, or have other shapes.
         try:
             same = hash_file(path) == expected
         except OSError:
@@ -100,10 +104,10 @@ def unchanged(path: Path, expected: str) -> Iterator[None]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What a file of ours says about itself; empty for a file of anybody else. Loads no torch.
+    """Return the metadata of a file written by `save`; empty for other files. Does not import torch.
 
     Raises:
-        BadModelError: a safetensors file whose header cannot be read.
+        BadModelError: the header of a safetensors file cannot be read.
     """
     if path.suffix != ".safetensors":
         return {}
@@ -115,15 +119,21 @@ def read_metadata(path: Path) -> dict[str, Any]:
             said = json.loads(file.read(size)).get("__metadata__", {}).get(OURS, "{}")
         found: dict[str, Any] = {**json.loads(said)}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise BadModelError(f"{path}: refused (damaged, or no weight file). Its header cannot be read") from error
+        raise BadModelError(f"{path}: refused (damaged, or not a weight file). Its header cannot be read") from error
     return found
 
 
 def save(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, Any], half: bool = True) -> None:
-    """Write `state` as safetensors that says `about`; under `half`, floats are kept in 16 bits where they fit.
+    """Write tensors and metadata as a safetensors file.
+
+    Args:
+        path: the file to write.
+        state: tensors by name.
+        metadata: a description of the content, stored in the header as JSON.
+        half: store floats in 16 bits if they fit.
 
     Raises:
-        StorageError: the folder cannot be written to, or the disk is full.
+        StorageError: the folder cannot be written, or the disk is full.
     """
     from safetensors.torch import save as to_bytes
 
@@ -131,7 +141,7 @@ def save(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, Any],
         tensor = tensor.detach().cpu().contiguous()
         if not (half and tensor.is_floating_point()):
             return tensor
-        # Running variances may be beyond the largest half, 65504.
+        # Running variances may exceed the largest half, 65504.
         return tensor if (rounded := tensor.half()).isinf().any() else rounded
 
     tensors = {name: small(tensor) for name, tensor in state.items()}
@@ -148,24 +158,25 @@ def require_safe_torch(path: Path) -> None:
 
     if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 6):
         raise BadModelError(
-            f"{path.name}: refused, for torch {torch.__version__} may run what such a file holds. Install torch 2.6 or "
-            "newer, or convert the file to .safetensors"
+            f"{path.name}: refused, because torch {torch.__version__} may run code from such a file. Install torch 2.6 "
+            "or newer, or convert the file to .safetensors"
         )
 
 
 def is_torch(path: Path) -> bool:
-    """Whether a file begins as torch's do: a zip, or a pickle."""
+    """Return whether a file starts like torch's files: a zip, or a pickle."""
     with path.open("rb") as file:
         return file.read(2) in (b"PK", b"\x80\x02")
 
 
 def read_tensors(path: Path) -> "State":
-    """Tensors of a `.safetensors` file, or of any other that torch reads with `weights_only`; never a pickle.
+    """Return the tensors of a `.safetensors` file, or of a file that torch reads with `weights_only`.
 
-    Containers of training scripts (`state_dict`, `model`, `ema`, ...) are opened, numbers beside tensors left out.
+    Containers of training scripts (`state_dict`, `model`, `ema`, ...) are opened, and numbers beside tensors are
+    dropped.
 
     Raises:
-        BadModelError: not such a file, damaged, or holding anything but tensors.
+        BadModelError: the file has another format, is damaged, or contains anything but tensors.
     """
     import torch
     from torch.serialization import safe_globals
@@ -179,10 +190,14 @@ def read_tensors(path: Path) -> "State":
             found: Any = load_file(path)
         else:
             with warnings.catch_warnings(), safe_globals(_INERT):
-                warnings.simplefilter("ignore")  # a refusal is reported below, in our words
+                warnings.simplefilter("ignore")  # a refusal is reported below
                 found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader has its own kinds; all mean the same
-        why = "holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "damaged, or no weight file"
+    except Exception as error:  # each reader has its own types of errors with one meaning
+        why = (
+            "contains more than tensors"
+            if isinstance(error, pickle.UnpicklingError)
+            else "damaged, or not a weight file"
+        )
         raise BadModelError(
             f"{path.name}: refused ({why}). Only plain tensors are read: .safetensors, or .pth that torch loads "
             "with weights_only"
@@ -201,16 +216,16 @@ def _kind(found: Any) -> str:
 
 
 def load_strict(net: "nn.Module", state: "Mapping[str, Tensor]", what: str, path: Path) -> None:
-    """Load `state` into `net`, once a common prefix and the like are off its names; every tensor must fit.
+    """Load `state` into `net` after `state_dict.fit` (a common prefix, counters); every tensor must match.
 
     Args:
-        net: the network; left as it is where the file is refused.
-        state: what the file holds.
+        net: the network; unchanged if the file is refused.
+        state: the tensors of the file.
         what: the network's name, for the error.
         path: the file, for the error.
 
     Raises:
-        BadModelError: names, shapes or kinds of number differ; the message has one example of each.
+        BadModelError: names, shapes or dtypes differ, or values are not finite; the message has one example of each.
     """
     wanted = net.state_dict()
     state = state_dict.fit(state, wanted)
@@ -219,12 +234,12 @@ def load_strict(net: "nn.Module", state: "Mapping[str, Tensor]", what: str, path
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise BadModelError(f"{path} does not fit {what}: {shown}")
     if not all(tensor.isfinite().all() for tensor in state.values() if tensor.is_floating_point()):
-        raise BadModelError(f"{path}: holds NaN or infinite weights")
+        raise BadModelError(f"{path}: contains NaN or infinite weights")
     net.load_state_dict(state)
 
 
 def channels_last(net: "nn.Module") -> "nn.Module":
-    """`net` with all 4-d weights in channels-last memory; `Module.to` would refuse a network with a 5-d one."""
+    """Convert all 4-d weights of `net` to channels-last; `Module.to` refuses a network with a 5-d weight."""
     import torch
 
     form = torch.channels_last
@@ -233,10 +248,10 @@ def channels_last(net: "nn.Module") -> "nn.Module":
 
 
 def read_arrays(path: Path) -> "list[NDArray[np.float32]]":
-    """The arrays of a `.npy` file, bare or zipped, that holds one object array of float arrays.
+    """Return the arrays of a `.npy` file, plain or zipped, that contains one object array of float arrays.
 
     Raises:
-        BadModelError: another kind of file, damaged, or a pickle that holds anything but float arrays.
+        BadModelError: the file has another format, is damaged, or contains anything but float arrays.
     """
     with refused(path, ".npy with one object array of float arrays, as the ComDefend authors' files are"):
         return [array.numbers() for array in object_array(path)]
@@ -244,17 +259,21 @@ def read_arrays(path: Path) -> "list[NDArray[np.float32]]":
 
 @contextmanager
 def refused(path: Path, expected: str) -> Iterator[None]:
+    """Turn every error of a reader into a `BadModelError` that names the file and the expected format."""
     try:
         yield
-    except Exception as error:  # a pickle may fail anywhere; all mean the same
+    except Exception as error:  # a pickle may fail in any way
         raise BadModelError(f"{path.name}: refused ({error or type(error).__name__}). Expected {expected}") from error
 
 
 def object_array(path: Path) -> list[Any]:
-    """What the object array in a `.npy` file holds, its arrays as `_Array`.
+    """Return the content of the object array in a `.npy` file, with its arrays as `_Array`.
 
-    NumPy writes object arrays as a pickle, and reads them by running it. Here `_Arrays` follows the pickle
-    and builds no object of any class but two of its own, which keep shapes and bytes.
+    NumPy writes object arrays as a pickle and reads them by running it. `_Arrays` interprets the pickle and creates
+    objects of two classes of its own only, which store shapes and bytes.
+
+    Raises:
+        Exception: of any type, if the file is not such a file; call it inside `refused`.
     """
     from numpy.lib import format as npy
 
@@ -281,6 +300,7 @@ def _unzipped(path: Path) -> bytes:
 
 
 def limited(file: IO[bytes]) -> bytes:
+    """Return the content of a file; more than `LARGEST` bytes raise `ValueError`."""
     content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise ValueError(f"larger than {LARGEST >> 20} MiB")
@@ -288,7 +308,7 @@ def limited(file: IO[bytes]) -> bytes:
 
 
 class _Dtype:
-    """Stands where a pickle wants a NumPy data type: its name, nothing else."""
+    """Replaces a NumPy data type in a pickle; stores its name and byte order."""
 
     def __init__(self, name: str, *_: object) -> None:
         self.name = str(name)
@@ -299,7 +319,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands where a pickle wants a NumPy array: shape, type and content."""
+    """Replaces a NumPy array in a pickle; stores shape, type and content."""
 
     shape: tuple[int, ...] = ()
     dtype = _Dtype("none")
@@ -328,25 +348,25 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 class _Arrays(pickle.Unpickler):
-    """Knows four names, none of which gives it the object it asks for."""
+    """An unpickler that resolves a few names, each to a replacement and never to the object itself."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Our stand-in for a global that object arrays need; anything else is refused."""
-        stands_in = {
+        """Return the replacement of a global that object arrays need; refuse any other."""
+        replacements = {
             "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
             "numpy._core.multiarray._reconstruct": lambda *_: _Array(),
             "numpy.ndarray": _Array,
             "numpy.dtype": _Dtype,
             "_codecs.encode": _latin1,
         }
-        if f"{module}.{name}" not in stands_in:
+        if f"{module}.{name}" not in replacements:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return stands_in[f"{module}.{name}"]
+        return replacements[f"{module}.{name}"]
 
 
 _INERT: list[Any] = [
-    argparse.Namespace,  # HGD's checkpoints keep the command line beside the tensors
+    argparse.Namespace,  # HGD's checkpoints contain the command line
     (_Dtype, "numpy.dtype"),
     *((state_dict.Scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
-"""What a torch file may hold beside tensors: bags of values, none of which is used."""
+"""Classes that a torch file may contain beside tensors; their values are not used."""

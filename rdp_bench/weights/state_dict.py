@@ -1,4 +1,4 @@
-"""State dicts as people save them: containers, prefixes, counters and normalisation constants beside the weights."""
+"""State dicts as training scripts save them: in containers, with prefixes, counters and normalisation constants."""
 
 import logging
 from collections import Counter, OrderedDict
@@ -16,24 +16,24 @@ CONTAINERS = (
     "state_dict_ema", "model_ema", "params_ema", "ema",
     "state_dict", "model_state_dict", "model_state", "model", "network", "net", "params",
 )  # fmt: skip
-"""Keys under which training scripts keep the weights, averaged weights first (as timm's loader has it)."""
+"""Keys under which training scripts store the weights, averaged weights first (as in timm's loader)."""
 
 COUNTERS = ("total_ops", "total_params")
-"""Buffers that thop, a counter of operations, leaves in every module."""
+"""Buffers that thop, a counter of operations, adds to every module."""
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-"""Heads of torchvision's Inception networks that serve training only."""
+"""Heads of torchvision's Inception networks that are used in training only."""
 
 
 class Scalar:
-    """Stands in for a NumPy scalar beside the weights; its value is not looked at."""
+    """Replaces a NumPy scalar beside the weights; its value is ignored."""
 
     def __init__(self, *_: object) -> None:
         pass
 
 
 def unwrap(found: Any) -> "State | None":
-    """The tensors by name in what a weight file holds; None where it holds anything but tensors and numbers."""
+    """Return the tensors by name in what a weight file contains; None if it has anything but tensors and numbers."""
     import torch
 
     seen: list[str] = []
@@ -42,7 +42,7 @@ def unwrap(found: Any) -> "State | None":
         if not inside:
             break
         if len(inside) > 1:
-            log.warning("the file holds weights under %s; '%s' is read", " and ".join(inside), inside[0])
+            log.warning("the file contains weights under %s; using '%s'", " and ".join(inside), inside[0])
         seen.append(inside[0])
         found = found[inside[0]]
     if not isinstance(found, Mapping):
@@ -57,9 +57,14 @@ def unwrap(found: Any) -> "State | None":
 
 
 def fit(state: "Mapping[str, Tensor]", wanted: "Mapping[str, Tensor]") -> "State":
-    """`state` under the names of `wanted`, where only a common prefix, operation or batch counters stand between them.
+    """Return `state` under the names of `wanted`, without a common prefix, operation counters and batch counters.
 
-    Names that this does not explain stay as they are, for the caller to refuse.
+    Args:
+        state: the tensors of a file.
+        wanted: the state of the network.
+
+    Returns:
+        The renamed tensors. Names that still differ are left for the caller to refuse.
     """
     state = OrderedDict(
         (name, tensor) for name, tensor in state.items() if name in wanted or name.rpartition(".")[2] not in COUNTERS
@@ -69,7 +74,7 @@ def fit(state: "Mapping[str, Tensor]", wanted: "Mapping[str, Tensor]") -> "State
     if len(set(short)) == len(short):
         state = OrderedDict(zip(short, state.values(), strict=True))
     for name, tensor in wanted.items():
-        # Absent in files older than PyTorch 0.4.1, and no output depends on them.
+        # Missing in files older than PyTorch 0.4.1; no output depends on them.
         if name.endswith("num_batches_tracked") and name not in state and _beside(name, "running_var") in state:
             state[name] = tensor
     return state
@@ -80,7 +85,7 @@ def _beside(name: str, other: str) -> str:
 
 
 def _prefix(state: "Mapping[str, Tensor]", wanted: "Mapping[str, Tensor]") -> str:
-    """What stands before most names of `wanted` in `state`; nothing unless it stands before more than half of them."""
+    """Return the most frequent prefix of names of `wanted` in `state`; empty unless more than half of them have it."""
     found: Counter[str] = Counter()
     for name in state:
         parts = name.split(".")
@@ -93,12 +98,12 @@ def _prefix(state: "Mapping[str, Tensor]", wanted: "Mapping[str, Tensor]") -> st
 
 
 def without_auxiliary(state: "State", wanted: "Mapping[str, Tensor]") -> "State":
-    """`state` without training heads that the network of `wanted` does not have."""
+    """Return `state` without training heads that the network of `wanted` does not have."""
     return OrderedDict((n, t) for n, t in state.items() if n in wanted or not n.startswith(AUXILIARY))
 
 
 def split_normalisation(state: "State", wanted: "Mapping[str, Tensor]") -> "tuple[State, dict[str, list[float]]]":
-    """`state` without the constants of a normalisation layer before the network, and these: mean and std in [0, 1]."""
+    """Split off the constants of a normalisation layer before the network: (other tensors, mean and std in [0, 1])."""
     rest, constants = OrderedDict(state), {}
     for name, tensor in state.items():
         kind = name.rpartition(".")[2]
@@ -109,12 +114,12 @@ def split_normalisation(state: "State", wanted: "Mapping[str, Tensor]") -> "tupl
 
 
 def same_constants(found: Sequence[float], card: Sequence[float]) -> bool:
-    """Whether both are the same but for digits left out (0.485, 0.4850)."""
+    """Return whether two lists of constants are equal up to omitted digits (0.485, 0.4849)."""
     return all(abs(a - b) < 2e-3 for a, b in zip(found, card, strict=True))
 
 
 def problems(state: "Mapping[str, Tensor]", wanted: "Mapping[str, Tensor]") -> list[str]:
-    """What keeps `state` from filling a network whose state is `wanted`; the first of each kind come first."""
+    """Return why `state` does not fit a network with the state `wanted`; one problem of each kind comes first."""
     missing = [f"missing {name}" for name in wanted if name not in state]
     extra = [f"unexpected {name}" for name in state if name not in wanted]
     both = [name for name in wanted if name in state]

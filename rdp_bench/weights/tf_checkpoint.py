@@ -1,8 +1,8 @@
-"""Variables of a TensorFlow checkpoint of the first kind, read without TensorFlow: one file, as TF-slim's `.ckpt` are.
+"""Reader of TensorFlow checkpoints of version 1 (one file, as TF-slim's `.ckpt`), without TensorFlow.
 
-Such a file is a LevelDB table (google/leveldb, doc/table_format.md), which TensorFlow writes without compression. Each
-value is a protocol buffer, SavedTensorSlices: the list of all variables with their shapes, or one variable's numbers.
-Checksums are not compared: Python has none of this kind (CRC-32C).
+The file is a LevelDB table (google/leveldb, doc/table_format.md), which TensorFlow writes without compression. Each
+value is a protocol buffer, SavedTensorSlices: the list of all variables with their shapes, or the numbers of one
+variable. Checksums are not compared, because Python's standard library has no CRC-32C.
 """
 
 import struct
@@ -21,10 +21,10 @@ Field = tuple[int, int | memoryview]
 
 
 def variables(content: bytes) -> "dict[str, NDArray[np.float32]]":
-    """The float variables in the bytes of a checkpoint, by name; others (global_step) are left out.
+    """Return the float variables in the bytes of a checkpoint by name, without others (global_step).
 
     Raises:
-        Exception: of any kind, for a file that is no such checkpoint, or damaged.
+        Exception: of any type, if `content` is damaged or not such a checkpoint.
     """
     import numpy as np
 
@@ -38,7 +38,7 @@ def variables(content: bytes) -> "dict[str, NDArray[np.float32]]":
                 name, floats = _slice(_bytes(part))
                 numbers[name] = np.frombuffer(floats, "<f4")
     if not shapes:
-        raise ValueError("it holds no variables")
+        raise ValueError("it contains no variables")
     return {name: numbers[name].reshape(shape) for name, shape in shapes.items()}
 
 
@@ -46,9 +46,9 @@ def variables(content: bytes) -> "dict[str, NDArray[np.float32]]":
 
 
 def _values(table: memoryview) -> Iterator[memoryview]:
-    """The values of a table in its order; the footer leads to the index, the index to blocks of entries."""
+    """Yield the values of a table in order; the footer locates the index, and the index locates the blocks."""
     if len(table) < _FOOTER or struct.unpack("<Q", table[-8:])[0] != _MAGIC:
-        raise ValueError("no TensorFlow checkpoint of the first kind, or cut off")
+        raise ValueError("not a TensorFlow checkpoint of version 1, or truncated")
     at = len(table) - _FOOTER
     _, _, offset, size = _numbers(table[at:], 4)
     for handle in _entries(table, offset, size):
@@ -56,9 +56,9 @@ def _values(table: memoryview) -> Iterator[memoryview]:
 
 
 def _entries(table: memoryview, offset: int, size: int) -> Iterator[memoryview]:
-    """Values of one block; its keys, each told by its difference to the one before, say nothing that values do not."""
+    """Yield the values of one block. Its keys, stored as differences, add no information to the values."""
     if table[offset + size] != 0:
-        raise ValueError("it is compressed, which TensorFlow's are not")
+        raise ValueError("it is compressed; TensorFlow writes no compressed checkpoints")
     block = table[offset : offset + size]
     end = size - 4 - 4 * struct.unpack("<I", block[-4:])[0]
     at = 0
@@ -74,7 +74,7 @@ def _entries(table: memoryview, offset: int, size: int) -> Iterator[memoryview]:
 
 
 def _shapes(meta: memoryview) -> Iterator[tuple[str, list[int]]]:
-    """SavedTensorSliceMeta -> name and shape of every float variable."""
+    """Yield name and shape of every float variable in a SavedTensorSliceMeta."""
     for number, tensor in _fields(meta):
         if number == 1:  # SavedSliceMeta: name 1, shape 2, type 3
             fields = dict(_fields(_bytes(tensor)))
@@ -84,14 +84,14 @@ def _shapes(meta: memoryview) -> Iterator[tuple[str, list[int]]]:
 
 
 def _slice(saved: memoryview) -> tuple[str, bytes]:
-    """SavedSlice (name 1, TensorProto 3) -> its name and its float_val (5), packed."""
+    """Return the name and the packed float_val (5) of a SavedSlice (name 1, TensorProto 3)."""
     fields = dict(_fields(saved))
     floats = [bytes(_bytes(part)) for number, part in _fields(_bytes(fields.get(3, b""))) if number == 5]
     return _text(fields[1]), b"".join(floats)
 
 
 def _fields(message: memoryview) -> Iterator[Field]:
-    """Field numbers and values of a message: a whole number, or bytes."""
+    """Yield the field numbers and values of a message; a value is an integer or bytes."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -119,7 +119,7 @@ def _numbers(data: memoryview, count: int) -> list[int]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The number at `at`, seven bits a byte, and where it ends."""
+    """Return the varint at `at` (seven bits per byte) and the position after it."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -133,7 +133,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 def _cut(data: memoryview, at: int, size: int) -> memoryview:
     if at + size > len(data):
-        raise ValueError("damaged (a part reaches beyond its whole)")
+        raise ValueError("damaged (a part exceeds its container)")
     return data[at : at + size]
 
 

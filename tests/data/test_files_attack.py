@@ -199,7 +199,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (cut, r"image-2\.npy: 763 bytes of pixels, its header says 768"),
     "floats": (floats, r"image-2\.npy: expected uint8 .*found float32 \[3, 16, 16\]; save floats"),
     "pickle": (pickled, r"image-2\.npy: expected uint8 .*found object"),
-    "no array": (lambda path: (path / "image-2.png").rename(path / "image-2.npy"), r"no \.npy file that can be read"),
+    "no array": (lambda path: (path / "image-2.png").rename(path / "image-2.npy"), r"cannot be read as a \.npy file"),
 }  # fmt: skip
 
 

@@ -169,7 +169,7 @@ def test_copies_are_named_and_cards_refused(monkeypatch: pytest.MonkeyPatch, tmp
     (told,) = remarks(found, [b, a])[1:]
     assert told == f"nips2017: 1 of 2 images are of {nips2017.COPY_B}"
     (told,) = remarks(found, [a, "0" * 64])[1:]
-    assert told.startswith(f"nips2017: 1 of 2 images have other pixels than either published copy, the first is {card}")
+    assert told.startswith(f"nips2017: 1 of 2 images have pixels of neither published copy, the first is {card}")
     with pytest.raises(BadImageError, match=rf"{card}: this is the card 'This photo is no longer available' of copy B"):
         remarks(found, [a, b])
     (told,) = remarks(opened(folder), [b, b])
@@ -281,7 +281,7 @@ def test_the_development_kits_numbers_are_refused(tmp_path: Path, name: str, lin
     """They are 1..1000 too, in another order: every label would be wrong, and none out of range."""
     save(tmp_path / "ILSVRC2012_val_00000001.JPEG")
     write(tmp_path / name, *lines)
-    with pytest.raises(BadImageError, match=r"not those of networks.*take Caffe's val\.txt"):
+    with pytest.raises(BadImageError, match=r"differ from those of networks.*take Caffe's val\.txt"):
         opened(tmp_path)
 
 
@@ -291,7 +291,7 @@ def test_options_that_do_not_apply_are_refused(tmp_path: Path) -> None:
         opened(f"{tmp_path}/set(subset=every-second)")
     save(tmp_path / "images" / "one.png")
     write(tmp_path / "images.csv", "ImageId,TrueLabel", "one,5")
-    with pytest.raises(UsageError, match="label_base does not apply here; its format decides that"):
+    with pytest.raises(UsageError, match="label_base does not apply here; its format defines it"):
         opened(f"{tmp_path}(label_base=0)")
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_missing_path_suggests_the_nearest(tmp_path: Path) -> None:
 
 
 def test_other_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadImageError, match=r"a\.png: a dataset is a folder or a \.csv file"):
+    with pytest.raises(BadImageError, match=r"a\.png: expected a folder, a \.csv file"):
         open_dataset(str(save(tmp_path / "a.png")))
 
 
@@ -117,6 +118,18 @@ def test_registered_dataset_without_files_works(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(IndexError):
         found.image(1)
     assert open_dataset("test/stranger(size=4)").image(0).shape == (3, 4, 4)
+
+
+def test_a_limit_keeps_what_a_registered_dataset_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Spoken(Stranger):
+        targets = (7, 8)
+        classes = 10
+        note = "half of it is synthetic"
+
+    monkeypatch.setattr(registry.dataset, "entries", dict(registry.dataset.entries))
+    registry.dataset("test/stranger", source="this file")(Spoken)
+    found: Any = open_dataset("test/stranger", limit=1)
+    assert (list(found.targets), found.classes, found.note) == ([7], 10, "half of it is synthetic")
 
 
 def test_image_of_another_shape_is_named() -> None:

@@ -8,6 +8,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from importlib.util import find_spec
@@ -149,6 +150,38 @@ def test_nothing_is_left_out(page: str, names: set[str]) -> None:
 def test_every_grid_of_the_paper_is_on_its_page() -> None:
     shown = re.findall(r"--grid ([\w-]+)", (DOCS / "paper.md").read_text())
     assert set(grid.builtin()) == set(shown)
+
+
+FOLDERS = ("attacks/", "benchmarks/", "data/", "defenses/", "docs/", "rdp_bench/", "reports/", "tests/")
+
+
+def paths(text: str) -> set[str]:
+    """The repository's files and folders that a page names in backticks, without placeholders and wildcards."""
+    named = {name for name in re.findall(r"`([\w./-]+)`", text) if name.startswith(FOLDERS)}
+    return {name for name in named if not re.search("NAME|TO/", name)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_exist(page: Path) -> None:
+    assert not {name for name in paths(page.read_text()) if not (ROOT / name).exists()}
+
+
+def test_a_missing_file_is_noticed() -> None:
+    assert paths("`rdp_bench/gone.py`, `attacks/NAME.py`, `x/y.py`") == {"rdp_bench/gone.py"}
+    assert sum(len(paths(page.read_text())) for page in PAGES) > 20
+
+
+def test_every_package_is_in_the_design() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    named = (DOCS / "design.md").read_text()
+    assert not [name for name in packages if f"{name.removeprefix('rdp_bench.').replace('.', '/')}" not in named]
+
+
+def test_a_glossary_term_has_one_entry() -> None:
+    terms = [term for line in re.findall(r"^\| ([^|]+) \|", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+             if (term := line.strip()) != "term" and not term.startswith("-")]  # fmt: skip
+    assert len(terms) > 50
+    assert len(set(terms)) == len(terms)
 
 
 # --- examples --------------------------------------------------------------------------------------------

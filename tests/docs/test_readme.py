@@ -40,11 +40,11 @@ def test_there_is_a_transcript_to_check() -> None:
 
 def test_the_averages_are_those_of_the_results() -> None:
     """Recomputed from the cells of docs/results."""
-    cells = pd.concat(pd.read_csv(ROOT / "docs" / "results" / name) for name in ("nips17-500.csv",))
+    cells = pd.read_csv(ROOT / "docs" / "results" / "nips17-500.csv")
     rows = [line.strip("|").split("|") for line in README.splitlines() if re.match(r"\| [\w&-]+ \| \d", line)]
     assert len(rows) == 8
-    for defense, *numbers in rows:
-        mine = cells[cells["defense"] == defense.strip()]
+    for name, *numbers in rows:
+        mine = cells[cells["defense"] == name.strip()]
         expected = []
         for target in ("effnet-lite2-ens", "effnet-lite2"):
             of_target = mine[mine["target"] == target]
@@ -54,7 +54,7 @@ def test_the_averages_are_those_of_the_results() -> None:
                 expected.append(float(errors.mean()))
             (clean,) = set(of_target[of_target["metric"] == "accuracy"]["value"])
             expected.append(float(clean))
-        assert [float(number) for number in numbers] == pytest.approx(expected, abs=0.051), defense
+        assert [float(number) for number in numbers] == pytest.approx(expected, abs=0.051), name
 
 
 def test_the_defense_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

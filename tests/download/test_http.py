@@ -50,7 +50,7 @@ def test_a_stalling_server_is_left_and_asked_again(server: Server, tmp_path: Pat
 def test_one_that_never_answers_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download_module, "TRIES", 2)
     server.answers = [lambda _: time.sleep(1)]
-    with pytest.raises(FetchError, match=r"set\.zip: nothing came for 0\.3 seconds; given up after 2 tries\. 0 bytes"):
+    with pytest.raises(FetchError, match=r"set\.zip: no data for 0\.3 seconds; given up after 2 tries\. 0 bytes"):
         download(server.url, tmp_path / "a.zip")
     assert not (tmp_path / "a.zip").exists()
 
@@ -158,7 +158,9 @@ def test_busy_servers_are_asked_again(server: Server, tmp_path: Path, code: int)
 
 def test_a_web_page_is_no_zip(server: Server, tmp_path: Path) -> None:
     server.answers = [serve(HTML, kind="text/html; charset=utf-8")]
-    with pytest.raises(FetchError, match=r"set\.zip: no such file, but text/html that begins with b'<!doctype html>"):
+    with pytest.raises(
+        FetchError, match=r"set\.zip: expected another type of file, found text/html that begins with b'<!doctype html>"
+    ):
         download(server.url, tmp_path / "a.zip", b"PK\x03\x04")
     assert left(tmp_path) == []
     assert len(server.requests) == 1

@@ -255,7 +255,7 @@ def test_wrong_pixels_are_not_kept(tmp_path: Path) -> None:
     assert "0 of 4 images" in found.stdout
     assert not to.exists()
     for id_, why in zip(
-        IDS, ("other pixels than this image", "damaged or truncated", "not an image", "224 x 224"), strict=True
+        IDS, ("its pixels differ from this image", "damaged or truncated", "not an image", "224 x 224"), strict=True
     ):
         assert re.search(rf"refused: {id_}: .*{why}", found.stderr)
     assert get(to, "--from", folder(tmp_path / "good", CONTENT)).exit_code == 0
@@ -315,7 +315,7 @@ def test_archives_that_are_not_what_they_should_be(tmp_path: Path, monkeypatch: 
     path.write_bytes(good[: len(good) // 2])
     assert "expected a folder, a zip, or an address" in get(to, "--from", path).stderr
     path.write_bytes(zipped({"readme.txt": b"x"}))
-    assert "holds no dev_dataset.csv or images.csv" in get(to, "--from", path).stderr
+    assert "contains no dev_dataset.csv or images.csv" in get(to, "--from", path).stderr
     assert not to.exists()
     at = good.index(b"IDAT") + 500
     path.write_bytes(good[:at] + bytes([good[at] ^ 8]) + good[at + 1 :])
@@ -325,7 +325,7 @@ def test_archives_that_are_not_what_they_should_be(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(obtain_module, "_LARGEST", 1000)
     bomb = zipped(CONTENT | {f"images/{IDS[0]}.png": b"\0" * 100_000})
     path.write_bytes(bomb)
-    assert "which no file of the set has" in get(to, "--from", path).stderr
+    assert "every file of the set is smaller" in get(to, "--from", path).stderr
 
 
 @pytest.mark.parametrize("given", ["no/such/folder", "ftp://127.0.0.1/a.zip", "file:///etc", "a.txt"])
@@ -347,7 +347,7 @@ def test_a_cut_archive_is_not_kept_and_comes_anew(server: Server, tmp_path: Path
     server.answers = [serve(good[: len(good) // 2])]
     found = get(to, "--from", server.url)
     assert found.exit_code == 1
-    assert re.search(r"set\.zip: [\d,]+ bytes, but no whole zip", found.stderr)
+    assert re.search(r"set\.zip: [\d,]+ bytes, but not a complete zip", found.stderr)
     assert left(to) == []
     server.answers = [serve(good)]
     assert get(to, "--from", server.url).exit_code == 0

@@ -68,7 +68,7 @@ def test_zoomed_images_are_shown_at_that_size(caplog: pytest.LogCaptureFixture) 
     classifier(toy.images(1, 64))
     classifier(toy.images(1, 90), 90 / 64)
     assert net.seen == [96, 64, 96]
-    assert caplog.text.count("tiny takes no input of 90 pixels; zoomed images are shown at 96") == 1
+    assert caplog.text.count("tiny accepts no input of 90 pixels; zoomed images are resized to 96") == 1
     fixed = PixelClassifier(Picky(only=64), replace(CARD, fixed_size=True), "hash")
     fixed(toy.images(1, 80), 80 / 64)
 
