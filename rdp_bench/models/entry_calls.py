@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.protocols import Classifier
+from rdp_bench.user_reads import noting_unkeyed
 
 _GIVE_LOGITS = ("stochastic_logits", "taken")
 _TAKE_IMAGES = (*_GIVE_LOGITS, "features", "logits_and_aux")
@@ -52,7 +53,7 @@ class CheckedClassifier:
         Raises:
             RdpBenchError: the classifier raised, or returned something else.
         """
-        with naming_entry(f"model '{self.name}'"):
+        with naming_entry(f"model '{self.name}'"), noting_unkeyed(f"model '{self.name}'"):
             output = self._inner(x.clone(), zoom)
         return checked_logits(output, len(x), self.classes, f"model '{self.name}'")
 
@@ -68,7 +69,7 @@ class CheckedClassifier:
 
     def _on_copies(self, attribute: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            with naming_entry(f"model '{self.name}'"):
+            with naming_entry(f"model '{self.name}'"), noting_unkeyed(f"model '{self.name}'"):
                 output = method(x.clone(), *args, **kwargs)
             if attribute in _GIVE_LOGITS:
                 return checked_logits(output, len(x), self.classes, f"{attribute} of model '{self.name}'")
