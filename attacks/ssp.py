@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rdp_bench.errors import UsageError
-from rdp_bench.protocols import Features
+from rdp_bench.protocols import Attack, Features
 from rdp_bench.registry import attack
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from rdp_bench.data.ilsvrc import DEVKIT, KAGGLE, LISTS, kaggle, text_list
 from rdp_bench.data.imagefolder import imagefolder
 from rdp_bench.data.nips2017 import TABLES, nips2017
 from rdp_bench.errors import BadImageError, UsageError, unknown_name
-from rdp_bench.protocols import Dataset, classes_of, note_of, targets_of
+from rdp_bench.protocols import Dataset, targets_of
 from rdp_bench.registry import dataset
 from rdp_bench.specs import cut, outline, parse_spec, with_params
 

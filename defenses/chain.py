@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.errors import UsageError
+from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.protocols import Backward, Defense, Purifier
 from rdp_bench.registry import Resolved, defense, identity
 from rdp_bench.specs import split
@@ -89,7 +89,12 @@ class Chain(Purifier):
 
     def _in_order(self, x: Tensor, rng: ImageRng, ways: list[Callable[[Tensor, ImageRng], Tensor]]) -> Tensor:
         for number, way in enumerate(ways):
-            x = self._checked(number, way(x, rng.fork(f"part {number}")), x)
+            label = self.made[number].label
+            try:
+                purified = way(x, rng.fork(f"part {number}"))
+            except (TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
+                raise RdpBenchError(f"part '{label}' of a chain: {type(error).__name__}: {error}") from error
+            x = self._checked(number, purified, x)
         return x
 
     def _checked(self, number: int, purified: Tensor, x: Tensor) -> Tensor:

@@ -12,20 +12,20 @@ import pkgutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import replace
 from hashlib import sha256
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.metadata import Distribution, entry_points
 from pathlib import Path
-from types import CodeType, FrameType, ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from rdp_bench import local_code
 from rdp_bench.errors import UsageError
 from rdp_bench.keys import hash_file, hash_many, known_hash
 from rdp_bench.registry import registries
+from rdp_bench.user_reads import Reads, first_local, keyed, watching
 
 log = logging.getLogger(__name__)
 
@@ -83,24 +83,15 @@ def _known(name: str, what: str) -> bool:
     return name in _loaded
 
 
-@dataclass
-class _Reads:
-    """What an import brings in and reads."""
-
-    modules: local_code.Modules = field(default_factory=dict)
-    files: set[Path] = field(default_factory=set)
-    environment: dict[str, str | None] = field(default_factory=dict)
-    prefix: str = ""
-
-
 @contextmanager
-def _stamping(what: str, name: str) -> Iterator[_Reads]:
+def _stamping(what: str, name: str) -> Iterator[Reads]:
     """Around the import of a plugin: what it registers gets its stamp; where it fails, nothing is left of it."""
-    reads, before = _Reads(), set(sys.modules)
+    before = set(sys.modules)
     kept = [(registry, dict(registry.entries), list(registry.label_schemes)) for registry in registries.values()]
-    _watched.append(reads)
+    _add_finder()
+    _importing.append(name)
     try:
-        with _watching():
+        with watching() as reads:
             yield reads
         modules = local_code.closure(reads.modules | local_code.new_local_modules(before))
         local_code.refuse_stale(modules)
@@ -123,7 +114,8 @@ def _stamping(what: str, name: str) -> Iterator[_Reads]:
             sys.modules.pop(module, None)
         raise UsageError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
     finally:
-        _watched.remove(reads)
+        _importing.remove(name)
+    keyed.setdefault("", set()).update(hashes)
     for registry, entries, label_schemes in kept:
         for each, entry in registry.entries.items():
             if each not in entries:
@@ -133,7 +125,7 @@ def _stamping(what: str, name: str) -> Iterator[_Reads]:
         ]
 
 
-def _stamp(reads: _Reads, modules: local_code.Modules, hashes: dict[Path, str]) -> str:
+def _stamp(reads: Reads, modules: local_code.Modules, hashes: dict[Path, str]) -> str:
     """One short text for everything of a plugin that lies outside installed packages; no path is in it."""
     named = {path.resolve(): name for name, path in modules.items()}
     facts = [f"module {'plugin' if _is_plugin(name) else name} {hashes[path]}" for path, name in named.items()]
@@ -189,7 +181,9 @@ def _of_distribution(module: str, distribution: Distribution | None) -> set[Path
 
 # --- what an import reads --------------------------------------------------------------------------------
 
-_watched: list[_Reads] = []
+_importing: list[str] = []
+"""Plugins that are being imported."""
+
 _executed: dict[Path, str] = {}
 """Local files that `_Loader` ran -> the hash of what was run."""
 
@@ -206,7 +200,7 @@ class _Loader(SourceFileLoader):
         path = Path(self.get_filename(fullname)).resolve()
         data = self.get_data(str(path))
         content = sha256(data).hexdigest()
-        if not _watched and _first_local(sys._getframe(1)) in (known := _known_files()):
+        if not _importing and first_local(sys._getframe(1)) in (known := _known_files()):
             if path not in known:
                 raise ImportError(f"{path} is imported while a plugin works, and no key knows it; import it at its top")
             if known[path] != content:
@@ -227,79 +221,17 @@ class _Finder(MetaPathFinder):
         if spec is None or not spec.origin or type(spec.loader) is not SourceFileLoader:
             return None
         file = Path(spec.origin).resolve()
-        if not local_code.is_local(file) or not (_watched or _folders & set(file.parents)):
+        if not local_code.is_local(file) or not (_importing or _folders & set(file.parents)):
             return None
         spec.loader = _Loader(name, spec.origin)
         return spec
 
 
-@contextmanager
-def _watching() -> Iterator[None]:
-    """Notes what local code opens for reading and which environment variables it asks for."""
-    global _hooked
-    if not _hooked:  # an audit hook cannot be taken away again
-        sys.addaudithook(_on_event)
+_finder_added = False
+
+
+def _add_finder() -> None:
+    global _finder_added
+    if not _finder_added:
         sys.meta_path.insert(0, _Finder())
-        _hooked = True
-    kind: Any = type(os.environ)
-    plain = kind.__getitem__
-
-    def asked(self: Any, key: str) -> str:
-        try:
-            value: str | None = plain(self, key)
-        except KeyError:
-            value = None
-        if _watched and isinstance(key, str) and _by_local_code(sys._getframe(1)):
-            _watched[-1].environment[key] = value
-        found: str = plain(self, key)
-        return found
-
-    kind.__getitem__ = asked
-    try:
-        yield
-    finally:
-        kind.__getitem__ = plain
-
-
-_hooked = False
-
-
-def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
-    if event != "open" or not _watched:
-        return
-    file, mode, flags = arguments
-    if not isinstance(file, str | bytes) or (isinstance(mode, str) and not mode.startswith("r")):
-        return
-    if mode is None and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        return
-    path = Path(os.fsdecode(file))
-    data = path.suffix not in (".py", ".pyc") and path.is_file() and local_code.is_local(path)
-    if data and _by_local_code(sys._getframe(1)):
-        _watched[-1].files.add(path.resolve())
-
-
-def _by_local_code(frame: FrameType | None) -> bool:
-    """Whether local code asks, itself or through functions of a library, and not a library that is being imported."""
-    return _first_local(frame) is not None
-
-
-def _first_local(frame: FrameType | None) -> Path | None:
-    """The file of the innermost local code, up to a library that is being imported, or to this module."""
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith("<"):
-            path, local = _place(file)
-            if local:
-                return path
-            if frame.f_code.co_name == "<module>" or (path == _THIS and frame.f_code.co_name == "load"):
-                return None
-        frame = frame.f_back
-    return None
-
-
-@cache
-def _place(file: str) -> tuple[Path, bool]:
-    return Path(file).resolve(), local_code.is_local(file)
-
-
-_THIS = Path(__file__).resolve()
+        _finder_added = True

@@ -13,6 +13,7 @@ from rdp_bench.errors import RdpBenchError, UsageError, unknown_name, wrap_error
 from rdp_bench.keys import Record, canonical_json, without_neutral
 from rdp_bench.protocols import Attack, Classifier, Dataset, Defense, FunctionAttack
 from rdp_bench.specs import FileSearch, cut, files_from, outline, parse_spec, with_params
+from rdp_bench.user_reads import Reads, watching
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -45,6 +46,11 @@ class Entry(Generic[T]):
 
         version_suffix = local_code.stamp_of(self.factory) if self.stamp is None else self.stamp
         return f"{self.number}+{version_suffix}" if version_suffix else str(self.number)
+
+
+def version_with(entry: Entry[Any], reads: Reads, label: str) -> str:
+    """An entry's version, and a hash of the files and environment variables that its code read when it was made."""
+    return "-".join(filter(None, (entry.version, reads.digest(label))))
 
 
 @dataclass(frozen=True)
@@ -265,8 +271,9 @@ class Registry(Generic[T]):
                     return Resolved(text, made, scheme.name, scheme.name, scheme.version, scheme.id)
         spec = parse_spec(text)
         entry = self.get(spec.name)
-        value = with_params(self.make(entry.name), spec, self.kind)
-        return Resolved(str(spec), value, entry.summary, entry.source, entry.version, entry.id)
+        with watching() as reads:
+            value = with_params(self.make(entry.name), spec, self.kind)
+        return Resolved(str(spec), value, entry.summary, entry.source, version_with(entry, reads, text), entry.id)
 
     def make(self, name: str) -> T:
         """A new object of the entry called `name`.

@@ -27,6 +27,7 @@ from rdp_bench.metrics import measurements
 from rdp_bench.models.entry_calls import checked_logits, is_out_of_memory, naming_entry
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets
 from rdp_bench.rng import ImageRng
+from rdp_bench.user_reads import noting_unkeyed, unkeyed
 
 R = TypeVar("R")
 
@@ -99,7 +100,7 @@ class Worker:
             self._craft(job)
         else:
             self._evaluate(job)
-        remarks, self._remarks = self._remarks, []
+        remarks, self._remarks = [*self._remarks, *unkeyed], []
         return remarks
 
     def clean(self, low: int, high: int) -> NDArray[np.uint8]:
@@ -139,7 +140,7 @@ class Worker:
             u8 = self.clean(low, high)
             x = to_float(u8, plan.device)
             rng = ImageRng([f"{seed}/{image_hash}" for image_hash in plan.image_hashes[low:high]], plan.device)
-            with naming_entry(f"attack '{job.attack}'"):
+            with naming_entry(f"attack '{job.attack}'"), noting_unkeyed(f"attack '{job.attack}'"):
                 if isinstance(attack, AdversarialFiles):
                     adv = to_float(attack.crafted(low, high), plan.device)
                 else:
@@ -255,7 +256,7 @@ class Worker:
         for draw, number in looks:
             begin = time.perf_counter()
             streams = rng.fork(f"draw {draw}") if draw else rng  # draw 0 is that of a run with one draw
-            with naming_entry(f"defense '{job.defense}'"):
+            with naming_entry(f"defense '{job.defense}'"), noting_unkeyed(f"defense '{job.defense}'"):
                 output = defense.purify(x.clone(), streams.fork(f"pass {number}"))
             purified = check_purified(output, x, job.defense)
             shared += time.perf_counter() - begin

@@ -18,6 +18,7 @@ from rdp_bench.keys import Record
 from rdp_bench.protocols import Classifier, Defense, Purifier
 from rdp_bench.registry import Resolved
 from rdp_bench.specs import cut, split
+from rdp_bench.user_reads import noting_unkeyed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,11 @@ class DefendedClassifier:
 
     def stochastic_logits(self, x: "Tensor", rng: "ImageRng", zoom: float = 1.0) -> "Tensor":
         """Return logits `[n, classes]` of purified `x` `[n, 3, h, w]`, with a new sample of the defense from `rng`."""
-        purified = self.attacked_defense.purify(x, rng)
+        from rdp_bench.models.entry_calls import naming_entry
+
+        label = f"defense '{self.attacked_defense.defense.label}'"
+        with naming_entry(label), noting_unkeyed(label):
+            purified = self.attacked_defense.purify(x, rng)
         return self.inner(purified, zoom * purified.shape[-1] / x.shape[-1])
 
     def __call__(self, x: "Tensor", zoom: float = 1.0) -> "Tensor":

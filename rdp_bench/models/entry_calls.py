@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.protocols import AuxiliaryLogits, Classifier, Features, GatheredLogits, StochasticLogits
+from rdp_bench.user_reads import noting_unkeyed
 
 if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
@@ -51,7 +52,7 @@ class CheckedClassifier:
         Raises:
             RdpBenchError: the classifier raised an error, or returned anything else.
         """
-        with naming_entry(f"model '{self.name}'"):
+        with naming_entry(f"model '{self.name}'"), noting_unkeyed(f"model '{self.name}'"):
             output = self._inner(x.clone(), zoom)
         return checked_logits(output, len(x), self.classes, f"model '{self.name}'")
 
@@ -66,7 +67,7 @@ class CheckedClassifier:
         return getattr(self._inner, attribute)
 
     def _call(self, method: Callable[..., Any], x: Tensor, *args: Any) -> Any:
-        with naming_entry(f"model '{self.name}'"):
+        with naming_entry(f"model '{self.name}'"), noting_unkeyed(f"model '{self.name}'"):
             return method(x.clone(), *args)
 
     def _logits(self, output: Any, x: Tensor, method: str) -> Tensor:

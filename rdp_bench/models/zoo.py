@@ -13,8 +13,9 @@ from rdp_bench.errors import BadModelError, UsageError, unknown_name, wrap_error
 from rdp_bench.keys import Record, canonical_json, diff_records, known_hash, without_neutral
 from rdp_bench.models.card import ABOUT, NUMERICS, Card, cards, convert_first
 from rdp_bench.models.defended import AttackedDefense, DefendedClassifier, parse
-from rdp_bench.registry import model
+from rdp_bench.registry import model, version_with
 from rdp_bench.specs import FileSearch, files_from, split
+from rdp_bench.user_reads import watching
 
 if TYPE_CHECKING:
     from rdp_bench.protocols import Classifier
@@ -72,6 +73,7 @@ class PluginModelRef:
 
     name: str
     _made: dict[str, "Classifier"] = field(default_factory=dict, repr=False, compare=False)
+    _versions: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     _records: list[Record] = field(default_factory=list, repr=False, compare=False)
 
     def record(self) -> Record:
@@ -80,8 +82,7 @@ class PluginModelRef:
         Raises:
             BadModelError: the record differs from an earlier one.
         """
-        entry = model.get(self.name)
-        return {"id": entry.id, "version": entry.version, "params": self._said(self._load("cpu"))}
+        return {"id": model.get(self.name).id, **self._said("cpu")}
 
     def load(self, device: str) -> "Classifier":
         """Return the classifier on `device`.
@@ -89,23 +90,26 @@ class PluginModelRef:
         Raises:
             BadModelError: its record changed since planning.
         """
-        made = self._load(device)
-        self._said(made)
-        return made
+        self._said(device)
+        return self._load(device)
 
     def _load(self, device: str) -> "Classifier":
         from rdp_bench.models.entry_calls import checked, naming_entry
         from rdp_bench.protocols import Movable
 
         if device not in self._made:
-            made = model.make(self.name)
-            with naming_entry(f"model '{self.name}' cannot be loaded"):
-                self._made[device] = checked(made.to(device) if isinstance(made, Movable) else made, self.name)
+            with watching() as reads:
+                made = model.make(self.name)
+                with naming_entry(f"model '{self.name}' cannot be loaded"):
+                    self._made[device] = checked(made.to(device) if isinstance(made, Movable) else made, self.name)
+            self._versions[device] = version_with(model.get(self.name), reads, self.name)
         return self._made[device]
 
-    def _said(self, made: "Classifier") -> Record:
+    def _said(self, device: str) -> Record:
+        made = self._load(device)
         with wrap_errors(f"model '{self.name}' returned no valid record"):
-            said = json.loads(canonical_json(made.record()))  # a copy, because the classifier may change its own
+            params = json.loads(canonical_json(made.record()))  # a copy, because the classifier may change its own
+        said = {"version": self._versions[device], "params": params}
         if self._records and said != self._records[0]:
             what = "; ".join(diff_records(said, self._records[0])[:2])
             raise BadModelError(f"model {self.name}: its record changed since planning ({what}); run again")

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from rdp_bench.attacks._iterate import gather_pixels
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
