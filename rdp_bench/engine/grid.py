@@ -301,8 +301,8 @@ def _check_settings(grid: str, axes: Axes) -> None:
         raise UsageError(f"grid {grid}: no data set; give it in the file or with --dataset")
     if not 1 <= axes.defense_samples <= 10_000:
         raise UsageError(
-            f"grid {grid}: defense_samples is {axes.defense_samples}; a random defense is evaluated on at least one, at "
-            "most 10000"
+            f"grid {grid}: defense_samples is {axes.defense_samples}; a random defense is evaluated on at least one, "
+            "at most 10000"
         )
     for key in ("limit", "samples"):
         if (count := getattr(axes, key)) is not None and count < 1:
