@@ -249,7 +249,7 @@ class Registry(Generic[T]):
 
         Args:
             text: the label.
-            files: where the files that it names are looked for; None: as for the label that it stands in, or from the
+            files: where the files that it names are looked for; None: as for the label that contains it, or from the
                 current folder.
 
         Raises:

@@ -141,7 +141,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Among the processes that say so of the same `folder`, where the system can lock one."""
+    """Exclusive lock between processes on `folder`; does nothing where the system cannot lock a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
@@ -188,7 +188,7 @@ class Artefact:
         return self.folder / f"{low:06d}-{high:06d}.safetensors"
 
     def missing(self, batch: int) -> list[tuple[int, int]]:
-        """Ranges still to do, cut at multiples of `batch` whatever is done already."""
+        """Ranges that are not stored yet, cut at multiples of `batch` even where their neighbours are stored."""
         have = [False] * self.n
         for low, high in [shard[:2] for shard in self.shards()] + self.store.lent.get(self.key, []):
             if low < high <= self.n:
@@ -237,7 +237,7 @@ class Artefact:
     def link_shards_of(self, other: "Artefact") -> int:
         """Copy the shards of `other`, whose first rows are this one's, that this one lacks; returns how many.
 
-        Each is checked first and written anew under this key. One that is longer than this artefact is cut.
+        Each is checked first, then written with this key in its header. One that is longer than this artefact is cut.
         """
         missing = self.missing(self.n or 1)
         count = 0
@@ -276,9 +276,10 @@ class Artefact:
         high = self.n if high is None else high
         out: dict[str, Any] = {}
         have = np.zeros(high - low, bool)
-        wanted = [shard for shard in self.shards() if shard[0] < high and low < shard[1]]
-        # What a run reads: one batch, as it was written.
-        wanted = [shard for shard in wanted if shard[:2] == (low, high)] or wanted
+        if self.has_shard(low, high):  # what a run reads: one batch, as it was written
+            wanted = [(low, high, self._path(low, high))]
+        else:
+            wanted = [shard for shard in self.shards() if shard[0] < high and low < shard[1]]
         problems: list[str] = []
         for first, last, path in wanted:
             try:
@@ -386,8 +387,8 @@ class Artefact:
 class Store:
     """All artefacts under one folder.
 
-    `made_by` is kept in each shard that is written from now on. A `read_only` store writes nothing and deletes nothing;
-    what it would have taken over from other runs counts as there.
+    `made_by` is written into every new shard. A `read_only` store writes and deletes nothing; shards that it would have
+    copied from other runs count as stored.
 
     Raises:
         UsageError: the folder is a cache of a newer format.
@@ -401,7 +402,7 @@ class Store:
         self.rejected: set[Path] = set()
         """Shards that failed their check and could not be deleted."""
         self.lent: dict[str, list[tuple[int, int]]] = {}
-        """By key, rows that a read-only store would have taken over."""
+        """By key, rows that a read-only store would have copied from other runs."""
         found = self._format()
         if found is not None and found > FORMAT:
             raise UsageError(

@@ -1,6 +1,7 @@
 """What a defense takes: time and memory an image, parameters, and how much longer a prediction takes behind it.
 
-Measured in the run, on its device. Times differ from run to run, so they stand in the run's record, never in the store.
+Measured in the run, on its device. Times differ from run to run, so they are kept in the run's record and never in the
+store.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Axes:
     dataset: Text = ""
     sources: Names = ()
     targets: Names = ()
-    baselines: Names = ()  # targets that stand beside the others undefended; their weights may be absent
+    baselines: Names = ()  # targets shown undefended beside the others; their weights may be absent
     attacks: Names = ()
     defenses: Names = ()
     eps: Annotated[tuple[float, ...], "a list of numbers, like [8, 16]"] = ()  # in /255, or in `norm`
@@ -50,7 +50,7 @@ class Axes:
     ensembles: Annotated[Mapping[str, tuple[str, ...]], 'a table of lists of models, like { both = ["a", "b"] }'] = (
         field(default_factory=dict)
     )
-    checks: Names = ()  # models that only the cross-check looks at
+    checks: Names = ()  # models that only the cross-check uses
     defense_samples: Count = 1  # draws of a random defense, each evaluated on its own
     image_quality: Switch = False  # also the distance of purified images to the clean ones
     success: Switch = False  # also the share of originally right images that an attack makes wrong
@@ -62,7 +62,7 @@ class Axes:
     note: Text = ""
 
     def targets_for(self, defense: str) -> tuple[str, ...]:
-        """The targets that are judged behind this defense."""
+        """The targets that are evaluated behind this defense."""
         return self.targets + (self.baselines if defense == UNDEFENDED else ())
 
 
@@ -155,7 +155,7 @@ def settle(grid: Grid, models_dir: Path | None) -> Grid:
     Every plugin must be loaded. A settled grid stays as it is.
 
     Raises:
-        UsageError: a label that cannot be read, an axis that is empty, or a label that stands twice in an axis.
+        UsageError: a label that cannot be read, an axis that is empty, or a label that an axis lists twice.
     """
     axes = grid.axes
     if "dataset" in grid.folders:
@@ -183,12 +183,12 @@ def expand_suite(name: str, within: tuple[Path, ...] = ()) -> list[str]:
     for each in names:
         path = str(folder / each) if each.endswith(".toml") else each
         if Path(path).resolve() in within:
-            raise UsageError(f"grid {stem}: {each} is the list that it stands in")
+            raise UsageError(f"grid {stem}: the suite includes itself ({each})")
         found += expand_suite(path, within)
     stems = [Path(each).name.removesuffix(".toml") for each in found]
     twice = sorted({each for each in stems if stems.count(each) > 1})
     if twice:
-        raise UsageError(f"grid {stem}: {', '.join(twice)} stands twice in its list")
+        raise UsageError(f"grid {stem}: {', '.join(twice)} is listed twice")
     return found
 
 
@@ -300,8 +300,8 @@ def _check_settings(grid: str, axes: Axes) -> None:
         raise UsageError(f"grid {grid}: no data set; give it in the file or with --dataset")
     if not 1 <= axes.defense_samples <= 10_000:
         raise UsageError(
-            f"grid {grid}: defense_samples is {axes.defense_samples}; a random defense is judged on at least one, at "
-            "most 10000"
+            f"grid {grid}: defense_samples is {axes.defense_samples}; a random defense is evaluated on at least one, "
+            "at most 10000"
         )
     for key in ("limit", "samples"):
         if (count := getattr(axes, key)) is not None and count < 1:
@@ -321,4 +321,4 @@ def _check_labels(grid: str, axes: Axes) -> None:
         labels = getattr(axes, key) + (axes.baselines if key == "targets" else ())
         twice = {show(label) for label in labels if labels.count(label) > 1}
         if twice:
-            raise UsageError(f"grid {grid}: {', '.join(sorted(twice))} stands twice in the axis '{key}'")
+            raise UsageError(f"grid {grid}: the axis '{key}' lists {', '.join(sorted(twice))} twice")

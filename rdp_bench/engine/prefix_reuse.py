@@ -1,14 +1,14 @@
-"""What a run of fewer, or of more, of the same images has made, a run takes over.
+"""Reuses cached shards between runs whose image lists share a prefix.
 
-A result belongs to an image and does not depend on its neighbours: the first 100 images of a set of 500 are the set of
-100. But a key names all images of a set, so that `--limit 100` and the whole are two artefacts. Therefore every run
-leaves a list of its images in the cache,
+The result of an image does not depend on the other images: the first 100 images of a set of 500 are the set of 100. A
+key, however, names all images of a set, so `--limit 100` and the whole data set are two artefacts. Every run therefore
+writes the list of its images into the cache:
 
-    CACHE/lists/3f2a....json    fingerprints and labels, in order
+    CACHE/lists/3f2a....json    pixel hashes and labels, in order
 
-and where one list begins with the other, the same plan is keyed with the other list, and the shards found under those
-keys are copied under the new key. A list counts only if it has the hash that its name says, and every key is made from
-the list anew: what does not belong is not found.
+Where one list begins with the other, the same plan is keyed with the other list, and the shards stored under those keys
+are copied to the new key. A list is used only if its content has the hash in its name. Keys are computed from the list,
+so shards of other images cannot be found.
 """
 
 import contextlib
@@ -33,20 +33,20 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ImageList:
-    """A data set of which only the order, the pixels' hashes and the labels are known."""
+    """A data set of which only the order, the pixel hashes and the labels are known."""
 
     name: str
     size: int
-    ids: Sequence[str]  # fingerprints
+    ids: Sequence[str]  # pixel hashes
     labels: Sequence[int]
 
     def image(self, index: int) -> "NDArray[np.uint8]":
-        """Never asked for: this plan is keyed, not done."""
+        """Never called: the plan of such a data set is keyed and not run."""
         raise NotImplementedError(f"image {index} of {self.name} is known by its hash alone")
 
 
 def register_images(plan: Plan) -> None:
-    """Leave the list of this plan's images in the cache."""
+    """Write the list of this plan's images into the cache."""
     path = plan.store.root / "lists" / f"{digest(plan.dataset, plan.image_hashes)}.json"
     content = json.dumps({"image_hashes": list(plan.image_hashes), "labels": list(plan.dataset.labels)}).encode()
     with contextlib.suppress(OSError):

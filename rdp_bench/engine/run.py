@@ -30,7 +30,7 @@ OFF_BY = 0.5
 
 
 LEAST_FOR_CHANCE = 10
-"""Images below which an accuracy at chance is not warned of: a poor model may be wrong on all of them."""
+"""With fewer images than this, an accuracy at chance raises no warning: a poor model may be wrong on all of them."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Run:
             self.record["cost"] = self._known_cost()
         self.refresh(self.plan.cells)
         to_do = self.plan.to_do(self.plan.jobs)
-        # Another run may have finished some since: nobody would look at them again.
+        # Cells that another run finished between these two calls are in no job, so they are read now.
         left = {job.key for job in to_do}
         self.refresh(
             [
@@ -105,7 +105,7 @@ class Run:
             log.warning("%s; going on with what is stored", error)
 
     def _warn_of_removed_cells(self) -> None:
-        """Of the run that this one takes the place of: a narrower one must not seem to be all there ever was."""
+        """Warn of cells of the previous run that this one does not have and so removes from OUT."""
         try:
             before = read_run(self._path)
         except UsageError:
@@ -116,7 +116,7 @@ class Run:
             there -= self.cells.keys()
         if there:
             log.warning(
-                "%d cells of the %s before this one leave %s; its command brings them back from the cache: %s",
+                "%d cells of the previous run of %s are removed from %s; restore them with: %s",
                 len(there), self.plan.grid.name, self.out, before.header["command"],
             )  # fmt: skip
 
@@ -143,7 +143,7 @@ class Run:
     def check_accuracy(self, work: Work | None) -> None:
         """Measure every model's clean accuracy; one that is off what its card knows gets a loud warning.
 
-        Without `work`, only what is stored is looked at.
+        Without `work`, only stored predictions are used.
         """
         for job in self.plan.clean_checks:
             if work and not self.plan.done(job):

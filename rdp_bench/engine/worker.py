@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 BATCH = {"cpu": 20, "cuda": 64}
 DEFENDED_BATCH_DIVISOR = 4
-"""Times smaller where a purifier's activations are kept for its gradient: 350 MB an image for the compact NRP."""
+"""Batch-size divisor when backpropagating through a purifier: 350 MB per image for the compact NRP."""
 
 Report = Callable[[Job, int], None]  # job, images finished since the last call
 
@@ -58,8 +58,8 @@ def configure_torch(device: str) -> None:
     torch.backends.cudnn.deterministic = True
     if device == "cpu":
         try:
-            # glibc returns large blocks to the system at once; every batch would fault its pages in anew. Kept blocks
-            # go back between phases, see `release_memory`.
+            # glibc returns large blocks to the system at once, and every batch would fault its pages in again. Blocks
+            # that are kept are returned between phases, see `release_memory`.
             libc = ctypes.CDLL(None)
             libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
@@ -199,7 +199,7 @@ class Worker:
         missing = {label: artefact.missing(self.size) for label, artefact in found.items()}
         unmeasured = quality.missing(self.size) if quality else []
         ranges = sorted({each for some in (*missing.values(), unmeasured) for each in some})
-        # Images to be kept that no missing batch brings by the way.
+        # Images to be kept for the report that are in no missing batch.
         unkept = sample.missing(self.size)
         ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
         seed = hash_many([canonical_json({k: job.record[k] for k in ("defense", "seed", "stream")})])

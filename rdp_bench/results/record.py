@@ -116,7 +116,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run record that was read: `header` is everything in it except the cells, as it stands in the file."""
+    """A run record that was read: `header` is everything in the file except the cells."""
 
     header: Record
     cells: list[CellResult] = field(default_factory=list)

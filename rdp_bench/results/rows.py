@@ -306,11 +306,11 @@ class Run:
 
     @property
     def defense_samples(self) -> int:
-        """How many draws of a random defense the run judges."""
+        """How many draws of a random defense the run evaluates."""
         return int(self.record["axes"].get("defense_samples", 1))
 
     def errors(self, cell_key: CellKey) -> "Counts":
-        """How many of `rng` looks at each image were wrong, `[n]`; all or none where nothing is random."""
+        """In how many draws each image is wrong, `[n]`; in all or none where nothing is random."""
         return (self.wrong[cell_key] * self.defense_samples).round().astype(int)
 
     def wrong_first_sample(self, cell_key: CellKey) -> "Flags | None":

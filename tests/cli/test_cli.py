@@ -30,7 +30,7 @@ TINY = ["--plugin", PLUGIN, "--dataset", "tiny/noise", "--source", "tiny/one", "
         (["--attack", "mi-fgms"], "Did you mean 'mi-fgsm'?"),
         (["--attack", "MI|TJ(7)"], "unknown part of an attack 'TJ'"),
         (["--attack", "dim(steps=0)"], "steps is above 0 and at most 100000, or auto"),
-        (["--attack", "fgsm", "--attack", "fgsm"], "fgsm stands twice in the axis 'attacks'"),
+        (["--attack", "fgsm", "--attack", "fgsm"], "the axis 'attacks' lists fgsm twice"),
         (["--defense", "jpge"], "unknown defense 'jpge'. Did you mean 'jpeg'?"),
         (["--defense", "jpeg(quality=high)"], "expected a whole number, like 75; found 'high'"),
         (["--source", "effnet-lite9"], "unknown model 'effnet-lite9'. Did you mean 'effnet-lite"),

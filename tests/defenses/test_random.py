@@ -241,7 +241,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(grid: Path, monkeypatch
 def test_no_draws_is_no_evaluation(grid: Path, value: str) -> None:
     found = run(grid, "--defense-samples", value)
     assert found.exit_code == 2
-    assert f"defense_samples is {value}; a random defense is judged on at least one" in found.output
+    assert f"defense_samples is {value}; a random defense is evaluated on at least one" in found.output
     grid.write_text(GRID + "defense_samples = true\n")
     with pytest.raises(UsageError, match="'defense_samples' is a whole number, found True"):
         load(str(grid), "embedded", {})

@@ -136,12 +136,12 @@ def test_a_narrower_run_says_what_it_replaces(out: Path, caplog: pytest.LogCaptu
     run(out)
     assert "leave" not in caplog.text
     run(out, "--defense", "none")
-    assert "2 cells of the tiny before this one leave" in caplog.text
+    assert "2 cells of the previous run of tiny are removed from" in caplog.text
     caplog.clear()
     run(out)
     assert "leave" not in caplog.text  # a wider one loses nothing
     run(out, "--limit", 5)
-    assert "4 cells of the tiny before this one leave" in caplog.text  # the same cells, on fewer images
+    assert "4 cells of the previous run of tiny are removed from" in caplog.text  # the same cells, on fewer images
     caplog.clear()
     run(out)
     assert "leave" not in caplog.text

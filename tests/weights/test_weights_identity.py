@@ -66,7 +66,7 @@ def stored(made: Plan) -> int:
 
 
 def outcomes(made: Plan) -> list[str]:
-    return [outcome.reason for outcome in SerialExecutor().run(made.jobs(), Worker(made)) if outcome.reason]
+    return [outcome.reason for outcome in SerialExecutor().run(made.jobs, Worker(made)) if outcome.reason]
 
 
 def test_a_defense_whose_weights_are_replaced_after_planning_fails(tmp_path: Path, network: Path) -> None:
@@ -74,7 +74,6 @@ def test_a_defense_whose_weights_are_replaced_after_planning_fails(tmp_path: Pat
     smooth(file, 1.0)
     axes: dict[str, Any] = {"defenses": (f"mine/smooth(weights={file})",), "attacks": (), "image_quality": True}
     made = plan(tmp_path, network, **axes)
-    made.jobs()
     smooth(file, 0.0)
     (reason,) = outcomes(made)
     assert CHANGED in reason
@@ -82,20 +81,19 @@ def test_a_defense_whose_weights_are_replaced_after_planning_fails(tmp_path: Pat
     assert stored(made) == 0
     # A new plan has a key of its own, and so has the old file when it is back.
     again = plan(tmp_path, network, **axes)
-    assert [job.key for job in again.jobs()] != [job.key for job in made.jobs()]
+    assert [job.key for job in again.jobs] != [job.key for job in made.jobs]
     assert outcomes(again) == []
     assert stored(again) > 0
     smooth(file, 1.0)
     back = plan(tmp_path, network, **axes)
-    assert [job.key for job in back.jobs()] == [job.key for job in made.jobs()]
-    assert not any(back.done(job) for job in back.jobs())
+    assert [job.key for job in back.jobs] == [job.key for job in made.jobs]
+    assert not any(back.done(job) for job in back.jobs)
 
 
 def test_an_attack_through_a_defense_whose_weights_are_replaced_fails(tmp_path: Path, network: Path) -> None:
     file = tmp_path / "smooth.safetensors"
     smooth(file, 1.0)
     made = plan(tmp_path, network, sources=(f"exact(mine/smooth(weights={file}), tiny/one)",), clean=False)
-    made.jobs()
     smooth(file, 0.5)
     reasons = outcomes(made)
     assert len(reasons) == 2
@@ -116,7 +114,7 @@ def test_a_network_whose_file_is_replaced_after_planning_fails(
     file = folder / "effnet-lite0.pth"
     shutil.copy(found.file, file)
     made = plan(tmp_path, models_dir=folder, **{role: ("effnet-lite0",)}, clean=role == "targets", limit=1)
-    jobs = made.jobs()
+    jobs = made.jobs
     state = {name: tensor.clone() for name, tensor in weight_files.read_tensors(file).items()}
     torch.save({name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in state.items()}, file)
     worker = Worker(made)
@@ -216,7 +214,6 @@ def test_a_plugin_model_is_made_anew_for_each_plan(tmp_path: Path) -> None:
     for factor in (1.0, -1.0):
         (tmp_path / "weights.txt").write_text(str(factor))
         made = plan(tmp_path, path, targets=("mine/net",))
-        made.jobs()
         net: Any = made.models["mine/net"].load("cpu")
         assert float(net(torch.ones(1, 3, 2, 2))[0, 0]) == factor
         found.append(made.models["mine/net"].record())
