@@ -312,8 +312,7 @@ class _Walk:
             return self.foreign(kind)
         members = []
         for name, value in sorted(vars(kind).items()):
-            made_by_dataclass = isinstance(value, FunctionType) and value.__code__.co_filename == "<string>"
-            if name not in _OF_EVERY_CLASS and not made_by_dataclass:
+            if name not in _OF_EVERY_CLASS and not _made_by_dataclass(kind, name, value):
                 members.append([name, self.form(value)])
         if dataclasses.is_dataclass(kind):
             members += [
@@ -366,8 +365,23 @@ class _Walk:
 _OF_EVERY_CLASS = {
     "__module__", "__dict__", "__weakref__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__",
     "__static_attributes__", "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__hash__",
-    "__abstractmethods__", "_abc_impl", "__annotate_func__", "__annotations_cache__",
+    "__abstractmethods__", "_abc_impl", "__annotate_func__", "__annotations_cache__", "_is_protocol", "__parameters__",
+    "__subclasshook__",
 }  # fmt: skip
+
+
+_GENERATED = {"__init__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__setattr__", "__delattr__"}
+
+
+def _made_by_dataclass(kind: type, name: str, value: Any) -> bool:
+    """Whether `dataclass` generated a method: its code says nothing that the fields do not say.
+
+    Code of `python -c` and `exec` has the same file name, "<string>".
+    """
+    params = vars(kind).get("__dataclass_params__")
+    if params is None or name not in _GENERATED or (name == "__init__" and not params.init):
+        return False
+    return isinstance(value, FunctionType) and value.__code__.co_filename == "<string>"
 
 
 def _mine(module: str | None) -> bool:
