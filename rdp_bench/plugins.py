@@ -1,7 +1,7 @@
-"""Fills the registries: the built-in shelves, installed entry points, and files named by the user.
+"""Fills the registries from the built-in packages, installed entry points, and plugin files.
 
-What a plugin registers gets a stamp, which joins the version of its entries: a hash of the plugin's file, of every
-local module that it imports, of the data files and environment variables that it reads while it is imported.
+Entries of plugins get a stamp, which is part of their version: a hash of the plugin's file, of every local module that
+it imports, and of the data files and environment variables that it reads while it is imported.
 """
 
 import importlib
@@ -32,15 +32,19 @@ log = logging.getLogger(__name__)
 BUILTIN_PACKAGES = ("attacks", "defenses", "data")
 
 _loaded: dict[str, dict[Path, str]] = {}
-"""Plugin file or entry point -> the local files that its stamp was made from, and their hashes."""
+"""Plugin file or entry point -> the local files that its stamp covers, with their hashes."""
 _folders: set[Path] = set()
-"""Of plugin files: modules in them are read by `_Loader` at any time."""
+"""Folders of plugin files; `_Loader` loads modules in them at any time."""
 
 
 def load(files: tuple[Path, ...] = (), packages: tuple[str, ...] = BUILTIN_PACKAGES) -> None:
-    """Import every entry of the built-in `shelves`, every `rdp_bench` entry point, and each plugin file once.
+    """Import the built-in `packages`, every entry point of the group `rdp_bench`, and each plugin file once.
 
     The folder of a plugin file is put on `sys.path`, as Python does for a script, and stays there.
+
+    Args:
+        files: plugin files.
+        packages: packages of this one whose modules are imported.
 
     Raises:
         UsageError: a plugin cannot be imported, or was edited since this process imported it; the message names it and
@@ -85,7 +89,7 @@ def _known(name: str, what: str) -> bool:
 
 @dataclass
 class _Reads:
-    """What an import brings in and reads."""
+    """Modules, files and environment variables that an import reads."""
 
     modules: local_code.Modules = field(default_factory=dict)
     files: set[Path] = field(default_factory=set)
@@ -95,7 +99,7 @@ class _Reads:
 
 @contextmanager
 def _stamping(what: str, name: str) -> Iterator[_Reads]:
-    """Around the import of a plugin: what it registers gets its stamp; where it fails, nothing is left of it."""
+    """Around the import of a plugin: its entries get its stamp; if the import fails, its entries are removed."""
     reads, before = _Reads(), set(sys.modules)
     kept = [(registry, dict(registry.entries), list(registry.label_schemes)) for registry in registries.values()]
     _watched.append(reads)
@@ -134,7 +138,7 @@ def _stamping(what: str, name: str) -> Iterator[_Reads]:
 
 
 def _stamp(reads: _Reads, modules: local_code.Modules, hashes: dict[Path, str]) -> str:
-    """One short text for everything of a plugin that lies outside installed packages; no path is in it."""
+    """A short hash of everything of a plugin that is outside of installed packages; independent of paths."""
     named = {path.resolve(): name for name, path in modules.items()}
     facts = [f"module {'plugin' if _is_plugin(name) else name} {hashes[path]}" for path, name in named.items()]
     facts += {f"file {content}" for path, content in hashes.items() if path not in named}
@@ -161,7 +165,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _refuse_shadowed(path: Path) -> None:
-    """A module beside a plugin must not be replaced by one of the same name that was imported before."""
+    """Refuse a plugin whose neighbouring module is hidden by one of the same name that was imported before."""
     for name in local_code.imported(path):
         other = local_code.module_file(sys.modules.get(name))
         for file in (path.parent / f"{name}.py", path.parent / name / "__init__.py"):
@@ -170,7 +174,7 @@ def _refuse_shadowed(path: Path) -> None:
 
 
 def _of_package(module: str) -> local_code.Modules:
-    """The local module of an entry point, imported before or now."""
+    """The local module of an entry point."""
     file = local_code.module_file(sys.modules.get(module))
     return {module: file} if file else {}
 
@@ -195,7 +199,7 @@ _executed: dict[Path, str] = {}
 
 
 class _Loader(SourceFileLoader):
-    """Runs the very bytes that it hashes: a `.pyc` may be older than an edit within the same second."""
+    """Executes exactly the bytes that it hashes; a `.pyc` may predate an edit within the same second."""
 
     def get_code(self, fullname: str) -> CodeType:
         """Compiled from the source, always.
@@ -220,7 +224,7 @@ def _known_files() -> dict[Path, str]:
 
 
 class _Finder(MetaPathFinder):
-    """Gives local modules to `_Loader`: all of them while a plugin is loaded, later those beside plugins."""
+    """Loads local modules by `_Loader`: all of them while a plugin is imported, later those beside plugins."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target)
@@ -235,7 +239,7 @@ class _Finder(MetaPathFinder):
 
 @contextmanager
 def _watching() -> Iterator[None]:
-    """Notes what local code opens for reading and which environment variables it asks for."""
+    """Records the files and environment variables that local code reads inside this block."""
     global _hooked
     if not _hooked:  # an audit hook cannot be taken away again
         sys.addaudithook(_on_event)
@@ -279,7 +283,7 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _by_local_code(frame: FrameType | None) -> bool:
-    """Whether local code asks, itself or through functions of a library, and not a library that is being imported."""
+    """Whether local code is the caller, directly or through a library that is not just being imported."""
     return _first_local(frame) is not None
 
 
