@@ -1,4 +1,4 @@
-"""Any attack of the torchattacks package by its class name: `torchattacks:PGD(steps=20)`."""
+"""Attacks of the torchattacks package by class name: `torchattacks:PGD(steps=20)`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
 
 OURS = frozenset({"eps", "max_epsilon", "n_classes"})
-"""Parameters that the cell and the source decide."""
+"""Parameters that are set from the cell and the source."""
 
 COUNTS = frozenset({"steps", "n_restarts", "n_queries", "eot_iter", "popsize", "pixels"})
 MOST = 100_000
@@ -32,7 +32,7 @@ BUDGETS = {
     }),
     "l2": frozenset({"PGDL2", "PGDRSL2", "APGD", "APGDT", "FAB", "AutoAttack", "Square"}),
 }  # fmt: skip
-"""Classes whose result is meant to stay within eps, by norm. GN is noise of its own size, cut to the budget."""
+"""Classes whose results stay within eps, by norm. GN adds noise of its own size, which is cut to the budget."""
 
 WITHOUT_BUDGET = {
     "CW": "it minimises the L2 norm and keeps no budget",
@@ -45,13 +45,13 @@ WITHOUT_BUDGET = {
     "JSMA": "it changes few pixels by any amount (L0)",
     "VANILA": "it returns the images as they are",
 }
-"""Classes that no budget of ours fits, and why: cut to eps they would seem weaker than they are."""
+"""Classes without an L-infinity or L2 budget, and why: cut to eps they would look weaker than they are."""
 
 SLACK = 1e-5
-"""Rounding of float32 that is no straying."""
+"""Rounding error of float32 that does not count as leaving the budget."""
 
 BUDGET_NAMES = ("eps", "max_epsilon")
-"""What the classes call their budget."""
+"""Names of the budget parameter in the classes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class TorchAttack:
     params: tuple[tuple[str, Param], ...] = ()
     norm: str = LINF
     _strayed: dict[float, float] = field(default_factory=dict, compare=False, repr=False)
-    """Farthest distance to the clean image before it was cut, by eps; both as they are passed to the library."""
+    """Largest distance to the clean image before clipping, by eps; both in the library's unit."""
 
     def with_norm(self, norm: str) -> TorchAttack:
         """The same attack with its budget in `norm`; see `protocols.ChoosesNorm`.
@@ -99,7 +99,7 @@ class TorchAttack:
         return replace(self, norm=norm)
 
     def notes(self) -> list[str]:
-        """How far pixels were moved back; see `protocols.Notes`."""
+        """Says how far results were outside of the budget; see `protocols.Notes`."""
         units = 255 if self.norm == LINF else 1
         told = [[allowed(round(units * one, 2), self.norm) for one in pair] for pair in self._strayed.items()]
         return [
@@ -109,7 +109,7 @@ class TorchAttack:
         ]
 
     def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
-        """Adversarial images by the library; cut to `eps` and [0, 1] where it strayed, which `notes` tells."""
+        """Adversarial images by the library, clipped to `eps` and [0, 1]; see `protocols.Attack`."""
         import torch
 
         from rdp_bench.attacks._kernels.norms import norm_l2, project_l2
@@ -162,7 +162,7 @@ class TorchAttack:
         return {"torchattacks": version("torchattacks"), "class": self.name, "params": defaults | dict(self.params)}
 
     def gradients(self, eps_255: float) -> int:  # noqa: ARG002 - part of the protocol
-        """An estimate: the library's `steps`, or 1."""
+        """Estimated by the library's `steps`, or 1."""
         steps = dict(self.params).get("steps", _parameters(_class(self.name)).get("steps", 1))
         return int(steps) if isinstance(steps, int | float) else 1
 
@@ -214,7 +214,7 @@ def adapt(text: str) -> TorchAttack:
 
 
 def _type(default: object) -> Any:
-    """What a parameter may be: the library annotates nothing, so its default says it."""
+    """The type of a parameter, from its default: the library has no annotations."""
     number = isinstance(default, int | float) and not isinstance(default, bool)
     return Any if default is None else int | float if number else type(default)
 

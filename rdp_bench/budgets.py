@@ -1,4 +1,4 @@
-"""Perturbation budgets: the norms that an attack may be bounded in, and how eps is read and written."""
+"""Perturbation budgets: their norms, and how eps is read and shown."""
 
 from collections.abc import Mapping
 from math import isfinite
@@ -13,14 +13,14 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 
 
 def parse_eps(value: Any, norm: str = LINF) -> float:
-    """The budget that a number or a text such as `8/255` stands for.
+    """The budget given as a number or as a text such as `8/255`.
 
     Returns:
         For `linf`, levels of 8-bit images: /255. For `l2`, the L2 norm of an image's change, pixels in [0, 1] at the
         data set's resolution.
 
     Raises:
-        UsageError: no such number; an L-infinity budget between 0 and 1 (a fraction of one, not levels) or above 255.
+        UsageError: not a number; an L-infinity budget between 0 and 1 (a fraction instead of levels) or above 255.
     """
     number, is_fraction = _number(value, norm)
     if norm != LINF:
@@ -64,12 +64,12 @@ def _number(value: Any, norm: str) -> tuple[float, bool]:
 
 
 def norm_of(run: Mapping[str, Any]) -> str:
-    """The norm of the budgets in a run's record."""
+    """The norm of the budgets of a run, from its record."""
     return str(run.get("axes", {}).get("norm", LINF))
 
 
 def show_eps(eps: Any, norm: str) -> str:
-    """A budget in words: `16` is in /255, of other norms the name is said.
+    """A budget for tables: in /255 for L-infinity, with the name of any other norm.
 
     >>> show_eps(16.0, "linf"), show_eps(3.0, "l2")
     ('16', '3 (L2)')

@@ -1,4 +1,4 @@
-"""CSV that spreadsheets cannot take for formulas, and its reader: every CSV that this package writes.
+"""Writing and reading CSV that spreadsheets do not interpret as formulas; used for every CSV of this package.
 
 A cell that begins with = + - @, a tab or a carriage return gets an apostrophe in front (OWASP's advice), unless it is a
 number or a lone "-"; one that begins with apostrophes before such a letter gets one more. `read` takes it away again.
@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORE
 
 
 def safe(cell: object) -> str:
-    """A cell as it is written.
+    """A cell as written.
 
     >>> safe("=SUM(A1)"), safe("-1.5"), safe("-"), safe("jpeg"), safe("'=1")
     ("'=SUM(A1)", '-1.5', '-', 'jpeg', "''=1")
@@ -42,12 +42,12 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def records(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
-    """The text of a table whose lines are mappings; other keys than `columns` are left out, absent ones are empty."""
+    """The text of a table whose lines are mappings; keys not in `columns` are left out, missing ones are empty."""
     return rows(columns, ([line.get(name, "") for name in columns] for line in lines))
 
 
 def read(text: str) -> tuple[tuple[str, ...], list[dict[str, str]]]:
-    """Columns and lines of what `records` wrote.
+    """Columns and lines of a text that `records` wrote.
 
     Raises:
         csv.Error: not CSV.

@@ -1,4 +1,4 @@
-"""What this machine is: versions, device, memory. No torch unless it is loaded already or asked for."""
+"""Versions, device and processor of this machine. torch is imported only where a CUDA device may be used."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ PACKAGES = ("rdp-bench", "torch", "timm", "torchvision", "torchattacks", "spandr
 
 
 def versions() -> dict[str, str]:
-    """Versions of what numbers depend on; absent packages are left out."""
+    """Versions of the packages that results depend on; missing packages are left out."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The CPU's name, as well as it can be found out."""
+    """The CPU's name, as far as the system tells."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -76,7 +76,7 @@ def choose_device(asked: str) -> str:
     """`auto`, `cpu`, `cuda` or `cuda:1` -> the device to use.
 
     Raises:
-        UsageError: CUDA was asked for and is not there.
+        UsageError: CUDA was requested and is not available.
     """
     if asked == "cpu":
         return "cpu"

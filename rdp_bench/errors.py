@@ -1,4 +1,4 @@
-"""What can go wrong, in words: what was asked, what was found, what to do next."""
+"""Errors. Messages say what was asked, what was found, and what to do next."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,46 +6,46 @@ from difflib import get_close_matches
 
 
 class RdpBenchError(Exception):
-    """Base of every error this package raises on purpose; the command line prints it bare."""
+    """Base of all errors that this package raises on purpose; the command line prints them without a traceback."""
 
 
 class UsageError(RdpBenchError):
-    """The request itself is wrong (unknown name, bad value, missing file): exit status 2."""
+    """An invalid request (unknown name, bad value, missing file): exit status 2."""
 
 
 class DamagedError(RdpBenchError):
-    """A stored file is not what was written."""
+    """A stored file differs from what was written."""
 
 
 class UnreadableError(RdpBenchError):
-    """The system could not read a stored file (an I/O error, no permission): it may be whole, so it is not deleted."""
+    """A stored file cannot be read (I/O error, permissions). It may be intact, so it is not deleted."""
 
 
 class StorageError(RdpBenchError):
-    """The cache or the output folder cannot be written: nothing more could be kept, so a run stops."""
+    """The cache or the output folder cannot be written; the run stops."""
 
 
 class FetchError(RdpBenchError):
-    """Something from the web that did not come, or is not what it should be."""
+    """A download failed, or has other content than expected."""
 
 
 class BadModelError(UsageError):
-    """Weights that are missing, refused, or do not fit their architecture."""
+    """Weights are missing, refused, or do not fit their architecture."""
 
 
 class BadImageError(UsageError):
-    """An image or a dataset that cannot be read as asked."""
+    """An image or a data set cannot be read as requested."""
 
 
 MANY = 60
-"""Names that an error still lists one by one."""
+"""Up to this many names, an error lists all of them."""
 
 NEAREST = 5
 
 
 @contextmanager
 def wrap_errors(what: str) -> Iterator[None]:
-    """Around a call of an entry's code: whatever it raises becomes a `UsageError` that begins with `what`."""
+    """Around a call of an entry's code: any exception becomes a `UsageError` that begins with `what`."""
     try:
         yield
     except RdpBenchError:
@@ -55,7 +55,7 @@ def wrap_errors(what: str) -> Iterator[None]:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UsageError:
-    """The error for a name that is not there, with the nearest one that is.
+    """The error for an unknown name, with the nearest known one.
 
     >>> print(unknown_name("attack", "mi-fgms", ["fgsm", "mi-fgsm"]))
     unknown attack 'mi-fgms'. Did you mean 'mi-fgsm'? Known: fgsm, mi-fgsm

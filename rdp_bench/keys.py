@@ -1,4 +1,4 @@
-"""Record -> canonical JSON -> sha256. Two things share a key only if every fact about them is equal.
+"""Cache keys: the SHA-256 of a record in canonical JSON. Two things share a key only if all their facts are equal.
 
 Rules of key format 2:
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KEY_VERSION = 2
-"""Bump when the meaning of a record changes; every cached artefact is then recomputed."""
+"""Bump it when the meaning of records changes; all cached artefacts are then recomputed."""
 
 _NEUTRAL = "neutral"
 
@@ -35,7 +35,7 @@ Record = dict[str, Any]
 
 
 def canonical_json(record: Record) -> str:
-    """The one spelling of a record: sorted keys, no spaces, integral floats as integers.
+    """A record in canonical form: sorted keys, no spaces, integral floats as integers.
 
     >>> canonical_json({"eps": 16.0, "attack": "fgsm"})
     '{"attack":"fgsm","eps":16}'
@@ -47,36 +47,36 @@ def canonical_json(record: Record) -> str:
 
 
 def key_of(record: Record) -> str:
-    """64 hex digits that name this record under this `KEY_VERSION`."""
+    """The key of a record under this `KEY_VERSION`, 64 hex digits."""
     return hashlib.sha256(f"rdp-bench {KEY_VERSION}\n{canonical_json(record)}".encode()).hexdigest()
 
 
 def hash_pixels(image: "NDArray[np.uint8]") -> str:
-    """sha256 of one uint8 image, `[3, h, w]`: its shape and its bytes, nothing of its file."""
+    """SHA-256 of one uint8 image `[3, h, w]`: of its shape and pixels, not of its file."""
     digest = hashlib.sha256(str(image.shape).encode())
     digest.update(image.tobytes())
     return digest.hexdigest()
 
 
 def hash_many(parts: Iterable[str]) -> str:
-    """One sha256 for an ordered list of short strings (hashes, labels)."""
+    """SHA-256 of an ordered list of short strings (hashes, labels)."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes, read now."""
+    """SHA-256 of a file's bytes, read now."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_state(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written to or replaced: size, times and inode."""
+    """Size, times and inode of a file, which change when it is written or replaced."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def known_hash(path: Path) -> str:
-    """`hash_file`, remembered while `file_state` of the file stays the same."""
+    """`hash_file`, cached while `file_state` of the file stays the same."""
     place, state = str(path.absolute()), file_state(path)
     if place in _hashes and _hashes[place][0] == state:
         return _hashes[place][1]
@@ -115,7 +115,7 @@ def without_neutral(kind: type, params: Record) -> Record:
 
 
 def diff_records(wanted: Record, found: Record, path: str = "") -> list[str]:
-    """Where two records differ, one line a difference: why a cached set did not fit.
+    """The differences between two records, one line each; explains why a cached set was not used.
 
     >>> diff_records({"attack": {"steps": 20}}, {"attack": {"steps": 10}})
     ['attack.steps: 10 -> 20']
@@ -131,7 +131,7 @@ def diff_records(wanted: Record, found: Record, path: str = "") -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """`value` in the types that JSON has: scalars and arrays of numpy and torch converted, integral floats as int.
+    """`value` in JSON's types: scalars and arrays of numpy and torch are converted, integral floats become int.
 
     Raises:
         TypeError, ValueError: JSON has no exact form for it.

@@ -1,6 +1,6 @@
-"""Hashes of code outside this package, so that an edited plugin, script or notebook never meets old results.
+"""Hashes of code outside this package, so that edited plugins, scripts and notebooks get new cache keys.
 
-Two ways to the same end:
+There are two methods:
 
 * Code in files (plugins, editable packages, modules that a script imports): the files. `closure` follows import
   statements, wherever they are in a file, from local module to local module.
@@ -8,7 +8,7 @@ Two ways to the same end:
   class to the code objects, defaults, closures and globals that it uses. Code objects are what runs; source text may
   have been edited since.
 
-Local is what lies neither in the standard library, nor in site-packages, nor in this package.
+"Local" means: neither in the standard library, nor in site-packages, nor in this package.
 """
 
 import ast
@@ -49,7 +49,7 @@ Modules = dict[str, Path]
 
 
 def is_local(file: str | Path) -> bool:
-    """Whether a file is the user's: of no library, and not of this package."""
+    """Whether a file belongs to the user: to no library and not to this package."""
     path = Path(file).resolve()
     if {"site-packages", "dist-packages"} & set(path.parts):
         return False
@@ -69,7 +69,7 @@ def closure(modules: Modules) -> Modules:
     """`modules` and every local module that their import statements lead to, also those inside functions.
 
     Raises:
-        UsageError: a file that is no Python, or a module that this process loaded before its file was edited.
+        UsageError: a file is not valid Python.
     """
     found: Modules = {}
     todo = dict(modules)
@@ -87,7 +87,7 @@ def closure(modules: Modules) -> Modules:
 
 
 def digest_files(modules: Modules) -> str:
-    """One hash for the content of modules; where they lie does not matter."""
+    """One hash of the content of modules, independent of their paths."""
     return hash_many(f"{name} {hash_file(path)}" for name, path in sorted(modules.items()))
 
 
@@ -97,7 +97,7 @@ def imported(path: Path) -> set[str]:
 
 
 def _imports(path: Path, package: str) -> Iterator[str]:
-    """Full names of what a file imports; those of `from a import b` may be no modules."""
+    """Full names of what a file imports; names from `from a import b` need not be modules."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError) as error:
@@ -166,7 +166,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _functions(module: ModuleType) -> Iterator[FunctionType]:
-    """Functions and methods that a module's file defines, as far as they can be reached by name."""
+    """Functions and methods that a module's file defines and that can be reached by name."""
     for value in list(vars(module).values()):
         for member in list(vars(value).values()) if isinstance(value, type) else [value]:
             function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
@@ -181,7 +181,7 @@ def _functions(module: ModuleType) -> Iterator[FunctionType]:
 
 
 def stamp_of(maker: Any) -> str:
-    """What joins the version of an entry that no plugin file or entry point brought; empty for this package's own.
+    """Version suffix of an entry that no plugin file or entry point registered; empty for entries of this package.
 
     Raises:
         UsageError: its module was edited after it was imported.
@@ -199,7 +199,7 @@ def stamp_of(maker: Any) -> str:
 
 
 def _digest_of_module(name: str, file: Path) -> str:
-    """Of a loaded module and what it imports; computed again when one of the files changed."""
+    """Hash of a loaded module and what it imports; computed again when a file changes."""
     states, digest = _digests.get(name, ({}, ""))
     if not states or any(not path.is_file() or file_state(path) != state for path, state in states.items()):
         modules = closure({name: file})
@@ -222,15 +222,15 @@ def _distribution(name: str) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """A hash of what a function, class or plain value is: code, defaults, closures, and the globals that it names.
+    """A hash of a function, class or plain value: its code, defaults, closures, and the globals that it uses.
 
-    What cannot be seen in it (an object of a library that tells nothing) is warned of and stands for its class alone.
+    Of an opaque object of a library only the class is hashed, with a warning.
     """
     return sha256(json.dumps(_Walk().form(value), sort_keys=True).encode()).hexdigest()
 
 
 class _Walk:
-    """One walk through objects; each is described once."""
+    """One traversal of objects; each is described once."""
 
     def __init__(self) -> None:
         self.seen: dict[int, Any] = {}
@@ -312,8 +312,7 @@ class _Walk:
             return self.foreign(kind)
         members = []
         for name, value in sorted(vars(kind).items()):
-            made_by_dataclass = isinstance(value, FunctionType) and value.__code__.co_filename == "<string>"
-            if name not in _OF_EVERY_CLASS and not made_by_dataclass:
+            if name not in _OF_EVERY_CLASS and not _made_by_dataclass(kind, name, value):
                 members.append([name, self.form(value)])
         if dataclasses.is_dataclass(kind):
             members += [
@@ -332,7 +331,7 @@ class _Walk:
         return ["module", _digest_of_module(module.__name__, file)]
 
     def foreign(self, value: Any) -> Any:
-        """Something of a library, by name; or of a local module, by its files."""
+        """An object of a library by its name, one of a local module by the files of the module."""
         name = str(getattr(value, "__module__", ""))
         module = sys.modules.get(name)
         if module is not None and module_file(module):
@@ -366,8 +365,23 @@ class _Walk:
 _OF_EVERY_CLASS = {
     "__module__", "__dict__", "__weakref__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__",
     "__static_attributes__", "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__hash__",
-    "__abstractmethods__", "_abc_impl", "__annotate_func__", "__annotations_cache__",
+    "__abstractmethods__", "_abc_impl", "__annotate_func__", "__annotations_cache__", "_is_protocol", "__parameters__",
+    "__subclasshook__",
 }  # fmt: skip
+
+
+_GENERATED = {"__init__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__setattr__", "__delattr__"}
+
+
+def _made_by_dataclass(kind: type, name: str, value: Any) -> bool:
+    """Whether `dataclass` generated a method: its code says nothing that the fields do not say.
+
+    Code of `python -c` and `exec` has the same file name, "<string>".
+    """
+    params = vars(kind).get("__dataclass_params__")
+    if params is None or name not in _GENERATED or (name == "__init__" and not params.init):
+        return False
+    return isinstance(value, FunctionType) and value.__code__.co_filename == "<string>"
 
 
 def _mine(module: str | None) -> bool:

@@ -1,7 +1,7 @@
-"""Fills the registries: the built-in shelves, installed entry points, and files named by the user.
+"""Fills the registries from the built-in packages, installed entry points, and plugin files.
 
-What a plugin registers gets a stamp, which joins the version of its entries: a hash of the plugin's file, of every
-local module that it imports, of the data files and environment variables that it reads while it is imported.
+Entries of plugins get a stamp, which is part of their version: a hash of the plugin's file, of every local module that
+it imports, and of the data files and environment variables that it reads while it is imported.
 """
 
 import importlib
@@ -32,15 +32,19 @@ log = logging.getLogger(__name__)
 BUILTIN_PACKAGES = ("attacks", "defenses", "data")
 
 _loaded: dict[str, dict[Path, str]] = {}
-"""Plugin file or entry point -> the local files that its stamp was made from, and their hashes."""
+"""Plugin file or entry point -> the local files that its stamp covers, with their hashes."""
 _folders: set[Path] = set()
-"""Of plugin files: modules in them are read by `_Loader` at any time."""
+"""Folders of plugin files; `_Loader` loads modules in them at any time."""
 
 
 def load(files: tuple[Path, ...] = (), packages: tuple[str, ...] = BUILTIN_PACKAGES) -> None:
-    """Import every entry of the built-in `shelves`, every `rdp_bench` entry point, and each plugin file once.
+    """Import the built-in `packages`, every entry point of the group `rdp_bench`, and each plugin file once.
 
     The folder of a plugin file is put on `sys.path`, as Python does for a script, and stays there.
+
+    Args:
+        files: plugin files.
+        packages: packages of this one whose modules are imported.
 
     Raises:
         UsageError: a plugin cannot be imported, or was edited since this process imported it; the message names it and
@@ -153,7 +157,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _refuse_shadowed(path: Path) -> None:
-    """A module beside a plugin must not be replaced by one of the same name that was imported before."""
+    """Refuse a plugin whose neighbouring module is hidden by one of the same name that was imported before."""
     for name in local_code.imported(path):
         other = local_code.module_file(sys.modules.get(name))
         for file in (path.parent / f"{name}.py", path.parent / name / "__init__.py"):
@@ -162,7 +166,7 @@ def _refuse_shadowed(path: Path) -> None:
 
 
 def _of_package(module: str) -> local_code.Modules:
-    """The local module of an entry point, imported before or now."""
+    """The local module of an entry point."""
     file = local_code.module_file(sys.modules.get(module))
     return {module: file} if file else {}
 
@@ -189,7 +193,7 @@ _executed: dict[Path, str] = {}
 
 
 class _Loader(SourceFileLoader):
-    """Runs the very bytes that it hashes: a `.pyc` may be older than an edit within the same second."""
+    """Executes exactly the bytes that it hashes; a `.pyc` may predate an edit within the same second."""
 
     def get_code(self, fullname: str) -> CodeType:
         """Compiled from the source, always.
@@ -214,7 +218,7 @@ def _known_files() -> dict[Path, str]:
 
 
 class _Finder(MetaPathFinder):
-    """Gives local modules to `_Loader`: all of them while a plugin is loaded, later those beside plugins."""
+    """Loads local modules by `_Loader`: all of them while a plugin is imported, later those beside plugins."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target)

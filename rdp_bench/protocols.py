@@ -225,10 +225,10 @@ def aims_at_targets(attack: Attack) -> bool:
 
 @runtime_checkable
 class Notes(Protocol):
-    """An attack that has something to say of what it made, such as pixels moved back into the budget; optional."""
+    """An attack with remarks on its results, such as pixels moved back into the budget; optional."""
 
     def notes(self) -> list[str]:
-        """Sentences for the user, about all calls so far."""
+        """Sentences for the user about all calls so far."""
         ...
 
 
@@ -289,15 +289,15 @@ class HasNetwork(Protocol):
 
 @dataclass(frozen=True)
 class Purifier:
-    """Base of a defense: subclass it as a frozen dataclass whose fields are its parameters.
+    """Base class of defenses: subclass it as a frozen dataclass whose fields are the parameters.
 
-    Class attributes (or properties, where parameters decide) say what an attacker and a reader must know:
+    Class attributes, or properties where parameters decide, describe the defense:
 
     * `random`: two calls on one image may differ (randomness comes from `rng` only).
-    * `purifies`: False for what is only to be looked at; `*` in a grid leaves it out.
+    * `purifies`: False for transformations that are no defense; `*` in a grid leaves them out.
     * `differentiable`: autograd through `purify` gives its true gradient.
-    * `backward`: what BPDA uses: "exact" (autograd), "identity", or "stand-in" (`stand_in`).
-    * `passes`: how often a classifier sees the image, softmax outputs averaged (R&P-30).
+    * `backward`: the backward pass of BPDA: "exact" (autograd), "identity", or "stand-in" (`stand_in`).
+    * `passes`: how many random draws a prediction averages the softmax outputs of (R&P-30).
     * `scale`: output size over input size.
     """
 
@@ -307,7 +307,7 @@ class Purifier:
 
     @property
     def random(self) -> bool:
-        """Whether a second call may give another image."""
+        """Whether two calls on one image may differ."""
         return False
 
     @property
@@ -325,14 +325,14 @@ class Purifier:
         raise NotImplementedError
 
     def stand_in(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - for subclasses
-        """A differentiable map near `purify`, of the same output size; BPDA's backward pass."""
+        """A differentiable approximation of `purify` with the same output size; the backward pass of BPDA."""
         return x
 
     def straight_through(self, x: Tensor, rng: ImageRng) -> Tensor:
         """`purify` forward, `stand_in` backward: BPDA (Athalye et al. 2018, Sec. 4.1).
 
         Raises:
-            UsageError: `purify` changes the images' size, and there is no stand-in that does.
+            UsageError: `purify` changes the size of images, and `stand_in` does not change it equally.
         """
         # Copies: either may write into its input.
         near = self.stand_in(x.clone(), rng.fork("stand-in"))
@@ -345,11 +345,11 @@ class Purifier:
         return near + (purified - near).detach()
 
     def bpda(self, x: Tensor, rng: ImageRng) -> Tensor:
-        """The strongest gradient there is, as `backward` says: `purify` itself or `straight_through`."""
+        """Purified images with the gradient that `backward` names: of `purify` itself or of `straight_through`."""
         return self.purify(x, rng) if self.backward == "exact" else self.straight_through(x, rng)
 
     def resolved(self) -> dict[str, Any]:
-        """Every parameter, as JSON; part of the cache key."""
+        """Every parameter as JSON; part of the cache key."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 

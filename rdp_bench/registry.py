@@ -23,7 +23,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9&._+-]*(/[a-z0-9][a-z0-9&._+-]*)?")
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered factory and what is said about it."""
+    """A registered factory with its description."""
 
     name: str
     factory: Callable[..., T]
@@ -32,9 +32,9 @@ class Entry(Generic[T]):
     number: int
     origin: str
     id: str = ""
-    """Permanent, part of cache keys: the first name of the entry, and so by default its name."""
+    """Permanent, part of cache keys; by default the name."""
     stamp: str | None = None
-    """Of the code that registered it (`plugins.load`); None: found out when asked for."""
+    """Hash of the code that registered it (`plugins.load`); None: computed on demand."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", self.id or self.name)
@@ -55,7 +55,7 @@ def version_with(entry: Entry[Any], reads: Reads, label: str) -> str:
 
 @dataclass(frozen=True)
 class Resolved(Generic[T]):
-    """What a label stands for: the object, and what its registry says about it."""
+    """The object that a label names, with the description of its entry."""
 
     label: str
     value: T
@@ -95,13 +95,13 @@ def identity(made: Resolved[Any], *at: Any) -> Record:
 
 
 def refuse_shared_keys(kind: str, made: list[tuple[Resolved[Any], Record]]) -> None:
-    """Compare labels that have one identity record: they must be one thing.
+    """Refuse different objects with the same identity record.
 
-    Two objects are taken for one where they have the same class and differ in no field that `resolved` leaves out.
-    (Fields that it names may differ: it says what they come to, as `steps=auto` and `steps=10` at some eps.)
+    Two objects count as the same if they have one class and are equal in all fields that `resolved` leaves out. Fields
+    that it returns may differ: `steps=auto` and `steps=10` resolve to the same at some eps.
 
     Raises:
-        UsageError: two labels have one record and are not one thing; the message names both.
+        UsageError: two labels share a record and differ; the message names both.
     """
     groups: dict[str, list[tuple[Resolved[Any], Record]]] = {}
     for one, record in made:
@@ -118,7 +118,7 @@ def refuse_shared_keys(kind: str, made: list[tuple[Resolved[Any], Record]]) -> N
 
 
 def left_out(value: object, params: Record) -> list[str]:
-    """Parameters of an entry that were set to other values than their defaults, and that its record does not hold."""
+    """Names of parameters that differ from their defaults and are missing in the record."""
     found = []
     for each in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
         default = each.default
@@ -131,7 +131,7 @@ def left_out(value: object, params: Record) -> list[str]:
 
 
 def _hidden_difference(one: object, two: object, known: set[str]) -> str:
-    """How two objects differ in what `resolved` does not say (`known` are the names that it says), or nothing."""
+    """How two objects differ in attributes that `resolved` does not return (`known`: those it returns), or nothing."""
     if type(one) is not type(two):
         return f"their class ({type(one).__qualname__}, {type(two).__qualname__})"
     if dataclasses.is_dataclass(one):
@@ -165,7 +165,7 @@ class LabelScheme(Generic[T]):
 
     @property
     def version(self) -> str:
-        """As an entry's: of what `make` makes."""
+        """As of an entry: of what `make` makes."""
         from rdp_bench import local_code
 
         version_suffix = local_code.stamp_of(self.make) if self.stamp is None else self.stamp
@@ -174,7 +174,7 @@ class LabelScheme(Generic[T]):
 
 @dataclass
 class Registry(Generic[T]):
-    """Entries of one kind by name; calling it gives the decorator that adds one."""
+    """Entries of one kind by name; calling it returns the decorator that adds one."""
 
     kind: str
     from_function: Callable[[Callable[..., Any]], T] | None = None
@@ -193,10 +193,10 @@ class Registry(Generic[T]):
         """Register a class, a function that makes an object, or a plain function that is an attack, under `name`.
 
         Args:
-            name: what labels say.
-            source: the paper or code.
+            name: the name in labels.
+            source: the paper or code that it follows.
             version: bump it whenever the entry's output changes. Part of every cache key.
-            id: what cache keys say, by default `name`. An entry that is renamed states its old name here.
+            id: the name in cache keys, by default `name`. A renamed entry states its old name here.
 
         Raises:
             RdpBenchError: a bad name, or a name or id that another entry has.
@@ -227,10 +227,10 @@ class Registry(Generic[T]):
         id: str = "",  # noqa: A002 - as in __call__
         version: int = 1,
     ) -> None:
-        """Let `make` read every label that `pattern` matches whole and no entry has.
+        """Let `make` read every label that `pattern` matches as a whole and that names no entry.
 
-        Where a label stands for an entry, `make` may return what the registry says about that entry (`Resolved`). `id`
-        (by default `name`) and `version` are for cache keys of everything else that it makes.
+        Where a label stands for an entry, `make` may return that entry as `Resolved`. `id` (by default `name`) and
+        `version` are part of the cache keys of everything else that it makes.
         """
         self._refuse_taken(id or name, f"{self.kind} scheme '{name}'")
         self.label_schemes.append(LabelScheme(name, pattern, example, make, id or name, version))
@@ -276,10 +276,10 @@ class Registry(Generic[T]):
         return Resolved(str(spec), value, entry.summary, entry.source, version_with(entry, reads, text), entry.id)
 
     def make(self, name: str) -> T:
-        """A new object of the entry called `name`.
+        """A new object of the entry `name`.
 
         Raises:
-            UsageError: there is no such entry, or its factory raises.
+            UsageError: no such entry exists, or its factory raises.
         """
         entry = self.get(name)
         with wrap_errors(f"{self.kind} '{name}' cannot be made"):
@@ -288,7 +288,11 @@ class Registry(Generic[T]):
             return entry.factory()
 
     def get(self, name: str) -> Entry[T]:
-        """The entry called `name`; an unknown one raises `UsageError` with the nearest name."""
+        """The entry `name`.
+
+        Raises:
+            UsageError: it does not exist; the message names the nearest.
+        """
         if name not in self.entries:
             raise unknown_name(self.kind, name, self.entries, f"See: rdp-bench list {self.kind}s")
         return self.entries[name]

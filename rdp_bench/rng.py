@@ -1,7 +1,7 @@
-"""Randomness that belongs to an image, not to a batch.
+"""Per-image random streams.
 
-Each image has its own stream, seeded from the cell's key and the image's pixels. So an image gets the
-same draws alone, in any batch, after a resume, on any machine and any device.
+Each image has its own stream, seeded from the cell's key and the image's pixels. An image so gets the same draws alone,
+in any batch, after a resume, on every machine and device.
 """
 
 import hashlib
@@ -12,10 +12,15 @@ from torch import Generator, Tensor
 
 
 class ImageRng:
-    """One random stream an image. Every method returns a tensor whose first axis is the images."""
+    """One random stream per image. Every method returns a tensor whose first axis is the images."""
 
     def __init__(self, seeds: Sequence[str], device: torch.device | str = "cpu") -> None:
-        """`seeds`: one string an image; equal strings give equal streams."""
+        """Streams for images.
+
+        Args:
+            seeds: one string per image; equal strings give equal streams.
+            device: where drawn tensors are put.
+        """
         self.seeds = list(seeds)
         self.device = torch.device(device)
         self._streams = [Generator().manual_seed(_int64(seed)) for seed in self.seeds]
@@ -28,14 +33,14 @@ class ImageRng:
         return ImageRng([f"{seed}/{name}" for seed in self.seeds], self.device)
 
     def select(self, index: Tensor) -> "ImageRng":
-        """The streams of some of the images, shared with this object, not copied."""
+        """The streams of the images at `index` (int64 `[k]`), shared with this object, not copied."""
         part = ImageRng([], self.device)
         part.seeds = [self.seeds[i] for i in index.tolist()]
         part._streams = [self._streams[i] for i in index.tolist()]
         return part
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """U[low, high), float32 `[n, *shape]`."""
+        """Uniform on [low, high), float32 `[n, *shape]`."""
         unit = torch.stack([torch.rand(shape, generator=stream) for stream in self._streams])
         return (low + (high - low) * unit).to(self.device)
 
@@ -44,9 +49,12 @@ class ImageRng:
         return torch.stack([torch.randn(shape, generator=stream) for stream in self._streams]).to(self.device)
 
     def integers(self, low: int, high: int | Tensor, *shape: int) -> Tensor:
-        """Integers of [low, high), upper end exclusive; int64 `[n, *shape]` on the CPU.
+        """Uniform integers on [low, high), upper end exclusive; int64 `[n, *shape]` on the CPU.
 
-        `high` may be one bound an image, `[n]`.
+        Args:
+            low: smallest value.
+            high: upper end, one number or one per image, `[n]`.
+            shape: of the draw of one image.
         """
         unit = torch.stack([torch.rand(shape, generator=stream, dtype=torch.float64) for stream in self._streams])
         bound = torch.as_tensor(high).reshape(-1, *(1 for _ in shape))

@@ -3,11 +3,11 @@
 Every label is read by `split` and `cut`, which know parentheses and quotes; no other code takes labels apart.
 
     jpeg(quality=95)                      a name and its parameters
-    purifier:"my file (1).pth"(clip=false)  a scheme, then a file: quoted, or as it is where it holds no ()=,
+    purifier:"my file (1).pth"(clip=false)  a scheme and a file; quotes are needed where the name holds ()=,
     MI|DI(p=.7)|TI(15)     a+b     jpeg >> rdp     bpda(jpeg, a+b, 20)
 
-A value that holds a comma, an unbalanced parenthesis, or a space at its ends is written in '...' or "..."; the quote
-itself is then doubled. A backslash is a letter like any other.
+A value that holds a comma or an unbalanced parenthesis, or begins or ends with a space, is written in '...' or "...",
+with that quote doubled inside. A backslash has no special meaning.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _BEFORE_QUOTE = "(,=:|+>"  # a quote opens at the start of a word, not inside on
 
 
 class Quoted(str):
-    """A word that was written in quotes: `"auto"` is a text, `auto` is no value at all."""
+    """A word that was written in quotes: `"auto"` is a text, while `auto` means None."""
 
     __slots__ = ()
 
@@ -76,7 +76,7 @@ WeightFile = Annotated[str, FileName]
 
 @dataclass(frozen=True)
 class Spec:
-    """A name with the parameters that differ from its defaults, as words: `with_params` gives them types.
+    """A name and its given parameters as unparsed words; `with_params` converts them.
 
     `positional` words are for the parts of a composed attack (`TI(15)`) and for sources (`bpda(jpeg, a+b)`).
     """
@@ -149,10 +149,10 @@ def show(value: Param) -> str:
 
 
 def _scan(text: str) -> Iterator[tuple[int, str, int]]:
-    """Every letter outside of quotes with its place and depth; a parenthesis has the depth of what is around it.
+    """Index, character and nesting depth of every character outside of quotes; a parenthesis has the outer depth.
 
     Raises:
-        UsageError: a quote that does not end.
+        UsageError: a quote is not closed.
     """
     depth, quote, i, before = 0, "", 0, ""
     while i < len(text):
@@ -171,11 +171,11 @@ def _scan(text: str) -> Iterator[tuple[int, str, int]]:
             before = letter if not letter.isspace() else before
         i += 1
     if quote:
-        raise UsageError(f"cannot read '{text}': a {quote} opens a quoted text and none closes it")
+        raise UsageError(f"cannot read '{text}': the quote {quote} is not closed")
 
 
 def split(text: str, mark: str) -> list[str]:
-    """The parts of `text` between the marks that stand outside of parentheses and quotes, without outer spaces.
+    """`text` split at every `mark` outside of parentheses and quotes, each part stripped.
 
     >>> split("rdp(dynamic=true, sigma=.1), a+b, 20", ",")
     ['rdp(dynamic=true, sigma=.1)', 'a+b', '20']
@@ -191,7 +191,7 @@ def split(text: str, mark: str) -> list[str]:
 
 
 def cut(text: str) -> tuple[str, str | None]:
-    """The name in front of the parentheses that end `text`, and what is in them; None where it has none.
+    """The name, and what the parentheses at the end of `text` hold; None without such parentheses.
 
     >>> cut("bpda(jpeg, a)"), cut("a+b"), cut("files:my(1).pth")
     (('bpda', 'jpeg, a'), ('a+b', None), ('files:my(1).pth', None))
@@ -203,12 +203,12 @@ def cut(text: str) -> tuple[str, str | None]:
     level = letters[-1][2]
     opening = [i for i, letter, depth in letters if letter == "(" and depth == level]
     if level < 0 or not opening:
-        raise UsageError(f"cannot read '{text}': a parenthesis closes that none opens; {_HINT}")
+        raise UsageError(f"cannot read '{text}': a closing parenthesis has no opening one; {_HINT}")
     return text[: opening[-1]].strip(), text[opening[-1] + 1 : -1]
 
 
 def outline(text: str) -> str:
-    """`text` with nothing between its quotes: what the patterns of label schemes are compared with."""
+    """`text` with quoted parts emptied; label schemes match their patterns against it."""
     kept, last = [], -1
     for i, letter, _ in _scan(text):
         kept += ['""'] * (i > last + 1) + [letter]
@@ -216,7 +216,7 @@ def outline(text: str) -> str:
     return "".join([*kept, '""'] if last + 1 < len(text) else kept)
 
 
-_HINT = "write a file name with such letters in quotes"
+_HINT = "write a file name with such characters in quotes"
 
 
 def parse_spec(text: str) -> Spec:
@@ -250,7 +250,7 @@ def parse_spec(text: str) -> Spec:
         elif last:
             params[last] += f",{piece}"  # weights=a,b.pth: no parameter begins here
         elif not piece:
-            raise UsageError(f"cannot read '{text}': nothing stands between two commas")
+            raise UsageError(f"cannot read '{text}': there is nothing between two commas")
         else:
             positional.append(_unquoted(piece))
     found = {key: _unquoted(word) for key, word in params.items()}
@@ -258,7 +258,7 @@ def parse_spec(text: str) -> Spec:
 
 
 def _unquoted(word: str) -> str:
-    """The text between a word's quotes, or the word; `"a"b` is no quoted word but one with quotes in it."""
+    """The text inside the quotes of a quoted word, else the word itself (`"a"b` is not a quoted word)."""
     if len(word) > 1 and word[0] in _QUOTES and word[-1] == word[0]:
         inside = word[1:-1].replace(word[0] * 2, "")
         if word[0] not in inside:
@@ -272,7 +272,7 @@ def _quoted(word: str) -> str:
 
 
 def _written(word: str, *, positional: bool = False) -> str:
-    """A word so that `parse_spec` reads the same."""
+    """The word as `parse_spec` reads it back, quoted where needed."""
     if isinstance(word, Quoted) or not word or word != word.strip() or word[0] in _QUOTES:
         return _quoted(word)
     try:
@@ -286,7 +286,7 @@ def _written(word: str, *, positional: bool = False) -> str:
 
 
 def plain(label: Param) -> str:
-    """A label without the spaces that mean nothing: labels that differ in nothing else are one.
+    """A label without insignificant spaces, to compare labels by.
 
     >>> plain("fd(low=25, high=30)") == plain("fd(low=25,high=30)"), plain(16.0)
     (True, '16')
@@ -340,7 +340,7 @@ def with_params(default: T, spec: Spec, kind: str) -> T:
     """`default` (a frozen dataclass, or one that reads its parameters itself) with what `spec` names replaced.
 
     Raises:
-        UsageError: an unknown field, or a word that its annotated type cannot be read from.
+        UsageError: an unknown field, or a word that is no value of the annotated type.
     """
     if spec.positional:
         raise UsageError(f"{kind} '{spec}': parameters are written name=value; {_HINT}")
@@ -354,7 +354,7 @@ def with_params(default: T, spec: Spec, kind: str) -> T:
 
 
 def values(default: object, spec: Spec, kind: str) -> dict[str, Any]:
-    """The parameters of `spec` as the types that the fields of the dataclass `default` are annotated with.
+    """The parameters of `spec`, converted to the annotated types of the fields of the dataclass `default`.
 
     Raises:
         UsageError: as `with_params`.
@@ -371,7 +371,7 @@ def values(default: object, spec: Spec, kind: str) -> dict[str, Any]:
 
 
 def _annotation(owner: object, field: "dataclasses.Field[Any]", value: object) -> Any:
-    """A field's type; where its annotation cannot be evaluated here, the type of its default."""
+    """A field's type; the type of its default where the annotation cannot be evaluated."""
     if not isinstance(field.type, str):
         return field.type
     home = next(kind for kind in type(owner).__mro__ if field.name in vars(kind).get("__annotations__", {}))
@@ -390,7 +390,7 @@ def read(word: str, annotation: Any, where: str, default: object = None) -> Any:
     """The value of type `annotation` that `word` spells; `auto` is None where the type allows it.
 
     Raises:
-        UsageError: it spells none; the message begins with `where`.
+        UsageError: it is no such value; the message begins with `where`.
     """
     options = _options(annotation)
     auto = word.lower() == "auto" and not isinstance(word, Quoted)
@@ -417,7 +417,7 @@ _NOT: Any = object()
 
 
 def _options(annotation: Any) -> list[Any]:
-    """The simple types that `annotation` allows, the narrow ones first."""
+    """The simple types that `annotation` allows, the narrowest first."""
     if annotation is Any:
         annotation = bool | int | float | str | None
     found = get_args(annotation) if get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)

@@ -1,4 +1,4 @@
-"""What reaches a terminal: text without control characters, and output that may go away without ending the program."""
+"""Terminal output: control characters are escaped, and a closed pipe does not end the program."""
 
 import logging
 import os
@@ -41,7 +41,7 @@ def utf8(text: str) -> bytes:
 
 
 class Terminal:
-    """A text stream that escapes what is written to it, and swallows it once nobody reads: `run ... | true`."""
+    """A text stream that escapes control characters and ignores a closed pipe (`run ... | true`)."""
 
     encoding = "utf-8"  # whatever the stream has: letters that it lacks are written out
     errors = "backslashreplace"
@@ -78,7 +78,7 @@ class Terminal:
 
 @contextmanager
 def terminal() -> Iterator[None]:
-    """Let stdout and stderr be `Terminal`s inside this block, and open the standard streams that are closed."""
+    """Inside this block stdout and stderr are `Terminal`s; closed standard streams are opened."""
     for number in (0, 1, 2):  # a closed one's number would go to the next file that is opened
         try:
             os.fstat(number)

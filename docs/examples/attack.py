@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rdp_bench import attack
+from rdp_bench import Attack, attack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @attack("mine/halfstep", source="my thesis, Alg. 1")
 @dataclass(frozen=True)
-class Halfstep:
+class Halfstep(Attack):
     """Takes steps of eps/2, eps/4, ..., whose sum stays below eps."""
 
     steps: int = 8
@@ -43,11 +43,3 @@ class Halfstep:
             (grad,) = torch.autograd.grad(loss, adv)
             adv = (adv + eps / 2**k * grad.sign()).clamp(0, 1)
         return adv.detach()
-
-    def resolved(self, eps_255: float) -> dict[str, Any]:
-        """Return everything that the result depends on; part of the cache key."""
-        return asdict(self)
-
-    def gradients(self, eps_255: float) -> int:
-        """Return the number of gradients per image, for time estimates."""
-        return self.steps

@@ -14,6 +14,7 @@ from torch import Tensor
 from rdp_bench import Attack, attack, registry
 from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.local_code import digest_of
 from rdp_bench.models.entry_calls import checked
 from rdp_bench.protocols import (
     AuxiliaryLogits,
@@ -125,6 +126,28 @@ def test_the_code_of_a_function_is_its_identity(tmp_path: Path) -> None:
             found.append(keys(plan(tmp_path, path, attacks=("mine/brighter",))))
     assert found[0] == found[1]
     assert not set(found[0].values()) & set(found[2].values())
+
+
+CELL = """
+from dataclasses import dataclass
+from rdp_bench import Attack
+@dataclass(frozen=True)
+class Mine(Attack):
+    steps: int = 3
+    def __call__(self, source, x, y, eps, rng):
+        return x + eps * SHARE
+SHARE = 0.5
+"""
+
+
+def test_an_attack_of_a_notebook_is_known_by_its_code() -> None:
+    found = []
+    for text in (CELL, CELL, CELL.replace("0.5", "0.25"), CELL.replace("steps: int = 3", "steps: int = 4")):
+        space: dict[str, Any] = {"__name__": "__main__"}
+        exec(text, space)
+        found.append(digest_of(space["Mine"]))
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 # --- classifiers
