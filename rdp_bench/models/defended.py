@@ -154,6 +154,6 @@ def _samples(label: str, text: str) -> int:
     count = int(text) if text.isdecimal() and len(text) < 10 else 0
     if not 1 <= count <= MOST_SAMPLES:
         raise UsageError(
-            f"source '{label}': the number of samples is an integer from 1 to {MOST_SAMPLES}, found '{text}'"
+            f"source '{label}': the number of samples is a whole number from 1 to {MOST_SAMPLES}, found '{text}'"
         )
     return count
