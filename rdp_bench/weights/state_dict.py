@@ -18,8 +18,8 @@ CONTAINERS = (
 )  # fmt: skip
 """Keys under which training scripts keep the weights, averaged weights first (as timm's loader has it)."""
 
-COUNTERS = ("total_ops", "total_params")
-"""Buffers that thop, a counter of operations, leaves in every module."""
+COUNTERS = ("total_ops", "total_params", "n_averaged")
+"""Buffers that thop, a counter of operations, leaves in every module; `n_averaged` is that of torch's AveragedModel."""
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 """Heads of torchvision's Inception networks that serve training only."""
