@@ -70,12 +70,13 @@ class Run:
         self.record = header(self.plan, self.command)
         if self.plan.grid.axes.cost:
             self.record["cost"] = self._known_cost()
+        to_do = self.plan.to_do(jobs)  # before the cells are read: what another run finishes in between is done again
         self.refresh(self.plan.grid.cells())
         self._warn_of_remarks()
         self._warn_of_removed_cells()
         self._warn_of_untouched_sets()
         self.save()
-        return self.plan.to_do(jobs)
+        return to_do
 
     def _check_store(self, jobs: Sequence[Job], *, reuse: bool) -> None:
         """Delete damaged artefacts of `jobs`, restore lost records; with `reuse`, copy shards of related runs.
