@@ -1,5 +1,6 @@
 """Two runs that share a cache: what one finishes while the other begins is not left pending."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,5 +26,6 @@ def test_a_cell_that_another_run_finishes_during_the_start_is_not_pending(
         monkeypatch.setattr(Run, "refresh", other_run_then_refresh)
         jobs = mine.start()
         mine.execute(jobs, Worker(mine.plan))
-    assert {cell["status"] for cell in other.record["cells"]} == {"done"}
-    assert {cell["status"] for cell in mine.record["cells"]} == {"done"}
+    for out in ("mine", "other"):
+        record = json.loads((tmp_path / out / "runs/toy.json").read_text())
+        assert {cell["status"] for cell in record["cells"]} == {"done"}, out
