@@ -210,7 +210,21 @@ def adapt(text: str) -> TorchAttack:
     for key, value in params:
         if key in COUNTS and isinstance(value, int | float) and value > MOST:
             raise UsageError(f"attack '{text}': {key} is at most {MOST}, found {show(value)}")
+        if key in COUNTS and isinstance(value, int | float) and value < 1:
+            raise UsageError(f"attack '{text}': {key} is at least 1, found {show(value)}")
+    _refuse_no_step(text, known | dict(params))
     return TorchAttack(name, tuple(params))
+
+
+def _refuse_no_step(text: str, settings: dict[str, Any]) -> None:
+    if settings.get("random_start") is True:
+        return
+    alpha, steps = settings.get("alpha"), settings.get("steps", 1)
+    if isinstance(alpha, int | float) and isinstance(steps, int | float) and alpha * steps * 255 < 0.5:
+        raise UsageError(
+            f"attack '{text}': {show(steps)} steps of alpha={show(alpha)} (pixels in [0, 1]) change no 8-bit pixel; "
+            "alpha=0.0078 is 2/255"
+        )
 
 
 def _type(default: object) -> Any:

@@ -28,6 +28,11 @@ def parse_eps(value: Any, norm: str = LINF) -> float:
             raise UsageError(
                 f"eps {show(value)} is negative; an L2 budget is a number like 3.0, pixels being in [0, 1]"
             )
+        if 0 < number < 1 / 255:
+            raise UsageError(
+                f"eps {show(value)} is an L2 norm below one level of one 8-bit pixel, 1/255 = 0.0039: no image could "
+                "change; an L2 budget is a number like 3.0, pixels being in [0, 1]"
+            )
         return number
     if 0 < number < 1:
         if is_fraction:

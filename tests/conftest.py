@@ -27,6 +27,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A module that skips itself as a whole, by `importorskip` at its top, never becomes a test."""
+    if report.skipped:
+        _skipped.append(f"{report.nodeid}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else ''}")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Under CI a skip is a failure, unless the test is marked as needing a GPU, the network or ../shared."""
     if _skipped and os.environ.get("RDP_BENCH_NO_SKIPS"):

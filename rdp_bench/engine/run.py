@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rdp_bench.budgets import show_eps
 from rdp_bench.cache.store import Artefact
 from rdp_bench.engine import crosscheck, defense_cost, prefix_reuse
 from rdp_bench.engine.crosscheck import Check, check_rate
@@ -83,6 +84,7 @@ class Run:
         )
         self._warn_of(self.plan.remarks)
         self._warn_of_removed_cells()
+        self._warn_of_untouched_sets()
         self.save()
         return to_do
 
@@ -138,6 +140,7 @@ class Run:
                     self.save()
                     saved = time.perf_counter()
         finally:
+            self._warn_of_untouched_sets()
             self.save()
 
     def check_accuracy(self, work: Work | None) -> None:
@@ -169,6 +172,22 @@ class Run:
                         f"its card says {known:.1f} %: wrong weights, preprocessing or labels? "
                         "Do not trust numbers made with it"
                     )
+
+    def _warn_of_untouched_sets(self) -> None:
+        """Warn of adversarial sets that are the clean images: the numbers behind them are not robustness."""
+        for craft in self.plan.crafts.values():
+            if craft.eps and self._untouched(self.plan.artefact(craft.record)):
+                self.warn(
+                    f"{craft}, eps {show_eps(craft.eps, self.plan.norm)}: no pixel of any image changed, so that its "
+                    "rows are those of clean images and say nothing of a defense. Is its step or eps below half a "
+                    "level of 8-bit pixels, or has the source no gradient?"
+                )
+
+    def _untouched(self, made: Artefact) -> bool:
+        try:
+            return made.complete and not any(made.read(low, high)["delta"].any() for low, high, _ in made.shards())
+        except (DamagedError, UnreadableError):
+            return False
 
     def _warn_of_chance(self, label: str, right: int) -> None:
         """Warn of a model that does no better than guessing, where so many images can tell."""

@@ -18,8 +18,8 @@ CONTAINERS = (
 )  # fmt: skip
 """Keys under which training scripts store the weights, averaged weights first (as in timm's loader)."""
 
-COUNTERS = ("total_ops", "total_params")
-"""Buffers that thop, a counter of operations, adds to every module."""
+COUNTERS = ("total_ops", "total_params", "n_averaged")
+"""Buffers that thop, a counter of operations, adds to every module; `n_averaged` is that of torch's AveragedModel."""
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 """Heads of torchvision's Inception networks that are used in training only."""

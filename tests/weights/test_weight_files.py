@@ -57,6 +57,9 @@ SAVED: dict[str, Callable[[State], State]] = {
     "ema": lambda state: {"ema": state, "model": {name: tensor + 1 for name, tensor in state.items()}},
     "state_dict_ema": lambda state: {"state_dict_ema": state, "state_dict": {n: t + 1 for n, t in state.items()}},
     "nested": lambda state: {"state_dict": {"model": state}},
+    "averaged by torch": lambda state: {
+        "n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in state.items()},
+    },
     "thop": lambda state: {
         **state, "total_ops": torch.zeros(1), "conv.total_ops": torch.zeros(1), "conv.total_params": torch.zeros(1),
     },
