@@ -64,8 +64,9 @@ def ablation(tables: list[Table]) -> ReportFigure | None:
                 ax.set_yticks(range(len(group.rows)), [variant(line.defense) for line in group.rows])
         figure.supxlabel("error, % (lower is better)", fontsize=SMALL + 1, x=(left + PAGE) / 2 / PAGE, y=0.02)
         caption = (
-            f"What each part of RDP is worth. Error under attacks crafted on {group.name}, with 95 % intervals, of RDP "
-            "trained with one part left out at a time. Dashed: nothing left out."
+            f"Ablation of RDP. Error under attacks crafted on {group.name}, with 95 % intervals, of RDP trained "
+            f"without "
+            "one part at a time. The dashed line is the whole RDP."
         )
         return ReportFigure("ablation", caption, drawing.save(figure), tidy(COLUMNS, rows))
 

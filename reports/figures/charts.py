@@ -23,8 +23,11 @@ _MAP = "cividis_r"  # monotone in lightness, made for every kind of colour visio
 _PANELS = 6
 _LINE = 0.19  # inches
 _CELL = 0.3  # inches, the narrowest cell of a heat map
-_LIGHT = "#fefefe"
-"""Of numbers on dark cells: what is white becomes the page's colour there (`drawing.inline`)."""
+_DARK, _LIGHT, _MIDDLE = "#010101", "#fefefe", 0.179
+"""Of numbers in cells: on cells of more, or of less, relative luminance than this they have WCAG's contrast.
+
+Neither is INK or white, which take the page's colours there (`drawing.inline`); cells do not.
+"""
 _NUMBERED = 600
 """Cells of a heat map up to which each shows its number: texts take most of the time."""
 
@@ -60,7 +63,7 @@ def heat_map(tables: list[Table]) -> ReportFigure:
 
 
 def dot_plot(tables: list[Table]) -> ReportFigure:
-    """The last column of the first tables (the average, where there is one), with its intervals."""
+    """The last column of the first tables (the average, if there is one), with intervals."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -83,12 +86,14 @@ def dot_plot(tables: list[Table]) -> ReportFigure:
             _dots(ax, table, group, named or i % across == 0)
             ax.set_title(titles[i])
         printed = any(entry.paper is not None for table in tables for entry in table.cells)
-        caption = "Error with 95 % intervals. Dashed: no defense." + " Diamonds: the paper's number." * printed
+        caption = (
+            "Error with 95 % intervals. The dashed line is no defense." + " Diamonds are the paper's numbers." * printed
+        )
         return ReportFigure("dots", caption, drawing.save(figure))
 
 
 def _apart(table: Table) -> str:
-    """What tells a table from the others of its run, in lines as wide as a panel."""
+    """The setting in a table's title, in lines as wide as a panel."""
     _, _, what = table.title.rpartition(": ")
     return "\n".join(short(line, 24) for line in wrap(what, 24, break_on_hyphens=False))
 
@@ -116,6 +121,7 @@ def _columns(frame: "DataFrame") -> list[tuple[str, str]]:
 
 def _heat(ax: "Axes", bar: "Axes", frame: "DataFrame", title: str, turned: bool, numbered: bool, room: int) -> None:
     """One panel; `room` is how many letters are as wide as a cell."""
+    import matplotlib as mpl
     import seaborn as sns
 
     columns = _columns(frame)
@@ -126,8 +132,8 @@ def _heat(ax: "Axes", bar: "Axes", frame: "DataFrame", title: str, turned: bool,
         cbar_kws=bar_style,
     )  # fmt: skip
     for number in ax.texts:
-        if number.get_color() == "w":
-            number.set_color(_LIGHT)
+        cell = mpl.colormaps[_MAP](float(number.get_text()) / 100)
+        number.set_color(_DARK if sns.utils.relative_luminance(cell) > _MIDDLE else _LIGHT)
     ax.set(xlabel="", ylabel="")
     ax.set_yticklabels([short(name) for name in frame.index], rotation=0)
     ax.set_xticks(np.arange(len(columns)) + 0.5, [short(column) for _, column in columns], rotation=90 if turned else 0)
@@ -141,7 +147,7 @@ def _heat(ax: "Axes", bar: "Axes", frame: "DataFrame", title: str, turned: bool,
 
 
 def _dots(ax: "Axes", table: Table, group: Group, named: bool) -> None:
-    """A dot and its interval a defense; a diamond where the paper prints a number; a line at no defense."""
+    """A dot with its interval per defense; a diamond at the paper's number; a dashed line at no defense."""
     entries = [(y, line.defense, line.cells[-1]) for y, line in enumerate(group.rows)]
     done = [(y, e.low or 0.0, e.value, e.high or 0.0, name) for y, name, e in entries if e.value is not None]
     colors = [INK if name == UNDEFENDED else ACCENT for *_, name in done]

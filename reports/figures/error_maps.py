@@ -62,12 +62,10 @@ def error_maps(kept: SampleImages) -> ReportFigure | None:
             _Column(name, Tile(restored, kept.right(attack, defense, 0)), Tile(wrong, None, text, _MAP, (0, top)))
         )
     caption = (
-        f"What each defense leaves of an attack. {display_name(attack)} {kept.crafted}: the image that each defense "
-        "hands on "
-        f"and, below, how far it is from the clean one, mean over the channels, on one scale up to 2ε = {show(top)}; "
-        "darker is better. Numbers: PSNR, and mean absolute error in /255. A tick on blue: "
-        f"{display_name(kept.target)} is "
-        f"right, a cross on red: it is wrong.{_moved(enlarged)}"
+        f"Errors that remain after each defense. Attack: {display_name(attack)} {kept.crafted}. Above: the purified "
+        "image. Below: its absolute difference from the clean image, mean over the channels, on a scale up to "
+        f"2ε = {show(top)}; darker is better. Numbers: PSNR, and mean absolute error in /255. Blue tick: "
+        f"{display_name(kept.target)} is right. Red cross: it is wrong.{_moved(enlarged)}"
     )
     rows = []
     for start in range(0, len(columns), _ACROSS):
@@ -85,9 +83,9 @@ def _moved(enlarged: list[str]) -> str:
     """What a reader must know of images of another size."""
     if not enlarged:
         return ""
-    text = f" Images of {' and '.join(enlarged)} are larger and were brought back to size (Lanczos)."
+    text = f" Images of {' and '.join(enlarged)} are larger and were resized to the clean image's size (Lanczos)."
     if moved := [name for name in enlarged if name.startswith("R&P")]:
-        text += f" {' and '.join(moved)} also shifts and may mirror them, and all of that counts as error."
+        text += f" {' and '.join(moved)} also shifts and may mirror images, which counts as error."
     return text
 
 

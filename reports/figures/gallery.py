@@ -44,8 +44,8 @@ def gallery(kept: SampleImages) -> ReportFigure | None:
             name = "undefended" if first else display_name(defense)
             rows.append(Row(tiles, name, heads if first and i == 0 else (), 0.09 if first and i else 0.03))
     caption = (
-        f"Attacked and purified images. Attacks {kept.crafted}; above undefended, below purified. A tick on blue: "
-        f"{display_name(kept.target)} is right, a cross on red: it is wrong."
+        f"Attacked and purified images. Attacks {kept.crafted}; undefended above, purified below. Blue tick: "
+        f"{display_name(kept.target)} is right. Red cross: it is wrong."
     )
     with mpl.rc_context(STYLE):
         return ReportFigure("gallery", caption, drawing.save(rows_of_tiles(rows, PAGE), dpi=300), tidy(COLUMNS, lines))

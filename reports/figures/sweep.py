@@ -14,17 +14,17 @@ COLUMNS = ("source", "target", "attack", "defense", "eps", "accuracy", "ci_low",
 
 
 def sweep(run: Run) -> ReportFigure | None:
-    """A panel an attack (rows: source and target), a line a defense; None for a run at fewer than two eps.
+    """One panel per attack (rows: source and target), one line per defense; None for a run at fewer than two eps.
 
-    Behind each defense's name stand the mean and the standard deviation of its accuracy over all attacks and eps, as in
-    the paper's figure (there of one source and target; population standard deviation).
+    The legend has the mean and the population standard deviation of each defense's accuracy over all attacks and
+    eps, as in the paper's figure (which has one source and target).
     """
     points = _points(run)
     if len({point["eps"] for point in points}) < 2:
         return None
     caption = (
-        "Accuracy against ε, with 95 % intervals. Behind the names: mean and standard deviation over all attacks and ε "
-        "of the panels."
+        "Accuracy against ε, with 95 % intervals. The legend gives each defense's mean and standard deviation over all "
+        "attacks and ε of the panels."
     )
     return ReportFigure("sweep", caption, _draw(run, points), tidy(COLUMNS, points))
 

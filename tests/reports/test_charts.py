@@ -75,11 +75,23 @@ def test_a_heat_map_shows_its_numbers_unless_there_are_too_many(
     assert sorted(numbers(charts.heat_map(tables))) == sorted(["0", "50", "100"])
 
 
-def test_numbers_on_dark_cells_keep_their_colour_on_the_page(tmp_path: Path) -> None:
-    """White becomes the page's own colour, so that white letters would vanish."""
+def test_numbers_keep_their_colours_on_the_page(tmp_path: Path) -> None:
+    """White and INK become the page's own colours there, so that letters in those colours would vanish."""
     svg = charts.heat_map(error_tables(small(tmp_path)[0])).inline
-    (number,) = re.findall(r"<text [^>]*?fill: (\S+?)[;\"][^>]*>95<", svg)
-    assert number == "#fefefe"
+    colours = dict(re.findall(r"<text [^>]*?fill: (\S+?)[;\"][^>]*>(95|5)<", svg))
+    assert colours == {"#fefefe": "95", "#010101": "5"}
+
+
+def test_numbers_can_be_read_on_every_cell() -> None:
+    """WCAG AA: a contrast of at least 4.5, for all percentages."""
+    from matplotlib import colormaps
+    from seaborn.utils import relative_luminance
+
+    for percent in range(101):
+        cell = relative_luminance(colormaps[charts._MAP](percent / 100))
+        number = relative_luminance(charts._DARK if cell > charts._MIDDLE else charts._LIGHT)
+        light, dim = max(cell, number), min(cell, number)
+        assert (light + 0.05) / (dim + 0.05) >= 4.5, percent
 
 
 def test_seaborn_is_loaded_for_the_heat_map_alone(tmp_path: Path) -> None:
@@ -145,5 +157,5 @@ def test_a_missing_sample_is_a_gap_with_its_reason(tmp_path: Path) -> None:
 def test_without_clean_pictures_the_page_says_so(tmp_path: Path) -> None:
     run, store = small(tmp_path, clean=False)
 
-    assert "No pictures" in examples.examples(run, store).reason
-    assert "No pictures" in render(tmp_path, store).read_text("utf-8")
+    assert "No images" in examples.examples(run, store).reason
+    assert "No images" in render(tmp_path, store).read_text("utf-8")
