@@ -1,4 +1,4 @@
-"""RDP without one of its parts, attack by attack: the paper's Figure 8."""
+"""RDP without one of its parts, per attack: the paper's Figure 8."""
 
 import re
 from typing import TYPE_CHECKING
@@ -72,7 +72,7 @@ def ablation(tables: list[Table]) -> ReportFigure | None:
 
 
 def variant(defense: str) -> str:
-    """How the figure calls a defense of the ablation.
+    """The name of a defense in the figure.
 
     >>> variant("rdp(weights=rdp-ablation-no-lat)"), variant("rdp(weights=rdp-ablation-full)"), variant("jpeg")
     ('without latent loss', 'RDP, whole', 'JPEG')
@@ -84,7 +84,7 @@ def variant(defense: str) -> str:
 
 
 def _panel(ax: "Axes", lines: list[Row], column: int, end: float) -> None:
-    """A dot and its interval a variant, on an axis from 0 to `end`."""
+    """One dot with its interval per variant, on an axis from 0 to `end`."""
     whole = next((line for line in lines if line.defense != UNDEFENDED), None)
     if whole and (reach := whole.cells[column].value) is not None:
         ax.axvline(reach, color=INK, linewidth=0.6, linestyle=(0, (3, 3)))

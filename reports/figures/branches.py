@@ -1,4 +1,4 @@
-"""What each branch of RDP keeps of an attacked image: the paper's Figure 7."""
+"""Outputs of the branches of RDP for attacked images: the paper's Figure 7."""
 
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.picture import resized
@@ -19,7 +19,7 @@ _ROWS = 4
 
 
 def branches(kept: SampleImages) -> ReportFigure | None:
-    """Kept images under the first attack: adversarial, and of each defense or branch of one; two images a row.
+    """Stored images under the first attack: adversarial, and the output of each defense or branch; two images per row.
 
     Below each is its PSNR to the clean and to the adversarial image. None where nothing is kept.
     """

@@ -24,16 +24,16 @@ _PANELS = 6
 _LINE = 0.19  # inches
 _CELL = 0.3  # inches, the narrowest cell of a heat map
 _DARK, _LIGHT, _MIDDLE = "#010101", "#fefefe", 0.179
-"""Of numbers in cells: on cells of more, or of less, relative luminance than this they have WCAG's contrast.
+"""Colours of the numbers in cells of more, and of less, relative luminance than `_MIDDLE`: WCAG AA contrast.
 
-Neither is INK or white, which take the page's colours there (`drawing.inline`); cells do not.
+Neither is INK or white, which `drawing.inline` replaces by the page's colours.
 """
 _NUMBERED = 600
-"""Cells of a heat map up to which each shows its number: texts take most of the time."""
+"""Most cells of a heat map that shows its numbers: texts take most of the time."""
 
 
 def heat_map(tables: list[Table]) -> ReportFigure:
-    """Every error of the first tables, a panel each: rows are defenses, columns sources and attacks."""
+    """Every error of the first tables, one panel per table: rows are defenses, columns sources and attacks."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -99,7 +99,7 @@ def _apart(table: Table) -> str:
 
 
 def _grid(table: Table) -> "DataFrame":
-    """Errors by defense and (source, column); NaN where there is none."""
+    """Errors by defense and (source, column); NaN for missing ones."""
     import pandas as pd
 
     count = len(table.columns) - table.average

@@ -1,4 +1,4 @@
-"""What each defense leaves of an attack, and how far that is from the clean image: the paper's Figure 6."""
+"""Errors that remain after each defense, relative to the clean image: the paper's Figure 6."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ _MAP = "inferno"  # black is no error
 
 @dataclass(frozen=True)
 class _Column:
-    """A restored image above, its error below."""
+    """A purified image above, its error below."""
 
     name: str
     above: Tile
@@ -30,10 +30,10 @@ class _Column:
 
 
 def error_maps(kept: SampleImages) -> ReportFigure | None:
-    """The first kept image under the first attack: restored images above their error maps, a column a defense.
+    """The first stored image under the first attack: purified images above their error maps, one column per defense.
 
     The maps' scale ends at twice eps, so that the attack itself lies in its middle whatever the defenses do. None
-    where no clean image is kept, and for budgets that are no numbers of levels.
+    where no clean image is kept, and for norms other than L-infinity.
     """
     import matplotlib as mpl
 
@@ -80,7 +80,7 @@ def error_maps(kept: SampleImages) -> ReportFigure | None:
 
 
 def _moved(enlarged: list[str]) -> str:
-    """What a reader must know of images of another size."""
+    """A note on images of another size."""
     if not enlarged:
         return ""
     text = f" Images of {' and '.join(enlarged)} are larger and were resized to the clean image's size (Lanczos)."
@@ -90,7 +90,7 @@ def _moved(enlarged: list[str]) -> str:
 
 
 def _bar(figure: "Figure", top: float) -> None:
-    """The scale, in the place below the clean image."""
+    """The colour bar, below the clean image."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

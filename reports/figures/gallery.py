@@ -1,4 +1,4 @@
-"""Attacked images above purified ones, right or wrong: the paper's Figure 5."""
+"""Attacked images above purified ones, marked right or wrong: the paper's Figure 5."""
 
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.picture import resized
@@ -13,7 +13,7 @@ _IMAGES = 3  # of one defense they fill a page of a paper
 
 
 def gallery(kept: SampleImages) -> ReportFigure | None:
-    """For each of the first kept images a row undefended and one a defense, a column an attack.
+    """For each of the first stored images, one undefended row and one row per defense; one column per attack.
 
     None where no clean image is kept.
     """
