@@ -1,1 +1,1 @@
-"""One defense a file: a frozen dataclass under `@defense`. Files that start with `_` hold shared arithmetic."""
+"""One defense per file: a frozen dataclass registered with `@defense`. Files that start with `_` hold shared code."""

@@ -1,4 +1,4 @@
-"""What the learned defenses share: which file, which network, and images of any size through it."""
+"""Base classes of the learned defenses: find the weight file, build the network, run it on images of any size."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ class Learned(Purifier):
 
     @cached_property
     def paths(self) -> tuple[Path, ...]:
-        """The weight files, found."""
+        """Paths of the weight files."""
         return (files.find(self.kind, self.weights),)
 
     @cached_property
     def hashes(self) -> tuple[str, ...]:
-        """The hash of each weight file when it was first asked for (while planning); `load` gives exactly these."""
+        """The hash of each weight file, taken at the first access (while planning); `load` accepts no other content."""
         return tuple(known_hash(path) for path in self.paths)
 
     @property
     def digest(self) -> str:
-        """One hash for the content of the weight files."""
+        """One hash over all weight files."""
         return self.hashes[0] if len(self.hashes) == 1 else hash_many(self.hashes)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """What a file of ours says about itself; of anybody else's, nothing.
+        """The metadata of a weight file of this package; empty for other files.
 
         Raises:
-            BadModelError: no weight file, or one for another defense.
+            BadModelError: the file is missing, or belongs to another defense.
         """
         said = files.read_metadata(self.paths[0])
         found = said.get("defense", self.kind)
@@ -70,18 +70,18 @@ class Learned(Purifier):
         return said
 
     def resolved(self) -> dict[str, Any]:
-        """Every parameter, the weights by their hash, and the network's size where the file tells. No torch."""
+        """Every parameter, the hash of the weights, the network's arguments if known. Loads no torch."""
         return {**super().resolved(), "weights": self.digest, "net": self.metadata.get("net")}
 
     def read(self) -> tuple[dict[str, Any], State]:
-        """What the network is built with, and its tensors."""
+        """The arguments of the network, and its tensors."""
         state = files.read_tensors(self.paths[0])
         if self.metadata:
             return self.metadata.get("net", {}), state
         return self.convert_author_weights(OrderedDict((name.removeprefix("module."), t) for name, t in state.items()))
 
     def convert_author_weights(self, state: State) -> tuple[dict[str, Any], State]:
-        """The same from the tensors of a released file: `net` arguments, and our names."""
+        """`net` arguments and tensors under this package's names, from those of an authors' file."""
         return {}, state
 
     def build(self, **net: Any) -> nn.Module:
@@ -116,7 +116,7 @@ class Learned(Purifier):
         return net
 
     def net(self, device: torch.device | str) -> nn.Module:
-        """The network on `device`, ready for inference; loaded once a process for each content of the files.
+        """The network on `device`, ready for inference; loaded once per process for each content of the files.
 
         Raises:
             BadModelError: as `load`.
@@ -133,7 +133,7 @@ class Learned(Purifier):
         return _ready[key]
 
     def forward(self, x: Tensor, *more: Any) -> Tensor:
-        """The network's output for `x` `[n, 3, h, w]` and `more`: mirrored to the multiple it needs, then cropped."""
+        """The network's output for `x` `[n, 3, h, w]`, reflect-padded to its `multiple`, then cropped."""
         from torch.nn.functional import pad
 
         net = self.net(x.device)
@@ -146,16 +146,16 @@ class Learned(Purifier):
         return out[..., : times * height, : times * width]
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
-        """The network's images for `x` `[n, 3, h, w]`, of the same size, clamped to [0, 1]."""
+        """The network's output for `x` `[n, 3, h, w]`, of the same size, clamped to [0, 1]."""
         return self.forward(x).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Dynamic(Learned):
-    """A network that may get noise first: NRP's dynamic inference, RDP's Gaussian layer.
+    """A network whose input may get Gaussian noise: NRP's dynamic inference, RDP's Gaussian layer.
 
-    With `dynamic`, N(0, sigma^2) is added, clipped to what an attacker of eps 16 could add, and the sum to [0, 1]
-    (NRP's bypass_nrp.py); `clip=false` adds it as it is.
+    With `dynamic`, N(0, sigma^2) is added, clipped to [-16/255, 16/255], and the sum is clipped to [0, 1] (NRP's
+    bypass_nrp.py); `clip=false` adds the noise without clipping.
     """
 
     dynamic: bool = False
@@ -163,17 +163,17 @@ class Dynamic(Learned):
     clip: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse a negative noise."""
+        """Reject a negative sigma."""
         if self.sigma < 0:
             raise ValueError(f"sigma is at least 0, found {self.sigma}")
 
     @property
     def random(self) -> bool:
-        """Two calls differ where noise is added."""
+        """Whether noise is added."""
         return self.dynamic
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
-        """The network's images for `x` `[n, 3, h, w]` or noisy `x`, clamped to [0, 1]."""
+        """The network's output for `x` `[n, 3, h, w]` or noisy `x`, clamped to [0, 1]."""
         if self.dynamic:
             noise = self.sigma * rng.normal(*x.shape[1:])
             x = (x + noise.clamp(-16 / 255, 16 / 255)).clamp(0, 1) if self.clip else x + noise
@@ -181,14 +181,14 @@ class Dynamic(Learned):
 
 
 def upsample_nearest(x: Tensor, times: int) -> Tensor:
-    """Each pixel `times` times in both directions; backward, it gets the gradients of its copies together."""
+    """Repeats each pixel `times` times in both directions; its gradient is the sum over its copies."""
     from torch.nn.functional import interpolate
 
     return x if times == 1 else interpolate(x, scale_factor=times, mode="nearest")
 
 
 def ready(net: nn.Module) -> nn.Module:
-    """`net` for inference: eval mode, batch-norms folded where it can, no gradients to weights, channels last."""
+    """`net` for inference: eval mode, batch norms folded where possible, no weight gradients, channels last."""
     net.eval()
     for module in net.modules():
         fold: Callable[[], None] | None = getattr(module, "fold", None)

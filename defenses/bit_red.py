@@ -27,12 +27,12 @@ class BitDepthReduction(Purifier):
     bits: int = 5  # the authors' ImageNet setting; CIFAR-10: 4 or 5
 
     def __post_init__(self) -> None:
-        """Refuse depths that an 8-bit image does not have."""
+        """Reject depths outside 1 to 8 bits."""
         if not 1 <= self.bits <= 8:
             raise ValueError(f"bits is 1 to 8, found {self.bits}")
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
-        """`x` on a grid of 2^bits values, halves to the even level."""
+        """`x` rounded to 2^bits values; ties go to the even level."""
         levels = 2**self.bits - 1
         grid: Tensor = (x * levels).round() / levels
         return grid

@@ -1,4 +1,4 @@
-"""Defenses one after another: `jpeg >> rdp` is JPEG first, then RDP on what JPEG left."""
+"""Defenses in sequence: `jpeg >> rdp` applies JPEG, then RDP to its output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARK = ">>"
 
 @dataclass(frozen=True)
 class Chain(Purifier):
-    """Purifiers in order; each part draws from a stream of its own, forked by its position.
+    """Purifiers in order; each part has its own random stream, forked by its position.
 
     Its gradient is the parts' chain rule. BPDA passes each part in that part's own way (`Purifier.backward`): exactly
     where the part says so, by its stand-in or the identity elsewhere, for only parts that need it are approximated
@@ -32,7 +32,7 @@ class Chain(Purifier):
     made: tuple[Resolved[Purifier], ...]
 
     def __post_init__(self) -> None:
-        """Refuse several parts whose softmax outputs are averaged: the product of the passes is nobody's setting."""
+        """Reject several parts that average softmax outputs: no paper uses the product of their passes."""
         several = [each.label for each in self.made if each.value.passes > 1]
         if len(several) > 1:
             raise ValueError(f"{' and '.join(several)} each average several passes; only one part of a chain may")
@@ -44,12 +44,12 @@ class Chain(Purifier):
 
     @property
     def random(self) -> bool:
-        """Whether any part is."""
+        """Whether any part is random."""
         return any(part.random for part in self.parts)
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
+        """Whether all parts are differentiable."""
         return all(part.differentiable for part in self.parts)
 
     @property
@@ -78,7 +78,7 @@ class Chain(Purifier):
         return self._in_order(x, rng, [part.purify for part in self.parts])
 
     def straight_through(self, x: Tensor, rng: ImageRng) -> Tensor:
-        """As `purify`, backward through each part in that part's own way; the same as `bpda`."""
+        """As `purify`; the backward pass uses each part's own rule, as `bpda` does."""
         return self._in_order(x, rng, [part.bpda for part in self.parts])
 
     bpda = straight_through
@@ -98,7 +98,7 @@ class Chain(Purifier):
         return x
 
     def _checked(self, number: int, purified: Tensor, x: Tensor) -> Tensor:
-        """The next part must not hide what this one did wrong: the engine sees the last part's output alone."""
+        """Check the output of a part: the engine sees only the last part's output."""
         where = f"part '{self.made[number].label}' of a chain"
         if purified.ndim != 4 or purified.shape[:2] != x.shape[:2]:
             raise UsageError(f"{where} returned shape {list(purified.shape)} for {list(x.shape)}")

@@ -44,7 +44,7 @@ class ComDefend(Learned):
     network: ClassVar[str] = "rdp_bench.defenses._networks.comdefend:ComDefend"
 
     def __post_init__(self) -> None:
-        """Refuse sizes that leave no whole patch, unknown orders, negative noise."""
+        """Reject sizes that are no multiple of the patch, unknown orders, negative noise."""
         if max(self.size, self.patch) > 10_000:
             raise ValueError(f"size and patch are at most 10000 pixels, found {self.size} and {self.patch}")
         if min(self.size, self.patch) < 0 or (self.patch and self.size % self.patch):
@@ -56,12 +56,12 @@ class ComDefend(Learned):
 
     @property
     def random(self) -> bool:
-        """Two calls differ where noise is added."""
+        """Whether noise is added."""
         return self.noise > 0
 
     @cached_property
     def paths(self) -> tuple[Path, ...]:
-        """Our file, or the authors' two, of which `weights` names the encoder's."""
+        """The file of this package, or the authors' two files; `weights` names the encoder's."""
         first = files.find(self.kind, self.weights)
         if first.suffix != ".npy":
             return (first,)
@@ -72,15 +72,15 @@ class ComDefend(Learned):
 
     @property
     def swapped(self) -> bool:
-        """Whether the networks see blue first."""
+        """Whether the networks get the channels in the order blue, green, red."""
         return (self.order or ("bgr" if str(self.weights).endswith(".npy") else "rgb")) == "bgr"
 
     def resolved(self) -> dict[str, Any]:
-        """Every parameter, the order of colours decided."""
+        """Every parameter; `order` is resolved to rgb or bgr."""
         return {**super().resolved(), "order": "bgr" if self.swapped else "rgb"}
 
     def read(self) -> tuple[dict[str, Any], State]:
-        """See `Learned.read`; from the authors' arrays, weights `[h, w, in, out]` and biases in turn."""
+        """See `Learned.read`; the authors' arrays are weights `[h, w, in, out]` and biases, alternating."""
         import torch
 
         if len(self.paths) == 1:

@@ -30,12 +30,12 @@ class FeatureDistillation(Purifier):
     high: int = 30  # the other 48
 
     def __post_init__(self) -> None:
-        """Refuse steps that quantise nothing."""
+        """Reject steps below 1."""
         if min(self.low, self.high) < 1:
             raise ValueError(f"low and high are steps of at least 1, found {self.low} and {self.high}")
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
-        """Images of the size of `x` `[n, 3, h, w]`, clipped to [0, 1]."""
+        """The quantised images, of the size of `x` `[n, 3, h, w]`, clipped to [0, 1]."""
         import torch
         from torch.nn.functional import pad
 

@@ -28,7 +28,7 @@ class GuidedDenoiser(Learned):
     network: ClassVar[str] = "rdp_bench.defenses._networks.hgd:Denoiser"
 
     def convert_author_weights(self, state: State) -> tuple[dict[str, Any], State]:
-        """The denoiser out of a checkpoint that holds its classifier too; which tells the values it is fed with."""
+        """The denoiser's tensors from a checkpoint with its classifier, which determines the normalisation."""
         import torch
 
         ours: State = OrderedDict()

@@ -22,7 +22,7 @@ class Jpeg(Purifier):
     quality: int = 75  # lib/defenses.py; the TensorFlow ports of this defense use 95: `jpeg(quality=95)`
 
     def __post_init__(self) -> None:
-        """Refuse a quality that JPEG does not have."""
+        """Reject a quality outside 1 to 100."""
         check_quality(self.quality)
 
     def resolved(self) -> dict[str, Any]:
@@ -30,12 +30,12 @@ class Jpeg(Purifier):
         return {**super().resolved(), "codec": codec()}
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
-        """What the codec makes of `x` `[n, 3, h, w]`, chroma at half resolution (4:2:0)."""
+        """`x` `[n, 3, h, w]`, encoded and decoded with chroma at half resolution (4:2:0)."""
         return jpeg_round_trip(x, self.quality)
 
 
 def check_quality(quality: int) -> None:
-    """Raise `ValueError` unless `quality` is one of libjpeg's."""
+    """Raise `ValueError` unless `quality` is 1 to 100."""
     if not 1 <= quality <= 100:
         raise ValueError(f"quality is 1 to 100, found {quality}")
 

@@ -1,4 +1,4 @@
-"""No defense: the row every table needs beside the others."""
+"""No defense: the reference row of every table."""
 
 from __future__ import annotations
 

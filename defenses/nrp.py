@@ -24,7 +24,7 @@ class NeuralRepresentationPurifier(Dynamic):
     renamed: ClassVar[dict[str, str]] = {"conv_first": "conv_first.1", "trunk_conv": "conv_last.0"}
 
     def convert_author_weights(self, state: State) -> tuple[dict[str, Any], State]:
-        """64 channels; as many blocks as there are: the code makes 23, the README's 14 M parameters are 20."""
+        """64 channels; as many blocks as the file has: the code builds 23, the README's 14 M parameters are 20."""
         blocks = {name.split(".")[1] for name in state if name.startswith(f"{self.trunk}.")}
 
         def ours(name: str) -> str:

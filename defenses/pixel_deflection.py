@@ -30,7 +30,7 @@ class PixelDeflection(Purifier):
     sigma: float = 0.04  # of the wavelet step; 0: no wavelet step
 
     def __post_init__(self) -> None:
-        """Refuse negative numbers and a window without neighbours."""
+        """Reject negative numbers and a window without neighbours."""
         if not 0 <= self.deflections <= 10_000_000:
             raise ValueError(f"deflections is 0 to 10000000, found {self.deflections}")
         if not 1 <= self.window <= 10_000:
@@ -53,7 +53,7 @@ class PixelDeflection(Purifier):
         return torch.stack([denoise(image, self.sigma) for image in out]) if self.sigma else out
 
     def copies(self, x: Tensor, rng: ImageRng) -> list[dict[int, int]]:
-        """For each image, which flat place takes the value of which other place of `x`.
+        """For each image, the flat index of each replaced value and of the value of `x` that replaces it.
 
         Deflections follow one another, and a later one may copy what an earlier one wrote: that chain is
         followed here, so that all values can be moved at once.
@@ -66,7 +66,7 @@ class PixelDeflection(Purifier):
         row, column = (unit[..., 0] * height).long(), (unit[..., 1] * width).long()
 
         def other(own: Tensor, size: int, chance: Tensor) -> Tensor:
-            """Uniform in the window and in the image: what is left of drawing until it is inside."""
+            """Uniform over the part of the window inside the image, as if redrawn until inside."""
             # The authors' code leaves out row 0 and column 0 (it asks for > 0); here they are like the others.
             low, high = (own - self.window).clamp(min=0), (own + self.window).clamp(max=size - 1)
             return (low + (chance * (high - low + 1)).long()).clamp(max=high)

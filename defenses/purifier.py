@@ -1,4 +1,4 @@
-"""Any weight file that this package wrote, as the defense it says it is: `purifier:FILE.safetensors`."""
+"""A weight file of this package as the defense that its metadata names: `purifier:FILE.safetensors`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def of_file(text: str) -> Resolved[Defense]:
     kind = files.read_metadata(path).get("defense")
     if not isinstance(kind, str):
         raise BadModelError(
-            f"{path}: does not say which defense it is; files that 'rdp-bench train' wrote do. Of another's, name the "
-            f"defense yourself, as in nrp(weights={name})"
+            f"{path}: its metadata names no defense; files of 'rdp-bench train' do. For other files name the "
+            f"defense, as in nrp(weights={name})"
         )
     entry = defense.get(kind)
     value = with_params(entry.factory(), spec, "defense")

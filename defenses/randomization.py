@@ -32,13 +32,13 @@ class Randomization(Purifier):
     patterns: int = 1  # the paper's; 30 in the NIPS-2017 submission
 
     def __post_init__(self) -> None:
-        """Refuse no look at all."""
+        """Reject a number of patterns outside 1 to 10000."""
         if not 1 <= self.patterns <= 10_000:
             raise ValueError(f"patterns is 1 to 10000, found {self.patterns}")
 
     @property
     def passes(self) -> int:
-        """Patterns the classifier sees."""
+        """How many patterns the classifier sees."""
         return self.patterns
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:

@@ -1,4 +1,4 @@
-"""The other branch of RDP, to be looked at (the paper's Figure 7): it rebuilds the attack and purifies nothing."""
+"""RDP's reconstruction branch, for the paper's Figure 7: it reconstructs the attacked image and purifies nothing."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LATENTS = ("natural", "random")
 @defense("rdp-reconstruction", source="Bai et al. 2021, Figure 7; weights: rdp-bench train rdp")
 @dataclass(frozen=True)
 class Reconstruction(Learned):
-    """What RDP's reconstructor R makes of an image and of P's latent V; no defense, though of its shape.
+    """RDP's reconstruction branch R, for Figure 7; not a defense.
 
-    `latent=random` puts noise in V's place: N(m, s^2), m and s being V's own mean and standard deviation in each
-    channel of each image. All that V says about where things are is lost, and R still gets numbers of the size
-    that it knows. What is left of the content came through R's own latent.
+    R takes the image and P's latent V. `latent=random` replaces V by noise N(m, s^2), where m and s are the mean and
+    the standard deviation of V per channel and image. This removes V's spatial information and keeps the scale that R
+    was trained with; content that remains came through R's own latent.
     """
 
     latent: str = "natural"
@@ -33,13 +33,13 @@ class Reconstruction(Learned):
     purifies: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse any other latent."""
+        """Reject other latents."""
         if self.latent not in LATENTS:
             raise ValueError(f"latent is {' or '.join(LATENTS)}, found {self.latent}")
 
     @property
     def random(self) -> bool:
-        """Two calls differ where the latent is drawn."""
+        """Whether the latent is drawn."""
         return self.latent == "random"
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:

@@ -22,9 +22,9 @@ INSTALL = "pip install 'rdp-bench[spandrel]'"
 
 @dataclass(frozen=True)
 class Spandrel(Learned):
-    """A network whose architecture spandrel finds from its tensors' names; sizes and padding are its business.
+    """A network whose architecture spandrel finds from its tensors' names; spandrel handles sizes and padding.
 
-    It is called without gradients, so an attacker has a stand-in: each pixel as often as the network makes of it.
+    It is called without gradients, so its stand-in repeats each pixel as often as the network's scale says.
     """
 
     differentiable: ClassVar[bool] = False
@@ -46,7 +46,7 @@ class Spandrel(Learned):
             raise UsageError(f"defense 'spandrel:{self.weights}' needs the spandrel package: {INSTALL}") from error
 
     def load(self) -> nn.Module:
-        """The network, from tensors that our own reader read."""
+        """The network, built from tensors that this package's reader read."""
         import torch
         from spandrel import ImageModelDescriptor, ModelLoader
 

@@ -25,7 +25,7 @@ RENAMED = (
     (r"tail\.0\.0", "up.0"),
     (r"tail\.1", "tail"),
 )
-"""Layers of EDSR as its authors' file calls them, and ours."""
+"""Names of EDSR's layers: in its authors' file, and here."""
 
 
 @defense("sr", source="Mustafa et al. 2020; aamir-mustafa/super-resolution-adversarial-defense, edsr_baseline_x2-*.pt")
@@ -47,7 +47,7 @@ class SuperResolution(Learned):
     network: ClassVar[str] = "rdp_bench.defenses._networks.edsr:EDSR"
 
     def __post_init__(self) -> None:
-        """Refuse what `wavelet` refuses."""
+        """Reject what `wavelet` rejects."""
         self.denoiser()
 
     @property
@@ -56,11 +56,11 @@ class SuperResolution(Learned):
         return 1.0 if self.resize else 2.0
 
     def denoiser(self) -> Wavelet:
-        """The first half."""
+        """The wavelet denoiser."""
         return Wavelet(self.sigma, self.jpeg)
 
     def resolved(self) -> dict[str, Any]:
-        """Every parameter, the weights by their hash, and the codec where one is used."""
+        """Every parameter, the hash of the weights, and the codec if one is used."""
         return {**super().resolved(), "codec": self.denoiser().resolved()["codec"]}
 
     def convert_author_weights(self, state: State) -> tuple[dict[str, Any], State]:
@@ -85,5 +85,5 @@ class SuperResolution(Learned):
         return interpolate(large, x.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
 
     def stand_in(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
-        """The same size without a network, so that gradients find their pixels."""
+        """Nearest-neighbour upsampling to the same size, for gradients."""
         return upsample_nearest(x, int(self.scale))

@@ -33,7 +33,7 @@ class TotalVariationMinimisation(Purifier):
     steps: int = 12
 
     def __post_init__(self) -> None:
-        """Refuse what leaves nothing to solve."""
+        """Reject parameters that leave nothing to solve."""
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep is a probability above 0, found {self.keep}")
         if self.weight <= 0:
@@ -42,7 +42,7 @@ class TotalVariationMinimisation(Purifier):
             raise ValueError(f"steps is 1 to 100000, found {self.steps}")
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
-        """The painted images, of the shape of `x` `[n, 3, h, w]`."""
+        """The inpainted images, of the shape of `x` `[n, 3, h, w]`."""
         from rdp_bench.defenses._tv import inpaint
 
         kept = (rng.uniform(*x.shape[1:]) < self.keep).to(x)

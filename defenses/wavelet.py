@@ -28,14 +28,14 @@ class Wavelet(Purifier):
     jpeg: int = 95  # quality; 0: not saved as JPEG
 
     def __post_init__(self) -> None:
-        """Refuse a negative noise and a quality that JPEG does not have."""
+        """Reject a negative sigma and a quality outside 1 to 100."""
         if self.sigma < 0:
             raise ValueError(f"sigma is at least 0, found {self.sigma}")
         if self.jpeg:
             check_quality(self.jpeg)
 
     def resolved(self) -> dict[str, Any]:
-        """Every parameter, and the codec where one is used."""
+        """Every parameter, and the codec if one is used."""
         return {**super().resolved(), "codec": codec() if self.jpeg else None}
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn

@@ -47,17 +47,17 @@ def render(
 
 
 def _require_predictions(runs: "Sequence[Run]", out: Path, store: "Store") -> None:
-    """Refuse a report without a single number, which would only take the place of a good one."""
+    """Refuse to replace a report by one without a single number."""
     done = sum(cell.status == "done" for run in runs for cell in run.cells)
     if done and not any(run.wrong for run in runs):
         raise RdpBenchError(
-            f"none of the {done} cells that are done in {out} has its predictions in the cache {store.root}; name the "
-            f"cache that the run used with --cache, or run again. {out / 'report'} is left as it is"
+            f"none of the {done} finished cells in {out} has its predictions in the cache {store.root}; name the cache "
+            f"that the run used with --cache, or run again. {out / 'report'} was not changed"
         )
 
 
 class _Pen:
-    """Writes a report's files, and knows what the report before it wrote."""
+    """Writes a report's files, and knows those of the previous report."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,7 +72,7 @@ class _Pen:
         return self.folder / name
 
     def tidy(self, *, keep: bool) -> None:
-        """Delete what an earlier report wrote and this one did not; `keep` it where this one is of some runs only."""
+        """Delete files of the previous report that this one did not write; `keep`: leave them."""
         try:
             before = [str(name) for name in json.loads(self._list.read_text())]
         except (OSError, ValueError, TypeError):

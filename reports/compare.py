@@ -1,4 +1,4 @@
-"""Two runs side by side: every cell that both have, what differs between their records, what only one has."""
+"""Comparison of two runs: cells in both, differences between their records, cells in only one."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -45,7 +45,7 @@ class Pair:
 
     @property
     def differs(self) -> bool:
-        """Whether the two are told apart."""
+        """Whether the two differ significantly."""
         if self.p is not None:
             return self.p <= 1 - stats.LEVEL
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
@@ -72,13 +72,15 @@ class Comparison:
 
 
 def compare(a: Run, b: Run) -> Comparison:
-    """Every cell of both, what differs most first; paired image by image where they judged the very same images.
+    """Every cell of both, largest difference first; paired image by image if both used the same images.
 
     Raises:
         UsageError: their budgets have different norms.
     """
     if a.norm != b.norm:
-        raise UsageError(f"the two runs of {a.grid} have budgets in {a.norm} and in {b.norm}: equal eps mean nothing")
+        raise UsageError(
+            f"the two runs of {a.grid} have budgets in {a.norm} and in {b.norm}, so equal eps cannot be compared"
+        )
     same = all(a.record["dataset"][name] == b.record["dataset"][name] for name in ("images", "n"))
     rows = [{CellKey.of(row): row for row in run.rows} for run in (a, b)]
     pairs = [

@@ -1,4 +1,4 @@
-"""Examples: an image clean, attacked, its perturbation, and as every defense hands it on."""
+"""Examples: an image clean and attacked, the perturbation, and the output of every defense."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ _MID = 128
 
 @dataclass(frozen=True)
 class ExampleImage:
-    """One picture and what the target said to it: right, wrong, or None where nobody asked."""
+    """One image and whether the target's prediction is right; None if it was not evaluated."""
 
     name: str
     uri: str
@@ -47,7 +47,7 @@ class ExampleRow:
 
 @dataclass(frozen=True)
 class Examples:
-    """The strips of one run, all under the same attack; `reason` where there are none."""
+    """The examples of one run, all under the same attack; `reason` says why there are none."""
 
     caption: str = ""
     rows: tuple[ExampleRow, ...] = ()
@@ -55,12 +55,12 @@ class Examples:
 
 
 def examples(run: Run, store: Store, crowded: bool = False) -> Examples:
-    """Strips under the attack that no defense stands worst: the one with the highest undefended error.
+    """Examples under the attack with the highest undefended error.
 
-    Fewer and plainer ones on a `crowded` page.
+    Fewer images at a lower quality on a `crowded` page.
     """
     if any(FIGURES[name].pictures for name in run.record.get("figures") or () if name in FIGURES):
-        return Examples(reason="The figures of this run are its pictures.")
+        return Examples(reason="See the figures of this run, which show images.")
     cells = {cell.key: cell for cell in run.cells}
     bare = {
         cell_key: run.wrong[cell_key]
@@ -74,7 +74,7 @@ def examples(run: Run, store: Store, crowded: bool = False) -> Examples:
     try:
         images, adv = (sample(store, cells.get(cell_key)) for cell_key in (clean, attacked))
     except RdpBenchError as error:
-        return Examples(reason=f"No pictures: {error}")
+        return Examples(reason=f"No images: {error}")
     how = images.shape[-1], _QUALITY[crowded]
     defended: dict[str, Image | str] = {}
     for name in run.axis("defenses"):
@@ -101,7 +101,7 @@ def examples(run: Run, store: Store, crowded: bool = False) -> Examples:
 
 def _tile(name: str, kept: "Image | str", i: int, run: Run, cell_key: CellKey, how: tuple[int, int]) -> ExampleImage:
     if isinstance(kept, str) or i >= len(kept):
-        return ExampleImage(name, "", reason=kept if isinstance(kept, str) else "not kept")
+        return ExampleImage(name, "", reason=kept if isinstance(kept, str) else "not stored")
     wrong = run.wrong_first_sample(cell_key)
     if wrong is None:
         return ExampleImage(name, _uri(kept[i], how))

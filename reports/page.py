@@ -1,4 +1,4 @@
-"""The pages: single files, nothing fetched, readable without scripts. Names reach them only through autoescape."""
+"""The pages: single files that fetch nothing and are readable without scripts. All names are escaped."""
 
 import json
 import re
@@ -24,7 +24,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Section:
-    """All that the page says about one run."""
+    """What the page shows of one run."""
 
     run: Run
     slug: str
@@ -35,7 +35,7 @@ class Section:
 
 
 def page(sections: Sequence[Section], not_run: Sequence[tuple[str, str]] = ()) -> str:
-    """The report: a contents list, a section a run, and titles and commands of the grids that are `not_run`."""
+    """The report: a table of contents, one section per run, and titles and commands of the grids in `not_run`."""
     return write("report.html.j2", views=[_view(section) for section in sections], not_run=not_run, legend=LEGEND)
 
 
@@ -90,7 +90,7 @@ def _view(section: Section) -> dict[str, Any]:
 
 
 def _contents(view: dict[str, Any]) -> list[tuple[str, str]]:
-    """Id and name of everything in a run's section, in its order."""
+    """Id and title of each part of a run's section, in order."""
     name = view["id"]
     tables = [(table.slug, table.title) for table in view["tables"]]
     drawings = [(drawing["id"], drawing["title"]) for drawing in view["drawings"]]
@@ -100,7 +100,7 @@ def _contents(view: dict[str, Any]) -> list[tuple[str, str]]:
         *([(f"{name}-claims", "The paper's claims")] if view["claim_results"] else []),
         *(drawings + tables if view["figures_first"] else tables + drawings),
         (f"{name}-examples", "Examples"),
-        *([(f"{name}-missing", "Missing")] if view["missing"] else []),
+        *([(f"{name}-missing", "Missing results")] if view["missing"] else []),
         (f"{name}-details", "Details"),
     ]
 
@@ -116,12 +116,12 @@ def _drawing(run: Run, figure: ReportFigure) -> dict[str, str]:
 
 
 def _checked(checks: Sequence[dict[str, Any]]) -> str:
-    """How the cross-check went, in a sentence."""
+    """The result of the cross-check in a sentence."""
     count = Counter(check["passed"] for check in checks)
     words = {True: ("agrees", "agree"), False: ("does not", "do not"), None: ("was not measured", "were not measured")}
     told = ", ".join(f"{count[kind]} {word[count[kind] > 1]}" for kind, word in words.items() if count[kind])
-    doubt = " Until that is explained, no number below is to be trusted." if count[False] else ""
-    return f"Of {len(checks)} numbers that others published for these networks, {told}.{doubt}"
+    doubt = " Do not trust the numbers below until that is explained." if count[False] else ""
+    return f"Of {len(checks)} published numbers for these networks, {told}.{doubt}"
 
 
 def _tally(answers: Sequence[ClaimResult]) -> dict[str, int]:
@@ -137,13 +137,31 @@ def accounts(run: Run) -> list[tuple[str, list[tuple[str, str, dict[str, str]]]]
     for kind in ("attacks", "defenses", "sources", "models"):
         things = []
         for label, card in (run.record.get(kind) or {}).items():
-            facts = flat({name: value for name, value in card.items() if name not in ("summary", "resolved")})
-            # An attack's parameters are resolved per eps.
-            facts |= flat(card.get("resolved") or {}, "ε " if kind == "attacks" else "")
+            kept = {name: value for name, value in card.items() if name not in ("summary", "resolved")}
+            facts = flat({name: value for name, value in kept.items() if value not in (None, "", "-", [], {})})
+            resolved = card.get("resolved") or {}
+            facts |= _per_eps(resolved) if kind == "attacks" else flat(resolved)
             things.append((label, str(card.get("summary", "")), facts))
         if things:
             kinds.append((kind.capitalize(), things))
     return kinds
+
+
+def _per_eps(resolved: dict[str, Any]) -> dict[str, str]:
+    """Parameters of an attack, which are resolved per eps; those that do not depend on it once.
+
+    >>> _per_eps({"8": {"steps": 10, "alpha": 1}, "16": {"steps": 10, "alpha": 1.6}})
+    {'steps': '10', 'alpha at ε = 8': '1', 'alpha at ε = 16': '1.6'}
+    """
+    found = {eps: flat(parameters) for eps, parameters in resolved.items()}
+    lines: dict[str, str] = {}
+    for name in dict.fromkeys(name for parameters in found.values() for name in parameters):
+        values = {eps: parameters.get(name, "–") for eps, parameters in found.items()}
+        if len(set(values.values())) == 1:
+            lines[name] = next(iter(values.values()))
+        else:
+            lines |= {f"{name} at ε = {eps}": value for eps, value in values.items()}
+    return lines
 
 
 def flat(record: dict[str, Any], path: str = "") -> dict[str, str]:
@@ -162,7 +180,7 @@ def flat(record: dict[str, Any], path: str = "") -> dict[str, str]:
 
 
 def plain(value: Any) -> str:
-    """Anything of a record as a reader would write it."""
+    """A value of a record as text."""
     if isinstance(value, str):
         return value
     if value is None or isinstance(value, bool | int | float):

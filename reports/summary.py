@@ -1,4 +1,4 @@
-"""A run in words: what it is, how far it got, what its tables say, what is missing and how to get it."""
+"""A run in words: what it ran, how far it got, what its tables show, what is missing and how to get it."""
 
 import shlex
 import tomllib
@@ -13,15 +13,15 @@ from rdp_bench.results.rows import CellKey, Run, display_name
 from rdp_bench.specs import UNDEFENDED, show
 
 PROFILES = {
-    "embedded": "The embedded profile is a small stand-in: networks that install with the package and, unless a run "
-    "names other images, 20 photos, far from the paper's networks and its 1000 images. Its numbers show that "
+    "embedded": "The embedded profile is a small substitute for the paper's setting: networks that install with the "
+    "package and, unless a run names other images, 20 photos instead of the paper's 1000 images. Its numbers show that "
     "everything works and how the methods compare here; they neither confirm nor contradict the paper's.",
-    "paper": "The paper profile is as near to the paper's setting as public weights allow. A printed number stands "
-    "only beside the very cell it was printed for.",
-    "custom": "A setting of its own, neither the embedded stand-in nor the paper's.",
+    "paper": "The paper profile is as close to the paper's setting as public weights allow. A number of the paper is "
+    "shown only next to the cell that it was printed for.",
+    "custom": "A custom setting, neither the embedded profile nor the paper's.",
 }
 
-# What a command for another grid takes over from the run that is there.
+# Flags that the command for another grid takes from the command of this run.
 _KEPT = (
     "--profile",
     "--dataset",
@@ -44,16 +44,16 @@ def summary_sentences(run: Run) -> list[str]:
     count = {status: sum(row["status"] == status for row in run.rows) for status in ("done", "pending", "failed")}
     total = len(run.rows)
     on = "elsewhere" if sources == ["elsewhere"] else f"on {_count(len(sources), 'source')}"
-    crafted = f"{_count(len(attacks), 'attack')} crafted {on} against "
+    crafted = f"{_count(len(attacks), 'attack')} crafted {on}, evaluated on "
     first = (
-        f"{crafted if attacks else ''}{_count(len(run.axis('targets')), 'target')} behind "
+        f"{crafted if attacks else ''}{_count(len(run.axis('targets')), 'target')} with "
         f"{_count(len(defenses), 'defense')}, on {_count(run.record['dataset']['n'], 'image')}."
     )
     if count["done"] == total:
         return [first, f"All {total} cells are done."]
     others = [f"{count[status]} {status}" for status in ("failed", "pending") if count[status]]
-    partial = f"This report is partial: of {total} cells {count['done']} are done, {' and '.join(others)}."
-    return [first, partial, "Averages stand only where every attack of a row is done."]
+    partial = f"This report is partial: {count['done']} of {total} cells are done, {' and '.join(others)}."
+    return [first, partial, "Averages are shown only where every attack of a row is done."]
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -67,7 +67,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def findings(table: Table) -> str:
-    """What the last column of an attacked table says about its last group (the strongest source, as a rule)."""
+    """The result in the last column of an error table, for its last source (the strongest one, as a rule)."""
     if table.metric != "error" or not table.groups:
         return ""
     group, column = table.groups[-1], table.columns[-1]
@@ -76,25 +76,28 @@ def findings(table: Table) -> str:
     if not best:
         return ""
     tied = sum(entry.verdict.tied for entry in entries.values())
-    where = "on average over the attacks" if column == AVERAGE else f"under {column}"
-    text = f"Crafted on {group.name}, {where}, "
+    where = "averaged over the attacks" if column == AVERAGE else f"under {column}"
+    text = f"Crafted on {group.name} and {where}, "
     if UNDEFENDED in entries:
-        text += f"the undefended target errs on {entries[UNDEFENDED].value:.1f} %; "
+        text += f"the error without a defense is {entries[UNDEFENDED].value:.1f} %; "
     least = f"{entries[best[0]].value:.1f} %"
     if len(best) == len(entries) - (UNDEFENDED in entries):
-        text += f"every defense errs on {least}."
+        text += f"with every defense it is {least}."
     else:
         names = _listed([display_name(name) for name in best])
-        text += f"{names} {'has' if len(best) == 1 else 'have'} the lowest error, {least}"
-        text += f", and {_count(tied, 'other')} cannot be told from it." if tied else "."
+        text += f"{names} {'has' if len(best) == 1 else 'have'} the lowest, {least}"
+        if tied:
+            text += f"; {_count(tied, 'other defense')} {'is' if tied == 1 else 'are'} not significantly different"
+        text += "."
     worse = sum(entry.verdict.significantly_worse for entry in table.cells)
     if worse:
-        text += f" {_count(worse, 'number')} of this table {'is' if worse == 1 else 'are'} worse than no defense."
+        are = "number in this table is" if worse == 1 else "numbers in this table are"
+        text += f" {worse} {are} significantly worse than without a defense."
     return text
 
 
 def missing(run: Run) -> list[dict[str, Any]]:
-    """Cells without a number by state and reason (count, reason, which), then defenses that the run leaves out."""
+    """Cells without a number by status and reason (count, reason, which), then the paper's defenses not in the run."""
     groups: dict[tuple[str, str], list[CellKey]] = {}
     for row in run.rows:
         if row["status"] != "done":
@@ -106,19 +109,19 @@ def missing(run: Run) -> list[dict[str, Any]]:
     asked = [claim for claim in claims() if run.grid in claim.grids]
     names = dict.fromkeys(name for claim in asked for name in (claim.subject, *claim.against) if "*" not in name)
     if left_out := [name for name in names if name not in run.axis("defenses")]:
-        reason = f"of the paper's defenses not in this run: {', '.join(map(display_name, left_out))}"
+        reason = f"defenses of the paper that this run lacks: {', '.join(map(display_name, left_out))}"
         gaps.append(
             {
                 "count": len(left_out),
                 "reason": reason,
-                "which": "not asked for, or not here: rdp-bench doctor says what each needs.",
+                "which": "Not requested, or not available here; rdp-bench doctor says what each needs.",
             }
         )
     return gaps
 
 
 def _which(run: Run, places: list[CellKey]) -> str:
-    """The cells by the values that they have on each axis, where those are not all that the run has."""
+    """The values that the cells have on each axis, for axes on which they do not have all of the run's values."""
     parts = []
     for axis in ("source", "attack", "eps", "defense", "target"):
         here = list(dict.fromkeys(getattr(cell_key, axis) for cell_key in places))
@@ -143,7 +146,7 @@ def grids_not_run(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def in_order(runs: Sequence[Run]) -> list[Run]:
-    """As the paper has them; others behind, by name."""
+    """In the paper's order; other grids follow by name."""
     known = _paper_grids()
     return sorted(runs, key=lambda run: known.index(run.grid) if run.grid in known else len(known))
 

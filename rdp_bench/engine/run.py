@@ -11,7 +11,7 @@ from rdp_bench.budgets import show_eps
 from rdp_bench.cache.store import Artefact
 from rdp_bench.engine import crosscheck, defense_cost, prefix_reuse
 from rdp_bench.engine.crosscheck import Check, check_rate
-from rdp_bench.engine.jobs import EvaluateJob, Executor, Job, SerialExecutor, Work
+from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Executor, Job, SerialExecutor, Work
 from rdp_bench.engine.plan import Plan
 from rdp_bench.engine.record import header, now
 from rdp_bench.environment import merged
@@ -175,7 +175,7 @@ class Run:
 
     def _warn_of_untouched_sets(self) -> None:
         """Warn of adversarial sets that are the clean images: the numbers behind them are not robustness."""
-        for craft in self.plan.crafts.values():
+        for craft in (job for job in self.plan.jobs if isinstance(job, CraftJob)):
             if craft.eps and self._untouched(self.plan.artefact(craft.record)):
                 self.warn(
                     f"{craft}, eps {show_eps(craft.eps, self.plan.norm)}: no pixel of any image changed, so that its "

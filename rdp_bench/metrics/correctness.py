@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     Rates = NDArray[Any]  # one number per image: flags or shares
 
 AGGREGATIONS = {"worst": "wrong in any draw", "vote": "wrong by majority"}
-"""Other ways to judge a random defense of several draws, each with a metric of its own: error_worst, error_vote."""
+"""Other aggregations of several draws of a random defense; each has its own metric: error_worst, error_vote."""
 
 
 def error_flags(predicted: "NDArray[np.int32]", label: "NDArray[np.int32]", aggregation: str = "") -> "Rates":
-    """How often each image is wrong, `[n]`: flags for `predicted` `[n]`, shares of the draws for `[n, draws]`.
+    """Errors per image, `[n]`: flags for `predicted` `[n]`, shares of wrong draws for `[n, draws]`.
 
-    In one of the `AGGREGATIONS`, flags: worst is wrong in any draw, vote by majority (see `majority`).
+    With one of the `AGGREGATIONS`, flags: `worst` means wrong in any draw, `vote` wrong by majority (see `majority`).
     """
     if predicted.ndim > 1 and aggregation == "vote":
         predicted = majority(predicted)
@@ -27,7 +27,7 @@ def error_flags(predicted: "NDArray[np.int32]", label: "NDArray[np.int32]", aggr
 
 
 def majority(predicted: "NDArray[np.int32]") -> "NDArray[np.int32]":
-    """The class that most draws name, `[n]` of `[n, draws]`; among equals the one that the earliest draw names.
+    """The majority class of the draws, `[n]` of `[n, draws]`; ties go to the class of the earliest draw.
 
     >>> import numpy as np
     >>> majority(np.array([[7, 3, 3, 7], [1, 2, 2, 5]])).tolist()

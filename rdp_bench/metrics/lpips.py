@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018, Eq. 1): how alike two images look to AlexNet. Nothing is downloaded for it.
+"""LPIPS (Zhang et al. 2018, Eq. 1): perceptual distance of two images by AlexNet's features. Downloads nothing.
 
 Two files make it: AlexNet's ImageNet weights, which torchvision keeps in torch's hub folder once they were asked for,
 and the paper's learned weights of its channels, which come with torchmetrics.
@@ -25,23 +25,23 @@ HOW = (
     "pip install 'rdp-bench[lpips]', and once with network: "
     "python -c \"import torchvision; torchvision.models.alexnet(weights='DEFAULT')\""
 )
-"""How to get what it needs."""
+"""How to get the weights."""
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 """torchvision's name for AlexNet's weights, version IMAGENET1K_V1."""
 
 LEAST = 32
-"""Pixels across an image below which AlexNet's pooling has nothing left."""
+"""Smallest image size in pixels for AlexNet's pooling layers."""
 
 _ENDS = (2, 5, 8, 10, 12)
-"""Where the five stages of torchvision's AlexNet end: behind each ReLU."""
+"""Ends of the five stages of torchvision's AlexNet: after each ReLU."""
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """ImageNet's mean and deviation for images in [-1, 1], as the authors' code rounds them."""
 
 
 def files() -> tuple[Path, Path] | None:
-    """AlexNet's weights and those of the channels, or None where one of them is not here."""
+    """Paths of AlexNet's weights and of the channel weights, or None if one is missing."""
     spec = find_spec("torchmetrics")
     if spec is None or spec.origin is None:
         return None
@@ -52,7 +52,7 @@ def files() -> tuple[Path, Path] | None:
 
 
 def record() -> Record | None:
-    """What a distance depends on, for keys; None where it cannot be had."""
+    """What a distance depends on, for cache keys; None if the weights are missing."""
     found = files()
     return {"net": "alex", "weights": [known_hash(path) for path in found]} if found else None
 
@@ -72,7 +72,7 @@ def distance(first: "Tensor", second: "Tensor", hashes: Sequence[str] | None = N
 
     found = files()
     if found is None:
-        raise BadModelError(f"LPIPS: AlexNet's weights or torchmetrics are not here. {HOW}")
+        raise BadModelError(f"LPIPS: AlexNet's weights or torchmetrics are missing. {HOW}")
     if first.shape[-1] < LEAST:
         return first.new_full((len(first),), torch.nan)
     stages, channels = _load(*found, tuple(hashes or map(known_hash, found)), str(first.device))

@@ -1,4 +1,4 @@
-"""What may be said of one defense beside the others that saw the same images: paired tests, Holm's correction."""
+"""Comparison of defenses on the same images: paired tests with Holm's correction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of one defense beside the others of its column.
+    """Comparison of one defense with the others of its column.
 
-    p-values are Holm-adjusted; None where there is nothing to compare with.
+    p-values are Holm-adjusted; None if there is nothing to compare with.
     """
 
     best: bool = False  # the lowest error of all defenses
-    tied: bool = False  # not the lowest, but no test tells it from the lowest
+    tied: bool = False  # not the lowest, but not significantly different from it
     higher_than_undefended: bool = False  # a higher error than no defense
-    significantly_worse: bool = False  # ... and the test agrees
+    significantly_worse: bool = False  # ... and significantly so
     p_none: float | None = None
     p_best: float | None = None
 
@@ -49,7 +49,7 @@ def compare_defenses(columns: "Sequence[Mapping[str, Counts]]") -> list[dict[str
             if UNDEFENDED in column:
                 against_none[i, name] = paired(errors, column[UNDEFENDED])
             if leaders[i] and name not in leaders[i]:
-                # Of several leaders the one that is hardest to tell apart: a tie with any is a tie.
+                # Of several leaders, the largest p: a tie with any of them is a tie.
                 against_best[i, name] = max(paired(errors, rivals[leader]) for leader in leaders[i])
     p_none, p_best = _holm(against_none), _holm(against_best)
     verdicts: list[dict[str, Verdict]] = []

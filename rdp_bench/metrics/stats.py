@@ -1,4 +1,4 @@
-"""Intervals of error rates and paired tests between defenses that saw the same images.
+"""Intervals of error rates, and paired tests of defenses on the same images.
 
 Rates and interval ends are in [0, 1]. Nothing here draws from global randomness: the same predictions
 give the same interval and the same p-value everywhere.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Interval = tuple[float, float]
 
 LEVEL = 0.95
-"""Coverage of every interval; a test at 1 - LEVEL calls a difference."""
+"""Coverage of every interval; differences are significant at 1 - LEVEL."""
 
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _FINEST = 10_000
@@ -52,7 +52,7 @@ def binomial_tail(successes: int, n: int, rate: float) -> float:
 
 
 def mean_interval(values: "NDArray[np.floating]", least: float = 0.0) -> Interval:
-    """Percentile bootstrap of the mean of one value in [least, 1] an image, `[n]`; images are resampled.
+    """Percentile bootstrap interval of the mean of values in [least, 1], `[n]`, one per image; resamples images.
 
     For an average over attacks, give each image's own average: its attacks are no independent draws.
     For a paired difference, give each image's difference and `least=-1`. Values are shares, multiples of
@@ -106,7 +106,7 @@ def mcnemar(b: int, c: int) -> float:
 
 
 def sign_flip(differences: "NDArray[np.integer]") -> float:
-    """Exact two-sided p of a paired permutation test; `[n]` integers, one difference an image.
+    """Exact two-sided p of a paired permutation test; `[n]` integers, one difference per image.
 
     Were the two defenses alike, each image's difference could as well have the other sign. All 2^m
     sign patterns of the m images that differ are counted. On -1, 0, 1 this is McNemar's test.

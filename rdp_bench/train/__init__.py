@@ -1,1 +1,1 @@
-"""Training of the learned purifiers: one loop (`loop`), one file a recipe, photographs in, weights and a card out."""
+"""Training of the learned purifiers from photographs: one loop (`loop`) and one file per recipe."""

@@ -1,4 +1,4 @@
-"""train.csv as a picture: losses, and what validation saw."""
+"""Plots of train.csv: losses and validation results."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ _NOT_LOSSES = {"step", "seconds", "skipped", "score"}
 
 
 def draw(out: Path) -> Path | None:
-    """Write OUT/curves.svg from OUT/train.csv; nothing where there is too little to draw."""
+    """Write OUT/curves.svg from OUT/train.csv; None if there is too little to draw."""
     from matplotlib.figure import Figure
 
     rows = read_csv(out / "train.csv")

@@ -1,4 +1,4 @@
-"""What RDP and NRP share: a purifier of adversarial inputs that a discriminator D looks at."""
+"""Base of RDP and NRP: a purifier of adversarial inputs that is trained against a discriminator D."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ DISCRIMINATOR = "discriminator"
 
 
 class AdversarialRecipe(Recipe):
-    """Base of recipes with the part `adv`: D, of an Adam of its own, learns after the other networks in every step."""
+    """Base of recipes with the part `adv`: D has its own Adam and is updated after the other networks in every step."""
 
     without_effect = ("blend",)
     betas = (0.9, 0.99)  # ESRGAN's
@@ -28,7 +28,7 @@ class AdversarialRecipe(Recipe):
     }  # fmt: skip
 
     def discriminator(self) -> dict[str, nn.Module]:
-        """D, unless left out; to be built last.
+        """D, unless left out. Call it last, because it draws initial weights.
 
         Raises:
             UsageError: D's batch norms would see a single value a channel, of which there is no variance.
@@ -49,11 +49,11 @@ class AdversarialRecipe(Recipe):
         return {"main": others} | ({"discriminator": [DISCRIMINATOR]} if DISCRIMINATOR in self.nets else {})
 
     def prepare(self, clean: Tensor, rng: Generator) -> Tensor:
-        """The x' for each x, by SSP (RDP's Eq. 1)."""
+        """Adversarial inputs x' of `clean`, by SSP (RDP's Eq. 1)."""
         return adversarial(self.options, self.features, clean, rng)
 
     def adversarial_terms(self, terms: dict[str, Tensor], clean: Tensor, purified: Tensor) -> Iterator[Step]:
-        """The step of the others, on `terms` and what D makes of `purified`; then D's."""
+        """The step of the other networks, on `terms` and the adversarial loss of `purified`; then D's step."""
         discriminator = self.nets.get(DISCRIMINATOR)
         if discriminator is None:
             yield "main", self.total(terms)

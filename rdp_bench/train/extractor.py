@@ -1,4 +1,4 @@
-"""The frozen feature extractor F: the inner maps of classifiers, seen at the scale at which they see whole images."""
+"""The frozen feature extractor F: feature maps of classifiers, at the scale that they have for whole images."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,11 +13,11 @@ from rdp_bench.models.zoo import find
 from rdp_bench.protocols import Features
 
 WHOLE = 299
-"""Pixels across a whole image of the benchmark."""
+"""Image size of the benchmark in pixels."""
 
 
 class Extractor:
-    """Feature maps of one of several classifiers; `turn` says which.
+    """Feature maps of one of several classifiers; `turn` selects it.
 
     A crop is resized as a whole image is for the classifier (128 of 299 pixels are 96 of 224), or, if `native`, not.
     """

@@ -1,4 +1,4 @@
-"""The one training loop: steps, guards, validation, checkpoints, the best weights with their card."""
+"""The training loop: steps, gradient checks, validation, checkpoints, the best weights with their card."""
 
 import hashlib
 import logging
@@ -39,7 +39,7 @@ Validate = Callable[[Callable[[Tensor], Tensor]], dict[str, float]]
 
 @dataclass
 class LoopIntervals:
-    """How often the loop looks up from its work."""
+    """Intervals of logging, validation and checkpoints."""
 
     log_every: int = 20  # steps a row of train.csv
     validate_every: int = 250  # steps
@@ -47,7 +47,7 @@ class LoopIntervals:
 
 
 class Training:
-    """A recipe under way in a folder, which holds checkpoint.pt, train.csv and the best weights so far."""
+    """A training of a recipe in a folder, which holds checkpoint.pt, train.csv and the best weights so far."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Training:
 
     @property
     def checkpoint(self) -> Path:
-        """Where the state is kept."""
+        """Path of the checkpoint."""
         return self.out / "checkpoint.pt"
 
     def run(self, command: str = "", on_step: Callable[[int, dict[str, float]], None] | None = None) -> Path:
@@ -145,7 +145,7 @@ class Training:
         self.done += 1
 
     def _update(self, name: str, loss: Tensor, rate: float) -> bool:
-        """Let an optimizer step; False where the gradient is not finite and nothing was changed."""
+        """One optimizer step; False if the gradient is not finite, and then nothing is changed."""
         optimizer = self.recipe.optimizers[name]
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -159,7 +159,7 @@ class Training:
             return True
         self.skipped += 1
         self._failed_in_a_row[name] += 1
-        log.warning("step %d: the gradient of %s is not finite; the update is left out", self.done, name)
+        log.warning("step %d: the gradient of %s is not finite; this update is skipped", self.done, name)
         if self._failed_in_a_row[name] >= PATIENCE:
             raise RdpBenchError(
                 f"training {self.recipe.name} has failed: {PATIENCE} updates in a row without a finite gradient. "
@@ -189,7 +189,7 @@ class Training:
             self._keep(found, command)
 
     def _keep(self, metrics: dict[str, float], command: str) -> None:
-        """Remember these weights as the best and write them with their card."""
+        """Save these weights as the best, with their card."""
         self.best = {"score": metrics.get("score", math.inf), "step": self.done, "metrics": metrics}
         self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.recipe.export().items()}
         about = self.metadata(command)
@@ -203,7 +203,7 @@ class Training:
         return self.out / f"{self.recipe.name}.safetensors"
 
     def metadata(self, command: str) -> dict[str, Any]:
-        """What the weight file says of itself: how to build its network, and the card."""
+        """The metadata of the weight file: its defense, the arguments of its network, and the card."""
         undefended = getattr(self.validate, "undefended", {})
         card = {
             "command": command,
@@ -221,7 +221,7 @@ class Training:
         return {"defense": self.recipe.name, "net": self.recipe.net_args, "card": card}
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint atomically."""
         state = {
             "options": self.options.record(),
             "photos": self.photos.record,
@@ -247,13 +247,13 @@ class Training:
             raise StorageError(f"{self.checkpoint} cannot be written: {error}") from error
 
     def resume(self) -> None:
-        """Go on from the checkpoint.
+        """Continue from the checkpoint.
 
         Raises:
             UsageError: there is none, or it belongs to another training.
         """
         if not self.checkpoint.is_file():
-            raise UsageError(f"--resume: no checkpoint.pt in {self.out}; leave --resume out to start anew")
+            raise UsageError(f"--resume: no checkpoint.pt in {self.out}; leave out --resume to start a new training")
         weight_files.require_safe_torch(self.checkpoint)
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
@@ -279,13 +279,13 @@ class Training:
         except Exception as error:  # torch has many kinds for a damaged file
             raise UsageError(
                 f"{self.checkpoint} cannot be resumed: it is damaged, or no checkpoint of {self.recipe.name} "
-                f"({type(error).__name__}). Remove it to start anew"
+                f"({type(error).__name__}). Remove it to start a new training"
             ) from error
 
 
 @contextmanager
 def only_training(out: Path) -> Iterator[None]:
-    """The only training into `out` while this lasts; the system takes the lock back from a process that was killed.
+    """Exclusive lock on `out` for one training; the system releases it if the process is killed.
 
     Raises:
         UsageError: another training writes there. StorageError: the folder cannot be made.
@@ -308,7 +308,7 @@ def only_training(out: Path) -> Iterator[None]:
                 f"--out {out}: another training is writing there; wait for it, or name another folder"
             ) from None
         except OSError as error:
-            log.warning("%s cannot be locked (%s): do not let two trainings write there", out, error.strerror)
+            log.warning("%s cannot be locked (%s): make sure that no other training writes there", out, error.strerror)
         yield
     finally:
         os.close(handle)
@@ -316,16 +316,18 @@ def only_training(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _held_back() -> Iterator[threading.Event]:
-    """Inside, Ctrl-C or SIGTERM sets the event and stops nothing half-way; a second one does stop at once."""
+    """The first Ctrl-C or SIGTERM sets the event, so that the step is finished; a second one stops at once."""
     asked = threading.Event()
 
     def note(*_: object) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        log.warning("stopping after this step; once more stops at once, and loses what the last checkpoint has not")
+        log.warning(
+            "stopping after this step; a second interrupt stops at once and loses the steps since the last checkpoint"
+        )
 
-    # Elsewhere they never strike, or whoever took one over keeps it.
+    # Signals reach only the main thread; keep handlers that others installed.
     ours = threading.current_thread() is threading.main_thread()
     usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     taken = [number for number, handler in usual.items() if ours and signal.getsignal(number) == handler]

@@ -1,4 +1,4 @@
-"""The loss terms of the recipes, each a function of tensors alone."""
+"""The loss terms of the recipes, as functions of tensors."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference: the paper writes a norm, released code of its kind takes the mean."""
+    """Mean absolute difference: the paper writes a norm; released code of similar methods uses the mean."""
     return (a - b).abs().mean()
 
 

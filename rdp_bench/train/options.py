@@ -1,4 +1,4 @@
-"""What a training is told; part of its checkpoint and of the card of the weights it makes."""
+"""Options of a training; part of its checkpoint and of the card of its weights."""
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
@@ -32,7 +32,7 @@ class Options:
     start: str = ""  # sha256 of the weights the product started from
 
     def __post_init__(self) -> None:
-        """Refuse what cannot train."""
+        """Reject options that cannot train."""
         for name in ("steps", "batch", "crop", "attack_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is at least 1, found {getattr(self, name)}")
@@ -63,7 +63,7 @@ class Options:
         }
 
     def with_given(self, given: dict[str, Any]) -> "Options":
-        """With the values that a user gave (None: not given)."""
+        """A copy with the values that the user gave (None: not given)."""
         known = {f.name for f in fields(self)}
         return replace(self, **{name: value for name, value in given.items() if name in known and value is not None})
 

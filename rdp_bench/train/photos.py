@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHORT = 256
-"""Shorter side in pixels: larger photographs are reduced to it (bicubic, antialiased), smaller ones stay."""
+"""Shorter side in pixels: larger photographs are resized to it (bicubic, antialiased); smaller ones are kept."""
 
 VALIDATION = 224
 """Side of the central squares of held-out photographs."""
 
 LEAST = 8
-"""Photographs below which nothing is trained."""
+"""Smallest number of photographs for a training."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Photos:
     record: str  # hash of the names and the content of the files, and of how they are decoded
 
     def __post_init__(self) -> None:
-        """Work out where each photograph starts, and hold some out by the hash of their names."""
+        """Compute where each photograph starts, and select held-out ones by the hash of their names."""
         offsets = [0]
         for height, width in self.shapes:
             offsets.append(offsets[-1] + 3 * height * width)
@@ -92,7 +92,7 @@ class Photos:
 
 @dataclass(frozen=True)
 class StoredPhotos(Photos):
-    """Photographs in the cache, of which each is read and checked when it is asked for."""
+    """Photographs in the cache; each is read and checked on access."""
 
     stored: "_Stored" = None  # type: ignore[assignment]
     rows: "list[int]" = None  # type: ignore[assignment]
@@ -110,7 +110,7 @@ class StoredPhotos(Photos):
 
 @dataclass(frozen=True)
 class _Stored(Artefact):
-    """A finished artefact: its folder is listed once and not at every read."""
+    """A finished artefact, whose folder is listed only once."""
 
     @cached_property
     def _listed(self) -> list[tuple[int, int, Path]]:
@@ -171,7 +171,7 @@ def open_photos(folder: Path, crop: int, cache: Path, short: int = SHORT) -> Pho
 def _decoded(
     artefact: Artefact, files: list[Path], names: list[str], short: int
 ) -> tuple[_Stored, list[tuple[int, int] | None]]:
-    """The artefact, whole, and height and width of every photograph; None for a file that is none."""
+    """The complete artefact, and height and width of every photograph; None for a file that is not a photograph."""
     import numpy as np
     from tqdm import tqdm
 
@@ -196,7 +196,7 @@ def _decoded(
 
 
 def _pixels(path: Path, short: int) -> "NDArray[np.uint8]":
-    """A photograph `[3, h, w]`, its shorter side reduced to `short`."""
+    """A photograph `[3, h, w]`, resized so that its shorter side is at most `short`."""
     import numpy as np
     from PIL.Image import Resampling
 

@@ -1,4 +1,4 @@
-"""What differs between trainings: networks, inputs, losses. The loop is the same for all."""
+"""Base of recipes: what differs between trainings (networks, inputs, losses). The loop is shared."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Step = tuple[str, Tensor]
-"""The optimizer that steps, and the loss that it lowers."""
+"""The name of an optimizer, and the loss that it minimises."""
 
 
 class Recipe:
@@ -77,7 +77,7 @@ class Recipe:
 
     @classmethod
     def settings(cls, size: str, given: dict[str, Any]) -> Options:
-        """The recipe's defaults at `size`, and what the user gave instead.
+        """The recipe's defaults at `size`, overridden by what the user gave.
 
         Raises:
             UsageError: an unknown size, or an option that has no effect.
@@ -90,11 +90,11 @@ class Recipe:
         return Options(cls.name, size, **cls.defaults[size]).with_given(given)
 
     def build(self) -> dict[str, nn.Module]:
-        """The networks, with their first weights; sets `net_args`, what the product's constructor was given."""
+        """The networks with their initial weights; sets `net_args`, the arguments of the product's constructor."""
         raise NotImplementedError
 
     def groups(self) -> dict[str, list[str]]:
-        """Which optimizer owns which networks."""
+        """The networks of each optimizer."""
         return {"main": list(self.nets)}
 
     def prepare(self, clean: Tensor, rng: Generator) -> Tensor:
@@ -102,21 +102,21 @@ class Recipe:
         raise NotImplementedError
 
     def steps(self, clean: Tensor, inputs: Tensor, rng: Generator) -> Iterator[Step]:
-        """The losses of one step, in order; an optimizer has stepped when the next is asked for."""
+        """The losses of one step, in order. The optimizer of a loss has stepped when the next loss is requested."""
         raise NotImplementedError
 
     def defense(self) -> Learned:
-        """The defense that the product is for, with the parameters under which it is judged."""
+        """The defense that the product belongs to, with the parameters for validation."""
         raise NotImplementedError
 
     def purify(self, x: Tensor) -> Tensor:
-        """What the defense makes of images `[n, 3, h, w]` with the product as its network; for validation."""
+        """Images `[n, 3, h, w]` purified by the defense with the product as its network; for validation."""
         entry = self.defense()
         object.__setattr__(entry, "net", lambda _: self.product)  # frozen, and else it would look for a file
         return entry.purify(x, ImageRng([str(i) for i in range(len(x))], x.device))
 
     def validation(self, clean: Tensor) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
-        """What judges `purify` while training, on held-out photographs `clean` `[n, 3, h, h]`."""
+        """The validation of `purify`, on held-out photographs `clean` `[n, 3, h, h]`."""
         return Validation(clean, self.device, self.options.eps, self.models_dir)
 
     @property
@@ -129,16 +129,16 @@ class Recipe:
         return dict(self.product.state_dict())
 
     def extra_exports(self) -> dict[str, nn.Module]:
-        """Networks that are kept with the product, each under the name of the entry that it is for.
+        """Networks that are saved with the product, by the name of their entry.
 
         They are built with the product's `net_args`.
         """
         return {}
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """Weighted sum of `terms`; those of weight 0 do not count. Keeps them for train.csv."""
+        """Weighted sum of `terms` without those of weight 0. Records all terms for train.csv."""
         self.terms |= {name: value.detach() for name, value in terms.items()}
         used = [self.weights.get(name, 1.0) * value for name, value in terms.items() if self.weights.get(name, 1.0)]
         if not used:
-            raise UsageError(f"--without leaves {self.name} nothing to learn from")
+            raise UsageError(f"--without leaves {self.name} without a loss; keep at least one part")
         return torch.stack(used).sum()

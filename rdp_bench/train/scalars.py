@@ -1,4 +1,4 @@
-"""Numbers of a training over its steps: train.csv, and TensorBoard where it is installed."""
+"""Logged values of a training: train.csv, and TensorBoard if it is installed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from rdp_bench.cache.store import write_atomic
 
 
 def short(value: Any) -> str:
-    """A value as train.csv holds it."""
+    """A value as text for train.csv."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a train.csv; none where there is no file."""
+    """Rows of a train.csv; none if there is no file."""
     if not path.is_file():
         return []
     _, rows = csvtext.read(path.read_text("utf-8"))
@@ -24,14 +24,14 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
-    """All rows under the union of their columns; cells a row does not have are empty."""
+    """Write all rows under the union of their columns; missing cells are empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     write_atomic(path, csvtext.records(columns, rows).encode())
 
 
 @contextmanager
 def board(out: Path, done: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Shows rows of train.csv to TensorBoard as well, in OUT/tensorboard, where it is installed."""
+    """Also writes rows of train.csv to TensorBoard, in OUT/tensorboard, if it is installed."""
     if find_spec("tensorboard") is None:
         yield lambda _: None
         return

@@ -1,4 +1,4 @@
-"""How good a purifier is while it trains: on held-out photographs, under attacks, before an embedded classifier."""
+"""Validation of a purifier during training: held-out photographs, under attacks, in front of an embedded classifier."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ def mean_psnr(a: Tensor, b: Tensor) -> float:
 
 
 def _reduced(images: Tensor, size: int) -> Tensor:
-    """Super-resolved `images` as they look at their old `size`."""
+    """Super-resolved `images`, resized to `size`."""
     if images.shape[-1] == size:
         return images
     return interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)

@@ -1,6 +1,6 @@
-"""Does a run bear out what the paper concludes? Paired tests on the run's own predictions.
+"""Paired tests of the paper's claims on a run's predictions.
 
-A verdict is about the run's setting: its networks, images and weights, which need not be the paper's.
+A verdict applies to the run's setting: its networks, images and weights, which may differ from the paper's.
 """
 
 from collections.abc import Callable, Iterable
@@ -40,7 +40,7 @@ _SEED = 20211015  # any constant
 
 @dataclass(frozen=True)
 class _Rival:
-    """Whom the subject is compared with: a defense, or a target that stands beside the others undefended."""
+    """What the subject is compared with: a defense, or a baseline target without one."""
 
     name: str
     behind: Callable[[CellKey], CellKey]
@@ -48,7 +48,7 @@ class _Rival:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """What is compared, subject and rival (lower is better), and how sure the difference is."""
+    """The numbers of subject and rival (lower is better), and the p-value of their difference."""
 
     rival: str
     mine: float
@@ -57,7 +57,7 @@ class _Comparison:
 
 
 def evaluate_claims(run: Run) -> list[ClaimResult]:
-    """Every claim about the run's grid; for another that is no mere figure, every claim that can be judged."""
+    """Every claim about the run's grid; for a grid without claims or figures, every testable claim."""
     if run.norm != LINF:
         return []  # the paper's budgets are L-infinity
     about = [claim for claim in claims() if run.grid in claim.grids]
@@ -82,13 +82,13 @@ def _compare_all(run: Run, claim: Claim, *, sign: int = 1, each: bool = False, s
     where = scopes(run, claim, subject)
     if not where or not rivals:
         behind = (
-            f" behind {_called(subject)}"
+            f" with {_called(subject)}"
             if not where
-            else f" behind {_names(map(display_name, left_out))}"
+            else f" with {_names(map(display_name, left_out))}"
             if left_out
-            else ""
+            else " to compare"
         )
-        return [Finding(OPEN, {}, "", note=f"this run has no such cells{behind}")]
+        return [Finding(OPEN, {}, "", note=f"this run has no cells{behind}")]
     comparisons: dict[tuple[int, str], _Comparison] = {}
     gaps: dict[tuple[int, str], str] = {}
     for i, scope in enumerate(where):
@@ -110,7 +110,9 @@ def _compare_all(run: Run, claim: Claim, *, sign: int = 1, each: bool = False, s
             fought = [comparisons[i, rival.name] for rival in group if (i, rival.name) in comparisons]
             missing = list(dict.fromkeys(gaps[i, rival.name] for rival in group if (i, rival.name) in gaps))
             findings.append(_decide(run, claim, scope, fought, missing, left_out, sign))
-    return findings + [Finding(OPEN, {}, "", note=f"no {display_name(name)} in this run") for name in left_out if each]
+    return findings + [
+        Finding(OPEN, {}, "", note=f"{display_name(name)} is not in this run") for name in left_out if each
+    ]
 
 
 def _rivals(run: Run, claim: Claim, subject: str) -> list[_Rival]:
@@ -158,7 +160,7 @@ def _decide(
     left_out: list[str],
     sign: int,
 ) -> Finding:
-    """Holds if every rival is told to be worse, fails if one is told to be better, else a tie."""
+    """Holds if every rival is significantly worse, fails if one is significantly better, else a tie."""
     subject = _called(scope.cells[0].defense)
     if not comparisons:
         return Finding(OPEN, scope.where, scope.setting, subject, note="; ".join(missing))
@@ -173,13 +175,13 @@ def _decide(
     notes = list(missing)
     if len(comparisons) > 1:
         if lost:
-            notes.append(f"behind {_names(comparison.rival for comparison in lost)}")
+            notes.append(f"significantly worse than {_names(comparison.rival for comparison in lost)}")
         if near:
             all_of_them = len(near) == len(comparisons)
             which = f"any of {len(comparisons)}" if all_of_them else _names(comparison.rival for comparison in near)
-            notes.append(f"not told from {which}")
+            notes.append(f"no significant difference from {which}")
         if left_out:
-            notes.append(f"without {_names(map(display_name, left_out))}")
+            notes.append(f"not in this run: {_names(map(display_name, left_out))}")
     shown = [100 - value if claim.metric == "accuracy" else value for value in (decisive.mine, decisive.theirs)]
     test = f"{_SWAPS} swaps" if claim.metric == "deviation" else _test(run, scope.cells)
     return Finding(
@@ -202,8 +204,9 @@ def _keeps(run: Run, claim: Claim) -> list[Finding]:
                 [replace(cell_key, defense=claim.against[0]) for cell_key in scope.cells],
             )
         else:
-            rival, theirs = "crafted plainly", [replace(cell_key, source=base) for cell_key in scope.cells if base]
-        gap = "no plainly crafted cells in this run" if not theirs else ""
+            rival = "crafted without a defense"
+            theirs = [replace(cell_key, source=base) for cell_key in scope.cells if base]
+        gap = "this run has no cells crafted without a defense" if not theirs else ""
         if gap := gap or _lacking(run, scope.cells) or _lacking(run, theirs):
             findings.append(Finding(OPEN, scope.where, scope.setting, display_name(claim.subject), note=gap))
             continue
@@ -222,7 +225,7 @@ def _keeps(run: Run, claim: Claim) -> list[Finding]:
                 _test(run, theirs), comparison.p, note,
             )
         )  # fmt: skip
-    return findings or [Finding(OPEN, {}, "", note=f"this run has no such cells behind {display_name(claim.subject)}")]
+    return findings or [Finding(OPEN, {}, "", note=f"this run has no cells with {display_name(claim.subject)}")]
 
 
 def _gain(run: Run, claim: Claim) -> list[Finding]:
@@ -244,7 +247,7 @@ def _gain(run: Run, claim: Claim) -> list[Finding]:
         else:
             finding = replace(finding, note=found)
         findings.append(finding)
-    return findings or [Finding(OPEN, {}, "", note=f"this run has no such cells behind {display_name(claim.subject)}")]
+    return findings or [Finding(OPEN, {}, "", note=f"this run has no cells with {display_name(claim.subject)}")]
 
 
 _RULES: dict[str, Callable[[Run, Claim], list[Finding]]] = {
@@ -268,7 +271,7 @@ def _percent(rates: "NDArray[np.float64]") -> float:
 
 
 def _lacking(run: Run, places: list[CellKey]) -> str:
-    """What stands in the way of a number over these cells; empty if nothing does."""
+    """Why there is no number over these cells; empty if there is one."""
     done = sum(cell_key in run.wrong for cell_key in places)
     if done == len(places):
         return ""

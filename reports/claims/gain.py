@@ -1,4 +1,4 @@
-"""Table 3's "relative gain": how much more a target gets right behind a defense, relative to without, on average."""
+"""Table 3's "relative gain": the increase in accuracy with a defense, relative to no defense, on average."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -70,15 +70,15 @@ def gain(run: Run, attack: str, eps: float, defense: str, sources: list[str]) ->
     for source, target in product(sources, targets):
         base = plain(run, source)
         if base is None:
-            return f"no plainly crafted cells to compare {source} with"
+            return f"no cells crafted without a defense to compare {source} with"
         bare = CellKey(base, attack, eps, target, UNDEFENDED)
         pairs.append((bare, replace(bare, source=source, defense=defense)))
     lacking = {cell_key for pair in pairs for cell_key in pair if cell_key not in run.wrong}
     if lacking or not pairs:
-        return f"{len(lacking)} of its cells are not done" if pairs else "no such cells in this run"
+        return f"{len(lacking)} of its cells are not done" if pairs else "this run has no such cells"
     before, after = (np.array([1.0 - run.wrong[pair[i]] for pair in pairs]) for i in (0, 1))
     if not before.any(1).all():
-        return "a target is right on no image without a defense: there is nothing to be relative to"
+        return "a target without a defense is right on no image, so no relative gain is defined"
     n = before.shape[1]
     cells = relative(before.mean(1), after.mean(1))
     drawn = np.random.default_rng(_SEED).multinomial(n, np.full(n, 1 / n), _RESAMPLES) / n
@@ -117,9 +117,10 @@ def _sentence(run: Run, attack: str, eps: float, defense: str, sources: list[str
     whole = gain(run, attack, eps, defense, both)
     if isinstance(whole, Gain) and len(both) > 1:
         parts.append(f"{' and '.join(map(display_name, both))} together {whole.mean:.1f} % ({whole.interval})")
-    printed = f" The paper's: {PRINTED['plain']} %, {PRINTED['bpda']} %, together 74 %." if defense == "rdp" else ""
+    printed = (
+        f" The paper reports {PRINTED['plain']} %, {PRINTED['bpda']} %, together 74 %." if defense == "rdp" else ""
+    )
     return (
-        f"Relative gain of accuracy by {display_name(defense)} under {display_name(attack)}, mean over the targets, "
-        "by what it is "
-        f"crafted on: {'; '.join(parts)}.{printed}"
+        f"Relative gain in accuracy with {display_name(defense)} under {display_name(attack)}, mean over the targets, "
+        f"by source: {'; '.join(parts)}.{printed}"
     )

@@ -1,4 +1,4 @@
-"""RDP without one of its parts, attack by attack: the paper's Figure 8."""
+"""RDP without one of its parts, per attack: the paper's Figure 8."""
 
 import re
 from typing import TYPE_CHECKING
@@ -64,14 +64,15 @@ def ablation(tables: list[Table]) -> ReportFigure | None:
                 ax.set_yticks(range(len(group.rows)), [variant(line.defense) for line in group.rows])
         figure.supxlabel("error, % (lower is better)", fontsize=SMALL + 1, x=(left + PAGE) / 2 / PAGE, y=0.02)
         caption = (
-            f"What each part of RDP is worth. Error under attacks crafted on {group.name}, with 95 % intervals, of RDP "
-            "trained with one part left out at a time. Dashed: nothing left out."
+            f"Ablation of RDP. Error under attacks crafted on {group.name}, with 95 % intervals, of RDP trained "
+            f"without "
+            "one part at a time. The dashed line is the whole RDP."
         )
         return ReportFigure("ablation", caption, drawing.save(figure), tidy(COLUMNS, rows))
 
 
 def variant(defense: str) -> str:
-    """How the figure calls a defense of the ablation.
+    """The name of a defense in the figure.
 
     >>> variant("rdp(weights=rdp-ablation-no-lat)"), variant("rdp(weights=rdp-ablation-full)"), variant("jpeg")
     ('without latent loss', 'RDP, whole', 'JPEG')
@@ -83,7 +84,7 @@ def variant(defense: str) -> str:
 
 
 def _panel(ax: "Axes", lines: list[Row], column: int, end: float) -> None:
-    """A dot and its interval a variant, on an axis from 0 to `end`."""
+    """One dot with its interval per variant, on an axis from 0 to `end`."""
     whole = next((line for line in lines if line.defense != UNDEFENDED), None)
     if whole and (reach := whole.cells[column].value) is not None:
         ax.axvline(reach, color=INK, linewidth=0.6, linestyle=(0, (3, 3)))

@@ -1,4 +1,4 @@
-"""What each branch of RDP keeps of an attacked image: the paper's Figure 7."""
+"""Outputs of the branches of RDP for attacked images: the paper's Figure 7."""
 
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.picture import resized
@@ -19,7 +19,7 @@ _ROWS = 4
 
 
 def branches(kept: SampleImages) -> ReportFigure | None:
-    """Kept images under the first attack: adversarial, and of each defense or branch of one; two images a row.
+    """Stored images under the first attack: adversarial, and the output of each defense or branch; two images per row.
 
     Below each is its PSNR to the clean and to the adversarial image. None where nothing is kept.
     """
@@ -54,11 +54,12 @@ def branches(kept: SampleImages) -> ReportFigure | None:
         for i in range(0, len(blocks), 2)
     ]
     caption = (
-        f"What the two branches of RDP keep. {display_name(attack)} {kept.crafted}. Purified: P's output; "
-        "reconstructed: "
-        "R's, from P's natural latent and its own; random latent: R's, with noise of the same mean and deviation in "
-        "each channel in place of the natural latent. Numbers: PSNR to the clean / to the adversarial image. A tick on "
-        f"blue: {display_name(kept.target)} is right, a cross on red: it is wrong."
+        f"Outputs of the two branches of RDP for {display_name(attack)} {kept.crafted}. Purified: the output of P. "
+        "Reconstructed: the output of R, from P's natural latent and its own. Random latent: the output of R with "
+        "noise "
+        "of the same mean and standard deviation per channel in place of the natural latent. Numbers: PSNR to the "
+        "clean "
+        f"/ to the adversarial image. Blue tick: {display_name(kept.target)} is right. Red cross: it is wrong."
     )
     with mpl.rc_context(STYLE):
         return ReportFigure(

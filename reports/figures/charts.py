@@ -1,7 +1,7 @@
 """The figures of every table of errors: the heat map of all cells and the dot plot of their averages.
 
-Axes are placed by hand, in inches, and a panel has few artists: automatic layout and a text in every cell would take
-longer than all the rest of a report.
+Axes are placed by hand, in inches: automatic layout would take longer than the rest of a report. seaborn draws the heat
+map; the dot plot has intervals that are already computed, which seaborn does not take.
 """
 
 from textwrap import wrap
@@ -17,39 +17,53 @@ from rdp_bench.specs import UNDEFENDED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
+    from pandas import DataFrame
 
 _MAP = "cividis_r"  # monotone in lightness, made for every kind of colour vision; reads in grey
 _PANELS = 6
 _LINE = 0.19  # inches
+_CELL = 0.3  # inches, the narrowest cell of a heat map
+_DARK, _LIGHT, _MIDDLE = "#010101", "#fefefe", 0.179
+"""Colours of the numbers in cells of more, and of less, relative luminance than `_MIDDLE`: WCAG AA contrast.
+
+Neither is INK or white, which `drawing.inline` replaces by the page's colours.
+"""
+_NUMBERED = 600
+"""Most cells of a heat map that shows its numbers: texts take most of the time."""
 
 
 def heat_map(tables: list[Table]) -> ReportFigure:
-    """Every error of the first tables, a panel each: rows are defenses, columns sources and attacks."""
+    """Every error of the first tables, one panel per table: rows are defenses, columns sources and attacks."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     grids = [_grid(table) for table in tables[:_PANELS]]
-    left = 0.2 + LETTER * max(len(short(name)) for rows, _, _ in grids for name in rows)
-    below = 0.2 + LETTER * max(len(short(column)) for _, columns, _ in grids for _, column in columns)
-    across = max(0.24 * max(len(columns) for _, columns, _ in grids), 2.4)
+    left = 0.2 + LETTER * max(len(short(name)) for frame in grids for name in frame.index)
+    most = max(frame.shape[1] for frame in grids)
+    across = max(_CELL * most, 2.4)
+    longest = max(len(short(column)) for frame in grids for _, column in _columns(frame))
+    turned = longest * LETTER > across / most
+    below = 0.2 + (LETTER * longest if turned else 0.1)
+    numbered = sum(frame.size for frame in grids) <= _NUMBERED
     width, above = left + across + 0.8, 0.55
-    height = sum(_LINE * len(rows) + above + below for rows, _, _ in grids)
+    height = sum(_LINE * len(frame) + above + below for frame in grids)
     with mpl.rc_context(STYLE):
         figure = Figure((width, height))
         top = height
-        for table, grid in zip(tables, grids, strict=False):
-            tall = _LINE * len(grid[0])
+        for table, frame in zip(tables, grids, strict=False):
+            tall = _LINE * len(frame)
             top -= above + tall
             ax = figure.add_axes((left / width, top / height, across / width, tall / height))
             bar = figure.add_axes(((left + across + 0.15) / width, top / height, 0.1 / width, tall / height))
-            _heat(ax, bar, *grid, title=table.title if len(tables) > 1 else "")
+            room = int(across / frame.shape[1] / LETTER)
+            _heat(ax, bar, frame, table.title if len(tables) > 1 else "", turned, numbered, room)
             top -= below
-        return ReportFigure("heat", "Error of every cell, in percent; darker is worse.", drawing.save(figure))
+        caption = "Error of every cell, in percent. Darker cells have a higher error."
+        return ReportFigure("heat", caption, drawing.save(figure))
 
 
 def dot_plot(tables: list[Table]) -> ReportFigure:
-    """The last column of the first tables (the average, where there is one), with its intervals."""
+    """The last column of the first tables (the average, if there is one), with intervals."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -72,50 +86,68 @@ def dot_plot(tables: list[Table]) -> ReportFigure:
             _dots(ax, table, group, named or i % across == 0)
             ax.set_title(titles[i])
         printed = any(entry.paper is not None for table in tables for entry in table.cells)
-        caption = "Error with 95 % intervals. Dashed: no defense." + " Diamonds: the paper's number." * printed
+        caption = (
+            "Error with 95 % intervals. The dashed line is no defense." + " Diamonds are the paper's numbers." * printed
+        )
         return ReportFigure("dots", caption, drawing.save(figure))
 
 
 def _apart(table: Table) -> str:
-    """What tells a table from the others of its run, in lines as wide as a panel."""
+    """The setting in a table's title, in lines as wide as a panel."""
     _, _, what = table.title.rpartition(": ")
     return "\n".join(short(line, 24) for line in wrap(what, 24, break_on_hyphens=False))
 
 
-def _grid(table: Table) -> tuple[list[str], list[tuple[str, str]], "NDArray[np.float64]"]:
-    """Defenses, (source, column) pairs, and the values between them, NaN where there is none."""
-    names = list(dict.fromkeys(line.defense for group in table.groups for line in group.rows))
+def _grid(table: Table) -> "DataFrame":
+    """Errors by defense and (source, column); NaN for missing ones."""
+    import pandas as pd
+
     count = len(table.columns) - table.average
-    columns = [(group.name, column) for group in table.groups for column in table.columns[:count]]
-    values = np.full((len(names), len(columns)), np.nan)
-    for g, group in enumerate(table.groups):
-        for line in group.rows:
-            for c, entry in enumerate(line.cells[:count]):
-                if entry.value is not None:
-                    values[names.index(line.defense), g * count + c] = entry.value
-    return [display_name(name) for name in names], columns, values
+    found = {
+        (group.name, column): {line.defense: line.cells[c].value for line in group.rows}
+        for group in table.groups
+        for c, column in enumerate(table.columns[:count])
+    }
+    names = list(dict.fromkeys(line.defense for group in table.groups for line in group.rows))
+    frame = pd.DataFrame(found, index=names, dtype=float)
+    return frame.set_axis([display_name(name) for name in names])
 
 
-def _heat(
-    ax: "Axes", bar: "Axes", rows: list[str], columns: list[tuple[str, str]], values: "NDArray[np.float64]", title: str
-) -> None:
-    mesh = ax.pcolormesh(np.ma.masked_invalid(values), vmin=0, vmax=100, cmap=_MAP, linewidth=0, rasterized=False)
-    ax.invert_yaxis()
-    ax.set_yticks(np.arange(len(rows)) + 0.5, map(short, rows))
-    ax.set_xticks(np.arange(len(columns)) + 0.5, [short(column) for _, column in columns], rotation=90)
+def _columns(frame: "DataFrame") -> list[tuple[str, str]]:
+    """(source, column) of each column."""
+    found: Any = frame.columns.to_list()
+    return list(found)
+
+
+def _heat(ax: "Axes", bar: "Axes", frame: "DataFrame", title: str, turned: bool, numbered: bool, room: int) -> None:
+    """One panel; `room` is how many letters are as wide as a cell."""
+    import matplotlib as mpl
+    import seaborn as sns
+
+    columns = _columns(frame)
+    bar_style = {"ticks": [0, 50, 100], "label": "error, %"}
+    text_style = {"fontsize": SMALL}
+    sns.heatmap(
+        frame, vmin=0, vmax=100, cmap=_MAP, annot=numbered, fmt=".0f", annot_kws=text_style, ax=ax, cbar_ax=bar,
+        cbar_kws=bar_style,
+    )  # fmt: skip
+    for number in ax.texts:
+        cell = mpl.colormaps[_MAP](float(number.get_text()) / 100)
+        number.set_color(_DARK if sns.utils.relative_luminance(cell) > _MIDDLE else _LIGHT)
+    ax.set(xlabel="", ylabel="")
+    ax.set_yticklabels([short(name) for name in frame.index], rotation=0)
+    ax.set_xticks(np.arange(len(columns)) + 0.5, [short(column) for _, column in columns], rotation=90 if turned else 0)
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    edges = [i for i in range(len(columns)) if i == 0 or columns[i][0] != columns[i - 1][0]]
-    for edge, end in zip(edges, [*edges[1:], len(columns)], strict=True):
-        ax.text(edge, -0.35, short(columns[edge][0], 4 * (end - edge)))
-    ax.vlines(edges[1:], 0, len(rows), color="white", linewidth=2.5)
+    sources = [source for source, _ in columns]
+    edges = [i for i, source in enumerate(sources) if i == 0 or source != sources[i - 1]]
+    for edge, end in zip(edges, [*edges[1:], len(sources)], strict=True):
+        ax.text(edge, -0.35, short(sources[edge], room * (end - edge)))
+    ax.vlines(edges[1:], 0, len(frame), color="white", linewidth=2.5)
     ax.set_title(title, pad=18)
-    figure: Any = ax.figure
-    figure.colorbar(mesh, cax=bar, ticks=[0, 25, 50, 75, 100], label="error, %").outline.set_visible(False)
 
 
 def _dots(ax: "Axes", table: Table, group: Group, named: bool) -> None:
-    """A dot and its interval a defense; a diamond where the paper prints a number; a line at no defense."""
+    """A dot with its interval per defense; a diamond at the paper's number; a dashed line at no defense."""
     entries = [(y, line.defense, line.cells[-1]) for y, line in enumerate(group.rows)]
     done = [(y, e.low or 0.0, e.value, e.high or 0.0, name) for y, name, e in entries if e.value is not None]
     colors = [INK if name == UNDEFENDED else ACCENT for *_, name in done]

@@ -1,7 +1,7 @@
-"""What all figures share: the finished plate, its style, its formats, and how it stands in a page.
+"""Shared by all figures: the finished figure, its style, its formats, its SVG for pages.
 
 matplotlib is loaded inside functions: a report of tables alone does without it. Widths are those of a two-column
-paper, fonts are embedded, colours tell apart for every kind of colour vision.
+paper, fonts are embedded, colours are distinguishable for every kind of colour vision.
 """
 
 import base64
@@ -22,7 +22,7 @@ INK = "#0b0c0d"
 
 ACCENT = "#3b6fb6"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's, the strongest first."""
+"""Okabe and Ito's palette, strongest first."""
 RIGHT, WRONG = COLORS[:2]
 
 COLUMN, PAGE = 3.4, 7.0
@@ -70,22 +70,22 @@ class ReportFigure:
 
     @property
     def inline(self) -> str:
-        """As SVG for inside a page."""
+        """The SVG to embed in a page."""
         return inline(self.saved["svg"])
 
     @property
     def files(self) -> dict[str, bytes]:
-        """What is written, by ending."""
+        """File contents by suffix."""
         return {**self.saved, **({} if self.csv is None else {"csv": self.csv.encode()})}
 
 
 def tidy(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """One observation a line, as CSV."""
+    """CSV with one observation per line."""
     return csvtext.records(columns, rows)
 
 
 def inline(svg: bytes) -> str:
-    """An SVG for inside a page: no prolog, metadata, comments, or ids but those it uses, and the page's own ink.
+    """An SVG to embed in a page: without prolog, metadata, comments and unused ids, and with the page's text colour.
 
     Pictures in it become JPEG of the size at which a page shows them.
     """
@@ -117,7 +117,7 @@ def _jpeg(png: str) -> str:
 
 
 def short(text: str, room: int = 22) -> str:
-    """`text`, or as much of it as fits into `room` letters."""
+    """`text`, cut to `room` letters."""
     return text if len(text) <= max(room, 8) else text[: max(room, 8) - 1] + "…"
 
 

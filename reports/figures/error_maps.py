@@ -1,4 +1,4 @@
-"""What each defense leaves of an attack, and how far that is from the clean image: the paper's Figure 6."""
+"""Errors that remain after each defense, relative to the clean image: the paper's Figure 6."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ _MAP = "inferno"  # black is no error
 
 @dataclass(frozen=True)
 class _Column:
-    """A restored image above, its error below."""
+    """A purified image above, its error below."""
 
     name: str
     above: Tile
@@ -30,10 +30,10 @@ class _Column:
 
 
 def error_maps(kept: SampleImages) -> ReportFigure | None:
-    """The first kept image under the first attack: restored images above their error maps, a column a defense.
+    """The first stored image under the first attack: purified images above their error maps, one column per defense.
 
     The maps' scale ends at twice eps, so that the attack itself lies in its middle whatever the defenses do. None
-    where no clean image is kept, and for budgets that are no numbers of levels.
+    where no clean image is kept, and for norms other than L-infinity.
     """
     import matplotlib as mpl
 
@@ -62,12 +62,10 @@ def error_maps(kept: SampleImages) -> ReportFigure | None:
             _Column(name, Tile(restored, kept.right(attack, defense, 0)), Tile(wrong, None, text, _MAP, (0, top)))
         )
     caption = (
-        f"What each defense leaves of an attack. {display_name(attack)} {kept.crafted}: the image that each defense "
-        "hands on "
-        f"and, below, how far it is from the clean one, mean over the channels, on one scale up to 2ε = {show(top)}; "
-        "darker is better. Numbers: PSNR, and mean absolute error in /255. A tick on blue: "
-        f"{display_name(kept.target)} is "
-        f"right, a cross on red: it is wrong.{_moved(enlarged)}"
+        f"Errors that remain after each defense. Attack: {display_name(attack)} {kept.crafted}. Above: the purified "
+        "image. Below: its absolute difference from the clean image, mean over the channels, on a scale up to "
+        f"2ε = {show(top)}; darker is better. Numbers: PSNR, and mean absolute error in /255. Blue tick: "
+        f"{display_name(kept.target)} is right. Red cross: it is wrong.{_moved(enlarged)}"
     )
     rows = []
     for start in range(0, len(columns), _ACROSS):
@@ -82,17 +80,17 @@ def error_maps(kept: SampleImages) -> ReportFigure | None:
 
 
 def _moved(enlarged: list[str]) -> str:
-    """What a reader must know of images of another size."""
+    """A note on images of another size."""
     if not enlarged:
         return ""
-    text = f" Images of {' and '.join(enlarged)} are larger and were brought back to size (Lanczos)."
+    text = f" Images of {' and '.join(enlarged)} are larger and were resized to the clean image's size (Lanczos)."
     if moved := [name for name in enlarged if name.startswith("R&P")]:
-        text += f" {' and '.join(moved)} also shifts and may mirror them, and all of that counts as error."
+        text += f" {' and '.join(moved)} also shifts and may mirror images, which counts as error."
     return text
 
 
 def _bar(figure: "Figure", top: float) -> None:
-    """The scale, in the place below the clean image."""
+    """The colour bar, below the clean image."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

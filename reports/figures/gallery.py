@@ -1,4 +1,4 @@
-"""Attacked images above purified ones, right or wrong: the paper's Figure 5."""
+"""Attacked images above purified ones, marked right or wrong: the paper's Figure 5."""
 
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.picture import resized
@@ -13,7 +13,7 @@ _IMAGES = 3  # of one defense they fill a page of a paper
 
 
 def gallery(kept: SampleImages) -> ReportFigure | None:
-    """For each of the first kept images a row undefended and one a defense, a column an attack.
+    """For each of the first stored images, one undefended row and one row per defense; one column per attack.
 
     None where no clean image is kept.
     """
@@ -44,8 +44,8 @@ def gallery(kept: SampleImages) -> ReportFigure | None:
             name = "undefended" if first else display_name(defense)
             rows.append(Row(tiles, name, heads if first and i == 0 else (), 0.09 if first and i else 0.03))
     caption = (
-        f"Attacked and purified images. Attacks {kept.crafted}; above undefended, below purified. A tick on blue: "
-        f"{display_name(kept.target)} is right, a cross on red: it is wrong."
+        f"Attacked and purified images. Attacks {kept.crafted}; undefended above, purified below. Blue tick: "
+        f"{display_name(kept.target)} is right. Red cross: it is wrong."
     )
     with mpl.rc_context(STYLE):
         return ReportFigure("gallery", caption, drawing.save(rows_of_tiles(rows, PAGE), dpi=300), tidy(COLUMNS, lines))

@@ -1,4 +1,4 @@
-"""Pictures side by side: rows of square tiles, each with a mark of what the target said to it."""
+"""Rows of square images, each marked by whether the target's prediction is right."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _DOT = 0.065  # radius of a mark
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture `[3, h, w]` (None: there is none, `text` says why), what the target said to it, a line below."""
+    """One image `[3, h, w]` (None: missing, `text` says why), whether the prediction is right, and a text below."""
 
     image: "NDArray[Any] | None"
     right: bool | None = None
@@ -29,7 +29,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of tiles below each other's columns; `gap` inches above it."""
+    """One row of tiles, with `gap` inches above it."""
 
     tiles: Sequence[Tile | None]
     name: str = ""
@@ -90,7 +90,7 @@ def _tile(ax: "Axes", tile: Tile, side: float) -> None:
 
 
 def _mark(ax: "Axes", right: bool, side: float) -> None:
-    """A tick on a blue dot or a cross on a red one, drawn: not every font has them."""
+    """A tick on a blue dot or a cross on a red one, drawn because not every font has these glyphs."""
     r = _DOT / side
     x, y = 1 - 1.35 * r, 1.35 * r  # lower right
     strokes = (

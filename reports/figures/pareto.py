@@ -1,4 +1,4 @@
-"""Error against the time of a prediction, and which defenses no other one beats in both."""
+"""Error against the time of a prediction, with the Pareto front of the defenses."""
 
 import itertools
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ _MARKS: tuple[Any, ...] = (*"sD^vP*X<>hdp", (4, 1, 0))  # a circle is no defense
 
 
 def pareto(run: Run) -> ReportFigure | None:
-    """Error against the time of a prediction, a panel a setting; None where times were not asked for."""
+    """Error against the time of a prediction, one panel per setting; None if the grid does not ask for cost."""
     if not run.record.get("cost"):
         return None
     points = [point for each in run_settings(run) for point in _points(run, each)]
@@ -32,15 +32,15 @@ def pareto(run: Run) -> ReportFigure | None:
         return None
     about = run.record["cost"]
     caption = (
-        "Average error over the attacks, with 95 % intervals, against the time of one prediction: defense and "
-        f"{display_name(about['target'])} together, on {machine_in_words(about)}. Filled and joined: no other defense "
-        "is both faster and less often wrong."
+        "Error against time per prediction. Error: average over the attacks, with 95 % intervals. Time: defense and "
+        f"{display_name(about['target'])} together, on {machine_in_words(about)}. Filled, joined points are the Pareto "
+        "front: no other defense is faster at a lower or equal error."
     )
     return ReportFigure("pareto", caption, _draw(points), tidy(COLUMNS, points))
 
 
 def _points(run: Run, setting: Setting) -> list[dict[str, Any]]:
-    """Every defense that has both numbers, the faster first; `front` where none is faster and as good."""
+    """Every defense that has both numbers, fastest first; `front` is 1 for those on the Pareto front."""
     about = run.record["cost"]
     found = []
     for name in defenses_against(run, setting.target):
@@ -80,7 +80,7 @@ def _draw(points: list[dict[str, Any]]) -> drawing.Saved:
             ax.set_title(f"{short(display_name(source), 18)} to {short(display_name(target), 18)}, ε = {eps}")
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
-        figure.supxlabel("ms a prediction", fontsize=STYLE["font.size"])
+        figure.supxlabel("ms per prediction", fontsize=STYLE["font.size"])
         figure.supylabel("average error, %", fontsize=STYLE["font.size"])
         style: dict[str, Any] = {"linestyle": "none", "markersize": 4, "color": INK}
         lines = [Line2D([], [], marker=marks[name], **style) for name in names]
@@ -90,7 +90,7 @@ def _draw(points: list[dict[str, Any]]) -> drawing.Saved:
 
 
 def _panel(ax: "Axes", points: list[dict[str, Any]], marks: dict[str, Any]) -> None:
-    """Filled and joined: the front; hollow: the others."""
+    """Filled, joined points are the front; hollow ones are the others."""
     x, y = [point["ms"] for point in points], [point["error"] for point in points]
     front = [point for point in points if point["front"]]
     ax.plot([p["ms"] for p in front], [p["error"] for p in front], color=ACCENT, linewidth=1, drawstyle="steps-post")

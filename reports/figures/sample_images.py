@@ -1,4 +1,4 @@
-"""The purified images that a run keeps, and how near they are to the clean ones."""
+"""The purified images that a run stores, and their distance to the clean ones."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 COLUMNS = (
     "image", "source", "target", "eps", "attack", "defense", "correct", "predicted", "psnr", "mean_absolute_error",
 )  # fmt: skip
-"""Of the sheets that picture figures come from; the last two are to the clean image."""
+"""Of the CSV files of image figures; the last two columns are relative to the clean image."""
 
 
 @dataclass(frozen=True)
 class SampleImages:
-    """What is kept of a run's first source and target at its largest eps."""
+    """The stored images of a run's first source and target at its largest eps."""
 
     run: Run
     store: Store
@@ -46,7 +46,7 @@ class SampleImages:
 
     @property
     def defenses(self) -> list[str]:
-        """In the run's order, but for no defense."""
+        """In the run's order, without the undefended row."""
         return [name for name in self.run.axis("defenses") if name != UNDEFENDED]
 
     @cached_property
@@ -71,13 +71,13 @@ class SampleImages:
         return f"crafted {on}{display_name(self.source)}, ε = {self.run.eps(self.eps)}"
 
     def place(self, attack: str, defense: str = UNDEFENDED) -> CellKey:
-        """Where a number of these stands in the run."""
+        """The cell of an attack and a defense."""
         if attack == CLEAN:
             return CellKey.clean(self.target, defense)
         return CellKey(self.source, attack, self.eps, self.target, defense)
 
     def images(self, attack: str, defense: str = UNDEFENDED) -> "Image":
-        """The kept images `[k, 3, h, w]`, as large as the defense made them.
+        """The stored images `[k, 3, h, w]`, at the defense's output size.
 
         Raises:
             RdpBenchError: there are none; the message says why.
@@ -99,12 +99,12 @@ class SampleImages:
         return self.store.open("adv", cell.adv_key).read()["delta"]  # type: ignore[return-value]
 
     def right(self, attack: str, defense: str, index: int) -> bool | None:
-        """Whether the target was right on an image; None where nobody asked."""
+        """Whether the target was right on an image; None if it was not evaluated."""
         wrong = self.run.wrong_first_sample(self.place(attack, defense))
         return None if wrong is None else not wrong[index]
 
     def line(self, attack: str, defense: str, index: int, clean: "Image", image: "Image") -> dict[str, Any]:
-        """What a sheet says of one picture."""
+        """The CSV row of one image."""
         cell_key = self.place(attack, defense)
         said = self.run.predicted.get(cell_key)
         right = self.right(attack, defense, index)
@@ -120,7 +120,7 @@ class SampleImages:
 
 
 def sample(store: Store, cell: CellResult | None) -> "Image":
-    """The images `[k, 3, h, w]` that are kept of a run's cell.
+    """The stored images `[k, 3, h, w]` of a cell.
 
     Raises:
         RdpBenchError: there are none; the message says why.

@@ -28,7 +28,7 @@ RINGS = 48
 """Of equal width, from the centre of the spectrum to its corner."""
 
 HIGH = 0.25
-"""Cycles a pixel above which a frequency counts as high: half of the largest along an axis."""
+"""Cycles per pixel above which a frequency counts as high: half of the largest along an axis."""
 
 COLUMNS = ("noise", "frequency", "frequencies", "power", "low", "high", "images")
 _NOISE = "Gaussian noise"
@@ -123,7 +123,7 @@ def spectra(kept: SampleImages) -> ReportFigure | None:
         f"and under attacks {kept.crafted}. Middle: the log magnitude of the centred spectrum of what was added, all "
         f"on one scale. Below: power by spatial frequency, mean over {len(first)} images (bands: four of five images), "
         "relative to white noise of the same RMS, which is 0 dB. In brackets: the share of the power above the dashed "
-        f"line, {HIGH} cycles a pixel; white noise has {100 * counts[at > HIGH].sum() / counts.sum():.0f} % there."
+        f"line, {HIGH} cycles per pixel; white noise has {100 * counts[at > HIGH].sum() / counts.sum():.0f} % there."
     )
     with mpl.rc_context(STYLE):
         figure = _pictures(kept, noises)
@@ -164,7 +164,7 @@ def _curves(figure: "Figure", lines: list[Radial], at: "Array", counts: "NDArray
         ax.fill_between(at[seen], *_db(line.spread[:, seen]), color=color, alpha=0.13, linewidth=0)
     ax.axvline(HIGH, color=INK, linewidth=0.6, linestyle=(0, (3, 3)))
     ax.set_xlim(0, 0.5)
-    ax.set_xlabel("spatial frequency, cycles a pixel")
+    ax.set_xlabel("spatial frequency, cycles per pixel")
     ax.set_ylabel("power, dB")
     ax.tick_params(labelsize=SMALL)
     ax.spines[["top", "right"]].set_visible(False)

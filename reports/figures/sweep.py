@@ -1,10 +1,12 @@
 """Accuracy against the size of the perturbation: the paper's Figure 4, for any run over several eps."""
 
+from itertools import cycle
+
 import numpy as np
 
 from rdp_bench.budgets import LINF
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import COLUMN, INK, SMALL, STYLE, ReportFigure, Saved, short, tidy
+from rdp_bench.reports.figures.drawing import COLORS, COLUMN, INK, SMALL, STYLE, ReportFigure, Saved, short, tidy
 from rdp_bench.results.rows import CellKey, Run, display_name
 from rdp_bench.specs import CLEAN, UNDEFENDED
 
@@ -12,17 +14,17 @@ COLUMNS = ("source", "target", "attack", "defense", "eps", "accuracy", "ci_low",
 
 
 def sweep(run: Run) -> ReportFigure | None:
-    """A panel an attack (rows: source and target), a line a defense; None for a run at fewer than two eps.
+    """One panel per attack (rows: source and target), one line per defense; None for a run at fewer than two eps.
 
-    Behind each defense's name stand the mean and the standard deviation of its accuracy over all attacks and eps, as in
-    the paper's figure (there of one source and target; population standard deviation).
+    The legend has the mean and the population standard deviation of each defense's accuracy over all attacks and
+    eps, as in the paper's figure (which has one source and target).
     """
     points = _points(run)
     if len({point["eps"] for point in points}) < 2:
         return None
     caption = (
-        "Accuracy against ε, with 95 % intervals. Behind the names: mean and standard deviation over all attacks and ε "
-        "of the panels."
+        "Accuracy against ε, with 95 % intervals. The legend gives each defense's mean and standard deviation over all "
+        "attacks and ε of the panels."
     )
     return ReportFigure("sweep", caption, _draw(run, points), tidy(COLUMNS, points))
 
@@ -47,15 +49,12 @@ def _points(run: Run) -> list[dict[str, str | float]]:
 
 def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
     import matplotlib as mpl
-    import seaborn as sns
     from matplotlib.figure import Figure
 
     pairs = list(dict.fromkeys((str(p["source"]), str(p["target"])) for p in points))
     attacks = run.attacks
     defenses = [name for name in run.axis("defenses") if any(p["defense"] == name for p in points)]
-    colors = dict(zip(defenses, sns.color_palette("colorblind", len(defenses)), strict=True))
-    if UNDEFENDED in colors:
-        colors[UNDEFENDED] = mpl.colors.to_rgb(INK)
+    colors = dict(zip(defenses, cycle(COLORS), strict=False)) | {UNDEFENDED: INK}
     marks = dict(zip(defenses, "osD^vP*X<>hd" * (1 + len(defenses) // 12), strict=False))
     width = max(0.6 + 1.45 * len(attacks), COLUMN)  # or wider
     across = int(width // 1.7)
@@ -77,7 +76,7 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
                 ax.set_ylim(0, 100)
                 ax.set_xticks(sorted({float(p["eps"]) for p in points}))
                 ax.tick_params(labelsize=SMALL)
-                sns.despine(ax=ax)
+                ax.spines[["top", "right"]].set_visible(False)
             row[0].set_ylabel("accuracy, %" if len(pairs) == 1 else f"{short(source, 16)}\nto {short(target, 16)}, %")
         figure.supxlabel(
             "ε, in /255" if run.norm == LINF else f"ε, {run.norm.upper()} norm", fontsize=STYLE["font.size"]

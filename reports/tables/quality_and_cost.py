@@ -1,7 +1,4 @@
-"""Image quality and cost: how near a defense brings images to the clean ones, and what it takes.
-
-A run has these where its grid asks for `image_quality` and `cost`.
-"""
+"""Image quality of purified images, and the cost of defenses, for grids that ask for `image_quality` or `cost`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
 from rdp_bench.metrics.measurements import MEASUREMENTS
-from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, slug
+from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, setting, slug
 from rdp_bench.results.rows import CellKey, Run, display_name
-from rdp_bench.specs import CLEAN, UNDEFENDED, show
+from rdp_bench.specs import CLEAN, UNDEFENDED
 
 _ABSENT = TableCell(reason="not measured")
 _COST = ("ms", "× time", "k param.", "MiB")
@@ -22,20 +18,20 @@ _COST = ("ms", "× time", "k param.", "MiB")
 
 @dataclass(frozen=True)
 class Setting:
-    """What a table's group, or a figure's panel, is about: every attack on one source against one target."""
+    """One group of a table, or one panel of a figure: all attacks on one source, for one target and eps."""
 
     source: str
     target: str
     eps: float
 
     def places(self, run: Run, defense: str, target: str = "") -> list[CellKey]:
-        """A cell an attack; `target` "-" for what all targets share."""
+        """One cell per attack; `target` is "-" for measurements, which all targets share."""
         attacks = run.attacks
         return [CellKey(self.source, attack, self.eps, target or self.target, defense) for attack in attacks]
 
 
 def tables(run: Run) -> list[Table]:
-    """A table a target and eps: rows are defenses by source; none where nothing of it was asked for."""
+    """One table per target and eps, rows are defenses by source; none if the grid asks for neither."""
     cost = run.record.get("cost")
     if not run.image_quality and not cost:
         return []
@@ -48,20 +44,21 @@ def tables(run: Run) -> list[Table]:
                 lines = [Row(name, _table_cells(run, each, name)) for name in defenses_against(run, target)]
                 groups.append(Group(each.source, lines))
         several = len(settings[0].places(run, "")) > 1
-        where = f"target {display_name(target)}, ε = {run.eps(eps)}"
+        where = setting(run, target, eps)
         caption = (
-            f"Error in percent{' over all attacks' * several}; how far attacked images, and clean ones, are from the "
-            f"{run.record['dataset']['n']} clean images once purified; what the defense takes; {where}."
+            f"Error in percent{', averaged over the attacks' * several}; quality of the purified attacked and the "
+            f"purified clean images, compared with the {run.record['dataset']['n']} clean images; cost of the defense. "
+            f"Setting: {where}."
         )
         near = [MEASUREMENTS[name].title for name in _measured(run)]
         columns = ["error", *near, *(f"clean {name}" for name in near), *_COST * bool(cost)]
-        name = slug(run.grid, "beyond", target, f"eps{show(eps)}" if run.norm == LINF else f"{run.norm}-eps{show(eps)}")
-        found.append(Table(name, f"Restoration and cost: {where}", caption, "beyond", columns, groups, _notes(run)))
+        name = slug(run.grid, "beyond", target, eps_slug(run, eps))
+        found.append(Table(name, f"Image quality and cost: {where}", caption, "beyond", columns, groups, _notes(run)))
     return found
 
 
 def run_settings(run: Run) -> list[Setting]:
-    """Every source, target and eps of the run whose target has more than one defense."""
+    """Every source, target and eps of the run, for targets with more than one defense."""
     cells = [cell for cell in run.cells if cell.attack != CLEAN]
     targets = [name for name in run.axis("targets") if len(defenses_against(run, name)) > 1]
     found = dict.fromkeys(Setting(cell.source, cell.target, cell.eps) for cell in cells)
@@ -69,13 +66,13 @@ def run_settings(run: Run) -> list[Setting]:
 
 
 def defenses_against(run: Run, target: str) -> list[str]:
-    """The defenses judged with this target, the undefended row first."""
+    """The defenses that were evaluated with this target, the undefended row first."""
     here = {cell.defense for cell in run.cells if cell.target == target}
     return sorted((name for name in run.axis("defenses") if name in here), key=lambda name: name != UNDEFENDED)
 
 
 def average_error(run: Run, places: Sequence[CellKey]) -> tuple[float, float, float] | None:
-    """Mean and interval in percent over these cells, or None where one is not done."""
+    """Mean and interval in percent over these cells, or None if one is not done."""
     if not all(cell_key in run.wrong for cell_key in places):
         return None
     rates = np.mean([run.wrong[cell_key] for cell_key in places], axis=0)
@@ -85,7 +82,7 @@ def average_error(run: Run, places: Sequence[CellKey]) -> tuple[float, float, fl
 
 def _table_cells(run: Run, setting: Setting, defense: str) -> list[TableCell]:
     error = average_error(run, setting.places(run, defense))
-    entries = [TableCell("done", "", *error) if error else TableCell("pending", "not every attack is done")]
+    entries = [TableCell("done", "", *error) if error else TableCell("pending", "some attacks are not done")]
     if run.image_quality:
         entries += _restored(run, setting.places(run, defense, "-"))
         entries += _restored(run, [CellKey.clean("-", defense)])
@@ -132,18 +129,19 @@ def _notes(run: Run) -> list[str]:
         )
         notes += [each.absent for name, each in MEASUREMENTS.items() if name not in measured and each.absent]
     if "cost" in run.record and not run.record["cost"]:
-        notes.append("What the defenses cost is not measured yet: run the grid again.")
+        notes.append("Costs are not measured yet; run the grid again.")
     if about := run.record.get("cost"):
         notes.append(
-            f"Cost: on {machine_in_words(about)}, images of {about['size']} pixels, the best of five. ms: purifying "
-            f"one image. × time: of a prediction by {display_name(about['target'])} behind the defense, over its "
-            f"{about['forward_ms']:.1f} ms without one. k param.: thousand parameters of the defense's network. MiB: "
-            "the most that purifying a batch held at once, beyond what was held before."
+            f"Cost is the best of five measurements on {machine_in_words(about)}, with images of {about['size']} "
+            f"pixels. "
+            f"ms: time to purify one image. × time: time of one prediction by {display_name(about['target'])} with the "
+            f"defense, relative to {about['forward_ms']:.1f} ms without it. k param.: parameters of the defense's "
+            "network, in thousands. MiB: peak memory of purifying one batch, beyond what was allocated before."
         )
     return notes
 
 
 def machine_in_words(about: dict[str, Any]) -> str:
-    """What the costs were measured on."""
+    """The machine that costs were measured on."""
     threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
     return f"{about['processor']} ({about['device']}, {threads}), batches of {about['batch']}"

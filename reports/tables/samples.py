@@ -1,4 +1,4 @@
-"""Random defenses by several draws: the mean, the worst draw of each image, and the majority's vote."""
+"""Random defenses over several draws: the mean, the worst draw of each image, and the majority vote."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ from rdp_bench.specs import UNDEFENDED
 
 
 def tables(run: Run) -> list[Table]:
-    """The run's tables once more, of its random defenses alone, a row a way to judge them; none for single draws.
+    """The run's tables restricted to its random defenses, one row per aggregation of the draws; none for single draws.
 
-    Bold and marks stand as they would if every random defense were judged in that way.
+    Bold numbers and symbols are those of a table in which every random defense has that aggregation.
     """
     drawn = {cell_key.defense for cell_key, _ in run.by_aggregation}
     found = []
@@ -23,7 +23,7 @@ def tables(run: Run) -> list[Table]:
 
 
 def _views(run: Run) -> list[Run]:
-    """The run as it is, then as if the worst draw and the vote were what its cells say."""
+    """The run, then the run with its cells aggregated by the worst draw and by vote."""
     return [run, *(_view(run, aggregation) for aggregation in ("worst", "vote"))] if run.by_aggregation else []
 
 
@@ -52,13 +52,14 @@ def _merged(run: Run, views: list[Table], drawn: set[str]) -> Table:
     several = [name for name in sorted(drawn) if run.record["defenses"].get(name, {}).get("passes", 1) > 1]
     return Table(
         f"{table.slug}_draws",
-        f"Random defenses by {run.defense_samples} draws, {table.title[0].lower()}{table.title[1:]}",
-        f"{table.caption} Every image is judged on {run.defense_samples} draws of the defense. Mean: over all of "
-        "them. Worst: a "
-        "draw that is wrong makes the image wrong. Vote: the class that most draws name, among equals the one that the "
-        "earliest draw names.",
+        f"Random defenses over {run.defense_samples} draws, {table.title[0].lower()}{table.title[1:]}",
+        f"{table.caption} Each image is evaluated on {run.defense_samples} draws of the defense. Mean: average over "
+        f"the "
+        "draws. Worst: an image counts as wrong if any draw is wrong. Vote: the majority class of the draws; ties "
+        "go to "
+        "the earliest draw.",
         f"{table.metric}-draws",
         table.columns,
         groups,
-        [f"{display_name(name)} makes one prediction of several passes; that is one draw." for name in several],
+        [f"One draw of {display_name(name)} averages several passes." for name in several],
     )

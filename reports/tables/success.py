@@ -1,15 +1,14 @@
-"""Success of attacks beside error over all images: over originally right images, and towards target classes."""
+"""Success rates of attacks: over images that are classified correctly without an attack, and towards target classes."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
-from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, slug
+from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, setting, slug
 from rdp_bench.results.rows import CellKey, Run, display_name
-from rdp_bench.specs import UNDEFENDED, show
+from rdp_bench.specs import UNDEFENDED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
 
 Count = Callable[[Run, CellKey], "Flags | None"]
-"""Which of the images that count the attack succeeds on; None where that is not known."""
+"""On which of the images that count the attack succeeds; None if that is not known."""
 
 
 def success_tables(run: Run) -> list[Table]:
@@ -35,12 +34,15 @@ def targeted_tables(run: Run) -> list[Table]:
 
 
 _SUCCESS = (
-    "Of the images that the target gets right behind the defense without an attack, the percentage that it gets wrong "
-    "under the attack; higher is a stronger attack. Random defenses by their first draw."
+    "Attack success rate in percent: of the images that the defended target classifies correctly without an attack, "
+    "the "
+    "share that it misclassifies under the attack. Higher means a stronger attack. Random defenses are evaluated on "
+    "their "
+    "first draw."
 )
 _TARGETED = (
-    "Percentage of all images that the target takes for the data set's target class. Random defenses by their first "
-    "draw."
+    "Targeted success rate in percent: the share of all images that the target classifies as the data set's target "
+    "class. Higher means a stronger attack. Random defenses are evaluated on their first draw."
 )
 
 
@@ -62,7 +64,7 @@ def _tables(run: Run, attacks: list[str], name: str, title: str, caption: str, c
     defenses = sorted(run.axis("defenses"), key=lambda each: each != UNDEFENDED)
     found = []
     for target, eps in dict.fromkeys((cell_key.target, cell_key.eps) for cell_key in cells):
-        where = f"target {display_name(target)}, ε = {run.eps(eps)}"
+        where = setting(run, target, eps)
         groups = []
         for source in dict.fromkeys(cell_key.source for cell_key in cells):
             lines = []
@@ -71,9 +73,9 @@ def _tables(run: Run, attacks: list[str], name: str, title: str, caption: str, c
                 if any(cell_key in cells for cell_key in places):
                     lines.append(Row(defense, [_entry(count(run, cell_key)) for cell_key in places]))
             groups.append(Group(source, lines))
-        key = slug(run.grid, name, target, f"{'' if run.norm == LINF else f'{run.norm}-'}eps{show(eps)}")
+        key = slug(run.grid, name, target, eps_slug(run, eps))
         columns = [display_name(attack) for attack in attacks]
-        found.append(Table(key, f"{title}: {where}", f"{caption} {where}.", name, columns, groups, []))
+        found.append(Table(key, f"{title}: {where}", f"{caption} Setting: {where}.", name, columns, groups, []))
     return found
 
 
@@ -81,7 +83,7 @@ def _entry(flags: "Flags | None") -> TableCell:
     if flags is None:
         return TableCell("pending", "not run yet")
     if not len(flags):
-        return TableCell("failed", "no image is right without an attack")
+        return TableCell("failed", "no image is classified correctly without an attack")
     hits = int(flags.sum())
     low, high = stats.wilson(hits, len(flags))
     return TableCell("done", "", 100 * hits / len(flags), 100 * low, 100 * high)

@@ -1,4 +1,4 @@
-"""The tables of a report, before any format: groups of rows of entries, as the paper lays them out."""
+"""Tables of errors and clean accuracy, independent of the output format: groups of rows of cells, as in the paper."""
 
 import hashlib
 import re
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 AVERAGE = "Average"
 SEEN = "‡"
-"""After the name of an attack whose like the target was trained against."""
+"""Marks attacks similar to those that the target was trained against."""
 LEGEND = (
-    "Bold: the best defense and those that no paired test tells from it (≈). "
-    "† worse than no defense; ° so measured, but within chance."
+    "Bold: the best defense, and those that are not significantly different from it (≈). "
+    "† significantly worse than no defense. ° worse than no defense, but not significantly."
 )
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """One number of a table, in percent, with all that is said about it; no value unless done."""
+    """One number of a table with its interval, comparisons and tests; `value` is None unless `status` is "done"."""
 
     status: str = "absent"  # done, failed, pending, absent (the grid has no such cell)
     reason: str = ""
@@ -44,12 +44,12 @@ class TableCell:
 
     @property
     def bold(self) -> bool:
-        """Bold: the best, or not to be told from it."""
+        """Whether it is the best, or not significantly different from it."""
         return self.verdict.best or self.verdict.tied
 
     @property
     def symbols(self) -> str:
-        """≈ tied with the best, † worse than no defense, ° so measured but within chance."""
+        """≈ not significantly different from the best; † significantly worse than no defense; ° worse, in tendency."""
         return "≈" * self.verdict.tied + (
             "†" if self.verdict.significantly_worse else "°" * self.verdict.higher_than_undefended
         )
@@ -57,7 +57,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Row:
-    """A defense's row; `defense` is its registry name, `way` how its draws are judged where rows differ in that."""
+    """A defense's row; `defense` is its label, `aggregation` how its draws are aggregated where rows differ in that."""
 
     defense: str
     cells: list[TableCell]
@@ -69,13 +69,13 @@ class Row:
 
     @property
     def label(self) -> str:
-        """For sheets."""
+        """The label in CSV files."""
         return ", ".join(filter(None, (self.defense, self.aggregation)))
 
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one source; `source` is "-" where nobody attacks."""
+    """The rows of one source; `source` is "-" for clean images."""
 
     source: str
     rows: list[Row]
@@ -97,7 +97,7 @@ class Table:
     groups: list[Group]
     notes: list[str]
     measure: str = ""
-    """The metric as results.csv has it, where that is another: error_l2."""
+    """The metric in results.csv, if it is another one: error_l2."""
 
     @property
     def average(self) -> bool:
@@ -109,17 +109,17 @@ class Table:
 
     @property
     def legend(self) -> str:
-        """What its marks mean; nothing where it has none."""
+        """What its symbols mean; empty if it has none."""
         return LEGEND if any(entry.bold or entry.symbols for entry in self.cells) else ""
 
     @property
     def done(self) -> int:
-        """How many of its numbers there are."""
+        """How many cells have a number."""
         return sum(entry.value is not None for entry in self.cells)
 
 
 def slug(*parts: str) -> str:
-    """A file name and HTML id for any names; what differs in its parts differs in its name.
+    """A file name and HTML id for any names; different parts give different names.
 
     >>> slug("table1", "effnet-lite2", "eps16")
     'table1_effnet-lite2_eps16'
@@ -130,7 +130,7 @@ def slug(*parts: str) -> str:
 
 
 def _safe(text: str) -> str:
-    """a-z, 0-9, dots and dashes; a text that is not so by itself gets its hash behind it."""
+    """a-z, 0-9, dots and dashes; other texts are reduced to these, and their hash is appended."""
     safe = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:48]
     return safe if text and safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
 
@@ -138,7 +138,7 @@ def _safe(text: str) -> str:
 def error_tables(run: Run) -> list[Table]:
     """Table 1 for each target and eps: rows are defenses by source, columns attacks and their average.
 
-    A run of one attack on several targets, or at several eps, has those as columns instead.
+    A run of a single attack has its targets, or its eps, as columns instead.
     """
     cells = [cell.key for cell in run.cells if cell.attack != CLEAN]
     axes: dict[str, list[Any]] = {
@@ -179,10 +179,13 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
             groups.append(Group(source, lines))
     where = ", ".join(_heading(run, name, value) for name, value in reversed(here.items()))
     return Table(
-        slug(run.grid, *(_eps_slug(run, value) if name == "eps" else str(value) for name, value in here.items())),
+        slug(run.grid, *(eps_slug(run, value) if name == "eps" else str(value) for name, value in here.items())),
         f"Error under attack: {where}",
         " ".join(
-            [f"Error in percent of all {_images(run)}, lower is better; {where}.", *_training(run, here, across, axis)]
+            [
+                f"Error in percent over all {_images(run)}; lower is better. Setting: {where}.",
+                *_training(run, here, across, axis),
+            ]
         ),
         "error",
         [
@@ -211,7 +214,7 @@ def clean_tables(run: Run) -> list[Table]:
     table = Table(
         slug(run.grid, "clean"),
         "Accuracy on clean images",
-        f"Top-1 accuracy in percent on {_images(run)} that nobody attacked, higher is better.",
+        f"Top-1 accuracy in percent on {_images(run)} without an attack; higher is better.",
         "accuracy",
         [display_name(target) for target in targets],
         groups,
@@ -226,19 +229,24 @@ def _seen(run: Run, here: dict[str, Any]) -> bool:
 
 
 def _training(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -> list[str]:
-    """What the targets of a table were trained against."""
+    """Sentences that say which attacks the targets of a table were trained against."""
     notes = []
     for target in axis if across == "target" else [here["target"]]:
         how = run.record["models"].get(target, {}).get("trained_against")
         if how:
             marked = any(_seen(run, {**here, "target": target, across: value}) for value in axis)
-            notes.append(
-                f"{display_name(target)} was trained against {how}{f'; {SEEN} marks its relatives' if marked else ''}."
-            )
+            similar = f"; {SEEN} marks similar attacks" if marked else ""
+            notes.append(f"{display_name(target)} was trained against {how}{similar}.")
     return notes
 
 
-def _eps_slug(run: Run, eps: float) -> str:
+def setting(run: Run, target: str, eps: float) -> str:
+    """A target and eps in words."""
+    return ", ".join(_heading(run, axis, value) for axis, value in (("eps", eps), ("target", target)))
+
+
+def eps_slug(run: Run, eps: float) -> str:
+    """An eps as a part of slugs."""
     return f"{'' if run.norm == LINF else f'{run.norm}-'}eps{show(eps)}"
 
 
@@ -261,7 +269,7 @@ def _images(run: Run) -> str:
 
 
 def _table_cells(run: Run, columns: list[list[CellKey]]) -> dict[CellKey, TableCell]:
-    """The entries of single cells, compared within their columns."""
+    """Table cells of single cells of the run, compared within their columns."""
     rows = {CellKey.of(row): row for row in run.rows}
     done = [{p.defense: run.errors(p) for p in column if p in run.wrong} for column in columns]
     entries: dict[CellKey, TableCell] = {}
@@ -288,7 +296,7 @@ def _table_cells(run: Run, columns: list[list[CellKey]]) -> dict[CellKey, TableC
 def _averages(
     run: Run, rows: dict[tuple[str, str], list[CellKey]], cells: dict[CellKey, TableCell]
 ) -> dict[tuple[str, str], TableCell]:
-    """The mean over the attacks by (source, defense), compared within the source; none where one is missing."""
+    """Means over the attacks by (source, defense), compared within the source; no value where an attack is missing."""
     columns: dict[str, dict[str, Counts]] = {source: {} for source, _ in rows}
     entries: dict[tuple[str, str], TableCell] = {}
     for (source, name), places in rows.items():
@@ -312,7 +320,7 @@ def _averages(
 
 
 def _paper_average(run: Run, places: list[CellKey]) -> float | None:
-    """The paper's average, if each of these cells and no other is in it."""
+    """The paper's average, if it is over exactly these cells."""
     five = 5
     if len(places) != five or any(paper_value(run.record, cell_key, "error") is None for cell_key in places):
         return None
@@ -324,12 +332,15 @@ def _number(text: str) -> float | None:
 
 
 def _notes(run: Run, printed_in: str, groups: Iterable[Group]) -> list[str]:
-    """What a reader of this table must know and cannot see in it."""
+    """Where the paper's numbers come from, and how they differ from those beside them."""
     if not any(entry.paper is not None for group in groups for line in group.rows for entry in line.cells):
         return []
     table = paper_metadata()["tables"].get(printed_in, {})
-    notes = [f"Printed numbers: {paper_metadata()['authors']}, “{paper_metadata()['title']}”.", *table.get("notes", [])]
+    notes = [
+        f"The paper's numbers are from {paper_metadata()['authors']}, “{paper_metadata()['title']}”.",
+        *table.get("notes", []),
+    ]
     n = int(run.record["dataset"]["n"])
     if table.get("n", n) != n:
-        notes.append(f"The printed numbers are over {table['n']} images, these over {n} of them.")
+        notes.append(f"The paper's numbers are over {table['n']} images, these over {n} of them.")
     return notes

@@ -125,7 +125,7 @@ def test_the_report_says_that_they_were_crafted_elsewhere(tmp_path: Path) -> Non
     assert found.exit_code == 0, found.output
     page = Path("rdp-bench-out/report/index.html").read_text()
     assert "files:adv: these adversarial images were crafted elsewhere and read from files" in page
-    assert "1 attack crafted elsewhere against 1 target" in page
+    assert "1 attack crafted elsewhere, evaluated on 1 target" in page
     assert "crafted on elsewhere" not in page
     record = json.loads(Path("rdp-bench-out/runs/table1.json").read_text())
     assert record["attacks"]["files:adv"]["source"] == "crafted elsewhere"

@@ -47,10 +47,10 @@ def test_purifier_is_what_its_file_says(folder: Path) -> None:
     for file, message in (
         ("b.safetensors", "b.safetensors are not there"),
         ("a.safetensors(x=1)", "unknown parameter of defense"),
-        ("plain.pth", r"does not say which defense it is.*nrp\(weights=plain\.pth\)"),
+        ("plain.pth", r"its metadata names no defense.*nrp\(weights=plain\.pth\)"),
         ("odd.safetensors", "unknown defense 'mine'"),
         ("none.safetensors", "unknown parameter of defense 'none' 'weights'|defense"),
-        ("list.safetensors", "does not say"),
+        ("list.safetensors", "its metadata names no defense"),
     ):
         torch.save({"a": torch.zeros(1)}, folder / "plain.pth")
         for name, kind in (("odd", "mine"), ("none", "none"), ("list", ["rdp"])):

@@ -10,14 +10,24 @@ import torch
 from PIL import Image
 from torch.nn.functional import pad
 
-from rdp_bench import plugins
+from rdp_bench import Learned, plugins
 from rdp_bench.registry import defense
 from tests.helpers.training_free import image_rng, made, photo
 
 plugins.load()
 
 
-TRAINING_FREE = ["none", "jpeg", "fd", "bit-red", "tvm", "r&p", "r&p-30", "pixel-deflection", "wavelet"]
+TRAINING_FREE = [
+    name
+    for name, entry in defense.entries.items()
+    if entry.origin.startswith("rdp_bench.defenses.")
+    and not (isinstance(entry.factory, type) and issubclass(entry.factory, Learned))
+]
+"""Every built-in defense that needs no weights: a new one is tested as soon as it is registered."""
+
+
+def test_the_defenses_of_the_paper_are_among_them() -> None:
+    assert {"none", "jpeg", "fd", "bit-red", "tvm", "r&p", "r&p-30", "pixel-deflection", "wavelet"} <= {*TRAINING_FREE}
 
 
 @pytest.mark.parametrize("size", [8, 32, 37])

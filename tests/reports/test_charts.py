@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,18 @@ from rdp_bench.reports import examples, render
 from rdp_bench.reports.figures import charts, drawing
 from rdp_bench.reports.tables.table import error_tables
 from rdp_bench.results.rows import load
+from tests.helpers.paths import ROOT
 from tests.helpers.report_fixture import make_run
 from tests.helpers.reports import by_hand, small
 
 
 def test_figures_hold_the_data(tmp_path: Path) -> None:
     tables = error_tables(small(tmp_path, sources=["a", "b"])[0])
-    rows, columns, values = charts._grid(tables[0])
+    frame = charts._grid(tables[0])
 
-    assert rows == ["No defense", "JPEG", "RDP"]
-    assert columns == [("a", "FGSM"), ("a", "MI-FGSM"), ("b", "FGSM"), ("b", "MI-FGSM")]
-    np.testing.assert_allclose(values[1], [95, 65, 95, 65])
+    assert list(frame.index) == ["No defense", "JPEG", "RDP"]
+    assert list(frame.columns) == [("a", "FGSM"), ("a", "MI-FGSM"), ("b", "FGSM"), ("b", "MI-FGSM")]
+    np.testing.assert_allclose(frame.loc["JPEG"], [95, 65, 95, 65])
     for figure in (charts.heat_map(tables), charts.dot_plot(tables)):
         assert figure.saved["pdf"].startswith(b"%PDF")
         assert Image.open(io.BytesIO(figure.saved["png"])).width > 300
@@ -54,7 +57,60 @@ def test_titles_of_panels_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_figures_are_the_same_every_time(tmp_path: Path) -> None:
     tables = error_tables(small(tmp_path)[0])
 
-    assert charts.dot_plot(tables).saved["svg"] == charts.dot_plot(tables).saved["svg"]
+    for draw in (charts.dot_plot, charts.heat_map):
+        assert draw(tables).saved["svg"] == draw(tables).saved["svg"]
+
+
+def test_a_heat_map_shows_its_numbers_unless_there_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = error_tables(small(tmp_path)[0])
+
+    def numbers(figure: drawing.ReportFigure) -> list[str]:
+        return re.findall(r">(\d+)</text>", figure.inline)
+
+    shown = numbers(charts.heat_map(tables))
+    assert sorted(shown) == sorted(["50", "70", "95", "65", "5", "10", "0", "50", "100"])  # and the colour bar's
+    monkeypatch.setattr(charts, "_NUMBERED", 5)
+    assert sorted(numbers(charts.heat_map(tables))) == sorted(["0", "50", "100"])
+
+
+def test_numbers_keep_their_colours_on_the_page(tmp_path: Path) -> None:
+    """White and INK become the page's own colours there, so that letters in those colours would vanish."""
+    svg = charts.heat_map(error_tables(small(tmp_path)[0])).inline
+    colours = dict(re.findall(r"<text [^>]*?fill: (\S+?)[;\"][^>]*>(95|5)<", svg))
+    assert colours == {"#fefefe": "95", "#010101": "5"}
+
+
+def test_numbers_can_be_read_on_every_cell() -> None:
+    """WCAG AA: a contrast of at least 4.5, for all percentages."""
+    from matplotlib import colormaps
+    from seaborn.utils import relative_luminance
+
+    for percent in range(101):
+        cell = relative_luminance(colormaps[charts._MAP](percent / 100))
+        number = relative_luminance(charts._DARK if cell > charts._MIDDLE else charts._LIGHT)
+        light, dim = max(cell, number), min(cell, number)
+        assert (light + 0.05) / (dim + 0.05) >= 4.5, percent
+
+
+def test_seaborn_is_loaded_for_the_heat_map_alone(tmp_path: Path) -> None:
+    small(tmp_path)
+    code = f"""
+import sys
+from pathlib import Path
+from rdp_bench.cache.store import Store
+from rdp_bench.results.rows import load
+from rdp_bench.reports.figures import charts
+from rdp_bench.reports.tables.table import error_tables
+tables = error_tables(load(Path({str(tmp_path)!r}), Store(Path({str(tmp_path / "store")!r})))[0])
+charts.dot_plot(tables)
+print('seaborn' in sys.modules)
+charts.heat_map(tables)
+print('seaborn' in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["False", "True"]
 
 
 def test_examples_show_the_attack_that_hurts_most(tmp_path: Path) -> None:
@@ -101,5 +157,5 @@ def test_a_missing_sample_is_a_gap_with_its_reason(tmp_path: Path) -> None:
 def test_without_clean_pictures_the_page_says_so(tmp_path: Path) -> None:
     run, store = small(tmp_path, clean=False)
 
-    assert "No pictures" in examples.examples(run, store).reason
-    assert "No pictures" in render(tmp_path, store).read_text("utf-8")
+    assert "No images" in examples.examples(run, store).reason
+    assert "No images" in render(tmp_path, store).read_text("utf-8")

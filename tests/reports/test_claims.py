@@ -67,7 +67,7 @@ def test_lowest_error(tmp_path: Path, wrong: dict[str, int], verdict: str, rival
     assert found.p == pytest.approx(p)
     assert (found.value, found.other) == (5 * wrong["rdp"], 5 * wrong["jpeg"])
     assert found.where == {"eps": "16", "target": "t"}
-    assert "without FD" in found.note
+    assert "not in this run: FD" in found.note
 
 
 def test_averages_are_tested_by_each_images_sum(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_what_is_missing_keeps_the_verdict_open_unless_it_is_lost_already(tmp_pa
     assert (ahead.verdict, behind.verdict) == (OPEN, FAILS)
     assert "NRP is not done" in ahead.note
     (nobody,) = ask(made(tmp_path / "3", by_defense(none=20, jpeg=0), defenses=["none", "jpeg"]), "lowest")
-    assert (nobody.verdict, nobody.note) == (OPEN, "this run has no such cells behind RDP")
+    assert (nobody.verdict, nobody.note) == (OPEN, "this run has no cells with RDP")
 
 
 def test_the_row_that_the_paper_lacks(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_white_box_has_the_network_beside_for_a_rival(tmp_path: Path) -> None:
     assert (none.verdict, none.rival, none.value, none.other) == (HOLDS, "No defense", 80, 0)
     assert (beside.verdict, beside.rival, beside.value, beside.other) == (TIE, "u", 80, 55)
     assert beside.p == pytest.approx(2 / 2**5)
-    assert (nrp.verdict, nrp.note) == (OPEN, "no NRP(dynamic=true) in this run")
+    assert (nrp.verdict, nrp.note) == (OPEN, "NRP(dynamic=true) is not in this run")
 
 
 def test_smallest_deviation_over_eps(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_command_writes_page_and_sheet(tmp_path: Path) -> None:
     assert page == tmp_path / "out" / "report" / "compare.html"
     text = page.read_text("utf-8")
     assert (
-        "9 cells are in both, 9 could be compared, 8 of them the very same stored result. 1 differs beyond chance."
+        "9 cells are in both, 9 could be compared; 8 of them use the same stored result. 1 differs significantly."
         in text
     )
     assert (page.parent / "compare.csv").read_text().startswith("grid,source,attack")

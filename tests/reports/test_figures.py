@@ -190,7 +190,7 @@ def test_figures_are_of_a_papers_width_with_their_fonts_in_them(tiny: Path) -> N
     jpegs = re.findall(r"data:image/jpeg;base64,([^\"]*)", page)
     sizes = [Image.open(io.BytesIO(base64.b64decode(text))).size for text in jpegs]
     assert len(sizes) > 30
-    assert "The figures of this run are its pictures." in page  # no strips beside them: a page is to stay small
+    assert "See the figures of this run, which show images." in page  # no examples beside them: a page is to stay small
     assert max(max(size) for size in sizes) <= 160
 
 

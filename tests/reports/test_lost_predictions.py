@@ -60,7 +60,7 @@ def test_a_report_without_a_number_does_not_replace_a_good_one(grid: Path) -> No
     before = {path: path.read_bytes() for path in (out / "report").rglob("*") if path.is_file()}
     found = cli("report", "--out", out)
     assert found.exit_code == 1
-    assert found.stderr.startswith("error: none of the 2 cells that are done in")
+    assert found.stderr.startswith("error: none of the 2 finished cells in")
     assert found.stderr.count("\n") == 1
     assert "--cache" in found.stderr
     assert {path: path.read_bytes() for path in (out / "report").rglob("*") if path.is_file()} == before

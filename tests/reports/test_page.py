@@ -162,7 +162,9 @@ def test_dark_is_dark_and_both_can_be_read(browser: Chromium, report: Path, name
           const page = getComputedStyle(document.documentElement).backgroundColor;
           const all = [...document.querySelectorAll("h2, p, a, td, th, text, .by, .ci, .verdict, .remark, .v")];
           const ink = e => getComputedStyle(e)[e.tagName === "text" ? "fill" : "color"];
-          return [page, [...new Set(all.map(ink))]];
+          // Numbers in a heat map's cells, which test_charts compares with their cells.
+          const cells = ["rgb(1, 1, 1)", "rgb(254, 254, 254)"];
+          return [page, [...new Set(all.map(ink))].filter(i => !cells.includes(i))];
         })()""")
     assert luminance(seen[False][0]) > 0.9
     assert luminance(seen[True][0]) < 0.05

@@ -66,9 +66,9 @@ def test_page_and_its_files(tmp_path: Path) -> None:
         ),
         *(f"figures/table1_{name}.{end}" for name in ("heat", "dots") for end in ("svg", "png", "pdf")),
     }
-    for said in ("a word of caution", "Made up.", "small stand-in", "All 9 cells are done", "ab" * 32, "resolved"):
+    for said in ("a word of caution", "Made up.", "small substitute", "All 9 cells are done", "ab" * 32, "resolved"):
         assert (said in text) == (said != "resolved")
-    assert "ε 16.steps" in text  # what an attack resolved to
+    assert "<dt>steps</dt><dd>10</dd>" in text  # what an attack resolved to
     assert re.search(r'<tr class="bare"><th scope="row">No defense</th>', text)
     assert "nan" not in Tags(text).text.lower().split()
 
@@ -129,7 +129,7 @@ def test_a_partial_run_says_so(tmp_path: Path) -> None:
     text = " ".join(summary_sentences(run))
     page = render(tmp_path, store).read_text("utf-8")
 
-    assert "of 9 cells 7 are done, 1 failed and 1 pending" in text
+    assert "7 of 9 cells are done, 1 failed and 1 pending" in text
     assert "out of memory" in page
     assert "not yet" in page
 
@@ -144,7 +144,7 @@ def test_a_run_with_nothing_done_still_has_a_page(tmp_path: Path) -> None:
     _, store = small(tmp_path, states=states, finished=None)
     text = render(tmp_path, store).read_text("utf-8")
 
-    assert "0 are done, 9 pending" in text
+    assert "0 of 9 cells are done, 9 pending" in text
     assert "No undefended attack is done yet." in text
 
 
@@ -186,8 +186,8 @@ def test_the_cross_check_stands_before_any_number(tmp_path: Path) -> None:
     _, store = small(tmp_path, checks=checks)
     text = render(tmp_path, store).read_text("utf-8")
 
-    assert "Of 3 numbers that others published for these networks, 1 agrees, 1 does not, 1 was not measured." in text
-    assert "no number below is to be trusted" in text
+    assert "Of 3 published numbers for these networks, 1 agrees, 1 does not, 1 was not measured." in text
+    assert "Do not trust the numbers below" in text
     assert "&lt;b&gt;off" in text
     assert text.index("as published") < text.index('class="paper-like claims"') < text.index('class="exhibit"')
 
@@ -203,7 +203,7 @@ def test_what_is_missing_is_counted_with_its_reason(tmp_path: Path) -> None:
     assert (failed["count"], failed["reason"]) == (2, "cells failed: out of memory")
     assert failed["which"] == "source a; attack FGSM, MI-FGSM; eps 16; defense JPEG"
     assert (pending["count"], pending["reason"]) == (1, "cell pending: not run yet")
-    assert left_out["reason"].endswith("in this run: FD, Bit-Red, TVM, SR, R&P, ComDefend, HGD, NRP")
+    assert left_out["reason"].endswith("this run lacks: FD, Bit-Red, TVM, SR, R&P, ComDefend, HGD, NRP")
 
 
 def test_grids_without_a_run_come_with_their_command(tmp_path: Path) -> None:

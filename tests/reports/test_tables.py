@@ -70,7 +70,7 @@ def test_a_table_in_a_sentence(tmp_path: Path) -> None:
     defenses, attacks = ("none", "jpeg", "fd", "rdp"), ("fgsm",)
     make_run(tmp_path / "a", Store(tmp_path / "s"), lambda place: range(15), attacks=attacks, defenses=defenses)
     alike = findings(all_tables(load(tmp_path / "a", Store(tmp_path / "s"))[-1])[0])
-    assert alike.endswith("the undefended target errs on 75.0 %; every defense errs on 75.0 %.")
+    assert alike.endswith("the error without a defense is 75.0 %; with every defense it is 75.0 %.")
     wrong = {"none": 15, "jpeg": 2, "fd": 2, "rdp": 12}
     make_run(
         tmp_path / "b",
@@ -80,7 +80,7 @@ def test_a_table_in_a_sentence(tmp_path: Path) -> None:
         defenses=defenses,
     )
     two = findings(all_tables(load(tmp_path / "b", Store(tmp_path / "t"))[-1])[0])
-    assert two.endswith("the undefended target errs on 75.0 %; JPEG and FD have the lowest error, 10.0 %.")
+    assert two.endswith("the error without a defense is 75.0 %; JPEG and FD have the lowest, 10.0 %.")
 
 
 def test_no_average_over_some_of_the_attacks(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_poisoned_update_is_left_out(
     before = toy_train.states(training)
     with caplog.at_level(logging.WARNING):
         training.step(training._crops(2))
-    assert f"step 2: the gradient of {group} is not finite; the update is left out" in caplog.text
+    assert f"step 2: the gradient of {group} is not finite; this update is skipped" in caplog.text
     after = toy_train.states(training)
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     others = {"purifier", "reconstructor", "main"} if group == "discriminator" else {"discriminator"}

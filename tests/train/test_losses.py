@@ -176,7 +176,7 @@ def test_rdp_without_a_part(part: str, gone: set[str]) -> None:
 
 def test_rdp_without_everything_is_refused() -> None:
     made = rdp(without=("recon", "lat", "pix", "adv", "feat"))
-    with pytest.raises(UsageError, match="leaves rdp nothing to learn from"):
+    with pytest.raises(UsageError, match="leaves rdp without a loss"):
         next(made.steps(flat(*CLEAN), flat(*INPUTS), rng()))
 
 

@@ -127,7 +127,7 @@ def test_resuming_what_is_finished_changes_nothing(whole: Training, tmp_path: Pa
 
 
 def test_no_checkpoint_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no checkpoint\.pt in .*; leave --resume out to start anew"):
+    with pytest.raises(UsageError, match=r"no checkpoint\.pt in .*; leave out --resume to start a new training"):
         toy_train.training(tmp_path).resume()
 
 
@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_refused(
         bad = {"cut": good[: len(good) // 2], "noise": b"\x07" * 1000, "empty": b""}
         training.checkpoint.write_bytes(bad[damage])
     before = toy_train.states(training)
-    with pytest.raises(UsageError, match=r"cannot be resumed: it is damaged, .* Remove it to start anew"):
+    with pytest.raises(UsageError, match=r"cannot be resumed: it is damaged, .* Remove it to start a new training"):
         training.resume()
     assert not (tmp_path / "ran").exists()
     assert training.done == 0

@@ -1,4 +1,4 @@
-"""ComDefend: an autoencoder whose code becomes binary because noise leaves it no other way (Jia et al. 2019)."""
+"""ComDefend: an autoencoder whose code is made binary by added noise (Jia et al. 2019)."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -12,11 +12,11 @@ from rdp_bench.defenses.comdefend import ComDefend as Entry
 from rdp_bench.train.recipe import Recipe, Step
 
 NOISE = 20.0
-"""Standard deviation of what is subtracted before the sigmoid: only codes far from zero get through it."""
+"""Standard deviation of the noise that is subtracted before the sigmoid; only codes far from zero survive it."""
 
 
 class ComDefend(Recipe):
-    """Clean patches alone. Loss terms: `mse`, and `bits`, the mean square of the soft bits, at weight 1e-4."""
+    """Trained on clean patches only. Loss terms: `mse`, and `bits`, mean square of the soft bits, at weight 1e-4."""
 
     name = "comdefend"
     without_effect = ("features", "levels", "attack", "attack_steps", "scale", "blend")

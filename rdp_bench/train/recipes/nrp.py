@@ -1,4 +1,4 @@
-"""NRP: ESRGAN's training with adversarial inputs in the place of small images."""
+"""NRP: ESRGAN's training with adversarial inputs instead of low-resolution images."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""RDP (Algorithm 1): a purifier that must leave the perturbation to a reconstructor."""
+"""RDP (Algorithm 1): a purifier trained jointly with a reconstructor of the perturbation."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from rdp_bench.train.recipe import Step
 
 
 class Rdp(AdversarialRecipe):
-    """P and R learn together, D against P.
+    """P and R are trained together, D against P.
 
     Loss terms: of P, `feat` (Eq. 2), `pix` (Eq. 3), `lat` (Eq. 4) and `adv` (Eq. 5), weighted as in Eq. 6; of R,
     `recon` (Eq. 9: features, and pixels at weight `recon-pix`). Where the paper is silent:

@@ -1,4 +1,4 @@
-"""SR's second half: EDSR learns to double the resolution of photographs (Lim et al. 2017)."""
+"""SR's second half: EDSR, trained to double the resolution of photographs (Lim et al. 2017)."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -16,13 +16,13 @@ from rdp_bench.train.recipe import Recipe, Step
 
 @cache
 def _half(size: int, device: torch.device) -> Tensor:
-    """Halving one side, `[size/2, size]`: two products take a third of the time of `interpolate`."""
+    """Matrix that halves one side, `[size/2, size]`: two products take a third of the time of `interpolate`."""
     eye = torch.eye(size)[None, None]
     return interpolate(eye, (size // 2, size), mode="bicubic", antialias=True)[0, 0].to(device)
 
 
 class Sr(Recipe):
-    """Clean photographs alone. Loss term: `pix`, L1 between a crop and its double-sized reduction.
+    """Trained on clean photographs only. Loss term: `pix`, L1 between a crop and its double-sized reduction.
 
     The paper's size trains as EDSR's baseline does, but for the schedule: theirs halves the rate once, at two thirds.
     """

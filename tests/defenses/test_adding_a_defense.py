@@ -1,4 +1,4 @@
-"""Adding a learned defense and its trainer: the class names its network, and one line registers the trainer."""
+"""Adding a defense: one file where nothing is trained; else its class names its network, and one line its trainer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,11 +8,15 @@ from typing import ClassVar
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Generator, Tensor, nn
 
 from rdp_bench import Learned, registry
+from rdp_bench.cli.main import main
+from rdp_bench.engine import grid
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.protocols import Purifier
+from rdp_bench.rng import ImageRng
 from rdp_bench.train import recipes
 from rdp_bench.train.recipe import Recipe, Step
 from rdp_bench.weights import files as weight_files
@@ -97,6 +101,24 @@ def test_a_defense_that_names_no_network_says_what_to_do() -> None:
 
     with pytest.raises(RdpBenchError, match="Nothing has no network: set `network` to 'module:class', or override"):
         Nothing().build()
+
+
+@dataclass(frozen=True)
+class Invert(Purifier):
+    """Inverts every pixel."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return 1 - x
+
+
+def test_a_training_free_defense_is_its_decorated_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry.defense, "entries", dict(registry.defense.entries))
+    registry.defense("invert", source="tests")(Invert)
+    x = photo(1, 32)
+    assert torch.equal(registry.defense.resolve("invert").value.purify(x, image_rng(1)), 1 - x)
+    listed = CliRunner().invoke(main, ["list", "defenses"])
+    assert "Inverts every pixel." in listed.output
+    assert "invert" in grid.load("table1", "embedded", {"defenses": ("none", "*")})[0].axes.defenses
 
 
 LEARNED = [
