@@ -18,7 +18,7 @@ from rdp_bench.errors import UsageError
 from rdp_bench.keys import Record
 from rdp_bench.protocols import Classifier, Defense, Purifier
 from rdp_bench.registry import Resolved
-from rdp_bench.specs import cut, split
+from rdp_bench.specs import UNDEFENDED, cut, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,19 +125,19 @@ def is_white_box(label: str) -> bool:
     return cut(label)[0] == _WHITE_BOX
 
 
-def white_box(label: str, defense: str, target: str) -> str:
+def white_box(label: str, defense: str, target: str, *, random: bool) -> str:
     """The source that `white-box` or `white-box(20)` stands for in the cell of this defense and target.
 
-    EOT applies to random defenses only; for `none` the source is the target itself.
+    EOT applies to `random` defenses only; for `none` the source is the target itself.
 
     Raises:
-        UsageError: an unknown defense, or no sample at all.
+        UsageError: the label asks for no sample at all.
     """
     inside = cut(label)[1]
     samples = None if inside is None else _samples(label, inside)
-    if defense == "none":
+    if defense == UNDEFENDED:
         return target
-    if samples and registry.defense.resolve(defense).value.random:
+    if samples and random:
         return f"adaptive({defense}, {target}, {samples})"
     return f"adaptive({defense}, {target})"
 
