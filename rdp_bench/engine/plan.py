@@ -25,7 +25,7 @@ from rdp_bench.models.defended import is_white_box, white_box
 from rdp_bench.models.zoo import AnyModelRef, SourceSpec, find, find_or_missing, find_source
 from rdp_bench.protocols import Attack, ChoosesNorm, Dataset, Defense, aims_at_targets, targets_of
 from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
-from rdp_bench.specs import UNDEFENDED, CellKey, files_from, show
+from rdp_bench.specs import UNDEFENDED, CellKey, show
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +247,9 @@ class Plan:
                 craft_and_evaluate(source, source, attack, eps, every)
                 continue
             for defense, target in _pairs(self.grid):
-                craft_and_evaluate(source, white_box(source, defense, target), attack, eps, {defense: (target,)})
+                random = self.defenses[defense].value.random
+                one = white_box(source, defense, target, random=random)
+                craft_and_evaluate(source, one, attack, eps, {defense: (target,)})
 
     def _evaluate_job(self, craft: CraftJob | None, label: str, defense: str, targets: Sequence[str]) -> EvaluateJob:
         """The evaluation of one purified set: `targets` first, then those that only the cross-check asks for.
@@ -334,8 +336,8 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     named: dict[str, str] = {}  # source label -> the axis that names its files
     for label in axes.sources if axes.attacks else ():
         if is_white_box(label):
-            with files_from(behind):
-                named |= {white_box(label, *pair): "defenses" for pair in _pairs(grid)}
+            for defense, target in _pairs(grid):
+                named[white_box(label, defense, target, random=defenses[defense].value.random)] = "defenses"
         else:
             named[label] = "sources"
     _crafted_here_or_elsewhere(list(named), attacks)

@@ -17,7 +17,7 @@ from rdp_bench.errors import UsageError
 from rdp_bench.keys import Record
 from rdp_bench.protocols import Classifier, Defense, Purifier
 from rdp_bench.registry import Resolved
-from rdp_bench.specs import cut, split
+from rdp_bench.specs import UNDEFENDED, cut, split
 from rdp_bench.user_reads import noting_unkeyed
 
 if TYPE_CHECKING:
@@ -128,10 +128,10 @@ def is_white_box(label: str) -> bool:
     return cut(label)[0] == _WHITE_BOX
 
 
-def white_box(label: str, defense: str, target: str) -> str:
+def white_box(label: str, defense: str, target: str, *, random: bool) -> str:
     """Return the source that `white-box` or `white-box(20)` means for one cell.
 
-    EOT applies to random defenses only; for `none` the source is the target itself.
+    EOT applies to `random` defenses only; for `none` the source is the target itself.
 
     Args:
         label: `white-box` or `white-box(N)`.
@@ -139,13 +139,13 @@ def white_box(label: str, defense: str, target: str) -> str:
         target: the label of the cell's target.
 
     Raises:
-        UsageError: the defense is unknown, or the number of samples is below 1.
+        UsageError: the number of samples is below 1.
     """
     inside = cut(label)[1]
     samples = None if inside is None else _samples(label, inside)
-    if defense == "none":
+    if defense == UNDEFENDED:
         return target
-    if samples and registry.defense.resolve(defense).value.random:
+    if samples and random:
         return f"adaptive({defense}, {target}, {samples})"
     return f"adaptive({defense}, {target})"
 

@@ -111,6 +111,7 @@ class RunRecord:
     figures: tuple[str, ...] = ()
     samples: int = 0
     checks: tuple[CheckFacts, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)  # how reports write labels
     cost: Record | None = None  # of each defense; absent where nobody asked, None where it is not measured yet
 
 

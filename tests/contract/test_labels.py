@@ -181,7 +181,7 @@ def test_sources() -> None:
 def test_white_box_samples_are_a_number(label: str) -> None:
     assert defended.is_white_box(label)
     with pytest.raises(UsageError, match="whole number from 1 to 10000"):
-        defended.white_box(label, "r&p", "effnet-lite2")
+        defended.white_box(label, "r&p", "effnet-lite2", random=True)
 
 
 def test_a_quoted_mark_is_a_letter() -> None:

@@ -162,7 +162,7 @@ def test_sources_behind_a_chain() -> None:
     with pytest.raises(UsageError, match="jpeg >> rdp is not differentiable"):
         defended.parse("exact(jpeg >> rdp, effnet-lite0)")
     assert defended.parse("exact(rdp >> nrp, effnet-lite0, 2)") is not None
-    label = defended.white_box("white-box(7)", "r&p >> jpeg(quality=80)", "effnet-lite2")
+    label = defended.white_box("white-box(7)", "r&p >> jpeg(quality=80)", "effnet-lite2", random=True)
     assert label == "adaptive(r&p >> jpeg(quality=80), effnet-lite2, 7)"
     assert defended.parse(label) is not None
 
