@@ -102,7 +102,7 @@ def test_every_flag_reaches_the_plan(tmp_path: Path) -> None:
     plan = seen["plan"]
     assert (plan.seed, plan.n, plan.device, seen["batch"]) == (9, 4, "cpu", 3)
     assert plan.store.root == tmp_path / "elsewhere"
-    assert plan.attacks["dim(steps=3)"].value.steps == 3
+    assert plan.attacks["dim(steps=3)"].value.count(2.5) == 3
     assert plan.defenses["bit-red(bits=3)"].value.bits == 3
     assert plan.grid.axes.eps == (2.5,)
     assert (plan.dataset.name, *plan.sources, *plan.targets) == ("tiny/noise", "tiny/one", "tiny/two")

@@ -83,12 +83,12 @@ def test_what_a_label_holds(label: str, name: str, params: dict[str, str], posit
     [
         ("", "expected a name"),
         ("jpeg(quality=75", "expected a name"),
-        ("jpeg quality=75)", "a parenthesis closes that none opens"),
-        ("nrp(weights=my(1.pth)", "write a file name with such letters in quotes"),
-        ("nrp(weights='my(1.pth)", "opens a quoted text and none closes it"),
+        ("jpeg quality=75)", "a closing parenthesis has no opening one"),
+        ("nrp(weights=my(1.pth)", "write a file name with such characters in quotes"),
+        ("nrp(weights='my(1.pth)", "the quote ' is not closed"),
         ("jpeg(quality=75, quality=80)", "'quality' is given twice"),
         ("jpeg(75)", "parameters are written name=value"),
-        ("jpeg(,quality=75)", "nothing stands between two commas"),
+        ("jpeg(,quality=75)", "there is nothing between two commas"),
     ],
 )
 def test_what_cannot_be_read(label: str, says: str) -> None:

@@ -94,10 +94,13 @@ def attacked(logits: Callable[[Tensor], Tensor], x: Tensor, eps: Tensor, steps: 
         steps: into how many steps of one size each image's way is divided.
     """
     adv = x.clone()
-    for count in sorted(set(steps)):
-        places = [i for i, each in enumerate(steps) if each == count]
-        clean, alpha = x[places], eps[places] / count
-        run = _loop.begin((), _loop.Function(logits), clean, None, eps[places], alpha)
-        step = sign_stepper(torch.zeros_like(clean), torch.ones_like(clean), alpha)
-        adv[places] = _loop.ascend(run, clean.clone(), step, count)
+    alpha = eps / torch.tensor(steps, device=x.device).view(-1, 1, 1, 1)
+    labels: Tensor | None = None
+    for done in range(max(steps)):
+        moving = [i for i, count in enumerate(steps) if count > done]
+        known = None if labels is None else labels[moving]
+        run = _loop.begin((), _loop.Function(logits), x[moving], known, eps[moving], alpha[moving])
+        step = sign_stepper(torch.zeros_like(run.x), torch.ones_like(run.x), run.alpha)
+        adv[moving] = _loop.ascend(run, adv[moving], step, 1)
+        labels = run.labels if labels is None else labels
     return adv
