@@ -20,7 +20,7 @@ from rdp_bench.results.rows import CellKey, Run, load
 from tests.helpers.report_fixture import make_run
 
 BPDA = "bpda(nrp, a)"
-DEFENDED_BATCH_DIVISOR = {"a": {"members": ["a"]}, BPDA: {"members": ["a"], "attacked_defense": {"mode": "bpda"}}}
+BEHIND = {"a": {"members": ["a"]}, BPDA: {"members": ["a"], "attacked_defense": {"mode": "bpda"}}}
 
 
 def made(
@@ -155,7 +155,7 @@ def test_crafting_through_a_defense_is_held_against_plain_crafting(tmp_path: Pat
     assert ask(run, "grey-box")[0].verdict == OPEN  # its record does not say what it crafts through
 
     store = Store(tmp_path / "store")
-    record = {**run.record, "sources": DEFENDED_BATCH_DIVISOR}
+    record = {**run.record, "sources": BEHIND}
     write_run(tmp_path / "runs" / "00.json", record, run.cells)
     (found,) = ask(load(tmp_path, store)[0], "grey-box")
     assert (found.verdict, found.value, found.other) == (FAILS, 40, 80)  # 8 images, 40 points, 7 allowed
@@ -292,7 +292,7 @@ def test_relative_gain_of_a_run(tmp_path: Path) -> None:
     run = made(
         tmp_path, lambda p: range(right.get((p.source, p.defense, p.target), 20), 20), sources=["a", BPDA], **more
     )
-    run.record["sources"] = DEFENDED_BATCH_DIVISOR
+    run.record["sources"] = BEHIND
     found = gain.gain(run, "ti-dim", 16.0, "rdp", ["a", BPDA])
 
     assert isinstance(found, gain.Gain)
@@ -310,7 +310,7 @@ def test_a_gain_over_almost_nothing_has_no_upper_end(tmp_path: Path) -> None:
     run = made(
         tmp_path, lambda p: range(right[p.defense], 20), grid="table3", attacks=["ti-dim"], defenses=["none", "rdp"]
     )
-    run.record["sources"] = DEFENDED_BATCH_DIVISOR
+    run.record["sources"] = BEHIND
     found = gain.gain(run, "ti-dim", 16.0, "rdp", ["a"])
 
     assert isinstance(found, gain.Gain)
