@@ -135,7 +135,10 @@ def test_the_report_shows_success_where_it_was_asked_for(grid: Path) -> None:
         shown = {(row["defense"], row["column"]): row["value"] for row in csv.DictReader(file)}
     row = next(row for row in rows(grid, "success") if row["target"] == "tiny/one" and row["defense"] == "tiny/round")
     assert f"{float(row['value']):.4f}" in {value for (name, _), value in shown.items() if name == "tiny/round"}
-    assert "Attack success: target tiny/one" in (grid.parent / "out" / "report" / "index.html").read_text()
+    assert (
+        "Attack success: ε\u00a0=\u00a016, target tiny/one"
+        in (grid.parent / "out" / "report" / "index.html").read_text()
+    )
     assert run(grid).exit_code == 0
     assert cli("report", "--out", grid.parent / "out").exit_code == 0
     assert "Attack success" not in (grid.parent / "out" / "report" / "index.html").read_text()
@@ -177,7 +180,10 @@ def test_targeted_success_is_the_share_predicted_as_the_target_class(grid: Path)
         assert float(row["ci_high"]) / 100 == pytest.approx(wilson(hits, 12)[1], abs=1e-5)
     assert max(float(row["value"]) for row in aimed) > 80  # white-box, at a large eps
     assert cli("report", "--out", grid.parent / "out").exit_code == 0
-    assert "Targeted success: target tiny/one" in (grid.parent / "out" / "report" / "index.html").read_text()
+    assert (
+        "Targeted success: ε\u00a0=\u00a032, target tiny/one"
+        in (grid.parent / "out" / "report" / "index.html").read_text()
+    )
 
 
 def test_other_targets_are_another_set(grid: Path) -> None:
