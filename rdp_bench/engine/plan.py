@@ -82,7 +82,6 @@ class Plan:
     cells: Mapping[CellKey, PlannedCell] = field(init=False)
     _images: Record = field(init=False, repr=False)
     _models: Mapping[str, Record] = field(init=False, repr=False)
-    _measured: Record = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # The only place that sets fields. Hashes of 50,000 images take .03 s, and every record holds them.
@@ -92,7 +91,6 @@ class Plan:
         set_once(self, "_images", self._image_facts())
         parts = (*self.models.values(), *self.sources.values())
         set_once(self, "_models", {_name(part): _record(part) for part in parts})
-        set_once(self, "_measured", measurements.record() if self.grid.axes.image_quality else {})
         set_once(self, "cross_checks", tuple(self._cross_checks()))
         set_once(self, "clean_checks", tuple(self._clean_checks()))
         jobs: list[Job] = []
@@ -179,7 +177,7 @@ class Plan:
 
     def image_quality_record(self, purified: Record) -> Record:
         """Everything that the measurements of a purified set's images depend on."""
-        return {**purified, "kind": "image_quality", "measure": self._measured}
+        return {**purified, "kind": "image_quality", "measure": measurements.record()}
 
     def sample_record(self, purified_key: str) -> Record:
         """The first few images of a purified set."""

@@ -230,7 +230,7 @@ def test_a_cached_rerun_does_not_claim_to_have_made_the_numbers(toy: Toy, monkey
     assert "not all made under the same conditions" not in page
     (run,) = load(toy.out, Store(toy.cache))
     assert run.made_between
-    assert f"<dt>results made</dt><dd>{' to '.join(dict.fromkeys(run.made_between))}</dd>" in page
+    assert f"<dt>results computed</dt><dd>{' to '.join(dict.fromkeys(run.made_between))}</dd>" in page
 
 
 def test_numbers_made_by_several_versions_say_so(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,9 +33,9 @@ PINNED = {
     "eval": "8267bf7bd99189b5e4d077f65020ecbf806c33a6938dcbf45c73f096b7a993f0",
     "eval of clean images": "6ff80879e7d6550a56972823edc55b85c1604ce5382d7fb9c42005a771bb79a4",
     "eval of ten draws": "91e330e468a6a589e30a7c915691b1404b89e5b01c30027f7da975bc08b7d236",
-    "image_quality": "8fcca646fdb1894ce737943612fd96852e83659bd634b6b53905abaed92c7c43",
+    "image_quality": "e539eae48934fc03feab444a75182fef8f44b6ee8b6bb362966544d0bed772f0",
     "sample": "31d1f54e433c9ad1a2f8d4b4eedc8a2bdb58a0866506361b7d4e0300e2a5e3e8",
-    "image_quality with lpips": "8e711dc6a34dd9b4fb0b06037f202b6ae0f90c1f1bd052478e5ce983566348c8",
+    "image_quality with lpips": "32a4949fb9224f7507082bd8e49c20e58fbe244f9af3c12b366db2ab8d641552",
 }
 
 

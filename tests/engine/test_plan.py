@@ -151,13 +151,14 @@ def test_the_files_of_parts_of_a_label_are_looked_for_as_its_own(tmp_path: Path)
 
 def test_a_defense_in_models_dir_is_attacked_through_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its label needs its folder wherever it is resolved: `purifier:FILE` opens the file at once."""
-    from rdp_bench.defenses._learned import build
+    from rdp_bench.defenses.rdp import RepresentationDisentanglement
     from rdp_bench.weights import files
 
     monkeypatch.chdir(tmp_path)
     net = {"width": 12, "blocks": 1, "unshuffle": 2}
     models = tmp_path / "models"
-    files.save(models / "w.safetensors", build("rdp", **net).state_dict(), {"defense": "rdp", "net": net})
+    made = RepresentationDisentanglement().build(**net)
+    files.save(models / "w.safetensors", made.state_dict(), {"defense": "rdp", "net": net})
     label = "purifier:w.safetensors(dynamic=true)"
     with new_process():
         made = plan(tmp_path, models_dir=models, defenses=("none", label), sources=("white-box(3)",))

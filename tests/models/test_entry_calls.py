@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rdp_bench.errors import RdpBenchError
-from rdp_bench.models.entry_calls import CheckedClassifier
+from rdp_bench.models.entry_calls import checked
 
 OPTIONAL = {"stochastic_logits": 1, "logits_of_gathered": 2}  # name -> arguments after the images
 
@@ -35,15 +35,13 @@ class Careless:
 def test_an_optional_method_gets_a_copy(method: str) -> None:
     x = torch.rand(2, 3, 4, 4)
     before = x.clone()
-    logits = getattr(CheckedClassifier(Careless(torch.ones(2, 3)), "mine/careless"), method)(
-        x, *[None] * OPTIONAL[method]
-    )
+    logits = getattr(checked(Careless(torch.ones(2, 3)), "mine/careless"), method)(x, *[None] * OPTIONAL[method])
     assert torch.equal(x, before)
     assert torch.equal(logits, torch.ones(2, 3))
 
 
 @pytest.mark.parametrize("method", OPTIONAL)
 def test_the_logits_of_an_optional_method_are_checked(method: str) -> None:
-    checked = CheckedClassifier(Careless(torch.ones(2, 4)), "mine/careless")
+    model = checked(Careless(torch.ones(2, 4)), "mine/careless")
     with pytest.raises(RdpBenchError, match=rf"{method} of model 'mine/careless' returned shape \[2, 4\]"):
-        getattr(checked, method)(torch.rand(2, 3, 4, 4), *[None] * OPTIONAL[method])
+        getattr(model, method)(torch.rand(2, 3, 4, 4), *[None] * OPTIONAL[method])
