@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rdp_bench.api.work import lacks_results, work
 from rdp_bench.cache.store import Store
 from rdp_bench.data.adversarial import ELSEWHERE, SCHEME
 from rdp_bench.errors import UsageError
@@ -36,40 +37,12 @@ def perform(plan: "Plan", options: dict[str, Any], heading: str = "") -> "Run":
         f"{plan.n} images of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: {summary(running)}",
         err=True,
     )
-    lacks_results = jobs or not _accuracies_known(plan)
-    if lacks_results:
+    if lacks_results(running, jobs):
         _writable(plan.store.root, "--cache")
-    if lacks_results or running.lacks_cost:
-        _work(running, jobs, options)
-    else:
-        running.check_accuracy(None)
-        running.save()
+    batch = options["batch_size"]
+    work(running, jobs, None if batch == "auto" else int(batch), options["progress"])
     _print_checks(running)
     return running
-
-
-def _work(running: "Run", jobs: list[Any], options: dict[str, Any]) -> None:
-    from rdp_bench.engine.progress import Costs, ProgressBar, measure
-
-    bar = ProgressBar(jobs, Costs(running.plan), show_bar=options["progress"])
-    try:
-        bar.set_description("loading torch and the networks, measuring clean accuracy")
-        from rdp_bench.engine.worker import Worker
-
-        batch = options["batch_size"]
-        worker = Worker(running.plan, None if batch == "auto" else int(batch))
-        running.check_accuracy(worker)
-        bar.set_description("timing each part on two images")
-        bar.set_costs(measure(running.plan, jobs))
-        worker.report = bar
-        running.execute(jobs, worker)
-        if running.lacks_cost:
-            bar.set_description("measuring what each defense costs")
-            from rdp_bench.engine import defense_cost
-
-            running.keep_cost(defense_cost.measure(worker))
-    finally:
-        bar.close()
 
 
 def changes(options: dict[str, Any]) -> dict[str, Any]:
@@ -124,10 +97,6 @@ def plan_of(grid: "Grid", options: dict[str, Any]) -> "Plan":
         limit=options["limit"],
         models_dir=options["models_dir"],
     )
-
-
-def _accuracies_known(plan: "Plan") -> bool:
-    return all(plan.done(job) for job in plan.clean_check())
 
 
 def _command() -> str:

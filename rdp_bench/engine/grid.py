@@ -115,6 +115,15 @@ def load(name: str, profile: str, changes: dict[str, Any]) -> tuple[Grid, tuple[
     return _read(name, table, profile, changes, folder), tuple(folder / each for each in plugins)
 
 
+def from_axes(name: str, title: str, axes: Mapping[str, Any]) -> Grid:
+    """A grid without a file: `axes` as the `[axes]` table of a grid file holds them.
+
+    Raises:
+        UsageError: as `load`.
+    """
+    return _read(name, {"title": title, "axes": dict(axes)}, "embedded", {}, Path())
+
+
 def expand_suite(name: str, within: tuple[Path, ...] = ()) -> list[str]:
     """The grids that `name`, a grid of grids, lists, in order; [name] for any other. A listed list stands for its own.
 
