@@ -33,6 +33,8 @@ class Entry(Generic[T]):
     """Permanent, part of cache keys: the first name of the entry, and so by default its name."""
     stamp: str | None = None
     """Of the code that registered it (`plugins.load`); None: found out when asked for."""
+    title: str = ""
+    """How reports write it; by default as its name."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", self.id or self.name)
@@ -175,6 +177,7 @@ class Registry(Generic[T]):
         source: str,
         version: int = 1,
         id: str = "",  # noqa: A002 - the word that keys use
+        title: str = "",
     ) -> Callable[[Callable[P, T]], Callable[P, T]]:
         """Register a class or function under `name`; `source` cites the paper or code it follows.
 
@@ -183,6 +186,7 @@ class Registry(Generic[T]):
             source: the paper or code.
             version: bump it whenever the entry's output changes. Part of every cache key.
             id: what cache keys say, by default `name`. An entry that is renamed states its old name here.
+            title: how reports write it, by default `name`. Not part of any key.
 
         Raises:
             RdpBenchError: a bad name, or a name or id that another entry has.
@@ -198,7 +202,7 @@ class Registry(Generic[T]):
                 )
             self._refuse_taken(id or name, f"{self.kind} '{name}' ({origin})")
             summary = (factory.__doc__ or "").strip().partition("\n")[0]
-            self.entries[name] = Entry(name, factory, summary, source, version, origin, id or name)
+            self.entries[name] = Entry(name, factory, summary, source, version, origin, id or name, title=title)
             return factory
 
         return enter

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench.api import loaded, wrap
 from rdp_bench.api.loaded import LoadedAttack, LoadedDefense
+from rdp_bench.api.names import names_of
 from rdp_bench.api.result import Result, read
 from rdp_bench.api.wrap import Given, Named, as_attack, as_defense, named, registered
 from rdp_bench.budgets import LINF
@@ -257,15 +258,15 @@ def evaluate(
         keep = None if out is not None else TemporaryDirectory(prefix="rdp-bench-")
         folder = Path(out if out is not None else keep.name)  # type: ignore[union-attr]
         running = Run(plan, folder, call)
+        names = names_of(chosen, {**others.titles, **crafted.titles, **own.titles})
         jobs = running.start(set() if fresh else None)
+        running.record["names"] = names
         work(running, jobs, batch_size, bool(progress) if progress is not None else None)
     return read(folder, plan.store, [chosen.name], keep)
 
 
 def _grid(name: str | None, profile: str, given: dict[str, Any], own: list[str]) -> "Grid":
     """The grid of `evaluate`: a file's with `given` axes, or one of these axes alone; `own` defenses come last."""
-    from dataclasses import replace
-
     from rdp_bench import plugins
     from rdp_bench.engine import grid
 
@@ -285,8 +286,7 @@ def _grid(name: str | None, profile: str, given: dict[str, Any], own: list[str])
     if files:
         plugins.load(files)
         found, _ = grid.load(name, profile, changes)
-    have = found.axes.defenses
-    return replace(found, axes=replace(found.axes, defenses=(*have, *(label for label in own if label not in have))))
+    return grid.extend(found, {"defenses": own})
 
 
 def _call(grid: str | None, own: Named, given: dict[str, Any]) -> str:

@@ -1,12 +1,12 @@
 """What `evaluate` and `load_results` return: runs with their numbers, as tables, figures and files."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.results.rows import Run, load, select_runs
+from rdp_bench.results.rows import Run, load, select_runs, shown_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,19 +74,19 @@ class Result:
         """
         from rdp_bench.reports.formats import text
 
-        return Text("\n".join(text.render(each, intervals=intervals) for each in self._tables()))
+        return self._joined(lambda table: text.render(table, intervals=intervals))
 
     def latex(self) -> Text:
         """The tables as LaTeX `table` environments, for a document that uses booktabs."""
         from rdp_bench.reports.formats import latex
 
-        return Text("\n".join(map(latex.render, self._tables())))
+        return self._joined(latex.render)
 
     def markdown(self) -> Text:
         """The tables as Markdown."""
         from rdp_bench.reports.formats import markdown
 
-        return Text("\n".join(map(markdown.render, self._tables())))
+        return self._joined(markdown.render)
 
     def plot(self) -> "Figure":
         """The error of every defense with its 95 % interval, a panel per target, budget and source.
@@ -99,7 +99,8 @@ class Result:
         """
         from rdp_bench.api.plot import dots
 
-        return dots([table for table in self._tables() if table.metric == "error" and table.done])
+        with shown_names(*(run.names for run in self.runs)):
+            return dots([table for table in self._tables() if table.metric == "error" and table.done])
 
     def report(self, out: str | Path) -> Path:
         """Write the report of these runs: OUT/report with a page, tables and figures, and OUT/results.csv.
@@ -128,6 +129,10 @@ class Result:
             _, lines = csvtext.read((self.folder / "results.csv").read_text("utf-8"))
             write_results(out, [line for line in lines if line["grid"] in names])
         return reports.render(out, self.store)
+
+    def _joined(self, render: "Callable[[Table], str]") -> Text:
+        with shown_names(*(run.names for run in self.runs)):
+            return Text("\n".join(map(render, self._tables())))
 
     def _tables(self) -> "list[Table]":
         from rdp_bench.reports.tables.table import all_tables

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rdp_bench.api.names import names_of
 from rdp_bench.api.work import lacks_results, work
 from rdp_bench.cache.store import Store
 from rdp_bench.data.adversarial import ELSEWHERE, SCHEME
 from rdp_bench.errors import UsageError
+from rdp_bench.specs import split
 
 if TYPE_CHECKING:
     from rdp_bench.engine.grid import Grid
@@ -31,7 +33,9 @@ def perform(plan: "Plan", options: dict[str, Any], heading: str = "") -> "Run":
 
     _writable(options["out"], "--out")
     running = Run(plan, options["out"], _command())
+    names = names_of(plan.grid, _given_names(options, strict=not heading))
     jobs = running.start(options["made"])
+    running.record["names"] = names
     click.echo(f"{heading}{plan.grid.title}", err=True)
     click.echo(
         f"{plan.n} images of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: {summary(running)}",
@@ -45,19 +49,59 @@ def perform(plan: "Plan", options: dict[str, Any], heading: str = "") -> "Run":
     return running
 
 
+def split_lists(options: dict[str, Any]) -> None:
+    """Replace "a,b" in the flags of axes by "a" and "b", in place.
+
+    A label with a colon is left whole: a file's name may hold commas.
+    """
+    for flag in FLAGS.values():
+        found: list[str] = []
+        for text in options[flag]:
+            plus = "+" if text.startswith("+") else ""
+            parts = split(text.removeprefix(plus), ",")
+            whole = any(":" in part.removeprefix("timm:") for part in parts)
+            if len(parts) > 1 and not all(parts):
+                raise UsageError(f"--{flag} {text}: a name is missing beside a comma")
+            found += [text] if whole else [plus + part for part in parts]
+        options[flag] = tuple(found)
+
+
+def added(options: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """What `+NAME` adds to a grid's axes, by axis.
+
+    Raises:
+        UsageError: names with and without "+" for one axis.
+    """
+    found = {}
+    for axis, flag in FLAGS.items():
+        plus = tuple(text[1:].strip() for text in options[flag] if text.startswith("+"))
+        if plus and len(plus) < len(options[flag]):
+            raise UsageError(f"--{flag}: +NAME adds to the grid's axis, NAME replaces it; use one of the two")
+        if not all(plus):
+            raise UsageError(f"--{flag} +: name what to add, like --{flag} +NAME")
+        if plus:
+            found[axis] = plus
+    return found
+
+
 def changes(options: dict[str, Any]) -> dict[str, Any]:
     """What the flags put in the place of a grid's axes."""
-    given: dict[str, Any] = {axis: options[flag] for axis, flag in FLAGS.items() if options[flag]}
+    plus = added(options)
+    given: dict[str, Any] = {axis: options[flag] for axis, flag in FLAGS.items() if options[flag] and axis not in plus}
     if "targets" in given:
         given["baselines"] = ()
-    if not options["source"] and options["attack"] and all(label.startswith(SCHEME) for label in options["attack"]):
+    attacks = given.get("attacks", ())
+    if not options["source"] and attacks and all(label.startswith(SCHEME) for label in attacks):
         given["sources"] = (ELSEWHERE,)
     scalars = ("dataset", "defense_samples", "norm", "success", "image_size")
     return given | {name: options[name] for name in scalars if options[name] is not None}
 
 
-def load_grid(name: str, options: dict[str, Any], given: dict[str, Any]) -> "Grid":
-    """The grid of this name with `given` axes, once everything that it may name is registered."""
+def load_grid(name: str, options: dict[str, Any], given: dict[str, Any], *, one_of_many: bool = False) -> "Grid":
+    """The grid of this name with `given` axes and what `+NAME` adds, once everything it may name is registered.
+
+    As `one_of_many`, a grid without attacks is left without them.
+    """
     from rdp_bench import plugins
     from rdp_bench.engine import grid
     from rdp_bench.weights import files as weight_files
@@ -68,8 +112,23 @@ def load_grid(name: str, options: dict[str, Any], given: dict[str, Any]) -> "Gri
     if files:
         plugins.load(files)
         chosen, _ = grid.load(name, options["profile"], given)
+    more = added(options)
+    if one_of_many and not chosen.axes.attacks:
+        more = {axis: labels for axis, labels in more.items() if axis in ("defenses", "targets")}
+    chosen = grid.extend(chosen, more)
     _say_size(chosen)
     return chosen
+
+
+def _given_names(options: dict[str, Any], *, strict: bool) -> dict[str, str]:
+    """What --name says, by label; `strict`: what it names must be part of the run."""
+    found = {}
+    for text in options["names"]:
+        label, *rest = split(text, "=")
+        if not label or not rest:
+            raise UsageError(f'--name {text}: expected LABEL=NAME, like --name "rdp=Ours"')
+        found[label] = text.strip()[len(label) :].lstrip().removeprefix("=").strip()
+    return found if strict else {f"?{label}": name for label, name in found.items()}
 
 
 def _say_size(grid: "Grid") -> None:

@@ -9,8 +9,8 @@ import click
 
 from rdp_bench.budgets import NORMS, show_eps
 from rdp_bench.cli import cache as cli_cache
-from rdp_bench.cli import suite
-from rdp_bench.cli.perform import DEFAULT_OUT, changes, load_grid, next_step, perform, plan_of
+from rdp_bench.cli import complete, suite
+from rdp_bench.cli.perform import DEFAULT_OUT, changes, load_grid, next_step, perform, plan_of, split_lists
 from rdp_bench.data.adversarial import ELSEWHERE
 from rdp_bench.errors import UsageError
 from rdp_bench.terminal import printable
@@ -29,11 +29,28 @@ plugin_option = click.option(
     "--plugin", "plugins_", multiple=True, type=click.Path(path_type=Path), help="Python file with entries of your own."
 )
 
-_AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
+
+def _axis(kind: str) -> dict[str, Any]:
+    return {"multiple": True, "metavar": "NAME", "shell_complete": complete.of_kind(kind)}
+
+
+def _keep_grid(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    """Let the argument and the option give one parameter."""
+    before = ctx.params.setdefault("grid_name", None)
+    if value is not None and before not in (None, value):
+        raise click.UsageError(f"two grids are named, {before} and {value}; a run has one", ctx)
+    if value is not None:
+        ctx.params["grid_name"] = value
+
+
+_grid: dict[str, Any] = {
+    "callback": _keep_grid, "expose_value": False, "required": False, "shell_complete": complete.of_kind("grid"),
+}  # fmt: skip
 
 
 @click.command()
-@click.option("--grid", "grid_name", required=True, metavar="NAME|FILE", help="Built-in grid or a path to a TOML file.")
+@click.argument("grid_", metavar="GRID", **_grid)
+@click.option("--grid", metavar="NAME|FILE", help="Another way to name GRID.", **_grid)
 @click.option("--profile", default="embedded", show_default=True, help="Which profile of the grid: embedded or paper.")
 @click.option("--dataset", metavar="NAME|FOLDER|CSV", help="Images to use instead of the grid's.")
 @click.option("--limit", type=int, help="Use only the first N images.")
@@ -43,15 +60,24 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
     metavar="PIXELS",
     help="Resize images to this as they are read, before any attack.  [default: the data set's, mostly 299]",
 )
-@click.option("--source", **_AXIS, help="Source model, or a+b for an ensemble; repeatable.")
-@click.option("--target", **_AXIS, help="Target model; repeatable.")
-@click.option("--attack", **_AXIS, help='Attack, like "ti-dim", "dim(steps=10)" or "MI|DI(p=.5)"; repeatable.')
-@click.option("--defense", **_AXIS, help='Defense, like "jpeg(quality=95)" or a chain, "jpeg >> rdp"; repeatable.')
+@click.option("--source", **_axis("model"), help="Source model, or a+b for an ensemble; repeatable.")
+@click.option("--target", **_axis("model"), help="Target model; repeatable.")
+@click.option("--attack", **_axis("attack"), help='Attack, like "ti-dim" or "MI|DI(p=.5)"; repeatable.')
+@click.option(
+    "--defense", **_axis("defense"), help='Defense, like "jpeg(quality=95)" or a chain, "jpeg >> rdp"; repeatable.'
+)
 @click.option("--eps", multiple=True, help="L-infinity budget in /255, like 8 or 8/255; repeatable.")
 @click.option("--norm", type=click.Choice(NORMS), help="Norm of the budget.  [default: the grid's, or linf]")
 @click.option("--defense-samples", type=int, help="Draws judged of a random defense.  [default: the grid's, or 1]")
 @click.option(
     "--success", is_flag=True, default=None, help="Also attack success over images that are right when clean."
+)
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="LABEL=NAME",
+    help='How reports write a label, like "rdp=Ours".',
 )
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
@@ -71,14 +97,22 @@ _AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
 )
 @click.option("--progress/--no-progress", default=None, help="Force the progress bar on or off.")
 def run(**options: Any) -> None:
-    """Run a grid: craft adversarial sets, judge every defense, write OUT/results.csv.
+    """Run a grid: craft adversarial images, evaluate every defense, write OUT/results.csv.
 
-    A run can be stopped at any moment; the same command goes on from there. Where the grid lists grids (paper), each is
-    run in turn, and --source, --target, --attack, --defense and --eps select among what each has.
+    GRID is a built-in grid (rdp-bench list grids) or a path to a TOML file.
+
+    --source, --target, --attack, --defense and --eps replace an axis of the grid; they take several values, separated
+    by commas or given repeatedly. +NAME adds to the axis instead: --defense +mine/net adds a row to the grid's table.
+
+    A run can be stopped at any time; the same command continues it. If the grid lists grids (paper), each is run in
+    turn, and these options select from the values of each grid.
     """
     from rdp_bench.engine import grid
     from rdp_bench.engine.run import summary
 
+    if options.get("grid_name") is None:
+        raise UsageError(f"no grid is named; try: rdp-bench run table1. Built-in grids: {', '.join(grid.builtin())}")
+    split_lists(options)
     _checked(options)
     options["made"] = set() if options["fresh"] else None
     names = grid.expand_suite(options["grid_name"])

@@ -68,9 +68,9 @@ def _chosen(names: list[str], options: dict[str, Any]) -> list["Grid"]:
     given = changes(options)
     if "norm" in given:
         raise UsageError("--norm is for one grid; each grid of a list has its own")
-    wanted = {axis: given[axis] for axis in FLAGS if axis in given}
+    wanted = {axis: given[axis] for axis in FLAGS if axis in given}  # what +NAME adds is no filter
     every = {key: value for key, value in given.items() if key in ("dataset", "defense_samples", "success")}
-    grids = [load_grid(name, options, every) for name in names]
+    grids = [load_grid(name, options, every, one_of_many=True) for name in names]
     for axis, labels in wanted.items():
         known = {show(label) for grid in grids for label in getattr(grid.axes, axis)}
         known |= {label for grid in grids for label in grid.axes.baselines if axis == "targets"}

@@ -23,6 +23,9 @@ UNDEFENDED = "none"
 LEAST_SIZE = 8
 """Pixels across the smallest images that a run may resize its data set to."""
 
+KEYS = ("title", "axes", "profile", "plugins", "names")
+"""Of a grid file."""
+
 FIGURES = ("heat", "dots", "sweep", "pareto", "spectra", "gallery", "error-maps", "branches", "ablation")
 """What a grid may ask a report to draw; `reports/figures/registry.py` does it."""
 
@@ -67,6 +70,8 @@ class Grid:
     axes: Axes
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Where relative file names in the labels of an axis start; the current folder for axes that are not listed."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """How reports write labels."""
 
     @property
     def count(self) -> int:
@@ -122,6 +127,31 @@ def from_axes(name: str, title: str, axes: Mapping[str, Any]) -> Grid:
         UsageError: as `load`.
     """
     return _read(name, {"title": title, "axes": dict(axes)}, "embedded", {}, Path())
+
+
+def extend(grid: Grid, more: Mapping[str, Sequence[str]]) -> Grid:
+    """`grid` with more labels at the end of its axes; those that it has already are not repeated.
+
+    Relative file names in a label start where those of its axis do: in the folder of the grid file.
+
+    Raises:
+        UsageError: an attack, source or eps for a grid without attacks.
+    """
+    found: dict[str, Any] = {}
+    for axis, labels in more.items():
+        if axis in ("sources", "attacks", "eps") and not grid.axes.attacks:
+            raise UsageError(f"grid {grid.name} has no attacks, so that nothing can be added to its {axis}")
+        values = [parse_eps(label, grid.axes.norm) for label in labels] if axis == "eps" else labels
+        have = list(getattr(grid.axes, axis))
+        known = {plain(label) for label in have}
+        if axis == "targets":
+            known |= {plain(label) for label in grid.axes.baselines}
+        for value in values:
+            if plain(value) not in known:
+                have.append(value)
+                known.add(plain(value))
+        found[axis] = tuple(have)
+    return replace(grid, axes=replace(grid.axes, **found)) if found else grid
 
 
 def expand_suite(name: str, within: tuple[Path, ...] = ()) -> list[str]:
@@ -190,10 +220,10 @@ def narrow(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | No
 
 def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any], folder: Path) -> Grid:
     for key in table:
-        if key not in ("title", "axes", "profile", "plugins"):
-            raise unknown_name(f"key of grid {name}", key, ("title", "axes", "profile", "plugins"))
-    profiles = table.get("profile", {})
-    for key, part in (("axes", table.get("axes", {})), ("profile", profiles)):
+        if key not in KEYS:
+            raise unknown_name(f"key of grid {name}", key, KEYS)
+    profiles, names = table.get("profile", {}), table.get("names", {})
+    for key, part in (("axes", table.get("axes", {})), ("profile", profiles), ("names", names)):
         if not isinstance(part, dict):
             raise UsageError(f"grid {name}: '{key}' is a table, found {part!r}")
     for key, part in profiles.items():
@@ -225,7 +255,10 @@ def _read(name: str, table: dict[str, Any], profile: str, changes: dict[str, Any
     folders = {key: folder for key in values if key not in changes}
     with files_from(folders.get("defenses")):
         axes = replace(axes, defenses=_expand_wildcards(axes.defenses))
-    return Grid(name, table.get("title", name), profile, _checked(name, axes), folders)
+    for label, shown in names.items():
+        if not isinstance(shown, str):
+            raise UsageError(f"grid {name}: 'names' is a table of texts; '{label}' is {shown!r}")
+    return Grid(name, table.get("title", name), profile, _checked(name, axes), folders, names)
 
 
 def _dataset(label: str, folder: Path) -> str:
