@@ -11,7 +11,7 @@ import click
 from rdp_bench import __version__
 from rdp_bench.cache.store import Store, default_root
 from rdp_bench.cli import cache as cli_cache
-from rdp_bench.cli import data, run, train
+from rdp_bench.cli import check, cite, data, purify, run, show, train
 from rdp_bench.errors import FetchError, RdpBenchError, UsageError
 from rdp_bench.terminal import OneLine, printable, terminal
 
@@ -43,6 +43,28 @@ class _Group(click.Group):
             ctx.exit(1)
 
 
+def _accept_verbose(group: click.Group) -> None:
+    """Give every subcommand -v too, so that it may stand behind it."""
+
+    def set_level(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: ARG001 - click's
+        if value:
+            log.setLevel(logging.INFO)
+
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            _accept_verbose(command)
+        else:
+            command.params.append(
+                click.Option(
+                    ["-v", "--verbose"],
+                    is_flag=True,
+                    expose_value=False,
+                    callback=set_level,
+                    help="Print more on stderr.",
+                )
+            )
+
+
 def _line(error: Exception) -> str:
     """What went wrong, for whoever only wants to go on."""
     if isinstance(error, OSError) and error.strerror:
@@ -52,11 +74,11 @@ def _line(error: Exception) -> str:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "--version", prog_name="rdp-bench")
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Print more on stderr.")
 def main(verbose: bool) -> None:
     """Measure defenses that purify a classifier's input against transfer attacks.
 
-    Start with: rdp-bench run --grid table1, then: rdp-bench report
+    Start with: rdp-bench run table1, then: rdp-bench report
     """
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
@@ -155,8 +177,11 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
 @click.option(
     "--compare", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="Two results folders, cell by cell."
 )
+@click.option("--open", "open_", is_flag=True, help="Open the page in a browser.")
 @cli_cache.option
-def report(out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, cache: Path | None) -> None:
+def report(
+    out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, open_: bool, cache: Path | None
+) -> None:
     """Write OUT/report: index.html, tables (CSV, LaTeX, Markdown) and figures (SVG, PNG, PDF).
 
     With --compare: OUT/report/compare.html and compare.csv instead.
@@ -167,17 +192,27 @@ def report(out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, 
         page, compared = render(compare, Store(cache), out, only)
         click.echo(compared, err=True)
         click.echo(page)
+        _open(page, open_)
         return
     if not any((out / "runs").glob("*.json")):
-        raise UsageError(f"{out} holds no run; start with: rdp-bench run --grid table1 --out {out}")
+        raise UsageError(f"{out} holds no run; start with: rdp-bench run table1 --out {out}")
     from rdp_bench import reports
 
     lost: list[str] = []
-    click.echo(reports.render(out, Store(cache), list(only) or None, lost.append))
+    page = reports.render(out, Store(cache), list(only) or None, lost.append)
+    click.echo(page)
+    _open(page, open_)
     for line in lost:
         click.echo(line, err=True)
     if lost:
         sys.exit(1)
+
+
+def _open(page: Path, wanted: bool) -> None:
+    import webbrowser
+
+    if wanted and not webbrowser.open(page.resolve().as_uri()):
+        raise RdpBenchError(f"no browser could be opened; the page is {page}")
 
 
 @main.command()
@@ -216,6 +251,11 @@ main.add_command(run.run)
 main.add_command(cli_cache.cache_)
 main.add_command(train.train)
 main.add_command(data.data_)
+main.add_command(check.check)
+main.add_command(cite.cite)
+main.add_command(purify.purify)
+main.add_command(show.show)
+_accept_verbose(main)
 
 if __name__ == "__main__":
     main()
