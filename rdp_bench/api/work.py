@@ -1,7 +1,7 @@
 """Doing what a run still lacks: shared by `evaluate` and the command line."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rdp_bench.engine.jobs import Job
@@ -14,7 +14,26 @@ def lacks_results(running: "Run", jobs: "Sequence[Job]") -> bool:
     return bool(jobs) or not _accuracies_known(running.plan)
 
 
-def work(running: "Run", jobs: "Sequence[Job]", batch_size: int | None, show_bar: bool | None) -> None:
+class Listener(Protocol):
+    """What may follow the work besides the progress bar."""
+
+    def start(self, jobs: "Sequence[Job]") -> None:
+        """The jobs begin."""
+
+    def __call__(self, job: "Job", images: int) -> None:
+        """So many images more of `job` are done."""
+
+    def close(self) -> None:
+        """The jobs are over, or were interrupted."""
+
+
+def work(
+    running: "Run",
+    jobs: "Sequence[Job]",
+    batch_size: int | None,
+    show_bar: bool | None,
+    listener: Listener | None = None,
+) -> None:
     """Do `jobs`, the measurement of clean accuracies and of costs; the results folder is written.
 
     Args:
@@ -22,6 +41,7 @@ def work(running: "Run", jobs: "Sequence[Job]", batch_size: int | None, show_bar
         jobs: what is left to do.
         batch_size: images at once; None: as the device allows.
         show_bar: show a progress bar; None: where stderr is a terminal.
+        listener: follows the jobs too.
     """
     if not (lacks_results(running, jobs) or running.lacks_cost):
         running.check_accuracy(None)
@@ -39,6 +59,9 @@ def work(running: "Run", jobs: "Sequence[Job]", batch_size: int | None, show_bar
         bar.set_description("timing each part on two images")
         bar.set_costs(measure(running.plan, jobs))
         worker.report = bar
+        if listener is not None:
+            listener.start(jobs)
+            worker.report = _both(bar, listener)
         running.execute(jobs, worker)
         if running.lacks_cost:
             bar.set_description("measuring what each defense costs")
@@ -47,6 +70,16 @@ def work(running: "Run", jobs: "Sequence[Job]", batch_size: int | None, show_bar
             running.keep_cost(defense_cost.measure(worker))
     finally:
         bar.close()
+        if listener is not None:
+            listener.close()
+
+
+def _both(one: "Callable[[Job, int], None]", two: "Callable[[Job, int], None]") -> "Callable[[Job, int], None]":
+    def report(job: "Job", images: int) -> None:
+        one(job, images)
+        two(job, images)
+
+    return report
 
 
 def _accuracies_known(plan: "Plan") -> bool:

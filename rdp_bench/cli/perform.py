@@ -10,6 +10,7 @@ import click
 from rdp_bench.api.names import names_of
 from rdp_bench.api.work import lacks_results, work
 from rdp_bench.cache.store import Store
+from rdp_bench.cli.lines import JobLines
 from rdp_bench.data.adversarial import ELSEWHERE, SCHEME
 from rdp_bench.errors import UsageError
 from rdp_bench.specs import split
@@ -44,7 +45,9 @@ def perform(plan: "Plan", options: dict[str, Any], heading: str = "") -> "Run":
     if lacks_results(running, jobs):
         _writable(plan.store.root, "--cache")
     batch = options["batch_size"]
-    work(running, jobs, None if batch == "auto" else int(batch), options["progress"])
+    quiet = options["progress"] is None and not sys.stderr.isatty()
+    lines = JobLines(lambda line: click.echo(line, err=True)) if quiet else None
+    work(running, jobs, None if batch == "auto" else int(batch), options["progress"], lines)
     _print_checks(running)
     return running
 
