@@ -60,7 +60,7 @@ def work(
         bar.set_costs(measure(running.plan, jobs))
         worker.report = bar
         if listener is not None:
-            listener.start(jobs)
+            listener.start(running.plan.to_do(jobs))  # some are done by now
             worker.report = _both(bar, listener)
         running.execute(jobs, worker)
         if running.lacks_cost:

@@ -126,7 +126,7 @@ def _where(card: Any) -> str:
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder with weight files.")
 @cli_cache.option
 def doctor(models_dir: Path | None, cache: Path | None) -> None:
-    """Say what is here (device, weights, data), what is missing and how to get it."""
+    """Print what is installed (device, weights, data), and what each profile lacks and how to get it."""
     from rdp_bench import environment, plugins, registry
     from rdp_bench.data.open import open_dataset
     from rdp_bench.metrics import lpips
@@ -169,6 +169,14 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
             click.echo(f"  {name:18} here, {len(open_dataset(name).labels)} images")
         except RdpBenchError as error:
             click.echo(f"  {name:18} missing: {error}")
+    click.echo("\nprofiles")
+    from rdp_bench.cli.profiles import lacking
+
+    for profile in ("embedded", "paper"):
+        missing = lacking(profile, models_dir)
+        click.echo(f"  {profile:18} {'ready' if not missing else f'lacks {len(missing)}:'}")
+        for what, why in missing.items():
+            click.echo(f"    {what}: {why}")
 
 
 @main.command()

@@ -30,9 +30,9 @@ def run(folder: Path, *args: object) -> list[str]:
 
 def test_a_line_per_job(tmp_path: Path) -> None:
     found = run(tmp_path)
-    assert [line.partition("] ")[0] for line in found] == [f"[{i}/5" for i in range(1, 6)]
-    assert found[0].startswith("[1/5] none against clean images: 12 images done, ")
-    assert "fgsm on tiny/one: 12 images done" in found[2]
+    assert [line.partition("] ")[0] for line in found] == [f"[{i}/4" for i in range(1, 5)]
+    assert found[0].startswith("[1/4] tiny/round against clean images: 12 images done, ")
+    assert "fgsm on tiny/one: 12 images done" in found[1]
     assert run(tmp_path) == []
 
 
