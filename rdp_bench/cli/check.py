@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--size", default=128, show_default=True, type=click.IntRange(8), help="Pixels across the images used.")
-@click.option("--model", default="effnet-lite0", show_default=True, help="Model that attacks are checked on.")
-@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
+@click.option(
+    "--size", default=128, show_default=True, type=click.IntRange(8), help="Width of the test images in pixels."
+)
+@click.option("--model", default="effnet-lite0", show_default=True, help="Source model for attacks.")
+@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
 def check(file: Path, size: int, model: str, models_dir: Path | None) -> None:
     """Check the entries of a plugin FILE.py, a line per property.
 

@@ -19,7 +19,7 @@ log = logging.getLogger("rdp_bench")
 
 
 class _Group(click.Group):
-    """Turns our errors into one line and an exit status."""
+    """Reports errors as one line and an exit status."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         with terminal():
@@ -33,7 +33,7 @@ class _Group(click.Group):
             click.echo(f"error: {printable(str(error), lines=several)}", err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
         except KeyboardInterrupt:
-            click.echo("stopped; what was finished is kept, the same command goes on from there", err=True)
+            click.echo("stopped; finished work is kept, and the same command continues from there", err=True)
             ctx.exit(130)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
@@ -44,7 +44,7 @@ class _Group(click.Group):
 
 
 def _accept_verbose(group: click.Group) -> None:
-    """Give every subcommand -v too, so that it may stand behind it."""
+    """Give every subcommand -v too, so that it may come after it."""
 
     def set_level(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: ARG001 - click's
         if value:
@@ -66,7 +66,7 @@ def _accept_verbose(group: click.Group) -> None:
 
 
 def _line(error: Exception) -> str:
-    """What went wrong, for whoever only wants to go on."""
+    """An unexpected error in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return f"{type(error).__name__}: {error} (rdp-bench -v says where)"
@@ -123,7 +123,7 @@ def _where(card: Any) -> str:
 
 
 @main.command()
-@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder with weight files.")
+@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
 @cli_cache.option
 def doctor(models_dir: Path | None, cache: Path | None) -> None:
     """Print what is installed (device, weights, data), and what each profile lacks and how to get it."""
@@ -183,7 +183,11 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
 @run.out_option
 @click.option("--only", multiple=True, metavar="GRID", help="Only these grids; repeatable.")
 @click.option(
-    "--compare", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="Two results folders, cell by cell."
+    "--compare",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="A B",
+    help="Compare two results folders, cell by cell.",
 )
 @click.option("--open", "open_", is_flag=True, help="Open the page in a browser.")
 @cli_cache.option
@@ -226,9 +230,9 @@ def _open(page: Path, wanted: bool) -> None:
 @main.command()
 @run.out_option
 @click.option("--to", type=click.Path(path_type=Path), help="Folder to write.  [default: OUT/export]")
-@click.option("--dataset", metavar="NAME|FOLDER|CSV", help="The run's images, where they are now.")
+@click.option("--dataset", metavar="NAME|FOLDER|CSV", help="The run's data set, if it has moved.")
 @click.option("--only", multiple=True, metavar="GRID", help="Only the run of this grid; repeatable.")
-@click.option("--images", is_flag=True, help="Adversarial images too, as PNG.")
+@click.option("--images", is_flag=True, help="Also export adversarial images, as PNG.")
 @click.option("--parquet", is_flag=True, help="Predictions as Parquet instead of CSV (needs pyarrow).")
 @run.plugin_option
 @cli_cache.option
@@ -242,7 +246,7 @@ def export(
     plugins_: tuple[Path, ...],
     cache: Path | None,
 ) -> None:
-    """Write predictions of every image, and adversarial images, for others to use."""
+    """Export the predictions for every image, and adversarial images."""
     from rdp_bench import plugins
     from rdp_bench.results.export import export as write
 

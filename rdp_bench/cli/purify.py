@@ -17,10 +17,10 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 @click.argument("to", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--defense", required=True, metavar="NAME", shell_complete=complete.of_kind("defense"), help="Defense.")
 @click.option(
-    "--size", type=click.IntRange(8), help="Resize images to squares of so many pixels first, as a data set's are."
+    "--size", type=click.IntRange(8), help="First resize images to squares of this many pixels, as for a data set."
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
-@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
+@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
 @run.plugin_option
 def purify(

@@ -26,7 +26,11 @@ out_option = click.option(
     "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Results folder."
 )
 plugin_option = click.option(
-    "--plugin", "plugins_", multiple=True, type=click.Path(path_type=Path), help="Python file with entries of your own."
+    "--plugin",
+    "plugins_",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Python file with your own entries; repeatable.",
 )
 
 
@@ -51,14 +55,14 @@ _grid: dict[str, Any] = {
 @click.command()
 @click.argument("grid_", metavar="GRID", **_grid)
 @click.option("--grid", metavar="NAME|FILE", help="Another way to name GRID.", **_grid)
-@click.option("--profile", default="embedded", show_default=True, help="Which profile of the grid: embedded or paper.")
+@click.option("--profile", default="embedded", show_default=True, help="Profile of the grid: embedded or paper.")
 @click.option("--dataset", metavar="NAME|FOLDER|CSV", help="Images to use instead of the grid's.")
 @click.option("--limit", type=int, help="Use only the first N images.")
 @click.option(
     "--image-size",
     type=int,
     metavar="PIXELS",
-    help="Resize images to this as they are read, before any attack.  [default: the data set's, mostly 299]",
+    help="Resize images when they are read, before any attack.  [default: the data set's size, mostly 299]",
 )
 @click.option("--source", **_axis("model"), help="Source model, or a+b for an ensemble; repeatable.")
 @click.option("--target", **_axis("model"), help="Target model; repeatable.")
@@ -68,9 +72,12 @@ _grid: dict[str, Any] = {
 )
 @click.option("--eps", multiple=True, help="L-infinity budget in /255, like 8 or 8/255; repeatable.")
 @click.option("--norm", type=click.Choice(NORMS), help="Norm of the budget.  [default: the grid's, or linf]")
-@click.option("--defense-samples", type=int, help="Draws judged of a random defense.  [default: the grid's, or 1]")
+@click.option("--defense-samples", type=int, help="Evaluations of a random defense.  [default: the grid's, or 1]")
 @click.option(
-    "--success", is_flag=True, default=None, help="Also attack success over images that are right when clean."
+    "--success",
+    is_flag=True,
+    default=None,
+    help="Also report the share of correctly classified images that an attack flips.",
 )
 @click.option(
     "--name",
@@ -79,23 +86,21 @@ _grid: dict[str, Any] = {
     metavar="LABEL=NAME",
     help='How reports write a label, like "rdp=Ours".',
 )
-@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
+@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
 @click.option(
     "--batch-size",
     default="auto",
     show_default=True,
-    help="Images at once; auto: 20 on a CPU, 64 on a GPU, a quarter through a defense.",
+    help="Images per batch; auto: 20 on a CPU, 64 on a GPU, a quarter when attacking through a defense.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
 @out_option
 @cli_cache.option
 @plugin_option
-@click.option("--dry-run", is_flag=True, help="Print the plan, what is cached and how long the rest would take.")
-@click.option(
-    "--fresh", is_flag=True, help="Compute the selected cells again; what the cache holds of them is deleted."
-)
-@click.option("--progress/--no-progress", default=None, help="Force the progress bar on or off.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, what is cached, and an estimate of the remaining time.")
+@click.option("--fresh", is_flag=True, help="Compute the selected cells again; their cached results are deleted.")
+@click.option("--progress/--no-progress", default=None, help="Turn the progress bar on or off.")
 def run(**options: Any) -> None:
     """Run a grid: craft adversarial images, evaluate every defense, write OUT/results.csv.
 
@@ -161,7 +166,7 @@ def _dry_run(plan: "Plan", options: dict[str, Any]) -> None:
                 why = plan.store.closest_record_diff("adv", job.record)
                 click.echo(f"          nearest cached set differs in {'; '.join(why[:4]) or 'everything'}")
     judges = [job for job in to_do if not isinstance(job, CraftJob)]
-    click.echo(f"{sum(1 for _ in plan.grid.cells())} cells; {len(judges)} judgements to make")
+    click.echo(f"{sum(1 for _ in plan.grid.cells())} cells; {len(judges)} evaluations to run")
     total = sum(costs.of(job) for job in to_do) if costs else 0.0
     click.echo(f"estimated time: {duration(total)}" if to_do else "everything is cached")
 
