@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench import __version__, local_code
 from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.keys import canonical_json
 from rdp_bench.protocols import Attack, Defense, Purifier, Source
 from rdp_bench.registry import Entry, Registry
 
@@ -253,6 +254,13 @@ def as_defense(name: str, value: Any) -> Defense:
     if isinstance(value, type):
         raise UsageError(f"defense '{name}': {value.__name__} is a class; give an object of it: {value.__name__}()")
     if isinstance(value, Defense):
+        try:
+            canonical_json(value.resolved())
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"defense '{name}': resolved() cannot be written as JSON ({error}); override it to return the "
+                "numbers and texts among its parameters (what else the object holds is keyed by its hash)"
+            ) from error
         return value
     if callable(value):
         return CallableDefense(name, value)

@@ -53,16 +53,8 @@ def _accept_verbose(group: click.Group) -> None:
     for command in group.commands.values():
         if isinstance(command, click.Group):
             _accept_verbose(command)
-        else:
-            command.params.append(
-                click.Option(
-                    ["-v", "--verbose"],
-                    is_flag=True,
-                    expose_value=False,
-                    callback=set_level,
-                    help="Print more on stderr.",
-                )
-            )
+        flag: dict[str, Any] = {"is_flag": True, "expose_value": False, "help": "Print more on stderr."}
+        command.params.append(click.Option(["-v", "--verbose"], callback=set_level, **flag))
 
 
 def _line(error: Exception) -> str:

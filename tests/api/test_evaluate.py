@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,28 @@ def test_a_purifier_of_ones_own(evaluate: Evaluate) -> None:
     result = evaluate({"ours": Half()}, sources=["tiny/one", "bpda(ours, tiny/one)"])
     assert set(result.to_dataframe()["status"]) == {"done"}
     assert result.runs[0].record["defenses"]["ours"]["differentiable"] is True
+
+
+@dataclass(frozen=True)
+class Holder(Purifier):
+    """Holds what JSON does not."""
+
+    net: Any = None
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return self.net(x)
+
+
+class Plain(Holder):
+    def resolved(self) -> dict[str, Any]:
+        return {}
+
+
+def test_a_purifier_that_holds_a_network(evaluate: Evaluate) -> None:
+    with pytest.raises(UsageError, match="override it"):
+        evaluate({"ours": Holder(Scale(0.5))})
+    one, two = (evaluate({"ours": Plain(Scale(factor))}) for factor in (0.5, 0.0))
+    assert key(one) != key(two)
 
 
 class Half(Purifier):

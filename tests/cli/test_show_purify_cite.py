@@ -148,7 +148,7 @@ def test_report_opens_the_page(done: Folder, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_verbose_on_either_side(tmp_path: Path) -> None:
-    for args in (("-v", "cache", "ls"), ("cache", "ls", "-v"), ("cache", "ls", "--verbose")):
+    for args in (("-v", "cache", "ls"), ("cache", "ls", "-v"), ("cache", "-v", "ls"), ("cache", "ls", "--verbose")):
         assert cli(*args, "--cache", tmp_path).exit_code == 0
     (tmp_path / "bad.py").write_text("1/0")
     for args in (("-v", "list", "attacks"), ("list", "attacks", "-v")):
