@@ -178,7 +178,7 @@ def test_flags_select_what_each_grid_has() -> None:
     ("flags", "message"),
     [
         (("--attack", "i-fgms"), "unknown attack 'i-fgms'. Did you mean 'i-fgsm'?"),
-        (("--defense", "jpeg"), "unknown defense 'jpeg'. Known: none, tiny/round. With a list of grids, flags select"),
+        (("--defense", "jpeg"), "unknown defense 'jpeg'. Known: none, tiny/round. With a suite, options select"),
         (("--eps", 4), "unknown eps '4'. Known: 16"),
         (("--target", "tiny/two", "--attack", "i-fgsm", "--defense", "none", "--source", "tiny/one"), None),
     ],
@@ -186,7 +186,7 @@ def test_flags_select_what_each_grid_has() -> None:
 def test_flags_that_select_nothing_are_refused(flags: tuple[str, ...], message: str | None) -> None:
     if message is None:  # each is known, but no grid has all
         Path("all.toml").write_text('grids = ["grids/a.toml", "grids/b.toml"]\ntitle = ""')
-        message = "no grid of the list has what the flags select together"
+        message = "no grid of the suite matches all filters together"
     found = run(*flags)
     assert found.exit_code == 2
     assert message in found.output
