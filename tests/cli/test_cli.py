@@ -120,7 +120,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     flags = ["--dataset", "photos20", "--target", "effnet-lite0", "--source", "effnet-lite0", "--limit", "1"]
     found = cli("run", "--grid", "table1", *flags, "--models-dir", tmp_path, "--attack", "fgsm", "--defense", "none")
     assert found.exit_code == 1
-    assert "effnet-lite0.pth: refused (holds more than tensors)" in found.output
+    assert "effnet-lite0.pth: refused (contains more than tensors)" in found.output
     assert "2 failed" in found.output
     assert not (tmp_path / "ran").exists()
 
@@ -150,7 +150,7 @@ def test_a_full_disk_stops_with_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_report_without_a_run_says_how_to_start() -> None:
     found = cli("report")
     assert found.exit_code == 2
-    assert "rdp-bench run --grid table1" in found.output
+    assert "rdp-bench run table1" in found.output
 
 
 @pytest.mark.parametrize("kind", ["attacks", "defenses", "models", "datasets", "grids"])
