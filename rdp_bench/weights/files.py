@@ -194,9 +194,7 @@ def read_tensors(path: Path) -> "State":
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own types of errors with one meaning
         why = (
-            "contains more than tensors"
-            if isinstance(error, pickle.UnpicklingError)
-            else "damaged, or not a weight file"
+            "holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "damaged, or not a weight file"
         )
         raise BadModelError(
             f"{path.name}: refused ({why}). Only plain tensors are read: .safetensors, or .pth that torch loads "

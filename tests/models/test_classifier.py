@@ -391,7 +391,7 @@ def test_what_fill_refuses() -> None:
     refused(OrderedDict({**good, "head.bias": torch.zeros(7)}), r"head\.bias: \[7\] instead of \[5\]")
     foreign = OrderedDict((f"x{i}", tensor) for i, tensor in enumerate(good.values()))
     refused(foreign, rf"missing .*; and {2 * len(good) - 3} more")
-    refused(OrderedDict(list(foreign.items())[:-1]), f"holds {len(good) - 1} tensors", replace(CARD, in_order=True))
+    refused(OrderedDict(list(foreign.items())[:-1]), f"contains {len(good) - 1} tensors", replace(CARD, in_order=True))
     turned = OrderedDict(reversed(list(foreign.items())))
     refused(turned, "instead of", replace(CARD, in_order=True))
     for bad in (float("nan"), float("inf")):
