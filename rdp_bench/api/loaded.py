@@ -159,9 +159,8 @@ def _classifier(model: Any, x: "Tensor") -> Classifier:
             f"a source is a model of load_model or a torch.nn.Module, found {model!r}"
             + (f"; use load_model({model!r})" if isinstance(model, str) else "")
         )
-    if hasattr(model, "classes") and hasattr(model, "name"):
-        found: Classifier = model
-        return found
+    if isinstance(model, Classifier):
+        return model
     with torch.no_grad():
         logits = model(x[:1])
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:

@@ -25,7 +25,7 @@ from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import measurements
 from rdp_bench.models.entry_calls import checked_logits, is_out_of_memory, naming_entry
-from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets
+from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of
 from rdp_bench.rng import ImageRng
 from rdp_bench.user_reads import noting_unkeyed, unkeyed
 
@@ -308,7 +308,7 @@ class Worker:
     def _check_labels(self, name: str, classes: int) -> None:
         """Refuse a network whose outputs are not the classes that the data set's labels count."""
         dataset = self.plan.dataset
-        expected = getattr(dataset, "classes", None)
+        expected = classes_of(dataset)
         if expected is not None and classes != expected:
             raise RdpBenchError(
                 f"model '{name}' has {classes} classes, data set {dataset.name} has labels of {expected}: class "

@@ -137,7 +137,7 @@ def white_box(label: str, defense: str, target: str, *, random: bool) -> str:
         label: `white-box` or `white-box(N)`.
         defense: the label of the cell's defense.
         target: the label of the cell's target.
-        random: whether the defense is random.
+        random: whether the defense is.
 
     Raises:
         UsageError: the number of samples is below 1.

@@ -120,7 +120,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     flags = ["--dataset", "photos20", "--target", "effnet-lite0", "--source", "effnet-lite0", "--limit", "1"]
     found = cli("run", "--grid", "table1", *flags, "--models-dir", tmp_path, "--attack", "fgsm", "--defense", "none")
     assert found.exit_code == 1
-    assert "effnet-lite0.pth: refused (contains more than tensors)" in found.output
+    assert "effnet-lite0.pth: refused (holds more than tensors)" in found.output
     assert "2 failed" in found.output
     assert not (tmp_path / "ran").exists()
 
