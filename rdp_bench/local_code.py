@@ -279,7 +279,7 @@ class _Walk:
 
     def function(self, function: FunctionType) -> Any:
         if not _mine(function.__module__):
-            return self.foreign(function)
+            return self.foreign_function(function)
         named = sorted(
             {
                 str(each.argval)
@@ -309,7 +309,11 @@ class _Walk:
 
     def kind(self, kind: type) -> Any:
         if not _mine(kind.__module__):
-            return self.foreign(kind)
+            named = self.foreign(kind)
+            if "<locals>" not in kind.__qualname__ or module_file(sys.modules.get(kind.__module__)) is None:
+                return named
+            methods = [value for _, value in sorted(vars(kind).items()) if isinstance(value, FunctionType)]
+            return [named, [self.form(method) for method in methods]]
         members = []
         for name, value in sorted(vars(kind).items()):
             if name not in _OF_EVERY_CLASS and not _made_by_dataclass(kind, name, value):
@@ -338,11 +342,33 @@ class _Walk:
             return [self.module(module), getattr(value, "__qualname__", "")]
         return ["library", name, getattr(value, "__qualname__", type(value).__qualname__)]
 
+    def foreign_function(self, function: FunctionType) -> Any:
+        """A function of a library, by name; of a local module, by its files and by what it was made with."""
+        named = self.foreign(function)
+        if module_file(sys.modules.get(function.__module__)) is None:
+            return named
+        cells = [self.cell(cell) for cell in function.__closure__ or ()]
+        return [named, self.form(function.__defaults__), self.form(function.__kwdefaults__), cells]
+
+    def network(self, network: Any) -> Any:
+        """A torch module: its tensors, and of every submodule the class, attributes, buffers and hooks."""
+        inner = []
+        for name, module in network.named_modules():
+            own = {
+                key: value
+                for key, value in vars(module).items()
+                if key not in ("_parameters", "_modules") and not (key.startswith("_") and not value)
+            }
+            inner.append([name, self.form(type(module)), self.form(own)])
+        return ["network", str(network), inner, self.form(dict(network.state_dict()))]
+
     def thing(self, value: Any) -> Any:
         """An object: an array or a network by its numbers, one of the user's classes by its attributes."""
         kind = type(value)
         if isinstance(value, Path):
             return ["path", str(value)]
+        if callable(getattr(value, "named_modules", None)) and callable(getattr(value, "state_dict", None)):
+            return self.network(value)
         if callable(state := getattr(value, "state_dict", None)):
             return ["state", self.form(kind), str(value), self.form(dict(state()))]
         if hasattr(value, "detach") and hasattr(value, "cpu"):
@@ -352,8 +378,11 @@ class _Walk:
             if value.dtype == object:  # its bytes are addresses
                 return ["array", self.form(value.tolist())]
             return ["array", str(value.dtype), list(getattr(value, "shape", ())), sha256(value.tobytes()).hexdigest()]
-        if _mine(kind.__module__) or dataclasses.is_dataclass(value):
-            return ["object", self.form(kind), self.form(getattr(value, "__dict__", {}))]
+        local = module_file(sys.modules.get(kind.__module__)) is not None
+        if _mine(kind.__module__) or local or dataclasses.is_dataclass(value):
+            slots = [name for each in kind.__mro__ for name in vars(each).get("__slots__", ()) if hasattr(value, name)]
+            kept = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}}
+            return ["object", self.form(kind), self.form(kept)]
         if callable(value) and hasattr(value, "__qualname__"):  # builtins, methods of libraries
             return self.foreign(value)
         log.warning(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Backward = Literal["exact", "identity", "stand-in"]
 
 
+@runtime_checkable
 class Classifier(Protocol):
     """A network in pixel space: it owns its resize, crop, mean and standard deviation.
 

@@ -35,6 +35,8 @@ class Entry(Generic[T]):
     """Permanent, part of cache keys; by default the name."""
     stamp: str | None = None
     """Hash of the code that registered it (`plugins.load`); None: computed on demand."""
+    title: str = ""
+    """How reports write it; by default as its name."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", self.id or self.name)
@@ -189,6 +191,7 @@ class Registry(Generic[T]):
         source: str,
         version: int = 1,
         id: str = "",  # noqa: A002 - the word that keys use
+        title: str = "",
     ) -> Callable[[Callable[P, T]], Callable[P, T]]:
         """Register a class, a function that makes an object, or a plain function that is an attack, under `name`.
 
@@ -197,6 +200,7 @@ class Registry(Generic[T]):
             source: the paper or code that it follows.
             version: bump it whenever the entry's output changes. Part of every cache key.
             id: the name in cache keys, by default `name`. A renamed entry states its old name here.
+            title: how reports write it, by default `name`. Not part of any key.
 
         Raises:
             RdpBenchError: a bad name, or a name or id that another entry has.
@@ -212,7 +216,7 @@ class Registry(Generic[T]):
                 )
             self._refuse_taken(id or name, f"{self.kind} '{name}' ({origin})")
             summary = (factory.__doc__ or "").strip().partition("\n")[0]
-            self.entries[name] = Entry(name, factory, summary, source, version, origin, id or name)
+            self.entries[name] = Entry(name, factory, summary, source, version, origin, id or name, title=title)
             return factory
 
         return enter

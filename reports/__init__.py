@@ -31,14 +31,15 @@ def render(
     """
     from rdp_bench.reports import page as html
     from rdp_bench.reports import summary
-    from rdp_bench.results.rows import load, lost, select_runs
+    from rdp_bench.results.rows import load, lost, select_runs, shown_names
 
     runs = summary.in_order(load(out, store))
     shown = select_runs(runs, only or ())
     _require_predictions(shown, out, store)
     pen = _Pen(out / "report")
-    sections = [_section(pen, run, store, len(shown) > FEW) for run in shown]
-    page = pen.write("index.html", html.page(sections, summary.grids_not_run(runs)).encode())
+    with shown_names(*(run.names for run in shown)):
+        sections = [_section(pen, run, store, len(shown) > FEW) for run in shown]
+        page = pen.write("index.html", html.page(sections, summary.grids_not_run(runs)).encode())
     pen.tidy(keep=bool(only))
     for run in shown:
         if run.unread and complain:

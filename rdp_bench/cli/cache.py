@@ -1,4 +1,4 @@
-"""`rdp-bench cache`: look after stored sets and predictions."""
+"""`rdp-bench cache`: list, verify and prune the cache."""
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ from rdp_bench.errors import DamagedError, RdpBenchError, UnreadableError, Usage
 
 
 class _Folder(click.Path):
-    """A folder's path; an empty one, which an unset variable of a script leaves, is not the current folder."""
+    """A folder's path. An empty one, as from an unset shell variable, is refused: it would be the current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
@@ -26,19 +26,19 @@ class _Folder(click.Path):
 option = click.option(
     "--cache",
     type=_Folder(path_type=Path, file_okay=False),
-    help="Folder of cached sets and predictions.  [default: $RDP_BENCH_CACHE or the user's cache folder]",
+    help="Cache folder.  [default: $RDP_BENCH_CACHE or the user's cache folder]",
 )
 
 
 @click.group("cache")
 def cache_() -> None:
-    """Look after cached sets and predictions."""
+    """List, verify and prune the cache."""
 
 
 @cache_.command("ls")
 @option
 def cache_ls(cache: Path | None) -> None:
-    """List what is stored, newest last."""
+    """List the stored artefacts, newest last."""
     store = Store(cache)
     total = 0
     for kind, key in store.everything():
@@ -64,7 +64,10 @@ def _about(part: dict[str, Any]) -> str:
 @cache_.command("verify")
 @option
 def cache_verify(cache: Path | None) -> None:
-    """Check every stored byte; damaged batches are deleted and made again by the next run."""
+    """Verify the hash of every stored file.
+
+    Damaged batches are deleted; the next run computes them again.
+    """
     store = Store(cache)
     _proven(store)
     everything = list(store.everything())
@@ -131,14 +134,14 @@ def _sweep(store: Store) -> None:
     "--older-than",
     type=click.FloatRange(min=0),
     metavar="DAYS",
-    help="Delete what was written more than DAYS days ago.",
+    help="Delete artefacts older than DAYS days.",
 )
 @click.option("--all", "everything", is_flag=True, help="Delete everything.")
 @option
 def cache_prune(older_than: float | None, everything: bool, cache: Path | None) -> None:
-    """Delete stored sets and predictions, and temporary files that killed runs left.
+    """Delete stored artefacts, and temporary files of killed runs.
 
-    Only files that rdp-bench itself names, and only in a folder that a run has marked as its cache.
+    Only files that rdp-bench wrote are deleted, and only in a folder that a run has marked as its cache.
     """
     if (older_than is None or math.isnan(older_than)) and not everything:
         raise UsageError("say what to delete: --older-than DAYS or --all")

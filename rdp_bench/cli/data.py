@@ -1,4 +1,4 @@
-"""`rdp-bench data`: bring data sets here."""
+"""`rdp-bench data`: download data sets."""
 
 import sys
 from pathlib import Path
@@ -8,32 +8,30 @@ import click
 
 @click.group("data")
 def data_() -> None:
-    """Bring data sets here."""
+    """Download data sets."""
 
 
 @data_.command("get")
 @click.argument("name", type=click.Choice(["nips2017"]))
-@click.option("--from", "source", metavar="FOLDER|ZIP|URL", help="Where it is, instead of the web addresses above.")
-@click.option(
-    "--to", type=click.Path(path_type=Path), default="nips2017", show_default=True, help="Folder that it goes to."
-)
+@click.option("--from", "source", metavar="FOLDER|ZIP|URL", help="Read the set from here instead of the web.")
+@click.option("--to", type=click.Path(path_type=Path), default="nips2017", show_default=True, help="Folder to write.")
 def get(name: str, source: str | None, to: Path) -> None:
-    """Bring NIPS-2017 DEV here: 1000 images of 299 x 299 as TO/images/*.png, labels as TO/dev_dataset.csv.
+    """Download NIPS-2017 DEV: 1000 images of 299 x 299 to TO/images/*.png, labels to TO/dev_dataset.csv.
 
-    It comes from where the competition's organisers keep it, without an account, and where that fails from the copy of
-    a paper's authors:
+    The source is the competition organisers' copy, which needs no account, and if that fails the copy of the authors of
+    a paper:
 
     \b
     https://www.kaggle.com/datasets/google-brain/nips-2017-adversarial-learning-development-set
     https://github.com/ZhengyuZhao/Targeted-Tansfer
 
-    Either may disappear: any folder or zip with the PNGs and dev_dataset.csv (Kaggle calls it images.csv) will do. The
+    Either may disappear. --from accepts any folder or zip with the PNGs and dev_dataset.csv (images.csv on Kaggle). The
     images belong to their photographers and are licensed CC BY.
 
-    Pixels and labels of all 1000 images are verified. Two copies of the set circulate. Copy A is the undamaged one.
-    Copy B (re-encoded) is accepted and named, but its two images that show "This photo is no longer available" are
-    refused. "rdp-bench run --dataset TO" accepts the result, also where images are missing; TO/differences.csv lists
-    what differs from copy A. A download resumes where it stopped, and a second call adds what is missing.
+    The pixels and labels of all 1000 images are verified. Two copies of the set circulate. Copy A is undamaged. Copy B
+    (re-encoded) is accepted and reported, but its two images that show "This photo is no longer available" are refused.
+    TO/differences.csv lists what differs from copy A. "rdp-bench run --dataset TO" also accepts an incomplete set. A
+    download resumes where it stopped; a second call adds missing images.
     """  # noqa: D301 - click wants the control character
     from rdp_bench.data.nips2017 import COPY_B, manifest
     from rdp_bench.download.nips2017 import DIFFERENCES, fetch_nips2017

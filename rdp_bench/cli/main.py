@@ -11,7 +11,7 @@ import click
 from rdp_bench import __version__
 from rdp_bench.cache.store import Store, default_root
 from rdp_bench.cli import cache as cli_cache
-from rdp_bench.cli import data, run, train, weights
+from rdp_bench.cli import check, cite, data, purify, run, show, train, weights
 from rdp_bench.errors import FetchError, RdpBenchError, UsageError
 from rdp_bench.terminal import OneLine, printable, terminal
 
@@ -19,7 +19,7 @@ log = logging.getLogger("rdp_bench")
 
 
 class _Group(click.Group):
-    """Turns our errors into one line and an exit status."""
+    """Reports errors as one line and an exit status."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         with terminal():
@@ -33,7 +33,7 @@ class _Group(click.Group):
             click.echo(f"error: {printable(str(error), lines=several)}", err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
         except KeyboardInterrupt:
-            click.echo("stopped; what was finished is kept, the same command goes on from there", err=True)
+            click.echo("stopped; finished work is kept, and the same command continues from there", err=True)
             ctx.exit(130)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
@@ -43,8 +43,22 @@ class _Group(click.Group):
             ctx.exit(1)
 
 
+def _accept_verbose(group: click.Group) -> None:
+    """Give every subcommand -v too, so that it may come after it."""
+
+    def set_level(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: ARG001 - click's
+        if value:
+            log.setLevel(logging.INFO)
+
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            _accept_verbose(command)
+        flag: dict[str, Any] = {"is_flag": True, "expose_value": False, "help": "Print more on stderr."}
+        command.params.append(click.Option(["-v", "--verbose"], callback=set_level, **flag))
+
+
 def _line(error: Exception) -> str:
-    """What went wrong, for whoever only wants to go on."""
+    """An unexpected error in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return f"{type(error).__name__}: {error} (rdp-bench -v says where)"
@@ -52,11 +66,11 @@ def _line(error: Exception) -> str:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "--version", prog_name="rdp-bench")
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Print more on stderr.")
 def main(verbose: bool) -> None:
     """Measure defenses that purify a classifier's input against transfer attacks.
 
-    Start with: rdp-bench run --grid table1, then: rdp-bench report
+    Start with: rdp-bench run table1, then: rdp-bench report
     """
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
@@ -101,10 +115,10 @@ def _where(card: Any) -> str:
 
 
 @main.command()
-@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder with weight files.")
+@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
 @cli_cache.option
 def doctor(models_dir: Path | None, cache: Path | None) -> None:
-    """Say what is here (device, weights, data), what is missing and how to get it."""
+    """Print what is installed (device, weights, data), and what each profile lacks and how to get it."""
     from rdp_bench import environment, plugins, registry
     from rdp_bench.data.open import open_dataset
     from rdp_bench.metrics.measurements import MEASUREMENTS
@@ -148,16 +162,31 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
             click.echo(f"  {name:18} here, {len(open_dataset(name).labels)} images")
         except RdpBenchError as error:
             click.echo(f"  {name:18} missing: {error}")
+    click.echo("\nprofiles")
+    from rdp_bench.cli.profiles import lacking
+
+    for profile in ("embedded", "paper"):
+        missing = lacking(profile, models_dir)
+        click.echo(f"  {profile:18} {'ready' if not missing else f'lacks {len(missing)}:'}")
+        for what, why in missing.items():
+            click.echo(f"    {what}: {why}")
 
 
 @main.command()
 @run.out_option
 @click.option("--only", multiple=True, metavar="GRID", help="Only these grids; repeatable.")
 @click.option(
-    "--compare", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="Two results folders, cell by cell."
+    "--compare",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="A B",
+    help="Compare two results folders, cell by cell.",
 )
+@click.option("--open", "open_", is_flag=True, help="Open the page in a browser.")
 @cli_cache.option
-def report(out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, cache: Path | None) -> None:
+def report(
+    out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, open_: bool, cache: Path | None
+) -> None:
     """Write OUT/report: index.html, tables (CSV, LaTeX, Markdown) and figures (SVG, PNG, PDF).
 
     With --compare: OUT/report/compare.html and compare.csv instead.
@@ -168,25 +197,35 @@ def report(out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, 
         page, compared = render(compare, Store(cache), out, only)
         click.echo(compared, err=True)
         click.echo(page)
+        _open(page, open_)
         return
     if not any((out / "runs").glob("*.json")):
-        raise UsageError(f"{out} holds no run; start with: rdp-bench run --grid table1 --out {out}")
+        raise UsageError(f"{out} holds no run; start with: rdp-bench run table1 --out {out}")
     from rdp_bench import reports
 
     lost: list[str] = []
-    click.echo(reports.render(out, Store(cache), list(only) or None, lost.append))
+    page = reports.render(out, Store(cache), list(only) or None, lost.append)
+    click.echo(page)
+    _open(page, open_)
     for line in lost:
         click.echo(line, err=True)
     if lost:
         sys.exit(1)
 
 
+def _open(page: Path, wanted: bool) -> None:
+    import webbrowser
+
+    if wanted and not webbrowser.open(page.resolve().as_uri()):
+        raise RdpBenchError(f"no browser could be opened; the page is {page}")
+
+
 @main.command()
 @run.out_option
 @click.option("--to", type=click.Path(path_type=Path), help="Folder to write.  [default: OUT/export]")
-@click.option("--dataset", metavar="NAME|FOLDER|CSV", help="The run's images, where they are now.")
+@click.option("--dataset", metavar="NAME|FOLDER|CSV", help="The run's data set, if it has moved.")
 @click.option("--only", multiple=True, metavar="GRID", help="Only the run of this grid; repeatable.")
-@click.option("--images", is_flag=True, help="Adversarial images too, as PNG.")
+@click.option("--images", is_flag=True, help="Also export adversarial images, as PNG.")
 @click.option("--parquet", is_flag=True, help="Predictions as Parquet instead of CSV (needs pyarrow).")
 @run.plugin_option
 @cli_cache.option
@@ -200,7 +239,7 @@ def export(
     plugins_: tuple[Path, ...],
     cache: Path | None,
 ) -> None:
-    """Write predictions of every image, and adversarial images, for others to use."""
+    """Export the predictions for every image, and adversarial images."""
     from rdp_bench import plugins
     from rdp_bench.results.export import export as write
 
@@ -218,6 +257,11 @@ main.add_command(cli_cache.cache_)
 main.add_command(train.train)
 main.add_command(data.data_)
 main.add_command(weights.weights_)
+main.add_command(check.check)
+main.add_command(cite.cite)
+main.add_command(purify.purify)
+main.add_command(show.show)
+_accept_verbose(main)
 
 if __name__ == "__main__":
     main()

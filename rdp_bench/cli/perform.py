@@ -2,19 +2,22 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from rdp_bench.api.names import names_of
+from rdp_bench.api.work import lacks_results, work
 from rdp_bench.cache.store import Store
+from rdp_bench.cli.lines import JobLines
 from rdp_bench.data.adversarial import ELSEWHERE, SCHEME
 from rdp_bench.errors import UsageError
+from rdp_bench.specs import split
 
 if TYPE_CHECKING:
     from rdp_bench.engine.grid import Grid
-    from rdp_bench.engine.jobs import Job
     from rdp_bench.engine.options import RunOptions
     from rdp_bench.engine.plan import Plan
     from rdp_bench.engine.run import Run
@@ -36,45 +39,60 @@ def perform(plan: "Plan", options: "RunOptions", made: set[str] | None = None, h
 
     _writable(options.out, "--out")
     running = Run(plan, options.out, _command())
+    # Of several grids, each has some of the labels that are given names.
+    given = {f"?{label}": name for label, name in options.names.items()} if heading else options.names
+    names = names_of(plan.grid, given)
     jobs = running.start(made)
+    running.record["names"] = names
     click.echo(f"{heading}{plan.grid.title}", err=True)
     click.echo(
         f"{plan.n} images of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: {summary(running)}",
         err=True,
     )
-    lacks_results = jobs or not _accuracies_known(plan)
-    if lacks_results:
+    if lacks_results(running, jobs):
         _writable(plan.store.root, "--cache")
-    if lacks_results or running.lacks_cost:
-        _work(running, jobs, options)
-    else:
-        running.check_accuracy(None)
-        running.save()
+    quiet = options.progress is None and not sys.stderr.isatty()
+    lines = JobLines(lambda line: click.echo(line, err=True)) if quiet else None
+    work(running, jobs, options.batch_size, options.progress, lines)
     _print_checks(running)
     return running
 
 
-def _work(running: "Run", jobs: list["Job"], options: "RunOptions") -> None:
-    from rdp_bench.engine.progress import Costs, ProgressBar, measure
+def _split_lists(flags: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The labels that the flags of axes give, by flag: "a,b" stands for "a" and "b".
 
-    bar = ProgressBar(jobs, Costs(running.plan), show_bar=options.progress)
-    try:
-        bar.set_description("loading torch and the networks, measuring clean accuracy")
-        from rdp_bench.engine.worker import Worker
+    A label with a colon is left whole: a file's name may hold commas.
+    """
+    given = {}
+    for flag in FLAGS.values():
+        found: list[str] = []
+        for text in flags[flag]:
+            plus = "+" if text.startswith("+") else ""
+            parts = split(text.removeprefix(plus), ",")
+            whole = any(":" in part.removeprefix("timm:") for part in parts)
+            if len(parts) > 1 and not all(parts):
+                raise UsageError(f"--{flag} {text}: a name is missing beside a comma")
+            found += [text] if whole else [plus + part for part in parts]
+        given[flag] = tuple(found)
+    return given
 
-        worker = Worker(running.plan, options.batch_size)
-        running.check_accuracy(worker)
-        bar.set_description("timing each part on two images")
-        bar.set_costs(measure(running.plan, jobs))
-        worker.report = bar
-        running.execute(jobs, worker)
-        if running.lacks_cost:
-            bar.set_description("measuring what each defense costs")
-            from rdp_bench.engine import defense_cost
 
-            running.keep_cost(defense_cost.measure(worker))
-    finally:
-        bar.close()
+def _added(flags: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """What `+NAME` adds to a grid's axes, by axis.
+
+    Raises:
+        UsageError: names with and without "+" for one axis.
+    """
+    found = {}
+    for axis, flag in FLAGS.items():
+        plus = tuple(text[1:].strip() for text in flags[flag] if text.startswith("+"))
+        if plus and len(plus) < len(flags[flag]):
+            raise UsageError(f"--{flag}: +NAME adds to the grid's axis, NAME replaces it; use one of the two")
+        if not all(plus):
+            raise UsageError(f"--{flag} +: name what to add, like --{flag} +NAME")
+        if plus:
+            found[axis] = plus
+    return found
 
 
 def run_options(flags: Mapping[str, Any]) -> "RunOptions":
@@ -85,6 +103,7 @@ def run_options(flags: Mapping[str, Any]) -> "RunOptions":
     """
     from rdp_bench.engine.options import RunOptions
 
+    flags = {**flags, **_split_lists(flags)}
     batch = flags["batch_size"]
     if batch != "auto" and not (batch.isdecimal() and batch.isascii()):
         raise UsageError(f"--batch-size {batch}: expected auto or a number above 0")
@@ -94,30 +113,52 @@ def run_options(flags: Mapping[str, Any]) -> "RunOptions":
         plugins=tuple(flags["plugins_"]),
         batch_size=None if batch == "auto" else int(batch),
         changes=_changes(flags),
+        added=_added(flags),
+        names=_given_names(flags["names"]),
     )
 
 
 def _changes(flags: Mapping[str, Any]) -> dict[str, Any]:
     """What the flags put in the place of a grid's axes."""
-    given: dict[str, Any] = {axis: flags[flag] for axis, flag in FLAGS.items() if flags[flag]}
+    plus = _added(flags)
+    given: dict[str, Any] = {axis: flags[flag] for axis, flag in FLAGS.items() if flags[flag] and axis not in plus}
     if "targets" in given:
         given["baselines"] = ()
-    if not flags["source"] and flags["attack"] and all(label.startswith(SCHEME) for label in flags["attack"]):
+    attacks = given.get("attacks", ())
+    if not flags["source"] and attacks and all(label.startswith(SCHEME) for label in attacks):
         given["sources"] = (ELSEWHERE,)
     scalars = ("dataset", "defense_samples", "norm", "success", "image_size")
     return given | {name: flags[name] for name in scalars if flags[name] is not None}
 
 
-def load_grid(name: str, options: "RunOptions", given: Mapping[str, Any]) -> "Grid":
-    """The grid of this name with `given` axes; loads the plugins that the flags and the grid name."""
+def load_grid(name: str, options: "RunOptions", given: Mapping[str, Any], *, one_of_many: bool = False) -> "Grid":
+    """The grid of this name with `given` axes and what `+NAME` adds; loads the plugins that it and the flags name.
+
+    As `one_of_many`, a grid without attacks gets no source, attack or eps.
+    """
     from rdp_bench import plugins
     from rdp_bench.engine import grid
 
     chosen, files = grid.load(name, options.profile, given)
     plugins.load((*options.plugins, *files))
     chosen = grid.settle(chosen, options.models_dir)
+    more = options.added
+    if one_of_many and not chosen.axes.attacks:
+        more = {axis: labels for axis, labels in more.items() if axis in ("defenses", "targets")}
+    chosen = grid.extend(chosen, more)
     _say_size(chosen)
     return chosen
+
+
+def _given_names(texts: Sequence[str]) -> dict[str, str]:
+    """What --name says, by label."""
+    found = {}
+    for text in texts:
+        label, *rest = split(text, "=")
+        if not label or not rest:
+            raise UsageError(f'--name {text}: expected LABEL=NAME, like --name "rdp=Ours"')
+        found[label] = text.strip()[len(label) :].lstrip().removeprefix("=").strip()
+    return found
 
 
 def _say_size(grid: "Grid") -> None:
@@ -145,10 +186,6 @@ def plan_of(grid: "Grid", options: "RunOptions") -> "Plan":
         limit=options.limit,
         models_dir=options.models_dir,
     )
-
-
-def _accuracies_known(plan: "Plan") -> bool:
-    return all(plan.done(job) for job in plan.clean_checks)
 
 
 def _command() -> str:

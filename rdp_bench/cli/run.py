@@ -10,9 +10,10 @@ import click
 
 from rdp_bench.budgets import NORMS, show_eps
 from rdp_bench.cli import cache as cli_cache
-from rdp_bench.cli import suite
+from rdp_bench.cli import complete, suite
 from rdp_bench.cli.perform import DEFAULT_OUT, load_grid, next_step, perform, plan_of, run_options
 from rdp_bench.data.adversarial import ELSEWHERE
+from rdp_bench.errors import UsageError
 from rdp_bench.terminal import printable
 
 if TYPE_CHECKING:
@@ -26,59 +27,97 @@ out_option = click.option(
     "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Results folder."
 )
 plugin_option = click.option(
-    "--plugin", "plugins_", multiple=True, type=click.Path(path_type=Path), help="Python file with entries of your own."
+    "--plugin",
+    "plugins_",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Python file with your own entries; repeatable.",
 )
 
-_AXIS: dict[str, Any] = {"multiple": True, "metavar": "NAME"}
+
+def _axis(kind: str) -> dict[str, Any]:
+    return {"multiple": True, "metavar": "NAME", "shell_complete": complete.of_kind(kind)}
+
+
+def _keep_grid(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    """Let the argument and the option give one parameter."""
+    before = ctx.params.setdefault("grid_name", None)
+    if value is not None and before not in (None, value):
+        raise click.UsageError(f"two grids are named, {before} and {value}; a run has one", ctx)
+    if value is not None:
+        ctx.params["grid_name"] = value
+
+
+_grid: dict[str, Any] = {
+    "callback": _keep_grid, "expose_value": False, "required": False, "shell_complete": complete.of_kind("grid"),
+}  # fmt: skip
 
 
 @click.command()
-@click.option("--grid", "grid_name", required=True, metavar="NAME|FILE", help="Built-in grid or a path to a TOML file.")
-@click.option("--profile", default="embedded", show_default=True, help="Which profile of the grid: embedded or paper.")
+@click.argument("grid_", metavar="GRID", **_grid)
+@click.option("--grid", metavar="NAME|FILE", help="Another way to name GRID.", **_grid)
+@click.option("--profile", default="embedded", show_default=True, help="Profile of the grid: embedded or paper.")
 @click.option("--dataset", metavar="NAME|FOLDER|CSV", help="Images to use instead of the grid's.")
 @click.option("--limit", type=int, help="Use only the first N images.")
 @click.option(
     "--image-size",
     type=int,
     metavar="PIXELS",
-    help="Resize images to this as they are read, before any attack.  [default: the data set's, mostly 299]",
+    help="Resize images when they are read, before any attack.  [default: the data set's size, mostly 299]",
 )
-@click.option("--source", **_AXIS, help="Source model, or a+b for an ensemble; repeatable.")
-@click.option("--target", **_AXIS, help="Target model; repeatable.")
-@click.option("--attack", **_AXIS, help='Attack, like "ti-dim", "dim(steps=10)" or "MI|DI(p=.5)"; repeatable.')
-@click.option("--defense", **_AXIS, help='Defense, like "jpeg(quality=95)" or a chain, "jpeg >> rdp"; repeatable.')
+@click.option("--source", **_axis("model"), help="Source model, or a+b for an ensemble; repeatable.")
+@click.option("--target", **_axis("model"), help="Target model; repeatable.")
+@click.option("--attack", **_axis("attack"), help='Attack, like "ti-dim" or "MI|DI(p=.5)"; repeatable.')
+@click.option(
+    "--defense", **_axis("defense"), help='Defense, like "jpeg(quality=95)" or a chain, "jpeg >> rdp"; repeatable.'
+)
 @click.option("--eps", multiple=True, help="L-infinity budget in /255, like 8 or 8/255; repeatable.")
 @click.option("--norm", type=click.Choice(NORMS), help="Norm of the budget.  [default: the grid's, or linf]")
-@click.option("--defense-samples", type=int, help="Draws judged of a random defense.  [default: the grid's, or 1]")
+@click.option("--defense-samples", type=int, help="Evaluations of a random defense.  [default: the grid's, or 1]")
 @click.option(
-    "--success", is_flag=True, default=None, help="Also attack success over images that are right when clean."
+    "--success",
+    is_flag=True,
+    default=None,
+    help="Also report the share of correctly classified images that an attack flips.",
 )
-@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="LABEL=NAME",
+    help='How reports write a label, like "rdp=Ours".',
+)
+@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
 @click.option(
     "--batch-size",
     default="auto",
     show_default=True,
-    help="Images at once; auto: 20 on a CPU, 64 on a GPU, a quarter through a defense.",
+    help="Images per batch; auto: 20 on a CPU, 64 on a GPU, a quarter when attacking through a defense.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
 @out_option
 @cli_cache.option
 @plugin_option
-@click.option("--dry-run", is_flag=True, help="Print the plan, what is cached and how long the rest would take.")
-@click.option(
-    "--fresh", is_flag=True, help="Compute the selected cells again; what the cache holds of them is deleted."
-)
-@click.option("--progress/--no-progress", default=None, help="Force the progress bar on or off.")
-def run(grid_name: str, **flags: Any) -> None:
-    """Run a grid: craft adversarial sets, judge every defense, write OUT/results.csv.
+@click.option("--dry-run", is_flag=True, help="Print the plan, what is cached, and an estimate of the remaining time.")
+@click.option("--fresh", is_flag=True, help="Compute the selected cells again; their cached results are deleted.")
+@click.option("--progress/--no-progress", default=None, help="Turn the progress bar on or off.")
+def run(grid_name: str | None, **flags: Any) -> None:
+    """Run a grid: craft adversarial images, evaluate every defense, write OUT/results.csv.
 
-    A run can be stopped at any moment; the same command goes on from there. Where the grid lists grids (paper), each is
-    run in turn, and --source, --target, --attack, --defense and --eps select among what each has.
+    GRID is a built-in grid (rdp-bench list grids) or a path to a TOML file.
+
+    --source, --target, --attack, --defense and --eps replace an axis of the grid; they take several values, separated
+    by commas or given repeatedly. +NAME adds to the axis instead: --defense +mine/net adds a row to the grid's table.
+
+    A run can be stopped at any time; the same command continues it. If the grid lists grids (paper), each is run in
+    turn, and these options select from the values of each grid.
     """
     from rdp_bench.engine import grid
     from rdp_bench.engine.run import summary
 
+    if grid_name is None:
+        raise UsageError(f"no grid is named; try: rdp-bench run table1. Built-in grids: {', '.join(grid.builtin())}")
     options = run_options(flags)
     names = grid.expand_suite(grid_name)
     if names != [grid_name]:
@@ -116,7 +155,7 @@ def _dry_run(plan: "Plan", *, fresh: bool) -> None:
                 why = plan.store.closest_record_diff("adv", job.record)
                 click.echo(f"          nearest cached set differs in {'; '.join(why[:4]) or 'everything'}")
     judges = [job for job in to_do if not isinstance(job, CraftJob)]
-    click.echo(f"{sum(1 for _ in plan.grid.cells())} cells; {len(judges)} judgements to make")
+    click.echo(f"{sum(1 for _ in plan.grid.cells())} cells; {len(judges)} evaluations to run")
     total = sum(costs.of(job) for job in to_do) if costs else 0.0
     click.echo(f"estimated time: {duration(total)}" if to_do else "everything is cached")
 

@@ -1,4 +1,4 @@
-"""A grid of grids: each run in turn under the same flags, a line each; what two of them share is made once."""
+"""A suite of grids: each is run in turn with the same options; what two of them share is computed once."""
 
 import logging
 import time
@@ -26,7 +26,7 @@ log = logging.getLogger("rdp_bench")
 
 
 def run_all(names: list[str], options: "RunOptions") -> int:
-    """Run these grids, or tell what they would take; the worst exit status. One that fails does not stop the next."""
+    """Run these grids, or estimate their time; returns the worst exit status. A failing grid does not stop the next."""
     grids = _chosen(names, options)
     width = max(len(grid.name) for grid in grids)
     if options.dry_run:
@@ -39,7 +39,7 @@ def run_all(names: list[str], options: "RunOptions") -> int:
         statuses.append(status)
         click.echo(f"{grid.name:{width}}  {text}; {duration(time.perf_counter() - since)}")
     took = duration(time.perf_counter() - begun)
-    good = f"{statuses.count(0)} of {len(grids)} grids without a failure"
+    good = f"{statuses.count(0)} of {len(grids)} grids finished without failures"
     click.echo(f"\n{good}, {took}; {next_step(options.out, options.cache)}")
     return max(statuses)
 
@@ -61,19 +61,19 @@ def _one(grid: "Grid", options: "RunOptions", made: set[str] | None, heading: st
 
 
 def _chosen(names: list[str], options: "RunOptions") -> list["Grid"]:
-    """The grids, narrowed to what the flags name of each; those that have nothing of it are left out.
+    """The grids, filtered by the options; grids without a match are skipped.
 
     Raises:
-        UsageError: a flag names what no grid has, or nothing is left.
+        UsageError: a filter matches no grid, or no grid matches all.
     """
     from rdp_bench.engine.grid import narrow
 
     given = options.changes
     if "norm" in given:
-        raise UsageError("--norm is for one grid; each grid of a list has its own")
-    wanted = {axis: given[axis] for axis in FLAGS if axis in given}
+        raise UsageError("--norm applies to a single grid; each grid of a suite has its own")
+    wanted = {axis: given[axis] for axis in FLAGS if axis in given}  # what +NAME adds is no filter
     every = {key: value for key, value in given.items() if key in ("dataset", "defense_samples", "success")}
-    grids = [load_grid(name, options, every) for name in names]
+    grids = [load_grid(name, options, every, one_of_many=True) for name in names]
     for axis, labels in wanted.items():
         known = {show(label) for grid in grids for label in getattr(grid.axes, axis)}
         known |= {label for grid in grids for label in grid.axes.baselines if axis == "targets"}
@@ -83,13 +83,16 @@ def _chosen(names: list[str], options: "RunOptions") -> list["Grid"]:
         for label in labels:
             if plain(label) not in known_plain:
                 raise unknown_name(
-                    FLAGS[axis], show(label), known, "With a list of grids, flags select what its grids have"
+                    FLAGS[axis],
+                    show(label),
+                    known,
+                    "With a suite, options select from the values of its grids",
                 )
     kept = [narrow(grid, wanted) for grid in grids]
     if left_out := [grid.name for grid, one in zip(grids, kept, strict=True) if one is None]:
-        click.echo(f"left out, for they have none of what the flags select: {', '.join(left_out)}", err=True)
+        click.echo(f"skipped (nothing matches the filters): {', '.join(left_out)}", err=True)
     if not any(kept):
-        raise UsageError("no grid of the list has what the flags select together; leave some of them out")
+        raise UsageError("no grid of the suite matches all filters together; remove some of them")
     return [one for one in kept if one is not None]
 
 
@@ -116,7 +119,7 @@ def _dry_run(grids: list["Grid"], options: "RunOptions", width: int) -> int:
         total += seconds
         click.echo(
             f"{grid.name:{width}}  {sum(1 for _ in grid.cells())} cells on {plan.n} images; {sets} sets and "
-            f"{len(jobs) - sets} judgements to make, about {duration(seconds)}"
+            f"{len(jobs) - sets} evaluations to run, about {duration(seconds)}"
         )
     click.echo(f"estimated time: {duration(total)}; what two grids share is counted once")
     return worst

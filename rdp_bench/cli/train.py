@@ -20,29 +20,35 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", type=click.Choice(tuple(TRAINERS)))
-@click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of photographs, searched whole.")
+@click.option(
+    "--images", required=True, type=click.Path(path_type=Path), help="Folder of photographs, searched recursively."
+)
 @click.option("--size", default="compact", show_default=True, help="compact (CPU) or paper (the paper's networks).")
 @click.option("--steps", type=int, help="Optimizer steps.")
-@click.option("--batch", type=int, help="Crops a step.")
+@click.option("--batch", type=int, help="Crops per step.")
 @click.option("--crop", type=int, help="Side of a crop in pixels, a multiple of 32.")
 @click.option("--rate", type=float, help="Adam's learning rate.")
 @click.option("--schedule", help="constant, halving, drops or cosine.")
 @click.option("--features", multiple=True, metavar="MODEL", help="Feature extractor F, or HGD's guide; repeatable.")
-@click.option("--levels", metavar="N[,N]", help="Its feature maps, as timm counts them.")
+@click.option("--levels", metavar="N[,N]", help="Feature maps of F, numbered as in timm.")
 @click.option("--eps", type=float, help="L-infinity size of training perturbations, in /255.")
-@click.option("--attack", help="How training inputs are made: paper or wide.")
+@click.option("--attack", help="How training inputs are perturbed: paper or wide.")
 @click.option("--attack-steps", type=int, help="Steps of that attack.  [default: 10; 100 of rdp and nrp --size paper]")
-@click.option("--scale", help="How large F sees a crop: image (as in a whole image) or native (pixel by pixel).")
-@click.option("--without", metavar="PART[,PART]", help="Leave parts out: recon, lat, pix, adv, feat.")
+@click.option("--scale", help="Scale at which F sees a crop: image (as in a whole image) or native (no resizing).")
+@click.option("--without", metavar="PART[,PART]", help="Remove parts of the method: recon, lat, pix, adv, feat.")
 @click.option("--weight", multiple=True, metavar="TERM=W", help="Weight of a loss term; repeatable.")
-@click.option("--blend", type=float, help="ens-adv: share of the training in the product's weights; 1 keeps it all.")
+@click.option(
+    "--blend",
+    type=float,
+    help="ens-adv: weight of the trained parameters against the initial ones; 1 keeps only the trained.",
+)
 @click.option("--precision", help="auto (bfloat16 on a GPU, else float32), float32 or bfloat16.")
 @click.option("--seed", type=int, help="Seed of all randomness.")
-@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder where weight files are looked for first.")
+@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the training.  [default: rdp-bench-train/NAME]")
-@click.option("--start", type=click.Path(path_type=Path), help="Weight file the product starts from.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: rdp-bench-train/NAME]")
+@click.option("--start", type=click.Path(path_type=Path), help="Weight file to start from.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint in --out.")
 @click.option(
     "--validate-every", default=250, show_default=True, type=click.IntRange(1), help="Steps between validations."
 )
@@ -57,8 +63,8 @@ if TYPE_CHECKING:
 def train(name: str, images: Path, out: Path | None, resume: bool, **given: Any) -> None:
     """Train a learned defense (or the target ens-adv) on a folder of photographs.
 
-    Writes OUT/NAME.safetensors (the best weights so far), OUT/train.csv, OUT/curves.svg and a checkpoint. A training
-    can be stopped at any moment; the same command with --resume goes on from its last checkpoint.
+    Writes OUT/NAME.safetensors (the best weights so far), OUT/train.csv, OUT/curves.svg and a checkpoint. Training
+    can be stopped at any time; the same command with --resume continues from the last checkpoint.
     """
     from rdp_bench.cache.store import default_root
     from rdp_bench.environment import choose_device

@@ -76,6 +76,8 @@ class Grid:
     axes: Axes
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Where relative file names in the labels of an axis start; the current folder for axes that are not listed."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """How reports write labels."""
 
     def files(self, axis: str, models_dir: Path | None) -> FileSearch:
         """Where the files that labels of this axis name are looked for."""
@@ -106,6 +108,7 @@ class _GridFile:
     axes: Annotated[dict[str, Any], "a table"] = field(default_factory=dict)
     profile: Annotated[dict[str, dict[str, Any]], "a table of profiles"] = field(default_factory=dict)
     plugins: Annotated[tuple[str, ...], "a list of paths"] = ()
+    names: Annotated[dict[str, str], "a table of texts"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,41 @@ def settle(grid: Grid, models_dir: Path | None) -> Grid:
     _check_labels(grid.name, axes)
     folders = {axis: folder for axis, folder in grid.folders.items() if axis != "dataset"}
     return replace(grid, axes=axes, folders=folders)
+
+
+def from_axes(name: str, title: str, axes: Mapping[str, Any]) -> Grid:
+    """A grid without a file: `axes` as the `[axes]` table of a grid file holds them.
+
+    Raises:
+        UsageError: as `load`.
+    """
+    file = schema.read({"title": title, "axes": dict(axes)}, _GridFile, f"grid {name}")
+    return _read(name, file, "embedded", {}, Path())
+
+
+def extend(grid: Grid, more: Mapping[str, Sequence[str]]) -> Grid:
+    """`grid` with more labels at the end of its axes; those that it has already are not repeated.
+
+    Relative file names in a label start where those of its axis do: in the folder of the grid file.
+
+    Raises:
+        UsageError: an attack, source or eps for a grid without attacks.
+    """
+    found: dict[str, Any] = {}
+    for axis, labels in more.items():
+        if axis in ("sources", "attacks", "eps") and not grid.axes.attacks:
+            raise UsageError(f"grid {grid.name} has no attacks, so that nothing can be added to its {axis}")
+        values = [parse_eps(label, grid.axes.norm) for label in labels] if axis == "eps" else labels
+        have = list(getattr(grid.axes, axis))
+        known = {plain(label) for label in have}
+        if axis == "targets":
+            known |= {plain(label) for label in grid.axes.baselines}
+        for value in values:
+            if plain(value) not in known:
+                have.append(value)
+                known.add(plain(value))
+        found[axis] = tuple(have)
+    return replace(grid, axes=replace(grid.axes, **found)) if found else grid
 
 
 def expand_suite(name: str, within: tuple[Path, ...] = ()) -> list[str]:
@@ -245,7 +283,7 @@ def _read(name: str, file: _GridFile, profile: str, changes: Mapping[str, Any], 
     axes = replace(read, **{**changes, "eps": eps})
     _check_settings(name, axes)
     folders = {axis: folder for axis in values if axis not in changes}
-    return Grid(name, file.title or name, profile, axes, folders)
+    return Grid(name, file.title or name, profile, axes, folders, file.names)
 
 
 def _dataset(label: str, folder: Path) -> str:

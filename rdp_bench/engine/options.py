@@ -30,6 +30,10 @@ class RunOptions:
     progress: bool | None = None  # None: a bar where stderr is a terminal
     changes: Mapping[str, Any] = field(default_factory=dict)
     """What takes the place of a grid's axes, by field of `grid.Axes`."""
+    added: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What comes after the labels of a grid's axes."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """How reports write labels."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

@@ -7,7 +7,8 @@ import contextlib
 import csv
 import io
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.resources import files
@@ -90,14 +91,34 @@ def paper_value(run: Record, cell_key: CellKey, metric: str) -> float | None:
     return None
 
 
+_names: ContextVar[Mapping[str, str] | None] = ContextVar("names", default=None)
+
+
+@contextlib.contextmanager
+def shown_names(*names: Mapping[str, str]) -> Iterator[None]:
+    """Inside this block, `display_name` writes these labels so: what the records of runs call `names`."""
+    token = _names.set({label: name for each in names for label, name in each.items()})
+    try:
+        yield
+    finally:
+        _names.reset(token)
+
+
+def given_name(label: str) -> str:
+    """The name that `shown_names` gives a label, or the label."""
+    return (_names.get() or {}).get(plain(label), label)
+
+
 def display_name(name: str) -> str:
-    """A registry name as the paper writes it; its parameters, and other names, as they are.
+    """A label as its user or the paper writes it; its parameters, and other names, as they are.
 
     >>> display_name("mi-fgsm"), display_name("fd(inner=25,outer=30)"), display_name("effnet-lite2")
     ('MI-FGSM', 'FD(inner=25, outer=30)', 'effnet-lite2')
     >>> display_name("jpeg>>rdp")
     'JPEG >> RDP'
     """
+    if (given := given_name(name)) != name:
+        return given
     try:
         return " >> ".join(map(_pretty, split(name, ">>")))
     except UsageError:  # a name of a plugin or a file that is no label
@@ -108,7 +129,7 @@ def _pretty(part: str) -> str:
     names: dict[str, str] = paper_metadata()["names"]
     stem, inside = cut(part)
     arguments = "" if inside is None else f"({', '.join(split(inside, ','))})"
-    return names.get(stem, stem) + arguments
+    return {**names, **(_names.get() or {})}.get(stem, stem) + arguments
 
 
 # --- results.csv -----------------------------------------------------------------------------------------
@@ -288,6 +309,11 @@ class Run:
     @property
     def grid(self) -> str:
         return str(self.record["grid"])
+
+    @property
+    def names(self) -> dict[str, str]:
+        """How reports write labels, where that is not the usual way."""
+        return {str(label): str(name) for label, name in self.record.get("names", {}).items()}
 
     @property
     def made_between(self) -> tuple[str, str] | None:

@@ -17,7 +17,7 @@ def shape(table: Table) -> str:
     return csvtext.rows(
         head,
         (
-            [group.source, line.label, *(_number(entry.value) for entry in line.cells)]
+            [group.label, line.label, *(_number(entry.value) for entry in line.cells)]
             for group in table.groups
             for line in group.rows
         ),
@@ -34,7 +34,7 @@ def tests(table: Table) -> str:
                     both = entry.value is not None and entry.paper is not None
                     verdict = entry.verdict
                     yield (
-                        group.source, line.label, column, table.measure or table.metric,
+                        group.label, line.label, column, table.measure or table.metric,
                         *map(_number, (entry.value, entry.low, entry.high, entry.paper)),
                         _number(entry.value - entry.paper if both else None),  # type: ignore[operator]
                         *("" if p is None else f"{p:.6g}" for p in (verdict.p_none, verdict.p_best)),

@@ -12,7 +12,7 @@ import numpy as np
 from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
 from rdp_bench.metrics.significance import Verdict, compare_defenses
-from rdp_bench.results.rows import CellKey, Run, display_name, paper_metadata, paper_value
+from rdp_bench.results.rows import CellKey, Run, display_name, given_name, paper_metadata, paper_value
 from rdp_bench.specs import CLEAN, UNDEFENDED, show
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The label in CSV files."""
-        return ", ".join(filter(None, (self.defense, self.aggregation)))
+        """For CSV files: the label, or the name that the run gives it."""
+        return ", ".join(filter(None, (given_name(self.defense), self.aggregation)))
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,11 @@ class Group:
     @property
     def name(self) -> str:
         return "" if self.source == "-" else display_name(self.source)
+
+    @property
+    def label(self) -> str:
+        """For CSV files: the source, or the name that the run gives it."""
+        return given_name(self.source)
 
 
 @dataclass(frozen=True)

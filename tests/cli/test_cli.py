@@ -150,7 +150,7 @@ def test_a_full_disk_stops_with_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_report_without_a_run_says_how_to_start() -> None:
     found = cli("report")
     assert found.exit_code == 2
-    assert "rdp-bench run --grid table1" in found.output
+    assert "rdp-bench run table1" in found.output
 
 
 @pytest.mark.parametrize("kind", ["attacks", "defenses", "models", "datasets", "grids"])

@@ -74,7 +74,7 @@ def test_every_grid_runs_and_what_they_share_is_made_once(monkeypatch: pytest.Mo
     assert {name: len(rows) for name, rows in results().items()} == {"a": 4, "b": 6, "clean": 2}
     assert {row[-1] for rows in results().values() for row in rows} == {"done"}
     assert {path.stem for path in Path("rdp-bench-out/runs").iterdir()} == {"a", "b", "clean"}
-    for line in ("[2/3] Grid b", "a      4 of 4 cells done; ", "3 of 3 grids without a failure, "):
+    for line in ("[2/3] Grid b", "a      4 of 4 cells done; ", "3 of 3 grids finished without failures, "):
         assert line in found.output
     assert "error %" not in found.output  # tables are for the report
     done.clear()
@@ -88,9 +88,9 @@ def test_a_dry_run_adds_up_and_counts_shared_work_once() -> None:
     lines = found.output.splitlines()
     # b has a's FGSM set and needs its other target; clean images behind both defenses are a's too.
     assert [line.partition(", about")[0] for line in lines[:3]] == [
-        "a      4 cells on 12 images; 1 sets and 4 judgements to make",
-        "b      6 cells on 12 images; 1 sets and 6 judgements to make",
-        "clean  2 cells on 12 images; 0 sets and 0 judgements to make",
+        "a      4 cells on 12 images; 1 sets and 4 evaluations to run",
+        "b      6 cells on 12 images; 1 sets and 6 evaluations to run",
+        "clean  2 cells on 12 images; 0 sets and 0 evaluations to run",
     ]
     assert lines[3].startswith("estimated time: ")
     assert not Path("rdp-bench-out").exists()
@@ -118,7 +118,7 @@ def test_a_failing_grid_stops_no_other_and_the_worst_status_wins(
     found = run(*(("--plugin", "bad.py") if status == 1 else ()))
     assert found.exit_code == status, found.output
     assert said in found.output
-    assert "2 of 3 grids without a failure" in found.output
+    assert "2 of 3 grids finished without failures" in found.output
     assert {"a", "clean"} <= set(results())
 
 
@@ -171,14 +171,14 @@ def test_flags_select_what_each_grid_has() -> None:
         "clean": {("clean", "none", "tiny/two", "done")},  # attacks nobody: the flag says nothing about it
     }
     left = run("--attack", "i-fgsm", "--dry-run")
-    assert "left out, for they have none of what the flags select: a\n" in left.output
+    assert "skipped (nothing matches the filters): a\n" in left.output
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--attack", "i-fgms"), "unknown attack 'i-fgms'. Did you mean 'i-fgsm'?"),
-        (("--defense", "jpeg"), "unknown defense 'jpeg'. Known: none, tiny/round. With a list of grids, flags select"),
+        (("--defense", "jpeg"), "unknown defense 'jpeg'. Known: none, tiny/round. With a suite, options select"),
         (("--eps", 4), "unknown eps '4'. Known: 16"),
         (("--target", "tiny/two", "--attack", "i-fgsm", "--defense", "none", "--source", "tiny/one"), None),
     ],
@@ -186,7 +186,7 @@ def test_flags_select_what_each_grid_has() -> None:
 def test_flags_that_select_nothing_are_refused(flags: tuple[str, ...], message: str | None) -> None:
     if message is None:  # each is known, but no grid has all
         Path("all.toml").write_text('grids = ["grids/a.toml", "grids/b.toml"]\ntitle = ""')
-        message = "no grid of the list has what the flags select together"
+        message = "no grid of the suite matches all filters together"
     found = run(*flags)
     assert found.exit_code == 2
     assert message in found.output

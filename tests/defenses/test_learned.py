@@ -130,7 +130,7 @@ def test_a_run_with_weights_from_models_dir(folder: Path, monkeypatch: pytest.Mo
         [sys.executable, "-m", "rdp_bench", *map(str, flags), "--dry-run"], capture_output=True, text=True, cwd=folder,
         env={"PYTHONPATH": str(ROOT), "RDP_BENCH_CACHE": str(folder / "cache"), "PATH": ""},
     )  # fmt: skip
-    assert "2 judgements to make" in weights_changed.stdout, weights_changed.stderr
+    assert "2 evaluations to run" in weights_changed.stdout, weights_changed.stderr
 
 
 def test_missing_weights_are_named_before_anything_is_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

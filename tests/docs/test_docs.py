@@ -96,15 +96,18 @@ def test_commands_can_be_typed(line: str, monkeypatch: pytest.MonkeyPatch) -> No
         return
     given = found.params
     plugins.load(tuple(path for path in given["plugins_"] if path.exists()))
+    if given["grid_name"] is None:
+        assert len(line.split()) < 4, line  # a command's name in running text
+        return
     for name in grid.expand_suite(given["grid_name"]) if known_grid(given["grid_name"]) else ():
         grid.load(name, given["profile"], {})
     unwritten = () if all(path.exists() for path in given["plugins_"]) else ("mine/",)  # a file that the reader writes
     for kind in ("attack", "defense"):
         for label in given[kind]:
             if not label.startswith(("purifier:", "spandrel:", *ABSENT, *unwritten)):
-                registries[kind].resolve(label)
+                registries[kind].resolve(label.removeprefix("+"))
     for label in given["source"] + given["target"]:
-        source = label
+        source = label.removeprefix("+")
         while behind := defended.parse(source):
             source = behind[1]
         for name in source.split("+"):

@@ -356,7 +356,7 @@ def test_control_c_is_one_line_and_status_130(grid: Path, process: Any) -> None:
     _, errors = running.communicate(timeout=30)
     assert running.returncode == 130
     assert "Traceback" not in errors
-    assert "goes on from there" in errors
+    assert "continues from there" in errors
     assert record(grid)["finished"] is None
 
 

@@ -1,0 +1,73 @@
+"""How a run's labels are written in reports: titles of entries, a grid's [names], --name and `evaluate`."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from rdp_bench.errors import UsageError, unknown_name
+from rdp_bench.registry import attack, defense, model
+from rdp_bench.results.rows import display_name, shown_names
+from rdp_bench.specs import cut, plain, split
+
+if TYPE_CHECKING:
+    from rdp_bench.engine.grid import Grid
+
+LONGEST = 60
+"""Letters of a name."""
+
+
+def names_of(grid: "Grid", given: Mapping[str, str]) -> dict[str, str]:
+    """Names of the labels of a grid, for its run record.
+
+    Args:
+        grid: its own [names] are for labels that it may lack once it is narrowed.
+        given: names by label; they take precedence. A label that begins with "?" may be absent from the grid.
+
+    Raises:
+        UsageError: a name for a label that the grid lacks, an empty or overlong name, or one for two labels.
+    """
+    labels = {plain(label): label for label in _labels(grid)}
+    stems = {stem for label in labels for stem in _stems(label)}
+    found = {
+        name: entry.title
+        for registry in (attack, defense, model)
+        for name, entry in registry.entries.items()
+        if entry.title and name in stems
+    }
+    for label, name in [*((f"?{label}", name) for label, name in grid.names.items()), *given.items()]:
+        wanted = plain(label.removeprefix("?"))
+        if wanted not in labels and wanted not in stems:
+            if label.startswith("?"):
+                continue
+            raise unknown_name("label to name", wanted, labels)
+        if not name or len(name) > LONGEST or not name.isprintable():
+            raise UsageError(f"the name of '{wanted}' is one line of 1 to {LONGEST} letters, found {name!r}")
+        found[wanted] = name
+    if found:
+        _refuse_shared(grid, found)
+    return found
+
+
+def _refuse_shared(grid: "Grid", names: Mapping[str, str]) -> None:
+    """Two rows or columns of a table must not be called the same."""
+    axes = grid.axes
+    with shown_names(names):
+        for axis in (axes.defenses, axes.attacks, axes.sources, axes.targets + axes.baselines):
+            seen: dict[str, str] = {}
+            for label in axis:
+                if (other := seen.setdefault(display_name(label), label)) != label:
+                    raise UsageError(f"'{other}' and '{label}' would both be called '{display_name(label)}'; name one")
+
+
+def _labels(grid: "Grid") -> Iterator[str]:
+    axes = grid.axes
+    for axis in (axes.defenses, axes.attacks, axes.sources, axes.targets, axes.baselines):
+        yield from axis
+
+
+def _stems(label: str) -> Iterator[str]:
+    """Names in a label that may have a title each."""
+    try:
+        for part in split(label, ">>"):
+            yield cut(part)[0]
+    except UsageError:  # a plugin's or a file's name
+        yield label

@@ -1,0 +1,53 @@
+"""Tables as plain text for a terminal or notebook: values with their intervals and marks."""
+
+from rdp_bench.reports.tables.table import Table, TableCell
+from rdp_bench.terminal import printable
+
+
+def render(table: Table, *, intervals: bool = True) -> str:
+    """The table's title, a row per defense under each source, and the legend of its marks.
+
+    Column heads are never cut. `intervals` adds the 95 % interval behind each value.
+    """
+    rows = [
+        (group.name, line.name, [_cell(each, intervals) for each in line.cells])
+        for group in table.groups
+        for line in group.rows
+    ]
+    heads = [_clean(column) for column in table.columns]
+    columns = [[cells[i] for _, _, cells in rows] for i in range(len(heads))]
+    marks = [max((len(mark) for _, mark in column), default=0) for column in columns]
+    widths = [
+        max(len(head) - mark, *(len(value) for value, _ in column), 0)
+        for head, column, mark in zip(heads, columns, marks, strict=True)
+    ]
+    first = max((len(_clean(name)) for _, name, _ in rows), default=0)
+    ends = [width + mark for width, mark in zip(widths, marks, strict=True)]
+    lines = [_clean(table.title), _line("", [f"{head:>{end}}" for head, end in zip(heads, ends, strict=True)], first)]
+    before = ""
+    for source, name, cells in rows:
+        if source and source != before:
+            lines.append(f"crafted on {_clean(source)}")
+        before = source
+        sizes = zip(cells, widths, marks, strict=True)
+        lines.append(
+            _line(_clean(name), [f"{value:>{wide}}{mark:<{more}}" for (value, mark), wide, more in sizes], first)
+        )
+    legend = table.legend.replace("Bold:", "*", 1)
+    return "\n".join(line.rstrip() for line in [*lines, *([legend] if legend else [])]) + "\n"
+
+
+def _line(name: str, cells: list[str], first: int) -> str:
+    return "  ".join([f"{name:{first}}", *cells])
+
+
+def _cell(entry: TableCell, intervals: bool) -> tuple[str, str]:
+    """A cell's value, and its marks."""
+    if entry.value is None:
+        return "-" if entry.status == "absent" else entry.status, ""
+    within = f" [{entry.low:.1f}, {entry.high:.1f}]" if intervals and entry.low is not None else ""
+    return f"{entry.value:.1f}{within}", "*" * entry.bold + entry.symbols
+
+
+def _clean(text: str) -> str:
+    return printable(text, lines=False)

@@ -1,0 +1,461 @@
+"""`evaluate` on objects of the caller: identity, repetition, and what is refused."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rdp_bench as rb
+from rdp_bench import RdpBenchError, UsageError, plugins, registry
+from rdp_bench.api import wrap
+from rdp_bench.protocols import Purifier
+from rdp_bench.rng import ImageRng
+from tests.helpers.commands import PLUGIN
+from tests.helpers.paths import ROOT
+
+Evaluate = Callable[..., rb.Result]
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path) -> Evaluate:
+    """`evaluate` on tiny networks, with a cache of its own."""
+    plugins.load((PLUGIN,))
+    usual = {"attacks": ["fgsm"], "sources": "tiny/one", "targets": ["tiny/two"], "dataset": "tiny/noise", "eps": 32}
+    return partial(_evaluate, {**usual, "cache": tmp_path / "cache", "device": "cpu"})
+
+
+def _evaluate(usual: dict[str, Any], *ours: Any, **given: Any) -> rb.Result:
+    return rb.evaluate(*ours, **{**usual, **given})
+
+
+def key(result: rb.Result, defense: str = "ours") -> str:
+    frame = result.to_dataframe()
+    keys = frame[(frame["defense"] == defense) & (frame["attack"] != "clean")]["eval_key"]
+    return str(keys.item())
+
+
+def reason(result: rb.Result, defense: str = "ours") -> str:
+    """Why the cells of a defense failed, which all did."""
+    frame = result.to_dataframe()
+    rows = frame[frame["defense"] == defense]
+    assert set(rows["status"]) == {"failed"}
+    assert rows["value"].isna().all()
+    return str(rows["reason"].iloc[0])
+
+
+class Scale(nn.Module):
+    """Darkens by a factor that is no parameter."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def half(x: Tensor) -> Tensor:
+    return x * 0.5
+
+
+def scaled(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: x * factor
+
+
+class Factor:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class Slotted:
+    __slots__ = ("factor",)
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def convolution(factor: float) -> nn.Conv2d:
+    net = nn.Conv2d(3, 3, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(factor * torch.eye(3)[:, :, None, None])
+    return net
+
+
+def local_class(factor: float) -> nn.Module:
+    class Local(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * factor
+
+    return Local()
+
+
+MAKERS: dict[str, Callable[[float], Any]] = {
+    "attribute": Scale,
+    "weights": convolution,
+    "closure": scaled,
+    "partial": lambda factor: partial(_multiplied, factor=factor),
+    "object": Factor,
+    "slots": Slotted,
+    "class in a function": local_class,
+    "method": lambda factor: Factor(factor).__call__,
+}
+
+
+def _multiplied(x: Tensor, factor: float) -> Tensor:
+    return x * factor
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_an_object_is_identified_by_what_it_is(kind: str) -> None:
+    make = MAKERS[kind]
+    assert wrap.digest(make(0.5)) == wrap.digest(make(0.5))
+    assert wrap.digest(make(0.5)) != wrap.digest(make(0.25))
+
+
+def test_a_buffer_that_is_not_saved_counts() -> None:
+    def make(value: float) -> nn.Module:
+        net = nn.Identity()
+        net.register_buffer("scale", torch.tensor(value), persistent=False)
+        return net
+
+    assert wrap.digest(make(1.0)) != wrap.digest(make(2.0))
+    assert wrap.digest(make(1.0)) == wrap.digest(make(1.0))
+
+
+def test_a_hook_counts() -> None:
+    plain, hooked = nn.Identity(), nn.Identity()
+    hooked.register_forward_hook(lambda module, args, out: out * 0.5)
+    assert wrap.digest(plain) != wrap.digest(hooked)
+
+
+def test_another_state_is_another_result(evaluate: Evaluate) -> None:
+    one, two, again = (evaluate({"ours": Scale(factor)}) for factor in (0.5, 0.0, 0.5))
+    assert key(one) == key(again) != key(two)
+    assert one.to_dataframe().equals(again.to_dataframe())
+
+
+def test_the_same_object_under_two_names_is_computed_once(evaluate: Evaluate) -> None:
+    result = evaluate({"ours": Scale(0.5), "same": Scale(0.5)})
+    assert key(result) == key(result, "same")
+
+
+def test_a_cell_can_be_run_twice(evaluate: Evaluate) -> None:
+    before = dict(registry.defense.entries), dict(registry.attack.entries)
+    frames = [evaluate({"ours": half}, attacks={"mine": sign}).to_dataframe() for _ in range(2)]
+    assert frames[0].equals(frames[1])
+    assert set(frames[0]["status"]) == {"done"}
+    assert (registry.defense.entries, registry.attack.entries) == before
+
+
+CALLS: list[int] = []
+
+
+def counting(x: Tensor) -> Tensor:
+    CALLS.append(len(x))
+    return x
+
+
+def test_a_second_call_computes_nothing(evaluate: Evaluate) -> None:
+    CALLS.clear()
+    evaluate({"ours": counting})
+    assert CALLS
+    made = len(CALLS)
+    evaluate({"ours": counting})
+    assert len(CALLS) == made
+    evaluate({"ours": counting}, fresh=True)
+    assert len(CALLS) > made
+
+
+def test_a_network_is_used_in_evaluation_mode_and_left_alone(evaluate: Evaluate) -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.9), nn.Sigmoid()).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    result = evaluate({"ours": net})
+    assert set(result.to_dataframe()["status"]) == {"done"}
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_numbers_are_those_of_the_command(evaluate: Evaluate, tmp_path: Path) -> None:
+    """An object that does what an entry does has the entry's numbers."""
+
+    def rounded(x: Tensor) -> Tensor:
+        return (x * 4).round() / 4
+
+    frame = evaluate({"ours": rounded}, defenses=["none", "tiny/round"]).to_dataframe()
+    values = {name: list(rows["value"]) for name, rows in frame.groupby("defense")}
+    assert values["ours"] == values["tiny/round"]
+
+
+def test_labels_and_names(evaluate: Evaluate) -> None:
+    result = evaluate({"Ours (v2)": half, "Coarse": "tiny/round(levels=2)"})
+    assert set(result.to_dataframe()["defense"]) == {"none", "ours-v2", "tiny/round(levels=2)"}
+
+
+def sign(source: Any, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    leaf = x.requires_grad_()
+    logits = source.members[0](leaf)
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits, y, reduction="sum"), leaf)
+    return (x + eps * gradient.sign()).clamp(0, 1).detach()
+
+
+def test_an_attack_may_be_a_function(evaluate: Evaluate) -> None:
+    frame = evaluate(attacks=["fgsm", sign]).to_dataframe()
+    values = {name: list(rows["value"]) for name, rows in frame.groupby("attack")}
+    assert values["sign"] == values["fgsm"]
+    assert values["sign"][0] > 50
+
+
+def test_a_random_function_takes_rng(evaluate: Evaluate) -> None:
+    def noisy(x: Tensor, rng: ImageRng) -> Tensor:
+        return (x + 0.2 * rng.normal(*x.shape[1:])).clamp(0, 1)
+
+    result = evaluate({"ours": noisy}, defense_samples=3)
+    assert set(result.to_dataframe()["status"]) == {"done"}
+    assert result.runs[0].record["defenses"]["ours"]["random"] is True
+
+
+def test_randomness_from_elsewhere_is_refused(evaluate: Evaluate) -> None:
+    result = evaluate({"ours": lambda x: (x + 0.1 * torch.randn_like(x)).clamp(0, 1)})
+    assert "gives another image in a second call" in reason(result)
+
+
+def test_a_seeded_stream_per_batch_is_refused(evaluate: Evaluate) -> None:
+    def seeded(x: Tensor) -> Tensor:
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        return (x + 0.1 * noise).clamp(0, 1)
+
+    assert "another output alone than in a batch" in reason(evaluate({"ours": seeded}))
+
+
+def test_an_output_that_depends_on_the_batch_is_refused(evaluate: Evaluate) -> None:
+    assert "another output alone than in a batch" in reason(evaluate({"ours": lambda x: x - x.mean() + 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (lambda x: x * 2, "range"),
+        (lambda x: x * float("nan"), "NaN"),
+        (lambda x: x[:, :1], "shape"),
+        (lambda x: x.numpy(), "ndarray"),
+        (lambda x: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+def test_a_bad_output_fails_its_cells_only(evaluate: Evaluate, bad: Any, why: str) -> None:
+    result = evaluate({"ours": bad})
+    assert why in reason(result)
+    assert set(result.to_dataframe().query("defense == 'none'")["status"]) == {"done"}
+    assert len(result.failed) == 2
+
+
+def test_an_attack_beyond_its_budget_fails(evaluate: Evaluate) -> None:
+    frame = evaluate(attacks={"far": lambda source, x, y, eps: (x + 2 * eps).clamp(0, 1)}).to_dataframe()
+    assert "allowed 32/255" in frame.query("attack == 'far'")["reason"].item()
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ({"ours": {"jpeg": half}}, "the name is taken by rdp_bench.defenses.jpeg"),
+        ({"ours": {"ours": 3}}, "is of type int; expected a label, a torch.nn.Module"),
+        ({"ours": {"ours": Scale}}, "is a class; give an object of it: Scale()"),
+        ({"ours": {"ours": lambda: 1}}, "cannot be called with (x) or (x, rng)"),
+        ({"ours": {"!": half}}, "no letter or digit"),
+        ({"ours": {"a b": half, "a-b": Scale(1)}}, "two defenses are called 'a-b'"),
+        ({"attacks": None}, "evaluate() needs attacks, or a grid"),
+        ({"attacks": [lambda x: x]}, "cannot be called with (source, x, y, eps)"),
+        ({"eps": 0.03}, "did you mean 8?"),
+        ({"defenses": ["jpg"]}, "unknown defense 'jpg'"),
+        ({"grid": "paper"}, "lists grids"),
+    ],
+)
+def test_what_cannot_be_is_refused(evaluate: Evaluate, call: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        evaluate(**call)
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_purifier_of_ones_own(evaluate: Evaluate) -> None:
+    result = evaluate({"ours": Half()}, sources=["tiny/one", "bpda(ours, tiny/one)"])
+    assert set(result.to_dataframe()["status"]) == {"done"}
+    assert result.runs[0].record["defenses"]["ours"]["differentiable"] is True
+
+
+@dataclass(frozen=True)
+class Holder(Purifier):
+    """Holds what JSON does not."""
+
+    net: Any = None
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return self.net(x)
+
+
+class Plain(Holder):
+    def resolved(self) -> dict[str, Any]:
+        return {}
+
+
+def test_a_purifier_that_holds_a_network(evaluate: Evaluate) -> None:
+    with pytest.raises(UsageError, match="override it"):
+        evaluate({"ours": Holder(Scale(0.5))})
+    one, two = (evaluate({"ours": Plain(Scale(factor))}) for factor in (0.5, 0.0))
+    assert key(one) != key(two)
+
+
+class Half(Purifier):
+    """Darkens."""
+
+    differentiable = True
+    backward = "exact"
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return x * 0.5
+
+
+def test_a_row_is_added_to_a_grid(evaluate: Evaluate, tmp_path: Path) -> None:
+    grid = tmp_path / "mine.toml"
+    grid.write_text(
+        '[axes]\ndataset = "tiny/noise"\nsources = ["tiny/one"]\ntargets = ["tiny/two"]\nattacks = ["fgsm"]\n'
+        'defenses = ["none", "tiny/round"]\neps = [8]\n'
+    )
+    result = rb.evaluate({"ours": half}, grid=str(grid), cache=tmp_path / "cache", out=tmp_path / "out", device="cpu")
+    assert list(dict.fromkeys(result.to_dataframe()["defense"])) == ["none", "tiny/round", "ours"]
+    assert (tmp_path / "out" / "runs" / "mine.json").is_file()
+    assert "['ours'], grid=" in result.runs[0].record["command"]
+
+
+def test_without_the_cache_cells_say_so(evaluate: Evaluate, tmp_path: Path) -> None:
+    evaluate({"ours": half}, out=tmp_path / "out")
+    lost = rb.load_results(tmp_path / "out", cache=tmp_path / "other")
+    assert len(lost.failed) == 4
+    with pytest.raises(UsageError, match="nothing to plot"):
+        lost.plot()
+
+
+def test_a_report_joins_what_a_folder_holds(evaluate: Evaluate, tmp_path: Path) -> None:
+    grid = tmp_path / "first.toml"
+    grid.write_text('[axes]\ndataset = "tiny/noise"\ntargets = ["tiny/two"]\ndefenses = ["none"]\n')
+    rb.evaluate(grid=str(grid), cache=tmp_path / "cache", out=tmp_path / "out", device="cpu")
+    evaluate({"ours": half}).report(tmp_path / "out")
+    both = rb.load_results(tmp_path / "out", cache=tmp_path / "cache")
+    assert [run.grid for run in both.runs] == ["evaluate", "first"]
+    assert (tmp_path / "out" / "results.csv").read_text().count("\n") == 6
+
+
+def test_a_class_in_a_file_is_known_by_that_file(tmp_path: Path) -> None:
+    """What is imported from a local module counts with the module's content and the object's state."""
+    code = (
+        "import sys; sys.path.insert(0, '.')\nfrom mine import Blur, make\nfrom rdp_bench.api.wrap import digest\n"
+        "print(digest(Blur(1)), digest(Blur(2)), digest(make(1)), digest(make(2)))"
+    )
+    text = (
+        "class Blur:\n    def __init__(self, a):\n        self.a = a\n    def __call__(self, x):\n        return x\n"
+        "def make(a):\n    return lambda x: x * a\n"
+    )
+    found = []
+    for more in ("", "# edited\n"):
+        (tmp_path / "mine.py").write_text(text + more)
+        result = subprocess.run(
+            [sys.executable, "-B", "-c", code], capture_output=True, text=True, cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": ""}, check=True,
+        )  # fmt: skip
+        assert "cannot see into" not in result.stderr
+        found += result.stdout.split()
+    assert len(set(found)) == 8
+
+
+def test_load_functions_take_objects_and_seeds() -> None:
+    plugins.load((PLUGIN,))
+    x, y = rb.load_dataset("tiny/noise", limit=3, device="cpu")
+    model = rb.load_model("tiny/one", device="cpu")
+    assert torch.equal(rb.load_attack(sign)(model, x, y, eps=0.1), rb.load_attack("fgsm")(model, x, y, eps=0.1))
+    assert torch.equal(rb.load_defense(half)(x), x * 0.5)
+    dither, sleepy = rb.load_defense("tiny/dither"), rb.load_attack("tiny/sleepy")
+    assert torch.equal(dither(x, seed=1), dither(x, seed=1))
+    assert torch.equal(dither(x, seed=1)[1:2], dither(x[1:2], seed=1))
+    assert not torch.equal(dither(x, seed=1), dither(x, seed=2))
+    first, second = (sleepy(model, x, y, eps=0.1, seed=seed) for seed in (1, 2))
+    assert torch.equal(sleepy([model], x, y, eps=0.1, seed=1), first)
+    assert not torch.equal(first, second)
+
+
+def test_an_attack_takes_a_torch_module() -> None:
+    x, y = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    adv = rb.load_attack("pgd(steps=2)")(net, x, y, eps=8 / 255)
+    assert float((adv - x).abs().max()) <= 8 / 255 + 1e-6
+    assert not torch.equal(adv, x)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"eps": 16}, "did you mean 16/255?"),
+        ({"eps": -0.1}, "eps is in [0, 1]"),
+        ({"eps": float("nan")}, "eps is in [0, 1]"),
+        ({"x": torch.rand(2, 3, 8, 8) * 255}, "pixels are in [0, 1]"),
+        ({"x": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "divide 8-bit images by 255"),
+        ({"x": torch.zeros(3, 8, 8)}, "found shape [3, 8, 8]"),
+        ({"x": torch.full((2, 3, 8, 8), float("nan"))}, "NaN"),
+        ({"x": [1]}, "a torch tensor"),
+        ({"y": torch.zeros(3, dtype=torch.int64)}, "labels are 2 whole numbers"),
+        ({"y": torch.zeros(2)}, "labels are 2 whole numbers"),
+        ({"source": "tiny/one"}, "use load_model('tiny/one')"),
+        ({"source": []}, "needs a source"),
+    ],
+)
+def test_bad_tensors_are_refused(change: dict[str, Any], why: str) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    usual = {"source": net, "x": torch.zeros(2, 3, 8, 8), "y": torch.zeros(2, dtype=torch.int64), "eps": 0.1}
+    with pytest.raises(UsageError) as caught:
+        rb.load_attack("fgsm")(**{**usual, **change})
+    assert why in str(caught.value)
+
+
+def test_an_attack_that_goes_too_far_is_refused() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    far = rb.load_attack(lambda source, x, y, eps: x + 2 * eps)
+    with pytest.raises(RdpBenchError, match="moved a pixel"):
+        far(net, torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64), eps=0.1)
+
+
+def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
+    probe = (
+        "import sys, rdp_bench as rb\nrb.evaluate, rb.load_results, rb.Result\n"
+        "print(sorted({'torch', 'numpy', 'pandas', 'PIL', 'matplotlib'} & {m.partition('.')[0] for m in sys.modules}))"
+    )
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_a_cached_call_does_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys, rdp_bench as rb\n"
+        "r = rb.evaluate(defenses=['none'], attacks=['fgsm'], sources='effnet-lite0', targets='effnet-lite0',"
+        " dataset='photos20(size=64)', eps=8, limit=1, cache='cache', device='cpu')\n"
+        "print(len(r.to_dataframe()), 'torch' in sys.modules)"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True,
+            env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
+        ).stdout.split()
+        for _ in range(2)
+    ]  # fmt: skip
+    assert found == [["2", "True"], ["2", "False"]]
