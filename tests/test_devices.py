@@ -7,6 +7,7 @@ what they do here.
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +70,12 @@ def crafted(attack: str, label: str, x: Tensor, device: str) -> Tensor:
     return adv.cpu()
 
 
-@pytest.mark.parametrize("name", sorted(registry.attack.entries))
+def builtin(entries: registry.Registry[Any]) -> list[str]:
+    """Names of the package's own entries: those of plugins that other tests loaded have a slash."""
+    return sorted(name for name in entries.entries if "/" not in name)
+
+
+@pytest.mark.parametrize("name", builtin(registry.attack))
 def test_attacks(name: str, device: str) -> None:
     attack, x = name + STEPS.get(name, "(steps=2)"), toy.images(3, 40)
     found = crafted(attack, "both", x, device)
@@ -100,7 +106,7 @@ def test_a_real_network(device: str) -> None:
     assert torch.equal(found, crafted("dim(steps=1)", source, x, "cpu"))
 
 
-@pytest.mark.parametrize("name", sorted(set(registry.defense.entries) - {WEIGHTLESS}))
+@pytest.mark.parametrize("name", [name for name in builtin(registry.defense) if name != WEIGHTLESS])
 def test_defenses(name: str, device: str) -> None:
     x = toy.images(3, 48)
 
