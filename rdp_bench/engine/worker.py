@@ -89,6 +89,7 @@ class Worker:
     def __post_init__(self) -> None:
         self.size = self.batch or BATCH[self.plan.device.partition(":")[0]]
         configure_torch(self.plan.device)
+        unkeyed.clear()  # what entries of an earlier run in this process read
         self.plan.store.made_by = describe(self.plan.device)
 
     def __call__(self, job: Job) -> list[str]:
