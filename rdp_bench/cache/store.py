@@ -234,7 +234,7 @@ class Artefact:
         write_atomic(path, _serialized(header, packed))
         self.store.rejected.discard(path)
 
-    def link_shards_of(self, other: "Artefact") -> int:
+    def copy_shards_of(self, other: "Artefact") -> int:
         """Copy the shards of `other`, whose first rows are this one's, that this one lacks; returns how many.
 
         Each is checked first, then written with this key in its header. One that is longer than this artefact is cut.

@@ -143,7 +143,7 @@ def _dry_run(plan: "Plan", *, fresh: bool) -> None:
     to_do: Sequence[Job] = plan.jobs
     if not fresh:
         prefix_reuse.drop_damaged(plan, plan.jobs)
-        prefix_reuse.link_shared_shards(plan)
+        prefix_reuse.copy_shared_shards(plan)
         to_do = plan.to_do(plan.jobs)
     keys = {job.key for job in to_do}
     costs = measure(plan, to_do) if to_do else None

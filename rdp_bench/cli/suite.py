@@ -105,7 +105,7 @@ def _dry_run(grids: list["Grid"], options: "RunOptions", width: int) -> int:
             jobs: Sequence[Job] = plan.jobs
             if not options.fresh:
                 prefix_reuse.drop_damaged(plan, jobs)
-                prefix_reuse.link_shared_shards(plan)
+                prefix_reuse.copy_shared_shards(plan)
                 jobs = plan.to_do(jobs)
             jobs = [job for job in jobs if not _makes(job) <= seen]
         except RdpBenchError as error:

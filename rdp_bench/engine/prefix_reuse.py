@@ -62,7 +62,7 @@ def drop_damaged(plan: Plan, jobs: Iterable[Job]) -> None:
             plan.artefact(record).drop_damaged()
 
 
-def link_shared_shards(plan: Plan) -> int:
+def copy_shared_shards(plan: Plan) -> int:
     """Copy into the artefacts that `plan` lacks what plans of fewer or more images have; returns how many shards.
 
     A read-only store only notes what would be copied.
@@ -74,7 +74,7 @@ def link_shared_shards(plan: Plan) -> int:
     for other in _others(plan):
         pairs = zip(jobs, [*other.jobs, *other.clean_checks], strict=True)
         count += sum(
-            plan.artefact(mine).link_shards_of(other.artefact(theirs))
+            plan.artefact(mine).copy_shards_of(other.artefact(theirs))
             for pair in pairs
             for mine, theirs in zip(*(job.records for job in pair), strict=True)
         )

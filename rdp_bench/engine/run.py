@@ -99,7 +99,7 @@ class Run:
             plan.store.mark()
             prefix_reuse.register_images(plan)
             if reuse:
-                prefix_reuse.link_shared_shards(plan)
+                prefix_reuse.copy_shared_shards(plan)
             for record in (one for job in jobs for one in job.records):
                 if (artefact := plan.artefact(record)).shards():
                     artefact.write_record()

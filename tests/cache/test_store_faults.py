@@ -141,7 +141,7 @@ def test_a_record_is_not_blessed_in_an_exchanged_folder(tmp_path: Path) -> None:
 def test_a_part_of_a_shard_is_taken_over_under_the_new_key(tmp_path: Path) -> None:
     whole = artefact(tmp_path, "adv", "whole")
     part = Store(tmp_path).artefact("adv", {"kind": "adv", "n": 5, "what": "part"}, 5)
-    assert part.link_shards_of(whole) == 2
+    assert part.copy_shards_of(whole) == 2
     assert [(low, high) for low, high, _ in part.shards()] == [(0, 3), (3, 5)]
     np.testing.assert_array_equal(part.read()["delta"], ARRAYS["adv"]["delta"][:5])
     assert part.made() == whole.made()  # by whom they were made, not by whom they were copied
@@ -152,7 +152,7 @@ def test_a_damaged_shard_is_not_taken_over(tmp_path: Path, end: int) -> None:
     whole = artefact(tmp_path, "adv", "whole")
     flip(whole.shards()[1][2], -40)
     part = Store(tmp_path).artefact("adv", {"kind": "adv", "n": end, "what": "part"}, end)
-    assert part.link_shards_of(whole) == 1
+    assert part.copy_shards_of(whole) == 1
     assert part.missing(N) == [(3, end)]
 
 
