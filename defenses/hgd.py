@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @defense("hgd", source="Liao et al. 2018; lfz/Guided-Denoise, denoise_*.ckpt")
 @dataclass(frozen=True)
 class GuidedDenoiser(Learned):
-    """A U-Net that removes perturbations, trained on what a classifier's last feature map makes of them.
+    """A U-Net that removes perturbations, trained to restore the classifier's last feature map.
 
     The authors' submission sums the logits of four classifiers, each behind a denoiser of its own; here one
     denoiser stands before any target, as in the paper's tables of other defenses. They feed the denoised values to the

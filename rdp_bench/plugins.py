@@ -67,7 +67,7 @@ def load(files: tuple[Path, ...] = (), packages: tuple[str, ...] = BUILTIN_PACKA
         path = file.resolve()
         what = f"plugin file {file}"
         if not path.is_file():
-            raise UsageError(f"{what} is not there")
+            raise UsageError(f"{what} does not exist")
         if not _known(str(path), what):
             with _stamping(what, str(path)) as reads:
                 reads.modules["plugin"] = path

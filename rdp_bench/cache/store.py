@@ -299,7 +299,7 @@ class Artefact:
                 out[name][a - low : b - low] = array[a - first : b - first]
             have[a - low : b - low] = True
         if not have.all():
-            lost = f"{self.folder}: {int((~have).sum())} of {high - low} images are not there; run again"
+            lost = f"{self.folder}: {int((~have).sum())} of {high - low} images are missing; run again"
             raise DamagedError("; ".join([*problems, lost]))
         return out
 
@@ -421,7 +421,7 @@ class Store:
         """A stored artefact by its key.
 
         Raises:
-            DamagedError: it is not there, or its record is not the one its key was made from.
+            DamagedError: it does not exist, or its record does not match its key.
             UnreadableError: the system could not read the record.
         """
         if not isinstance(key, str) or len(key) != 64 or not _HEX.fullmatch(key):

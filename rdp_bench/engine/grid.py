@@ -236,7 +236,7 @@ def _table(name: str) -> tuple[str, dict[str, Any], Path]:
     if name.endswith(".toml"):
         own = Path(name)
         if not own.is_file():
-            raise UsageError(f"grid file {name} is not there")
+            raise UsageError(f"grid file {name} does not exist")
         name, file, folder = own.stem, own, own.parent
     elif name in builtin():
         file, folder = files("rdp_bench.data").joinpath("grids", f"{name}.toml"), Path()

@@ -321,7 +321,7 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
     """Settle the grid, resolve every label of it and read the images' hashes.
 
     Raises:
-        UsageError, BadModelError, BadImageError: something named is not there or not as it should be.
+        UsageError, BadModelError, BadImageError: something that is named does not exist or is invalid.
     """
     grid = settle(grid, models_dir)
     axes = grid.axes

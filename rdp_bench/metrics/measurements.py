@@ -52,6 +52,6 @@ def values(arrays: "Mapping[str, NDArray[np.generic]]", wanted: Record) -> "dict
     A measurement that this version does not know is left out: a plugin or a later version made it.
 
     Raises:
-        DamagedError: an array is not there.
+        DamagedError: an array is missing.
     """
     return {name: each.read(arrays) for name, each in MEASUREMENTS.items() if name in wanted}

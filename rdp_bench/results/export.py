@@ -110,7 +110,7 @@ def _write_predictions(to: Path, rows: list[dict[str, Any]], parquet: bool) -> N
 
 
 def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[int, int]:
-    """Every set of the run as PNG; how many images, and how many sets are not there whole."""
+    """Every set of the run as PNG; returns the number of images, and of incomplete sets."""
     sets = {cell.adv_key: cell for cell in run.cells if cell.adv_key}
     lines, count = [], 0
     for key, cell in sets.items():

@@ -64,7 +64,7 @@ def find(defense: str, file: str | None) -> Path:
             return place
     looked = " and ".join(str(place) for place in places)
     raise BadModelError(
-        f"defense {defense}: weights {file} are not there; looked for {looked}. Name a file in --models-dir or a path, "
+        f"defense {defense}: weights {file} do not exist; looked for {looked}. Name a file in --models-dir or a path, "
         "or train the defense: rdp-bench train --help"
     )
 

@@ -91,7 +91,7 @@ class SampleImages:
         """What the attack added to every image of the run, `[n, 3, h, w]` in /255.
 
         Raises:
-            RdpBenchError: the set is not there.
+            RdpBenchError: the set is missing.
         """
         cell = self._cells.get(self.place(attack))
         if cell is None or not cell.adv_key:

@@ -69,7 +69,7 @@ def test_shards_come_back_as_written(tmp_path: Path) -> None:
     # Another batch size later: boundaries are multiples of it, finished images are kept.
     assert artefact.missing(3) == [(0, 3), (3, 4), (8, 9), (9, 10)]
     assert not artefact.complete
-    with pytest.raises(DamagedError, match="6 of 10 images are not there"):
+    with pytest.raises(DamagedError, match="6 of 10 images are missing"):
         artefact.read()
     artefact.write(0, 4, rows(0, 4))
     artefact.write(8, 10, rows(8, 10))

@@ -25,7 +25,7 @@ TINY = ["--plugin", PLUGIN, "--dataset", "tiny/noise", "--source", "tiny/one", "
     ("flags", "message"),
     [
         (["--grid", "tabel1"], "unknown grid 'tabel1'. Did you mean 'table1'?"),
-        (["--grid", "gone.toml"], "grid file gone.toml is not there"),
+        (["--grid", "gone.toml"], "grid file gone.toml does not exist"),
         (["--profile", "papre"], "unknown profile of grid table1 'papre'. Did you mean 'paper'?"),
         (["--attack", "mi-fgms"], "Did you mean 'mi-fgsm'?"),
         (["--attack", "MI|TJ(7)"], "unknown part of an attack 'TJ'"),
@@ -43,7 +43,7 @@ TINY = ["--plugin", PLUGIN, "--dataset", "tiny/noise", "--source", "tiny/one", "
         (["--batch-size", "many"], "expected auto or a number above 0"),
         (["--device", "gpu"], "expected auto, cpu, cuda or cuda:<number>"),
         (["--models-dir", "nowhere"], "no such folder"),
-        (["--plugin", "nowhere.py"], "plugin file nowhere.py is not there"),
+        (["--plugin", "nowhere.py"], "plugin file nowhere.py does not exist"),
     ],
 )
 def test_bad_requests_are_refused_in_one_line(flags: list[str], message: str) -> None:

@@ -135,7 +135,7 @@ def test_a_terminal_gets_no_escapes_but_a_bars_carriage_return() -> None:
 
 def test_an_error_is_one_line(here: Path) -> None:
     found = cli("run", "--grid", "a\nerror: b.toml")
-    assert found.output == "error: grid file a\\nerror: b.toml is not there\n"
+    assert found.output == "error: grid file a\\nerror: b.toml does not exist\n"
 
 
 def test_a_terminal_without_the_letters(here: Path) -> None:

@@ -186,7 +186,7 @@ def test_white_box_samples_are_a_number(label: str) -> None:
 
 def test_a_quoted_mark_is_a_letter() -> None:
     assert "a >> b.pth" in refusal('purifier:"a >> b.pth"')
-    assert "not there" in refusal('purifier:"a >> b.pth"')
+    assert "do not exist" in refusal('purifier:"a >> b.pth"')
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_weight_file_of_any_name_is_found(file: str, tmp_path: Path, monkeypat
         ("attack", "mi-fgsm(alpha=nan)", "found 'nan'"),
         ("attack", "mi-fgsm(nesterov=1)", "expected true or false, like true; found '1'"),
         ("attack", "mi-fgsm(label=foo)", "expected 'true' or 'predicted'; found 'foo'"),
-        ("defense", "rdp(weights=true)", "weights true are not there"),
+        ("defense", "rdp(weights=true)", "weights true do not exist"),
         ("defense", "jpeg(quality=75.5)", "expected a whole number, like 75; found '75.5'"),
         ("defense", "jpeg(quality=auto)", "found 'auto'"),
     ],

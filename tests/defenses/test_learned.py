@@ -45,7 +45,7 @@ def test_purifier_is_what_its_file_says(folder: Path) -> None:
         made(f"purifier:{folder}/a.safetensors").purify(x, image_rng(1)), direct.value.purify(x, image_rng(1))
     )
     for file, message in (
-        ("b.safetensors", "b.safetensors are not there"),
+        ("b.safetensors", "b.safetensors do not exist"),
         ("a.safetensors(x=1)", "unknown parameter of defense"),
         ("plain.pth", r"its metadata names no defense.*nrp\(weights=plain\.pth\)"),
         ("odd.safetensors", "unknown defense 'mine'"),
@@ -137,7 +137,7 @@ def test_missing_weights_are_named_before_anything_is_done(folder: Path, monkeyp
     monkeypatch.chdir(folder)
     found = cli(*RUN, "--defense", "none", "--defense", "rdp(weights=a.pth)")
     assert found.exit_code == 2
-    assert "defense rdp: weights a.pth are not there" in found.output
+    assert "defense rdp: weights a.pth do not exist" in found.output
     assert not (folder / "rdp-bench-out" / "runs").exists()
 
 

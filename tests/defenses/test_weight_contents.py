@@ -95,11 +95,11 @@ def test_files_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert weight_files.find("rdp", str(outside)) == outside
     with files_from(FileSearch()):
         assert weight_files.find("rdp", "a.safetensors").resolve() == outside
-        with pytest.raises(BadModelError, match=r"weights b\.pth are not there; looked for b\.pth\. Name a.*train"):
+        with pytest.raises(BadModelError, match=r"weights b\.pth do not exist; looked for b\.pth\. Name a.*train"):
             weight_files.find("rdp", "b.pth")
     with pytest.raises(BadModelError, match=rf"looked for {folder}/b\.pth and b\.pth"):
         weight_files.find("rdp", "b.pth")
-    with pytest.raises(BadModelError, match="weights 7 are not there"):
+    with pytest.raises(BadModelError, match="weights 7 do not exist"):
         made("rdp(weights=7)").resolved()
     with pytest.raises(BadModelError, match=r"defense mine: no weights ship.*train.*mine\(weights=FILE\)"):
         weight_files.find("mine", None)
@@ -237,7 +237,7 @@ def test_a_large_npy_is_refused_before_it_is_unpacked(folder: Path, monkeypatch:
 def test_comdefend_wants_both_files(folder: Path) -> None:
     widths = [3, 16, 32, 64, 128, 256, 128, 64, 32, 12]
     comdefend_arrays(folder / "enc.npy", widths, 0)
-    with pytest.raises(BadModelError, match=r"dec\.npy are not there"):
+    with pytest.raises(BadModelError, match=r"dec\.npy do not exist"):
         made("comdefend(weights=enc.npy)").resolved()
     comdefend_arrays(folder / "dec.npy", widths, 1)
     with pytest.raises(BadModelError, match=r"does not fit comdefend: rec\.0\.weight: \[16, 3, 3, 3\] instead of"):

@@ -271,7 +271,7 @@ def test_weights_that_ship_are_found_by_their_bare_name(tmp_path: Path, monkeypa
     assert find("rdp-ablation-full") == tmp_path / "mine" / "rdp-ablation-full"
     (tmp_path / "outside.safetensors").write_bytes(b"")
     for name in ("../outside", "rdp-ablation-none"):
-        with pytest.raises(weight_files.BadModelError, match=f"{name} are not there"):
+        with pytest.raises(weight_files.BadModelError, match=f"{name} do not exist"):
             find(name)
 
 
