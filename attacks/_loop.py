@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,19 @@ from rdp_bench.protocols import samples_of
 from rdp_bench.rng import ImageRng
 
 if TYPE_CHECKING:
-    from rdp_bench.attacks.parts.base import Outputs, Transform
+    from rdp_bench.attacks.parts.base import Mates, Outputs, Transform
     from rdp_bench.protocols import Classifier, Source
 
 
-def craft(parts: Sequence[Part], source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
+def craft(
+    parts: Sequence[Part],
+    source: Source,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    rng: ImageRng,
+    mates: Mates | None = None,
+) -> Tensor:
     """Adversarial images within `eps` of `x` and in [0, 1].
 
     Args:
@@ -31,16 +40,24 @@ def craft(parts: Sequence[Part], source: Source, x: Tensor, y: Tensor, eps: floa
         y: labels int64 `[n]`; for an attack that approaches the data set's targets, those.
         eps: budget in [0, 1], or an L2 norm.
         rng: one stream per image.
+        mates: draws other images of the data set; None: parts that need them take those of `x`.
     """
     ball, steps = find(parts, Ball) or Ball(), find(parts, Steps) or Steps()
     written = eps * ball.unit
     run = begin(parts, source, x, y, eps, steps.size(written) / ball.unit, rng)
+    run.mates = mates
     adv = x.clone()
     for part in parts:
         adv = part.start(run, adv)
     for part in parts:
         run.labels = part.goal(run, run.labels)
-    return ascend(run, adv, ball.stepper(run), steps.count(written))
+    step = ball.stepper(run)
+    for part in reversed(parts):
+        step = partial(part.step, run, step)
+    with ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(part.around(run))
+        return ascend(run, adv, step, steps.count(written))
 
 
 def begin(
@@ -76,7 +93,7 @@ def loss_gradient(run: Run, at: Tensor) -> Tensor:
         images = transform(leaf)
         outputs = [_look(run, member, images) for member in run.source.members]
         if run.labels is None:
-            run.labels = mean([main.detach().softmax(1) for main, _ in outputs]).argmax(1)
+            run.labels = _prediction(outputs)
         # A sum, not a mean, over the batch: an image's gradient must not depend on its neighbours.
         loss = cross_entropy(mean([main for main, _ in outputs]), run.labels, reduction="sum")
         for part in reversed(run.parts):
@@ -86,6 +103,16 @@ def loss_gradient(run: Run, at: Tensor) -> Tensor:
         total = grad if total is None else total + grad
     assert total is not None
     return total
+
+
+def predict(run: Run, at: Tensor) -> Tensor:
+    """The source's own prediction for `at`, int64 `[n]`."""
+    with torch.no_grad():
+        return _prediction([_look(run, member, at) for member in run.source.members])
+
+
+def _prediction(outputs: Sequence[Outputs]) -> Tensor:
+    return mean([main.detach().softmax(1) for main, _ in outputs]).argmax(1)
 
 
 def mean(parts: list[Tensor]) -> Tensor:

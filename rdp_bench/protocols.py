@@ -225,6 +225,28 @@ def aims_at_targets(attack: Attack) -> bool:
 
 
 @runtime_checkable
+class DrawsMates(Protocol):
+    """An attack that may mix other images of the data set into an image; optional.
+
+    The key of its sets contains all images of the run, and its results are not shared between runs of different length.
+    """
+
+    @property
+    def draws_mates(self) -> bool:
+        """Whether it does."""
+        ...
+
+    def with_mates(self, mates: Callable[[ImageRng], Tensor]) -> Attack:
+        """The same attack with `mates`: streams of a batch -> another image for each of its images, `[n, 3, h, w]`."""
+        ...
+
+
+def draws_mates(attack: Attack) -> bool:
+    """Whether an attack mixes other images of the data set into an image."""
+    return isinstance(attack, DrawsMates) and bool(attack.draws_mates)
+
+
+@runtime_checkable
 class Notes(Protocol):
     """An attack with remarks on its results, such as pixels moved back into the budget; optional."""
 
