@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rdp_bench.attacks.parts.ball import Ball
-from rdp_bench.attacks.parts.base import Part, Run, View, find, identity
+from rdp_bench.attacks.parts.base import Part, Run, find, identity, look, mean, prediction
 from rdp_bench.attacks.parts.steps import Steps
 from rdp_bench.protocols import samples_of
 from rdp_bench.rng import ImageRng
 
 if TYPE_CHECKING:
-    from rdp_bench.attacks.parts.base import Mates, Outputs, Transform
+    from rdp_bench.attacks.parts.base import Mates, Transform
     from rdp_bench.protocols import Classifier, Source
 
 
@@ -91,9 +91,9 @@ def loss_gradient(run: Run, at: Tensor) -> Tensor:
     for transform in [each for each in _copies(run) for _ in range(samples_of(run.source))]:
         leaf = at.detach().requires_grad_()
         images = transform(leaf)
-        outputs = [_look(run, member, images) for member in run.source.members]
+        outputs = [look(run, member, images) for member in run.source.members]
         if run.labels is None:
-            run.labels = _prediction(outputs)
+            run.labels = prediction(outputs)
         # A sum, not a mean, over the batch: an image's gradient must not depend on its neighbours.
         loss = cross_entropy(mean([main for main, _ in outputs]), run.labels, reduction="sum")
         for part in reversed(run.parts):
@@ -105,21 +105,6 @@ def loss_gradient(run: Run, at: Tensor) -> Tensor:
     return total
 
 
-def predict(run: Run, at: Tensor) -> Tensor:
-    """The source's own prediction for `at`, int64 `[n]`."""
-    with torch.no_grad():
-        return _prediction([_look(run, member, at) for member in run.source.members])
-
-
-def _prediction(outputs: Sequence[Outputs]) -> Tensor:
-    return mean([main.detach().softmax(1) for main, _ in outputs]).argmax(1)
-
-
-def mean(parts: list[Tensor]) -> Tensor:
-    """The mean of tensors of one shape."""
-    return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
-
-
 def _copies(run: Run) -> list[Transform]:
     found: list[Transform] = [identity]
     for part in run.parts:
@@ -129,12 +114,6 @@ def _copies(run: Run) -> list[Transform]:
 
 def _then(first: Transform, second: Transform) -> Transform:
     return second if first is identity else first if second is identity else lambda images: second(first(images))
-
-
-def _look(run: Run, member: Classifier, images: Tensor) -> Outputs:
-    view = View(run, member)
-    part = next((part for part in run.parts if type(part).look is not Part.look), None)
-    return part.look(run, view, images) if part else view(images)
 
 
 class Function:

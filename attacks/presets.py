@@ -144,6 +144,19 @@ def gra() -> Attack:
     return compose("MI|GRA")
 
 
+# 100 steps of 1/255 without momentum, as in the authors' repository, which uses eps 8.
+@attack("ilpd", source="Li et al. 2023, Sec. 3.2; qizhangli/ILPD-attack")
+def ilpd() -> Attack:
+    """Intermediate-level perturbation decay: a tenth of the change of one layer's features."""
+    return compose("I(100, alpha=1)|ILPD")
+
+
+@attack("tgr", source="Zhang et al. 2023, Sec. 3.3; jpzhang1810/TGR")
+def tgr() -> Attack:
+    """Token gradient regularisation, for vision transformers as sources."""
+    return compose("MI|TGR")
+
+
 @attack("svre-mi-fgsm", source="Xiong et al. 2022, Alg. 2; JHL-HUST/SVRE")
 def svre_mi_fgsm() -> Attack:
     """Stochastic variance reduced ensemble: 4 inner steps per member of the source."""

@@ -102,6 +102,25 @@ class StochasticLogits(Protocol):
 
 
 @runtime_checkable
+class HasNet(Protocol):
+    """A classifier around a `torch.nn.Module`, for attacks that hook into layers."""
+
+    @property
+    def net(self) -> nn.Module: ...
+
+
+@runtime_checkable
+class BehindDefense(Protocol):
+    """A classifier with a defense in front of another one."""
+
+    @property
+    def inner(self) -> Classifier: ...
+
+    @property
+    def attacked_defense(self) -> Any: ...
+
+
+@runtime_checkable
 class Movable(Protocol):
     """A classifier that can be moved to another device, as a `torch.nn.Module` can."""
 
@@ -244,6 +263,11 @@ class DrawsMates(Protocol):
 def draws_mates(attack: Attack) -> bool:
     """Whether an attack mixes other images of the data set into an image."""
     return isinstance(attack, DrawsMates) and bool(attack.draws_mates)
+
+
+def with_mates(attack: Attack, mates: Callable[[ImageRng], Tensor]) -> Attack:
+    """`attack` with a source of other images, where it uses them; see `DrawsMates`."""
+    return attack.with_mates(mates) if isinstance(attack, DrawsMates) and attack.draws_mates else attack
 
 
 @runtime_checkable

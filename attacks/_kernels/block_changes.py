@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -104,9 +105,9 @@ def change_blocks(images: Tensor, blocks: int, rng: ImageRng) -> Tensor:
     for k, image in enumerate(images):
         rows, columns = (each[k] for each in cuts)
         made = []
-        for i, (top, bottom) in enumerate(zip(rows, rows[1:], strict=False)):
+        for i, (top, bottom) in enumerate(pairwise(rows)):
             strip = []
-            for j, (left, right) in enumerate(zip(columns, columns[1:], strict=False)):
+            for j, (left, right) in enumerate(pairwise(columns)):
                 which, unit = units[k][i][j]
                 draw = Draw(unit, channels[k, i, j], noise[k, :, top:bottom, left:right])
                 strip.append(CHANGES[int(which * len(CHANGES))](image[:, top:bottom, left:right], draw))
@@ -116,6 +117,6 @@ def change_blocks(images: Tensor, blocks: int, rng: ImageRng) -> Tensor:
 
 
 def _cuts(draws: Tensor, blocks: int) -> list[list[int]]:
-    """Of each image, 0, `blocks - 1` different numbers of 1 .. size - 1 in order, and the size; from `[n, size - 1]`."""
+    """Of each image, 0, `blocks - 1` different ordered numbers of 1 .. size - 1, and the size; from `[n, size - 1]`."""
     chosen = draws.argsort(1)[:, : blocks - 1].add(1).sort(1).values
     return [[0, *one, draws.shape[1] + 1] for one in chosen.tolist()]

@@ -32,7 +32,8 @@ class Strips:
 def strips(size: int, count: int, rng: ImageRng) -> Strips:
     """Cut `size` pixels into `count` strips and permute them.
 
-    Lengths are proportional to draws of U(0, 1) and rounded; the longest takes what rounding leaves. A strip may be empty.
+    Lengths are proportional to draws of U(0, 1) and rounded; the longest takes what rounding leaves. A strip may be
+    empty.
     """
     weights = rng.uniform(count).cpu().double()
     lengths = (weights / weights.sum(1, keepdim=True) * size).round().long()

@@ -15,7 +15,8 @@ def basis(size: int, device: torch.device) -> Tensor:
     k, i = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
     rows = torch.cos(pi * (i + 0.5) * k / size) * (2 / size) ** 0.5
     rows[0] /= 2**0.5
-    return rows.float().to(device)
+    cosines: Tensor = rows.float().to(device)
+    return cosines
 
 
 def dct(images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from rdp_bench.attacks.parts.diversity import Diversity
 from rdp_bench.attacks.parts.ensemble import EnsembleRule, VarianceReduction
 from rdp_bench.attacks.parts.flat_maximum import FlatMaximum
 from rdp_bench.attacks.parts.gradient_relevance import GradientRelevance
+from rdp_bench.attacks.parts.intermediate import IntermediateDecay
 from rdp_bench.attacks.parts.labels import LabelChoice, Targeted
 from rdp_bench.attacks.parts.momentum import Momentum
 from rdp_bench.attacks.parts.nesterov import Nesterov
@@ -24,6 +25,7 @@ from rdp_bench.attacks.parts.smoothing import Smoothing
 from rdp_bench.attacks.parts.spectrum import Spectrum
 from rdp_bench.attacks.parts.steps import Steps
 from rdp_bench.attacks.parts.structure import Structure
+from rdp_bench.attacks.parts.token_gradients import TokenGradients
 from rdp_bench.attacks.parts.variance import VarianceTuning
 
 
@@ -58,6 +60,8 @@ WORDS: dict[str, Word] = {
     "SSA": word(Spectrum()),
     "BSR": word(BlockShuffle()),
     "SIA": word(Structure()),
+    "ILPD": word(IntermediateDecay()),
+    "TGR": word(TokenGradients()),
     "ENS": word(EnsembleRule()),
     "SVRE": word(VarianceReduction()),
     "OWN": word(LabelChoice(), takes=()),

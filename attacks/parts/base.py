@@ -53,6 +53,8 @@ class Run:
     """g_t, the direction of the previous step; zeros at first."""
     memory: dict[str, Tensor] = field(default_factory=dict)
     """What parts keep between steps, by their id."""
+    tools: dict[str, Any] = field(default_factory=dict)
+    """What `Part.around` makes for the steps, by id."""
     mates: Mates | None = None
     """Draws another image of the data set for each image of the batch; None: only this batch is known."""
 
@@ -195,6 +197,25 @@ class View:
 def find(parts: Iterable[Part], kind: type[P]) -> P | None:
     """The part of this kind among `parts`."""
     return next((part for part in parts if type(part) is kind), None)
+
+
+def look(run: Run, member: Classifier, images: Tensor) -> Outputs:
+    """Outputs of one member of the source for `images`, as the part that decides what the source sees gives them."""
+    view = View(run, member)
+    part = next((part for part in run.parts if type(part).look is not Part.look), None)
+    return part.look(run, view, images) if part else view(images)
+
+
+def prediction(outputs: Sequence[Outputs]) -> Tensor:
+    """Classes int64 `[n]` of largest mean probability over the members."""
+    return mean([main.detach().softmax(1) for main, _ in outputs]).argmax(1)
+
+
+def mean(tensors: Sequence[Tensor]) -> Tensor:
+    """The mean of tensors of one shape."""
+    import torch
+
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).mean(0)
 
 
 def identity(images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from rdp_bench.attacks.parts.ball import Ball
-from rdp_bench.attacks.parts.base import Part, find, require
+from rdp_bench.attacks.parts.base import Part, find, look, mean, prediction, require
 from rdp_bench.budgets import LINF
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def only(run: Run, number: int) -> Iterator[None]:
 class EnsembleRule(Part):
     """What is averaged over the members of a source (Dong et al. 2018, Sec. 3.2).
 
-    `logits`: J of the mean logits, the rule without this part. `losses`: the mean of each member's J, and so the mean of
-    their gradients. `gradients`: the mean of g / mean|g| of each member, which gives every member the same weight.
+    `logits`: J of the mean logits, the rule without this part. `losses`: the mean of each member's J, and so the mean
+    of their gradients. `gradients`: the mean of each member's g / mean|g|, which gives all members the same weight.
     """
 
     id: ClassVar[str] = "ensemble-rule"
@@ -66,21 +66,21 @@ class EnsembleRule(Part):
         """The mean of the members' losses, where they are averaged."""
         from torch.nn.functional import cross_entropy
 
-        from rdp_bench.attacks._loop import mean
-
         if self.ensemble_rule != "losses":
             return loss
         return mean([cross_entropy(main, labels, reduction="sum") for main, _ in outputs])
 
     def gradient(self, run: Run, inner: Gradient, at: Tensor) -> Tensor:
         """The mean of the members' normalised gradients, where they are averaged."""
+        import torch
+
         from rdp_bench.attacks._kernels.norms import normalise
-        from rdp_bench.attacks._loop import mean, predict
 
         if self.ensemble_rule != "gradients":
             return inner(at)
         if run.labels is None:
-            run.labels = predict(run, at)
+            with torch.no_grad():
+                run.labels = prediction([look(run, member, at) for member in run.source.members])
         found = []
         for number in range(len(run.source.members)):
             with only(run, number):
@@ -94,8 +94,9 @@ class VarianceReduction(Part):
 
     G is the gradient of all members at x_t. From x_t, inner steps of size alpha follow
     h_{m+1} = mu h_m + d / mean|d|, d = grad J_k(x_m) - (grad J_k(x_t) - G), with a random member k. The outer step gets
-    h_M. M is `reduction_steps` times the number of members; mu is `reduction_momentum`. The sequence of members is random
-    and the same for all images and runs, so that no image depends on its batch; JHL-HUST/SVRE draws one per batch.
+    h_M. M is `reduction_steps` times the number of members; mu is `reduction_momentum`. The sequence of members is
+    random and the same for all images and runs, so that no image depends on its batch; JHL-HUST/SVRE draws one per
+    batch.
     """
 
     id: ClassVar[str] = "variance-reduction"

@@ -65,11 +65,9 @@ class GradientRelevance(Part):
         """A sign step whose size differs from pixel to pixel."""
         import torch
 
-        before, scale = run.memory.get(self.id + "/sign"), run.memory.get(self.id)
         sign = g.sign()
-        if scale is None:
-            scale = torch.full_like(g, 1 / self.relevance_decay)
-            before = torch.zeros_like(g)
+        before = run.memory.get(self.id + "/sign", torch.zeros_like(g))
+        scale = run.memory.get(self.id, torch.full_like(g, 1 / self.relevance_decay))
         scale = torch.where(sign == before, scale, scale * self.relevance_decay)
         run.memory[self.id], run.memory[self.id + "/sign"] = scale, sign
         # The inner step is clip(adv + alpha * sign): moving its start by alpha * (M - 1) * sign makes that alpha * M.

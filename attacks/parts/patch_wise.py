@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PatchWise(Part):
-    """x_{t+1} = clip(x_t + b sign(G) + b sign(W * C)), b = `amplification` * alpha (Gao et al. 2020, Eq. 6-9, Alg. 1).
+    """x_{t+1} = clip(x_t + b sign(G) + b sign(W * C)), b = `amplification` * alpha (Gao et al. 2020, Alg. 1).
 
-    a, the sum of all steps so far, exceeds the budget; C = clip(|a| - eps, 0, inf) sign(a) is the excess, and W averages
-    the other pixels of a `projection_size` square. Their gamma equals b, as in their code (qilong-zhang/Patch-wise-iterative-attack).
+    a, the sum of all steps so far, exceeds the budget; C = clip(|a| - eps, 0, inf) sign(a) is the excess, and W
+    averages the other pixels of a `projection_size` square. Their gamma equals b, as in their code
+    (qilong-zhang/Patch-wise-iterative-attack).
     """
 
     id: ClassVar[str] = "patch-wise"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Spectrum(Part):
     """G = sum over copies T of grad J at T(x), T(x) = IDCT(DCT(x + e) * M) (Long et al. 2022, Eq. 8-9, Alg. 1).
 
-    e is N(0, `spectrum_sigma` / 255), M is U(1 - rho, 1 + rho) per coefficient. The gradient is that with respect to the
-    transformed image, as in their code (yuyang-long/SSA).
+    e is N(0, `spectrum_sigma` / 255), M is U(1 - rho, 1 + rho) per coefficient. The gradient is that with respect to
+    the transformed image, as in their code (yuyang-long/SSA).
     """
 
     id: ClassVar[str] = "spectrum"

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Structure(Part):
-    """G = sum over copies T of grad J(T(x)), T changes each block of a grid in its own way (Wang et al. 2023, Alg. 1).
+    """G = sum over copies T of grad J(T(x)), T changes the blocks of a grid (Wang et al. 2023, Alg. 1).
 
-    The image is cut at random rows and columns into `structure_blocks` x `structure_blocks` blocks. Each gets one of ten
-    changes (`_kernels.block_changes`), drawn uniformly. Constants follow xiaosen-wang/SIT, which draws once per batch;
-    here every image has its own draw.
+    The image is cut at random rows and columns into `structure_blocks` x `structure_blocks` blocks. Each gets one of
+    ten changes (`_kernels.block_changes`), drawn uniformly. Constants follow xiaosen-wang/SIT, which draws once
+    per batch; here every image has its own draw.
     """
 
     id: ClassVar[str] = "structure"

@@ -7,8 +7,9 @@ writes the list of its images into the cache:
     CACHE/lists/3f2a....json    pixel hashes and labels, in order
 
 Where one list begins with the other, the same plan is keyed with the other list, and the shards stored under those keys
-are copied to the new key, except sets whose images depend on all images of their run (`protocols.DrawsMates`). A list is used only if its content has the hash in its name. Keys are computed from the list,
-so shards of other images cannot be found.
+are copied to the new key, except for attacks that mix other images of the run into an image (`protocols.DrawsMates`). A
+list is used only if its content has the hash in its name. Keys are computed from the list, so shards of other images
+cannot be found.
 """
 
 import contextlib

@@ -26,7 +26,7 @@ from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import measurements
 from rdp_bench.models.entry_calls import checked_logits, is_out_of_memory, naming_entry
-from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, draws_mates
+from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
 from rdp_bench.rng import ImageRng
 from rdp_bench.user_reads import noting_unkeyed, unkeyed
 
@@ -148,7 +148,7 @@ class Worker:
                 else:
                     # A copy: what comes back is compared with the engine's own images.
                     eps = job.eps / 255 if plan.norm == LINF else job.eps
-                    bound = attack.with_mates(partial(self._mates, low)) if draws_mates(attack) else attack
+                    bound = with_mates(attack, partial(self._mates, low))
                     adv = bound(source, x.clone(), aims(low, high), eps, rng)
             return {"delta": to_delta(adv, x, u8, job.eps, str(job), plan.norm)}
 
