@@ -39,9 +39,9 @@ class _Mixer:
 class IntermediateDecay(Part):
     """The gradient is that of f behind a layer h whose output is c h(x_t) + (1 - c) h(x + s z) (Li et al. 2023, Eq. 6).
 
-    z is N(0, 1), drawn for each gradient. The layer is the last one whose maps have an eighth of the image's side, or
-    the one named by `decay_layer`, a module's name such as `layer2`. It goes with no part that changes the size of what
-    the source sees.
+    z is N(0, 1), drawn for each gradient. The layer is timm's last stage whose maps have an eighth of the image's side
+    (the middle stage, where timm does not say), or the one named by `decay_layer`, a module such as `layer2`. It goes
+    with no part that changes the size of what the source sees.
     """
 
     id: ClassVar[str] = "intermediate-decay"
@@ -105,7 +105,7 @@ class IntermediateDecay(Part):
 
 
 def _layer(net: nn.Module, name: str, member: str) -> nn.Module:
-    """The module called `name`, or for "auto" the last of timm's stages with maps of an eighth of the image's side."""
+    """The module called `name`, or for "auto" the one that `IntermediateDecay` describes."""
     modules: dict[str, nn.Module] = dict(net.named_modules())
     if name != "auto":
         if not name or name not in modules:
@@ -115,7 +115,7 @@ def _layer(net: nn.Module, name: str, member: str) -> nn.Module:
     stages: Callable[[], list[dict[str, Any]]] | None = getattr(info, "get_dicts", None)
     listed = stages() if callable(stages) else info or []
     named = [each for each in listed if each.get("module") in modules]
-    fitting = [each for each in named if each.get("reduction") == REDUCTION] or named[: max(1, len(named) // 3)]
+    fitting = [each for each in named if each.get("reduction") == REDUCTION] or named[len(named) // 2 :][:1]
     if not fitting:
         raise UsageError(f"timm names no stages of {member}: choose a layer, as in ILPD(layer=NAME)")
     return modules[fitting[-1]["module"]]
