@@ -218,26 +218,27 @@ def test_their_gradients_are_counted() -> None:
         assert len(model.seen) == made.gradients(16), text
 
 
-@pytest.mark.parametrize(
-    ("name", "fields"),
-    {
-        "vmi-fgsm": {"momentum": 1.0, "variance_samples": 20, "variance_range": 1.5},
-        "vni-fgsm": {"momentum": 1.0, "nesterov": True, "variance_samples": 20, "variance_range": 1.5},
-        "pi-fgsm": {"amplification": 10.0, "projection_size": 3},
-        "admix": {"momentum": 1.0, "admix_mates": 3, "admix_share": 0.2, "scale_copies": 5},
-        "ssa": {"momentum": 1.0, "spectrum_copies": 20, "spectrum_rho": 0.5, "spectrum_sigma": 16.0},
-        "pgn": {"momentum": 1.0, "flat_samples": 20, "flat_range": 3.0, "flat_weight": 0.5},
-        "bsr": {"momentum": 1.0, "shuffle_copies": 20, "shuffle_blocks": 2, "shuffle_angle": 0.2},
-        "sia": {"momentum": 1.0, "structure_copies": 20, "structure_blocks": 3},
-        "gra": {"momentum": 1.0, "relevance_samples": 20, "relevance_range": 3.5, "relevance_decay": 0.94},
-        "svre-mi-fgsm": {"momentum": 1.0, "reduction_steps": 4, "reduction_momentum": 1.0},
-    }.items(),
-)
-def test_presets_have_the_constants_of_author_code(name: str, fields: dict[str, object]) -> None:
+PRESETS: dict[str, dict[str, object]] = {
+    "vmi-fgsm": {"momentum": 1.0, "variance_samples": 20, "variance_range": 1.5},
+    "vni-fgsm": {"momentum": 1.0, "nesterov": True, "variance_samples": 20, "variance_range": 1.5},
+    "pi-fgsm": {"amplification": 10.0, "projection_size": 3},
+    "admix": {"momentum": 1.0, "admix_mates": 3, "admix_share": 0.2, "scale_copies": 5},
+    "ssa": {"momentum": 1.0, "spectrum_copies": 20, "spectrum_rho": 0.5, "spectrum_sigma": 16.0},
+    "pgn": {"momentum": 1.0, "flat_samples": 20, "flat_range": 3.0, "flat_weight": 0.5},
+    "bsr": {"momentum": 1.0, "shuffle_copies": 20, "shuffle_blocks": 2, "shuffle_angle": 0.2},
+    "sia": {"momentum": 1.0, "structure_copies": 20, "structure_blocks": 3},
+    "gra": {"momentum": 1.0, "relevance_samples": 20, "relevance_range": 3.5, "relevance_decay": 0.94},
+    "svre-mi-fgsm": {"momentum": 1.0, "reduction_steps": 4, "reduction_momentum": 1.0},
+    "tgr": {"momentum": 1.0, "attention_factor": 0.25, "qkv_factor": 0.75, "mlp_factor": 0.5},
+    "ilpd": {"steps": 100, "alpha": 1.0, "decay_share": 0.1, "decay_sigma": 0.05, "decay_layer": "auto"},
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_constants_of_author_code(name: str) -> None:
     found = registry.attack.resolve(name).value.resolved(16)
-    assert {key: found[key] for key in fields} == fields
-    assert found["steps"] == 10
-    assert found["alpha"] == pytest.approx(1.6)
+    wanted = {"steps": 10, "alpha": 1.6, **PRESETS[name]}
+    assert {key: found[key] for key in wanted} == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("text", ["GRA", "PI", "SVRE"])
