@@ -124,7 +124,7 @@ def test_compositions(text: str, fields: dict[str, Any]) -> None:
     ("text", "message"),
     [
         ("MI|DII", r"unknown part of an attack 'DII'\. Did you mean 'DI'\?"),
-        ("MI|XYZ", r"unknown part of an attack 'XYZ'\. Known: AUX, DI"),
+        ("MI|XYZ", r"unknown part of an attack 'XYZ'\. Known: ADMIX, AUX, BSR, DI"),
         ("mi|TI", "unknown part of an attack 'mi'"),
         ("MI|", "cannot read ''"),
         ("MI||TI", "cannot read ''"),
