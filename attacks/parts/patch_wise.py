@@ -36,7 +36,7 @@ class PatchWise(Part):
     def rules(self) -> Mapping[str, bool]:
         """Ranges of the fields."""
         odd = self.projection_size % 2 == 1 and 3 <= self.projection_size <= 101
-        return {"amplification is above 0": self.amplification > 0, "projection_size is odd, from 3 to 101": odd}
+        return {"amplification is not negative": self.amplification >= 0, "projection_size is odd, from 3 to 101": odd}
 
     def check(self, parts: Sequence[Part]) -> None:
         """The excess is measured per pixel."""

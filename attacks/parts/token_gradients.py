@@ -28,8 +28,9 @@ class TokenGradients(Part):
 
     id: ClassVar[str] = "token-gradients"
     order: ClassVar[int] = 36
-    off: ClassVar[Any] = 1.0
+    off: ClassVar[Any] = False
 
+    token_gradients: bool = True
     attention_factor: float = 0.25
     qkv_factor: float = 0.75
     mlp_factor: float = 0.5

@@ -229,7 +229,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "sia": {"momentum": 1.0, "structure_copies": 20, "structure_blocks": 3},
     "gra": {"momentum": 1.0, "relevance_samples": 20, "relevance_range": 3.5, "relevance_decay": 0.94},
     "svre-mi-fgsm": {"momentum": 1.0, "reduction_steps": 4, "reduction_momentum": 1.0},
-    "tgr": {"momentum": 1.0, "attention_factor": 0.25, "qkv_factor": 0.75, "mlp_factor": 0.5},
+    "tgr": {"momentum": 1.0, "token_gradients": True, "attention_factor": 0.25, "qkv_factor": 0.75, "mlp_factor": 0.5},
     "ilpd": {"steps": 100, "alpha": 1.0, "decay_share": 0.1, "decay_sigma": 0.05, "decay_layer": "auto"},
 }
 
