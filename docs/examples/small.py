@@ -102,7 +102,7 @@ def small_b() -> SmallNet:
     return SmallNet("small-b", *NETWORKS["small-b"])
 
 
-def train(label: str, steps: int = 300) -> None:
+def train(label: str, steps: int = 150) -> None:
     """Train both networks on a data set and save their weights beside this file."""
     import torch
     from safetensors.torch import save_file
