@@ -14,6 +14,6 @@ test:
 bench:
 	python -m benchmarks
 
-# In an environment with `pip install --group docs`; build/site/index.html opens from the folder.
+# build/site/index.html opens from the folder, with its search.
 docs:
-	mkdocs build --strict --site-dir build/site
+	zensical build --clean --strict

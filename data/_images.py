@@ -76,6 +76,15 @@ def prepare(path: Path, size: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
+def resize(pixels: NDArray[np.uint8], size: int, where: str) -> NDArray[np.uint8]:
+    """Return an image `[3, h, w]` as uint8 `[3, size, size]`, by step 3 at the top of this module."""
+    import numpy as np
+    from PIL.Image import fromarray
+
+    image = _centre_square(fromarray(pixels.transpose(1, 2, 0)), size, where)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
 def decode(path: Path) -> Image:
     """Return the image in `path`, upright, 8-bit RGB, at its own size.
 
@@ -167,7 +176,7 @@ def _rgb(image: Image, container: str | None, path: Path | str) -> Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _centre_square(image: Image, size: int, path: Path) -> Image:
+def _centre_square(image: Image, size: int, path: Path | str) -> Image:
     import PIL.Image
 
     short, long = sorted(image.size)

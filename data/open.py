@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-# Imported to register the entry.
+# Imported to register the entries.
+from rdp_bench.data import cifar10 as _cifar10  # noqa: F401
 from rdp_bench.data import photos20 as _photos20  # noqa: F401
 from rdp_bench.data._labelled import CLASSES, SIZE, Images, columns_of
 from rdp_bench.data._natural import convert
@@ -19,7 +20,7 @@ from rdp_bench.data.nips2017 import TABLES, nips2017
 from rdp_bench.errors import BadImageError, UsageError, unknown_name
 from rdp_bench.protocols import Dataset, targets_of
 from rdp_bench.registry import dataset
-from rdp_bench.specs import cut, outline, parse_spec, with_params
+from rdp_bench.specs import Spec, cut, outline, parse_spec, with_params
 
 _HOW = {
     "nips2017": "fetch it: rdp-bench data get nips2017",
@@ -52,10 +53,11 @@ def open_dataset(spec: str, *, size: int | None = None, limit: int | None = None
     Labels, ids and files are checked now; images are decoded on demand.
 
     Args:
-        spec: a registered name (`photos20`, `photos20(size=224)`), or the path of a folder or of a list of labels
-            (`.csv`, `.tsv` or `.txt`). The list in a folder defines how it is read (docs/extend/dataset.md); a folder
-            without a list has one subfolder per class. Options follow a path in parentheses:
-            `nips2017(subset=every-second)`, `mine.csv(label_base=1)`. `./photos20` is a folder of that name.
+        spec: a registered name (`photos20`, `photos20(size=224)`, `cifar10(PATH)`), or the path of a folder or of a
+            list of labels (`.csv`, `.tsv` or `.txt`). The list in a folder defines how it is read
+            (docs/extend/dataset.md); a folder without a list has one subfolder per class. Options follow a path in
+            parentheses: `nips2017(subset=every-second)`, `mine.csv(label_base=1)`. `./photos20` is a folder of that
+            name.
         size: side of the prepared images in pixels; by default 299, or the own size of a registered data set. `size=`
             in `spec` has priority.
         limit: the largest number of images; the first ones are used.
@@ -144,13 +146,30 @@ def _registered(text: str, path: Path, size: int | None) -> Dataset:
         guess = f" Did you mean '{path.parent / near[0]}'?" if near else ""
         raise BadImageError(f"no dataset at '{text}': no such folder or file.{guess}")
     if name in dataset.entries:
-        spec = parse_spec(text)
+        spec = _with_path(parse_spec(text))
+        text = str(spec)
         if size is not None and "size" not in dict(spec.params):
             text = str(replace(spec, params=(*spec.params, ("size", str(size)))))
     elif not any(re.fullmatch(scheme.pattern, outline(text)) for scheme in dataset.label_schemes):
         how = f"; {_HOW[name]}" if name in _HOW else ""
         raise unknown_name("dataset", text, dataset.entries, f"No folder or .csv file has that name either{how}")
     return dataset.resolve(text).value
+
+
+def _with_path(spec: Spec) -> Spec:
+    """Read `cifar10(PATH)` as `cifar10(path=PATH)`."""
+    if len(spec.positional) != 1 or "path" in dict(spec.params):
+        return spec
+    return replace(spec, params=(*spec.params, ("path", spec.positional[0])), positional=())
+
+
+def in_folder(label: str, folder: Path) -> str:
+    """Return the label of a registered data set, its relative `path` as seen from `folder`."""
+    spec = _with_path(parse_spec(label))
+    params = dict(spec.params)
+    if not params.get("path") or params["path"].startswith("~"):
+        return label
+    return str(replace(spec, params=tuple(sorted({**params, "path": str(folder / params["path"])}.items()))))
 
 
 def _check(found: Dataset) -> None:

@@ -407,10 +407,17 @@ class Dataset(Protocol):
     that every report of these images must show.
     """
 
-    name: str
-    size: int
-    ids: Sequence[str]
-    labels: Sequence[int]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    @property
+    def labels(self) -> Sequence[int]: ...
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as uint8 `[3, size, size]`, RGB."""

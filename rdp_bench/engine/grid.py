@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from rdp_bench import schema
 from rdp_bench.budgets import LINF, NORMS, parse_eps
+from rdp_bench.data.open import in_folder
 from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown_name
 from rdp_bench.protocols import purifies
 from rdp_bench.registry import dataset as datasets
@@ -288,8 +289,10 @@ def _read(name: str, file: _GridFile, profile: str, changes: Mapping[str, Any], 
 
 def _dataset(label: str, folder: Path) -> str:
     """A grid file's data set, a path as it is from the current folder."""
-    if not label or label.startswith("~") or cut(label)[0] in datasets.entries or folder == Path():
+    if not label or label.startswith("~") or folder == Path():
         return label
+    if cut(label)[0] in datasets.entries:
+        return in_folder(label, folder)
     path = folder / label
     is_path = label.startswith(".") or label.lower().endswith(".csv")
     # A folder of that name in the current folder is another one.

@@ -29,6 +29,7 @@ from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.models import defended, zoo
 from rdp_bench.registry import registries
 from rdp_bench.results.rows import COLUMNS
+from rdp_bench.specs import split
 from tests.helpers.paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -103,7 +104,7 @@ def test_commands_can_be_typed(line: str, monkeypatch: pytest.MonkeyPatch) -> No
         grid.load(name, given["profile"], {})
     unwritten = () if all(path.exists() for path in given["plugins_"]) else ("mine/",)  # a file that the reader writes
     for kind in ("attack", "defense"):
-        for label in given[kind]:
+        for label in (part for text in given[kind] for part in split(text, ",")):
             if not label.startswith(("purifier:", "spandrel:", *ABSENT, *unwritten)):
                 registries[kind].resolve(label.removeprefix("+"))
     for label in given["source"] + given["target"]:

@@ -49,7 +49,8 @@ def commands() -> list[list[str]]:
 
 
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check, run, show, report = commands()
+    check, run, show, report, *real_images = commands()
+    assert [words[0] for words in real_images] == ["data", "run", "report"]
     assert (check[0], run[0], show[0], report[0]) == ("check", "run", "show", "report")
     monkeypatch.setenv("RDP_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,11 @@
 """The README's transcripts are what the commands print, and its commands exist."""
 
+import math
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -9,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from rdp_bench.cli.main import main
-from rdp_bench.registry import defense
 from tests.helpers.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "docs" / "results"
 TRANSCRIPTS = re.findall(r"```console\n\$ rdp-bench (.*)\n((?:.*\n)*?)```", README)
 
 
@@ -39,41 +43,54 @@ def test_there_is_a_transcript_to_check() -> None:
 
 
 def test_the_averages_are_those_of_the_results() -> None:
-    """Recomputed from the cells of docs/results."""
-    cells = pd.read_csv(ROOT / "docs" / "results" / "nips17-500.csv")
+    """Averages are recomputed from the cells of docs/results, clean accuracies also with Wilson's formula."""
+    cells = pd.read_csv(RESULTS / "nips17-500.csv")
     rows = [line.strip("|").split("|") for line in README.splitlines() if re.match(r"\| [\w&-]+ \| \d", line)]
     assert len(rows) == 8
-    for name, *numbers in rows:
-        mine = cells[cells["defense"] == name.strip()]
-        expected = []
+    for name, *shown in rows:
+        of_defense = cells[cells["defense"] == name.strip()]
+        expected: list[float] = []
         for target in ("effnet-lite2-ens", "effnet-lite2"):
-            of_target = mine[mine["target"] == target]
-            for source in ("effnet-lite0", "effnet-lite1"):
-                errors = of_target[(of_target["source"] == source) & (of_target["metric"] == "error")]["value"]
-                assert len(errors) == 5
-                expected.append(float(errors.mean()))
-            (clean,) = set(of_target[of_target["metric"] == "accuracy"]["value"])
-            expected.append(float(clean))
-        assert [float(number) for number in numbers] == pytest.approx(expected, abs=0.051), name
+            mine = of_defense[of_defense["target"] == target]
+            errors = mine[(mine["source"] == "effnet-lite0") & (mine["metric"] == "error")]["value"]
+            assert len(errors) == 5
+            tests = pd.read_csv(RESULTS / f"nips17-500-tests-{target}.csv")
+            (average,) = tests[(tests["source"] == "effnet-lite0") & (tests["column"] == "Average")
+                               & (tests["defense"] == name.strip())].itertuples()  # fmt: skip
+            (clean,) = set(mine[mine["metric"] == "accuracy"]["value"])
+            expected += [float(errors.mean()), average.ci_low, average.ci_high, clean, *wilson(clean / 100, 500)]
+        numbers = [float(number) for cell in shown for number in re.findall(r"\d+\.\d", cell)]
+        assert numbers == pytest.approx(expected, abs=0.051), name
 
 
-def test_the_defense_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n# my_defense\.py\n(.*?)```", README, re.DOTALL)
-    (command,) = re.findall(r"^rdp-bench (run .*mine/blur.*)$", README, re.MULTILINE)
-    (tmp_path / "my_defense.py").write_text(code)
-    monkeypatch.setenv("RDP_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    tiny = ["--plugin", str(ROOT / "tests" / "plugin" / "tiny.py"), "--dataset", "tiny/noise", "--attack", "fgsm"]
-    words = [*shlex.split(command), *tiny, "--source", "tiny/one", "--target", "tiny/two"]
-    kept = dict(defense.entries)
-    try:
-        done = CliRunner().invoke(main, words, catch_exceptions=False)
-    finally:
-        defense.entries = kept
-    assert done.exit_code == 0, done.output
-    rows = pd.read_csv(tmp_path / "rdp-bench-out" / "results.csv")
-    assert set(rows["defense"]) == {"none", "rdp", "mine/blur", "mine/blur(radius=2)"}
-    assert set(rows["status"]) == {"done"}
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval in percent (Wilson 1927, equation 4)."""
+    z = 1.959964
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    return 100 * low, 100 * high
+
+
+def run(code: str, folder: Path) -> str:
+    """What the code prints in a new interpreter."""
+    (folder / "code.py").write_text(code.replace('"photos20"', '"photos20(size=32)", limit=1'))
+    found = subprocess.run(
+        [sys.executable, "code.py"], cwd=folder, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RDP_BENCH_CACHE": str(folder / "cache")},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_the_python_runs_as_printed(tmp_path: Path) -> None:
+    lines, ours = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    shown = run(f"{lines}print(*adv.shape, float((adv - x).abs().max()) * 255, *pure.shape)", tmp_path)
+    assert shown.split()[:4] == ["1", "3", "32", "32"]
+    assert 15.9 < float(shown.split()[4]) < 16.001
+    assert shown.split()[5:] == ["1", "3", "32", "32"]
+    latex = run(ours, tmp_path)
+    assert re.search(r"^ *(.* & )?ours & +[\d\\]", latex, re.MULTILINE), latex
+    assert r"\begin{tabular}" in latex
 
 
 def test_every_command_and_flag_of_the_readme_exists() -> None:

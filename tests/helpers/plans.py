@@ -33,7 +33,7 @@ def new_process() -> Iterator[None]:
             registry.label_schemes[:] = label_schemes
         for name in set(sys.modules) - set(modules):
             file = getattr(sys.modules[name], "__file__", None) or ""
-            if not name.startswith("rdp_bench.") and local_code.is_local(file):
+            if file and not name.startswith("rdp_bench.") and local_code.is_local(file):
                 del sys.modules[name]
         sys.path[:] = path
         for state, copy in zip(states, copies, strict=True):
