@@ -7,7 +7,7 @@ from rdp_bench.data.image_hashes import digest
 from rdp_bench.engine.plan import Plan
 from rdp_bench.keys import Record, plain
 from rdp_bench.models.zoo import ModelRef
-from rdp_bench.protocols import aims_at_targets, defense_facts
+from rdp_bench.protocols import aims_at_targets, classes_of, defense_facts
 from rdp_bench.results.record import FORMAT
 from rdp_bench.specs import show
 
@@ -55,6 +55,7 @@ def header(plan: Plan, command: str) -> Record:
             "size": plan.dataset.size,
             "image_size": axes.image_size,
             "images": digest(plan.dataset, plan.image_hashes),
+            "classes": classes_of(plan.dataset),
             **({"targets": list(plan.targets_of_images)} if _aim(plan) else {}),
         },
         "seed": plan.seed,
