@@ -183,7 +183,7 @@ def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[s
     if not compared:
         raise RdpBenchError(
             f"0 of {cells} cells of both runs could be compared: they are not done, or their predictions are neither "
-            f"in the folders nor in the cache {store.root}; name the cache that the runs used with --cache, or run again"
+            f"in the folders nor in the cache {store.root}; name the cache of the runs with --cache, or run again"
         )
     report = out / "report"
     views = [{"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)]

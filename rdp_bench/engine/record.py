@@ -2,10 +2,13 @@
 
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 
+from rdp_bench import schema
 from rdp_bench.data.image_hashes import digest
 from rdp_bench.engine.plan import Plan
-from rdp_bench.keys import Record, plain
+from rdp_bench.git_state import commit_of
+from rdp_bench.keys import KEY_VERSION, Record, hash_file, plain
 from rdp_bench.models.zoo import ModelRef
 from rdp_bench.protocols import aims_at_targets, classes_of, defense_facts
 from rdp_bench.results.record import FORMAT
@@ -89,7 +92,28 @@ def header(plan: Plan, command: str) -> Record:
         "defenses": defenses,
         "warnings": [],
         "checks": [],
+        "request": _request(plan),
+        "code": _code(plan),
     }
+
+
+def _request(plan: Plan) -> Record:
+    """What `run --from` needs to make this plan again (`results.record.RequestFacts`)."""
+    grid = plan.grid
+    return {
+        "axes": schema.plain(grid.axes),
+        "device": plan.device.partition(":")[0],
+        "key_format": KEY_VERSION,
+        "plugins": [{"name": path.name, "sha256": hash_file(path)} for path in dict.fromkeys(grid.plugins)],
+        "folders": {axis: str(folder) for axis, folder in grid.folders.items() if folder != Path()},
+    }
+
+
+def _code(plan: Plan) -> list[Record]:
+    """The commits of the repositories of the working directory and of plugins (`results.record.CodeFacts`)."""
+    places = {"working directory": Path.cwd(), **{path.name: path.resolve() for path in plan.grid.plugins}}
+    found = [(what, commit_of(path)) for what, path in places.items()]
+    return [{"what": what, **commit} for what, commit in found if commit]
 
 
 def _aim(plan: Plan) -> bool:

@@ -61,7 +61,9 @@ class Run:
         self._made = Provenance(self.plan.store)
         dataset = self.plan.dataset
         about = {"grid": self.plan.grid.name, "n": self.plan.n, "images": digest(dataset, self.plan.image_hashes)}
-        self._predictions = PredictionWriter(self.out, self.plan.grid.name, about, dataset.labels, dataset.ids)
+        self._predictions = PredictionWriter(
+            self.out, self.plan.grid.name, about, dataset.labels, dataset.ids, self.plan.image_hashes
+        )
         self._cells_of: dict[str, list[CellKey]] = {}  # by the key of the job that makes them
         for key, planned in self.plan.cells.items():
             self._cells_of.setdefault(planned.job.key, []).append(key)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rdp_bench.errors import DamagedError, StorageError, UnreadableError
-from rdp_bench.keys import Record, canonical_json
+from rdp_bench.keys import Record, canonical_json, hash_many
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,6 +65,7 @@ class PredictionWriter:
         about: facts of the run as a whole.
         labels: the label of every image.
         ids: the name of every image.
+        image_hashes: `keys.hash_pixels` of every image.
     """
 
     out: Path
@@ -72,6 +73,7 @@ class PredictionWriter:
     about: Record
     labels: Sequence[int]
     ids: Sequence[str]
+    image_hashes: Sequence[str]
     _spool: "IO[bytes] | None" = None
     _kept: dict[str, tuple[Record, dict[str, _Frame]]] = field(default_factory=dict)
     _labels: Any = None
@@ -112,7 +114,12 @@ class PredictionWriter:
         keys = [key for key in dict.fromkeys(wanted) if key in self._kept]
         if not keys:
             return None
-        frames = {"label": self._append("label", np.array(self.labels, np.int32)), "ids": self._append_text(self.ids)}
+        frames = {
+            "label": self._append("label", np.array(self.labels, np.int32)),
+            "ids": self._append_text(self.ids),
+            "image_hashes": self._append_text(self.image_hashes),
+        }
+        lists = {name: frame.facts for name, frame in frames.items()}
         artefacts = []
         for number, key in enumerate(keys):
             facts, mine = self._kept[key]
@@ -123,8 +130,7 @@ class PredictionWriter:
                 **self.about,
                 "format": FORMAT,
                 "artefacts": artefacts,
-                "label": frames["label"].facts,
-                "ids": frames["ids"].facts,
+                "images_in_order": lists,
                 "records": dict(sorted(records.items())),
                 **made,
             }
@@ -212,6 +218,9 @@ class PredictionFile:
     Attributes:
         path: the file.
         about: the facts of the run, and of each artefact.
+        label: the label of every image, `[n]`.
+        ids: the name of every image.
+        image_hashes: the hash of the pixels of every image.
 
     Raises:
         DamagedError: there is no such file, it was changed, or it is of another run.
@@ -239,12 +248,17 @@ class PredictionFile:
             artefacts = self.about["artefacts"]
             self._numbers = {each["key"]: number for number, each in enumerate(artefacts)}
             known = {f"{number}.{name}" for number, each in enumerate(artefacts) for name in each["arrays"]}
-            if names != known | {"about", "label", "ids"}:
+            lists = self.about["images_in_order"]
+            if names != known | {*lists, "about"}:
                 raise DamagedError(f"{path}: it does not have the parts that it names")
-            self.ids: list[str] = json.loads(self._decompressed("ids", self.about["ids"]))
-        self.label = self._array("label", self.about["label"])
-        if self.label.shape != (self.about["n"],) or len(self.ids) != self.about["n"]:
-            raise DamagedError(f"{path}: it has {len(self.label)} labels and {len(self.ids)} names of images")
+            self.label = self._array("label", lists["label"])
+            self.ids: list[str] = json.loads(self._decompressed("ids", lists["ids"]))
+            hashes = json.loads(self._decompressed("image_hashes", lists["image_hashes"]))
+            self.image_hashes: list[str] = hashes
+        counts = {len(self.label), len(self.ids), len(self.image_hashes), self.about["n"]}
+        images = hash_many([*self.image_hashes, *map(str, self.label.tolist())])
+        if len(counts) > 1 or images != self.about["images"]:
+            raise DamagedError(f"{path}: its images and labels are not those that it names")
 
     def facts(self, key: str) -> Record | None:
         """What is said of an artefact; None if it is not in the file."""

@@ -171,9 +171,10 @@ class Predictions:
         return ""
 
     @cached_property
-    def _labels_hash(self) -> str:
+    def _images(self) -> tuple[str, str]:
+        """The hash of all pixels and that of all labels, as keys have them."""
         assert self.file is not None
-        return hash_many(map(str, self.file.label.tolist()))
+        return hash_many(self.file.image_hashes), hash_many(map(str, self.file.label.tolist()))
 
     def _facts(self, key: str | None, kind: str) -> Record:
         """The facts that a key is the hash of.
@@ -196,7 +197,7 @@ class Predictions:
         wanted = {
             "set": (facts.get("set"), cell.adv_key),
             "number of defense samples": (facts.get("defense_samples", 1), cell.defense_samples),
-            "labels": (facts.get("labels"), self._labels_hash),
+            "labels": (facts.get("labels"), self._images[1]),
             "seconds": (stored.get("seconds"), cell.seconds),
             "weights of the target": (_weights(facts["target"], model.get("sha256")), model.get("sha256")),
             **self._unlike_purified(facts, cell),
@@ -213,6 +214,7 @@ class Predictions:
         defense = facts["defense"]
         found = {
             "number of images": (facts["n"], self.record["dataset"]["n"]),
+            "images": (facts["images"], self._images[0]),
             "seed": (facts["seed"], self.record["seed"]),
         }
         if said:
