@@ -105,7 +105,6 @@ def _request(plan: Plan) -> Record:
         "device": plan.device.partition(":")[0],
         "key_format": KEY_VERSION,
         "plugins": [{"name": path.name, "sha256": hash_file(path)} for path in dict.fromkeys(grid.plugins)],
-        "folders": {axis: str(folder) for axis, folder in grid.folders.items() if folder != Path()},
     }
 
 

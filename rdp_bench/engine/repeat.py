@@ -82,7 +82,7 @@ class Published:
         return found
 
     def grid(self, changes: Mapping[str, Any], plugins: tuple[Path, ...]) -> Grid:
-        """The grid of the run, with `changes` to its axes.
+        """The grid of the run, with `changes` to its axes; relative file names start in the current folder.
 
         Raises:
             UsageError: a plugin of the run is not among `plugins`.
@@ -90,13 +90,7 @@ class Published:
         self._require_plugins(plugins)
         axes = self.request["axes"]
         found = from_axes(self.record["grid"], self.record["title"], axes, self.record["profile"], changes)
-        folders = {axis: Path(folder) for axis, folder in self.request.get("folders", {}).items()}
-        return replace(
-            found,
-            names=self.record.get("names", {}),
-            plugins=plugins,
-            folders={axis: folders.get(axis, folder) for axis, folder in found.folders.items()},
-        )
+        return replace(found, names=self.record.get("names", {}), plugins=plugins)
 
     def _require_plugins(self, plugins: tuple[Path, ...]) -> None:
         """Plugins are code: they are loaded if the user names them, never because a record does."""

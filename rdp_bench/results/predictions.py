@@ -132,9 +132,8 @@ class Predictions:
         predicted, margin = arrays["predicted"], arrays["margin"]
         classes = self.record["dataset"].get("classes")
         if predicted.min() < 0 or (classes and predicted.max() >= classes):
-            raise DamagedError(
-                f"{self.file.path}: {cell.key} has a prediction that is none of {classes or 'the'} classes"
-            )
+            many = f"{classes} classes" if classes else "classes"
+            raise DamagedError(f"{self.file.path}: a prediction of {cell.key} is none of the {many} of the data set")
         if margin.shape != predicted.shape or not np.isfinite(margin).all() or margin.min() < 0:
             raise DamagedError(f"{self.file.path}: {cell.key} has a margin that is no difference of two logits")
         return {**arrays, "label": self.file.label}

@@ -110,7 +110,6 @@ class RequestFacts:
     device: str  # cpu or cuda
     key_format: int
     plugins: tuple[FileFacts, ...] = ()
-    folders: dict[str, str] = field(default_factory=dict)  # where relative file names of an axis start
 
 
 @dataclass(frozen=True)
