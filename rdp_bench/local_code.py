@@ -154,7 +154,7 @@ def refuse_stale(modules: Modules) -> None:
         for value in _functions(module):
             if value.__code__ not in codes:
                 raise UsageError(
-                    """Yield the functions and methods that a module's file defines, by attributes of the module and its classes."""
+                    f"{path} was edited after it was imported ({value.__qualname__} differs); start a new process"
                 )
 
 
@@ -166,7 +166,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _functions(module: ModuleType) -> Iterator[FunctionType]:
-    """Yield the functions and methods that a module's file defines and that are attributes of it or of its classes."""
+    """Yield the functions and methods that a module's file defines, by attributes of the module and its classes."""
     for value in list(vars(module).values()):
         for member in list(vars(value).values()) if isinstance(value, type) else [value]:
             function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
