@@ -154,7 +154,8 @@ def refuse_stale(modules: Modules) -> None:
         for value in _functions(module):
             if value.__code__ not in codes:
                 raise UsageError(
-                    f"{path} was edited after it was imported ({value.__qualname__} differs); start a new process"
+                    f"{path} was edited after this process imported it ({value.__qualname__} differs); "
+                    "start a new process"
                 )
 
 
