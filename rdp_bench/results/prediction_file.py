@@ -32,7 +32,7 @@ FORMAT = 1
 """Version of the file. Bump it when this version would misread what another one wrote."""
 
 FOLDER = "predictions"
-_LEVEL = 6  # of zstd; 4 % smaller than the cache's level 1, and still faster than the disk
+_LEVEL = 6  # of zstd
 _COPIED = 1 << 20  # bytes at a time
 _LARGEST = 1 << 31  # bytes of one frame, decompressed
 _INTEGERS = ("uint8", "uint16", "int32")  # the smallest that holds all values is stored

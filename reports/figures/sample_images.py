@@ -129,7 +129,9 @@ def sample(store: Store, cell: CellResult | None) -> "Image":
         raise RdpBenchError(cell.reason if cell and cell.reason else "not run yet")
     key = cell.sample_key or ""
     if not store.folder("sample", key).is_dir():
-        raise RdpBenchError(f"the cache {store.root} does not contain them; name that of the run with --cache")
+        raise RdpBenchError(
+            f"the cache {store.root} does not contain them; name that of the run with --cache, or run the grid again"
+        )
     return store.open("sample", key).read()["purified"]  # type: ignore[return-value]
 
 
