@@ -212,7 +212,7 @@ class _Loader(SourceFileLoader):
             if path not in known:
                 raise ImportError(f"{path} is imported at run time and is part of no cache key; import it at the top")
             if known[path] != content:
-                raise ImportError(f"{path} changed after the plugin was loaded; start a new process")
+                raise ImportError(f"{path} changed after the plugin was loaded; run again")
         _executed[path] = content
         return self.source_to_code(data, str(path))
 
