@@ -19,8 +19,16 @@ from tests.helpers.grid_runs import GridRuns, read_rows
 from tests.helpers.plans import new_process
 
 NETWORK = """
+import sys
 from dataclasses import dataclass
-from rdp_bench import Learned, defense
+from rdp_bench import Learned, defense, model
+
+tiny = next(module for name, module in sys.modules.items() if name.startswith("rdp_bench_plugin_tiny"))
+
+@model("mine/net", source="made up")
+def net():
+    "A linear classifier."
+    return tiny.Linear("mine/net", 2)
 
 @defense("mine/smooth", source="made up")
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ eps = [16, 8]
 attacks = ["fgsm", "tiny/sleepy"]
 sources = ["tiny/one"]
 defenses = ["none", "mine/smooth(weights=smooth.safetensors)"]
-targets = ["tiny/two"]
+targets = ["mine/net"]
 limit = 10
 [names]
 "mine/smooth" = "Ours"
@@ -131,18 +139,17 @@ def test_changed_weights_are_named_before_and_counted_after(published: Path) -> 
     assert "5 of 10 cells agree" in found.stdout
     apart = [line for line in found.stdout.splitlines() if "differs by" in line]
     assert len(apart) == 5
-    assert all("-> mine/smooth(weights=smooth.safetensors) -> tiny/two: differs by" in line for line in apart)
+    assert all("-> mine/smooth(weights=smooth.safetensors) -> mine/net: differs by" in line for line in apart)
     assert all("of 10; error" in line for line in apart)
 
 
 def test_a_changed_model_is_named(published: Path) -> None:
-    other = published.parents[2] / "tiny.py"
-    other.write_text(PLUGIN.read_text().replace('return Linear("tiny/two", 2)', 'return Linear("tiny/two", 7)'))
-    flags = ("--plugin", other, "--plugin", published.parents[2] / "network.py")
-    found = cli("run", "--from", published, *flags, "--out", "out", "--dry-run")
+    other = published.parents[2] / "network.py"
+    other.write_text(NETWORK.replace('Linear("mine/net", 2)', 'Linear("mine/net", 7)'))
+    found = again(published, "--dry-run")
     told = [line.strip() for line in found.stderr.splitlines()]
-    assert any(line.startswith("model tiny/two: ") and line.endswith("seed: 2 in the record, 7 here") for line in told)
-    assert "plugin tiny.py: sha256" in found.stderr
+    assert any(line.startswith("model mine/net: ") and line.endswith("seed: 2 in the record, 7 here") for line in told)
+    assert "plugin network.py: sha256" in found.stderr
 
 
 def test_plugins_are_asked_for_and_never_loaded_by_name(published: Path) -> None:
