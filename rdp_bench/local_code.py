@@ -2,13 +2,13 @@
 
 There are two methods:
 
-* Code in files (plugins, editable packages, modules that a script imports): the files. `closure` follows import
-  statements, wherever they are in a file, from local module to local module.
-* Code of `__main__` (a script, a notebook) and of no file at all: the objects. `digest_of` follows a function or
-  class to the code objects, defaults, closures and globals that it uses. Code objects are what runs; source text may
-  have been edited since.
+* Code in files (plugins, editable packages, modules that a script imports): the files are hashed. `closure` follows
+  the import statements of each file, including those inside functions, to other local modules.
+* Code of `__main__` (a script, a notebook) and code without a file: the objects are hashed. `digest_of` includes the
+  code objects, defaults, closures and globals that a function or class uses. It hashes code objects because the source
+  text may have been edited after it was compiled.
 
-"Local" means: neither in the standard library, nor in site-packages, nor in this package.
+A file is local if it is neither in the standard library, nor in site-packages, nor in this package.
 """
 
 import ast
@@ -49,7 +49,7 @@ Modules = dict[str, Path]
 
 
 def is_local(file: str | Path) -> bool:
-    """Whether a file belongs to the user: to no library and not to this package."""
+    """Return whether a file is in no library and not in this package."""
     path = Path(file).resolve()
     if {"site-packages", "dist-packages"} & set(path.parts):
         return False
@@ -57,7 +57,7 @@ def is_local(file: str | Path) -> bool:
 
 
 def module_file(module: ModuleType | None) -> Path | None:
-    """The local file that a loaded module came from, if any."""
+    """Return the file of a loaded module if it is local."""
     file = getattr(module, "__file__", None)
     return Path(file) if file and Path(file).is_file() and is_local(file) else None
 
@@ -66,7 +66,7 @@ def module_file(module: ModuleType | None) -> Path | None:
 
 
 def closure(modules: Modules) -> Modules:
-    """`modules` and every local module that their import statements lead to, also those inside functions.
+    """Return `modules` and all local modules that they import, directly or indirectly, anywhere in their files.
 
     Raises:
         UsageError: a file is not valid Python.
@@ -87,17 +87,17 @@ def closure(modules: Modules) -> Modules:
 
 
 def digest_files(modules: Modules) -> str:
-    """One hash of the content of modules, independent of their paths."""
+    """Return one hash of the names and contents of modules; paths do not matter."""
     return hash_many(f"{name} {hash_file(path)}" for name, path in sorted(modules.items()))
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names that a file imports, anywhere in it."""
+    """Return the top-level names of all imports in a file."""
     return {name.partition(".")[0] for name in _imports(path, "")}
 
 
 def _imports(path: Path, package: str) -> Iterator[str]:
-    """Full names of what a file imports; names from `from a import b` need not be modules."""
+    """Yield the full names of all imports in a file. A name from `from a import b` may be no module."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError) as error:
@@ -113,7 +113,7 @@ def _imports(path: Path, package: str) -> Iterator[str]:
 
 
 def _files_of(name: str) -> Iterator[tuple[str, Path]]:
-    """Local files of module `name` and of the packages around it. Nothing is imported."""
+    """Yield the local files of module `name` and of its parent packages, without importing them."""
     top, *rest = name.split(".")
     if not top or top in sys.stdlib_module_names or top == "rdp_bench":
         return
@@ -140,21 +140,22 @@ def _files_of(name: str) -> Iterator[tuple[str, Path]]:
 
 
 def refuse_stale(modules: Modules) -> None:
-    """Compare loaded modules with their files.
+    """Compare the functions of loaded modules with the files of the modules.
 
     Raises:
-        UsageError: a module's functions are not those of its file: it was edited after it was imported.
+        UsageError: they differ: the file was edited after it was imported.
     """
     for name, path in modules.items():
         module = sys.modules.get(name)
         spec = getattr(module, "__spec__", None)
         if module is None or spec is None or type(spec.loader) is not SourceFileLoader:
-            continue  # not loaded yet, or by a loader that rewrites code or that `plugins` knows
+            continue  # not loaded yet; or its loader rewrites code, or is that of `plugins`, which compares hashes
         codes = set(_codes(compile(path.read_bytes(), str(path), "exec", dont_inherit=True)))
         for value in _functions(module):
             if value.__code__ not in codes:
                 raise UsageError(
-                    f"{path} was edited after this process imported it ({value.__qualname__} differs); start a new one"
+                    f"{path} was edited after this process imported it ({value.__qualname__} differs); "
+                    "start a new process"
                 )
 
 
@@ -166,13 +167,13 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _functions(module: ModuleType) -> Iterator[FunctionType]:
-    """Functions and methods that a module's file defines and that can be reached by name."""
+    """Yield the functions and methods that a module's file defines, by attributes of the module and its classes."""
     for value in list(vars(module).values()):
         for member in list(vars(value).values()) if isinstance(value, type) else [value]:
             function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
             function = function.fget if isinstance(function, property) else function
             if not isinstance(function, FunctionType) or function.__module__ != module.__name__:
-                continue  # imported, or nothing with code
+                continue  # imported, or no function
             if function.__code__.co_filename == module.__file__:
                 yield function
 
@@ -181,7 +182,7 @@ def _functions(module: ModuleType) -> Iterator[FunctionType]:
 
 
 def stamp_of(maker: Any) -> str:
-    """Version suffix of an entry that no plugin file or entry point registered; empty for entries of this package.
+    """Return the version suffix of an entry that was not registered by a plugin; empty for entries of this package.
 
     Raises:
         UsageError: its module was edited after it was imported.
@@ -199,7 +200,7 @@ def stamp_of(maker: Any) -> str:
 
 
 def _digest_of_module(name: str, file: Path) -> str:
-    """Hash of a loaded module and what it imports; computed again when a file changes."""
+    """Return the hash of a loaded module and its imports, cached until one of the files changes."""
     states, digest = _digests.get(name, ({}, ""))
     if not states or any(not path.is_file() or file_state(path) != state for path, state in states.items()):
         modules = closure({name: file})
@@ -222,21 +223,21 @@ def _distribution(name: str) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """A hash of a function, class or plain value: its code, defaults, closures, and the globals that it uses.
+    """Return a hash of a function, class or plain value: code, defaults, closures, and the globals that it uses.
 
-    Of an opaque object of a library only the class is hashed, with a warning.
+    For an object of a library whose content cannot be read, only the class is hashed, and a warning is logged.
     """
     return sha256(json.dumps(_Walk().form(value), sort_keys=True).encode()).hexdigest()
 
 
 class _Walk:
-    """One traversal of objects; each is described once."""
+    """A traversal of objects that describes each object once."""
 
     def __init__(self) -> None:
         self.seen: dict[int, Any] = {}
 
     def form(self, value: Any) -> Any:
-        """`value` as JSON."""
+        """Return a description of `value` in JSON's types."""
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float | complex | bytes):
@@ -249,7 +250,7 @@ class _Walk:
             return ["dict", *([self.form(key), self.form(item)] for key, item in value.items())]
         if id(value) in self.seen:
             return ["seen", self.seen[id(value)][0]]
-        self.seen[id(value)] = (len(self.seen), value)  # keeps it alive, so that its id stays its own
+        self.seen[id(value)] = (len(self.seen), value)  # the reference prevents that its id is reused
         if isinstance(value, CodeType):
             return self.code(value)
         if isinstance(value, FunctionType):
@@ -335,7 +336,7 @@ class _Walk:
         return ["module", _digest_of_module(module.__name__, file)]
 
     def foreign(self, value: Any) -> Any:
-        """An object of a library by its name, one of a local module by the files of the module."""
+        """Describe an object of a library by its name, and one of a local module by the hash of the module's files."""
         name = str(getattr(value, "__module__", ""))
         module = sys.modules.get(name)
         if module is not None and module_file(module):
@@ -343,7 +344,7 @@ class _Walk:
         return ["library", name, getattr(value, "__qualname__", type(value).__qualname__)]
 
     def foreign_function(self, function: FunctionType) -> Any:
-        """A function of a library, by name; of a local module, by its files and by what it was made with."""
+        """Describe a function of a library by its name; of a local module, also by its files, defaults and closure."""
         named = self.foreign(function)
         if module_file(sys.modules.get(function.__module__)) is None:
             return named
@@ -351,7 +352,7 @@ class _Walk:
         return [named, self.form(function.__defaults__), self.form(function.__kwdefaults__), cells]
 
     def network(self, network: Any) -> Any:
-        """A torch module: its tensors, and of every submodule the class, attributes, buffers and hooks."""
+        """Describe a torch module: its tensors, and the class, attributes, buffers and hooks of every submodule."""
         inner = []
         for name, module in network.named_modules():
             own = {
@@ -363,7 +364,7 @@ class _Walk:
         return ["network", str(network), inner, self.form(dict(network.state_dict()))]
 
     def thing(self, value: Any) -> Any:
-        """An object: an array or a network by its numbers, one of the user's classes by its attributes."""
+        """Describe an array or network by its values, and an instance of the user's classes by its attributes."""
         kind = type(value)
         if isinstance(value, Path):
             return ["path", str(value)]
@@ -375,7 +376,7 @@ class _Walk:
             value = value.detach().cpu()
             value = value.float().numpy() if str(value.dtype) == "torch.bfloat16" else value.numpy()
         if hasattr(value, "tobytes") and hasattr(value, "dtype"):
-            if value.dtype == object:  # its bytes are addresses
+            if value.dtype == object:  # its bytes are pointers
                 return ["array", self.form(value.tolist())]
             return ["array", str(value.dtype), list(getattr(value, "shape", ())), sha256(value.tobytes()).hexdigest()]
         local = module_file(sys.modules.get(kind.__module__)) is not None
@@ -386,7 +387,8 @@ class _Walk:
         if callable(value) and hasattr(value, "__qualname__"):  # builtins, methods of libraries
             return self.foreign(value)
         log.warning(
-            "an entry uses a %s that cache keys cannot see into; use --fresh where it changed", kind.__qualname__
+            "an entry uses an object of class %s, whose content is not part of cache keys; use --fresh after a change",
+            kind.__qualname__,
         )
         return ["unseen", kind.__module__, kind.__qualname__]
 
@@ -403,9 +405,9 @@ _GENERATED = {"__init__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__s
 
 
 def _made_by_dataclass(kind: type, name: str, value: Any) -> bool:
-    """Whether `dataclass` generated a method: its code says nothing that the fields do not say.
+    """Return whether `dataclass` generated a method, so that the fields determine its code.
 
-    Code of `python -c` and `exec` has the same file name, "<string>".
+    The file name alone does not show this: code of `python -c` and `exec` has the same one, "<string>".
     """
     params = vars(kind).get("__dataclass_params__")
     if params is None or name not in _GENERATED or (name == "__init__" and not params.init):
@@ -414,7 +416,7 @@ def _made_by_dataclass(kind: type, name: str, value: Any) -> bool:
 
 
 def _mine(module: str | None) -> bool:
-    """Whether objects of a module are described by their code: `__main__`, and modules without a file."""
+    """Return whether the objects of a module are described by their code: in `__main__` and modules without a file."""
     if module in _MAIN:
         return True
     found = sys.modules.get(str(module))
@@ -425,7 +427,7 @@ def _mine(module: str | None) -> bool:
 
 
 def new_local_modules(before: Iterable[str]) -> Modules:
-    """Local modules that were imported since `before`, a copy of the names in `sys.modules`."""
+    """Return the local modules that were imported after `before`, a copy of the names in `sys.modules`."""
     known = set(before)
     return {
         name: file

@@ -1,7 +1,7 @@
-"""Fills the registries from the built-in packages, installed entry points, and plugin files.
+"""Loads the built-in packages, installed entry points and plugin files into the registries.
 
-Entries of plugins get a stamp, which is part of their version: a hash of the plugin's file, of every local module that
-it imports, and of the data files and environment variables that it reads while it is imported.
+Entries of plugins get a stamp, which is part of their version: a hash of the plugin file, of all local modules that it
+imports, and of the data files and environment variables that it reads during its import.
 """
 
 import importlib
@@ -32,23 +32,23 @@ log = logging.getLogger(__name__)
 BUILTIN_PACKAGES = ("attacks", "defenses", "data")
 
 _loaded: dict[str, dict[Path, str]] = {}
-"""Plugin file or entry point -> the local files that its stamp covers, with their hashes."""
+"""Plugin file or entry point -> the local files in its stamp, with their hashes."""
 _folders: set[Path] = set()
-"""Folders of plugin files; `_Loader` loads modules in them at any time."""
+"""Folders of plugin files. `_Loader` loads the modules in them, during and after the import of a plugin."""
 
 
 def load(files: tuple[Path, ...] = (), packages: tuple[str, ...] = BUILTIN_PACKAGES) -> None:
-    """Import the built-in `packages`, every entry point of the group `rdp_bench`, and each plugin file once.
+    """Import the built-in `packages`, all entry points of the group `rdp_bench`, and each plugin file once.
 
-    The folder of a plugin file is put on `sys.path`, as Python does for a script, and stays there.
+    The folder of a plugin file is added to `sys.path` permanently, as Python does for a script.
 
     Args:
         files: plugin files.
-        packages: packages of this one whose modules are imported.
+        packages: subpackages of rdp_bench whose modules are imported.
 
     Raises:
-        UsageError: a plugin cannot be imported, or was edited since this process imported it; the message names it and
-            the reason.
+        UsageError: a plugin cannot be imported, or was edited after this process imported it. The message names the
+            plugin and the reason.
     """
     for package_name in packages:
         package = importlib.import_module(f"rdp_bench.{package_name}")
@@ -76,10 +76,10 @@ def load(files: tuple[Path, ...] = (), packages: tuple[str, ...] = BUILTIN_PACKA
 
 
 def _known(name: str, what: str) -> bool:
-    """Whether a plugin is loaded already.
+    """Return whether a plugin is already loaded.
 
     Raises:
-        UsageError: it is, and one of its files has changed since.
+        UsageError: one of its files changed after it was loaded.
     """
     for path, content in _loaded.get(name, {}).items():
         if not path.is_file() or known_hash(path) != content:
@@ -89,7 +89,10 @@ def _known(name: str, what: str) -> bool:
 
 @contextmanager
 def _stamping(what: str, name: str) -> Iterator[Reads]:
-    """Around the import of a plugin: what it registers gets its stamp; where it fails, nothing is left of it."""
+    """Context of the import of a plugin.
+
+    The entries that the plugin registers get its stamp. If the import fails, its entries and modules are removed.
+    """
     before = set(sys.modules)
     kept = [(registry, dict(registry.entries), list(registry.label_schemes)) for registry in registries.values()]
     _add_finder()
@@ -105,10 +108,10 @@ def _stamping(what: str, name: str) -> Iterator[Reads]:
             if _executed[path] != hashes.get(path):
                 raise UsageError(f"{path} changed after this process imported it; start a new process")
         if reads.environment and set(os.environ) <= set(reads.environment):
-            log.warning("%s copies the whole environment; what it uses of it is in no cache key", what)
+            log.warning("%s copies all environment variables, so none of them is part of a cache key", what)
             reads.environment.clear()
         version_suffix = _stamp(reads, modules, hashes)
-    except (Exception, SystemExit) as error:  # a plugin may raise anything; the user gets one line
+    except (Exception, SystemExit) as error:  # plugins may raise any exception; the user gets a one-line error
         _loaded.pop(name, None)
         for registry, entries, label_schemes in kept:
             registry.entries.clear()
@@ -130,7 +133,7 @@ def _stamping(what: str, name: str) -> Iterator[Reads]:
 
 
 def _stamp(reads: Reads, modules: local_code.Modules, hashes: dict[Path, str]) -> str:
-    """One short text for everything of a plugin that lies outside installed packages; no path is in it."""
+    """Return the version suffix of a plugin: a hash of its local modules, files and variables, without any path."""
     named = {path.resolve(): name for name, path in modules.items()}
     facts = [f"module {'plugin' if _is_plugin(name) else name} {hashes[path]}" for path, name in named.items()]
     facts += {f"file {content}" for path, content in hashes.items() if path not in named}
@@ -151,28 +154,28 @@ def _import_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up by name
+    sys.modules[name] = module  # dataclasses find their module by its name
     spec.loader.exec_module(module)
     return module
 
 
 def _refuse_shadowed(path: Path) -> None:
-    """Refuse a plugin whose neighbouring module is hidden by one of the same name that was imported before."""
+    """Raise ImportError if a module beside the plugin is hidden by an imported module of the same name."""
     for name in local_code.imported(path):
         other = local_code.module_file(sys.modules.get(name))
         for file in (path.parent / f"{name}.py", path.parent / name / "__init__.py"):
             if other and file.is_file() and other.resolve() != file:
-                raise ImportError(f"{file} is not what it imports: {other} was imported as {name} before; rename one")
+                raise ImportError(f"it imports {name} from {other}, which was imported earlier, not {file}; rename one")
 
 
 def _of_package(module: str) -> local_code.Modules:
-    """The local module of an entry point."""
+    """Return the module of an entry point if it is local."""
     file = local_code.module_file(sys.modules.get(module))
     return {module: file} if file else {}
 
 
 def _of_distribution(module: str, distribution: Distribution | None) -> set[Path]:
-    """Every file of the package that holds the module of an entry point, where that is local (an editable install)."""
+    """Return all files of the package that contains an entry point's module, if it is local (an editable install)."""
     top = local_code.module_file(sys.modules.get(module.partition(".")[0]))
     if distribution is None or top is None or top.name != "__init__.py":
         return set()
@@ -183,30 +186,31 @@ def _of_distribution(module: str, distribution: Distribution | None) -> set[Path
     }
 
 
-# --- what an import reads --------------------------------------------------------------------------------
+# --- files read by an import --------------------------------------------------------------------------------
 
 _importing: list[str] = []
-"""Plugins that are being imported."""
+"""Plugins whose import is in progress."""
 
 _executed: dict[Path, str] = {}
-"""Local files that `_Loader` ran -> the hash of what was run."""
+"""Local file -> hash of its bytes when `_Loader` executed it."""
 
 
 class _Loader(SourceFileLoader):
-    """Executes exactly the bytes that it hashes; a `.pyc` may predate an edit within the same second."""
+    """Executes the bytes that it hashes. It ignores `.pyc` files, which can be outdated by up to a second."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """Compiled from the source, always.
+        """Compile the source file.
 
         Raises:
-            ImportError: a plugin's module that is imported only while it works, and was not seen or has changed since.
+            ImportError: an entry imports the module at run time, and the stamp of its plugin does not cover the file or
+                has another hash of it.
         """
         path = Path(self.get_filename(fullname)).resolve()
         data = self.get_data(str(path))
         content = sha256(data).hexdigest()
         if not _importing and first_local(sys._getframe(1)) in (known := _known_files()):
             if path not in known:
-                raise ImportError(f"{path} is imported while a plugin works, and no key knows it; import it at its top")
+                raise ImportError(f"{path} is imported at run time and is part of no cache key; import it at the top")
             if known[path] != content:
                 raise ImportError(f"{path} changed after the plugin was loaded; run again")
         _executed[path] = content
@@ -218,7 +222,7 @@ def _known_files() -> dict[Path, str]:
 
 
 class _Finder(MetaPathFinder):
-    """Loads local modules by `_Loader`: all of them while a plugin is imported, later those beside plugins."""
+    """Selects `_Loader` for local modules: all during the import of a plugin, otherwise those in folders of plugins."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target)

@@ -52,8 +52,9 @@ def _require_predictions(runs: "Sequence[Run]", out: Path, store: "Store") -> No
     done = sum(cell.status == "done" for run in runs for cell in run.cells)
     if done and not any(run.wrong for run in runs):
         raise RdpBenchError(
-            f"none of the {done} finished cells in {out} has its predictions in the cache {store.root}; name the cache "
-            f"that the run used with --cache, or run again. {out / 'report'} was not changed"
+            f"none of the {done} finished cells in {out} has readable predictions, neither in OUT/predictions nor "
+            f"in the cache {store.root}; name the cache that the run used with --cache, or run again. "
+            f"{out / 'report'} was not changed"
         )
 
 

@@ -29,8 +29,8 @@ _TELLING = ("profile", "dataset", "seed", "axes", "sources", "models", "attacks"
 class Pair:
     """A cell that both runs have, in percent; B minus A with its interval, where both are done.
 
-    `same`: one stored result is both runs'. `p` is Holm-adjusted over the others of the grid; None where the images are
-    not the same: then only the interval speaks.
+    `same`: the same key and the same errors. `p` is Holm-adjusted over the others of the grid; None where the images
+    are not the same: then only the interval speaks.
     """
 
     place: CellKey
@@ -98,7 +98,7 @@ def _pair(a: Run, b: Run, cell_key: CellKey, first: Row, second: Row, same: bool
     pair = Pair(cell_key, first["metric"], (first["status"], second["status"]), (values[0], values[1]))
     if cell_key not in a.wrong or cell_key not in b.wrong:
         return pair
-    if first["eval_key"] == second["eval_key"]:
+    if first["eval_key"] == second["eval_key"] and (a.wrong[cell_key] == b.wrong[cell_key]).all():
         return replace(pair, same=True, difference=0.0, low=0.0, high=0.0)
     sign = 1 if first["metric"].startswith("error") else -1
     if same:
@@ -182,8 +182,8 @@ def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[s
     cells, compared = (sum(counts) for counts in zip(*((len(f.pairs), f.compared) for f in found), strict=True))
     if not compared:
         raise RdpBenchError(
-            f"0 of {cells} cells of both runs could be compared: they are not done, or their predictions are not in "
-            f"the cache {store.root}; name the cache that the runs used with --cache, or run again"
+            f"0 of {cells} cells of both runs could be compared: they are not done, or their predictions are neither "
+            f"in the folders nor in the cache {store.root}; name the cache of the runs with --cache, or run again"
         )
     report = out / "report"
     views = [{"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)]

@@ -1,6 +1,7 @@
 """The Python interface: what `import rdp_bench` offers for scripts and notebooks. torch is loaded when it is needed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,10 +147,11 @@ def load_results(
     Args:
         out: a folder that `rdp-bench run` or `evaluate(out=...)` wrote.
         only: the grids whose runs are read; all by default.
-        cache: folder of cached predictions, by default as for `rdp-bench run`.
+        cache: folder of the cache, by default as for `rdp-bench run`; used for predictions that `out` lacks, and for
+            images.
 
     Returns:
-        The runs. Numbers are computed from the cached predictions; a cell without them is "failed" and says why.
+        The runs. Numbers are computed from the predictions in `out`; a cell without them is "failed" and says why.
 
     Raises:
         UsageError: there is no run, or a record cannot be read or was edited.
@@ -174,6 +176,7 @@ def evaluate(
     limit: int | None = None,
     image_size: int | None = None,
     defense_samples: int | None = None,
+    success: bool | None = None,
     seed: int = 0,
     device: str = "auto",
     batch_size: int | None = None,
@@ -204,7 +207,9 @@ def evaluate(
         profile: of the grid, "embedded" or "paper".
         limit: only the first so many images.
         image_size: pixels that images are resized to as they are read.
-        defense_samples: draws judged of a random defense.
+        defense_samples: evaluations of a random defense.
+        success: also compute the attack success rate: of the images that are classified correctly without an attack,
+            the share that is not under the attack. Default: as `grid` says, else no.
         seed: of all randomness.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<number>".
         batch_size: images at once; by default 20 on a CPU, 64 on a GPU.
@@ -238,7 +243,7 @@ def evaluate(
     given = {
         "defenses": others.labels, "attacks": crafted.labels, "sources": _list(sources), "targets": _list(targets),
         "dataset": dataset, "eps": _list(eps), "norm": norm, "image_size": image_size,
-        "defense_samples": defense_samples,
+        "defense_samples": defense_samples, "success": success,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value not in (None, [])}
     call = _call(grid, own, given)
@@ -281,7 +286,8 @@ def _grid(name: str | None, profile: str, given: dict[str, Any], own: list[str],
         raise UsageError(f"grid '{name}' lists grids; evaluate() runs one: name one of {grid.expand_suite(name)}")
     found, files = grid.load(name, profile, changes)
     plugins.load(files)
-    return grid.extend(grid.settle(found, models_dir), {"defenses": own})
+    settled = replace(grid.settle(found, models_dir), plugins=files)
+    return grid.extend(settled, {"defenses": own})
 
 
 def _call(grid: str | None, own: Named, given: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """How a run's labels are written in reports: titles of entries, a grid's [names], --name and `evaluate`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rdp_bench.errors import UsageError, unknown_name
@@ -45,6 +45,19 @@ def names_of(grid: "Grid", given: Mapping[str, str]) -> dict[str, str]:
     if found:
         _refuse_shared(grid, found)
     return found
+
+
+def refuse_unknown(grids: "Sequence[Grid]", given: Mapping[str, str]) -> None:
+    """Compare the labels that are given names with those of several grids.
+
+    Raises:
+        UsageError: none of the grids has a label.
+    """
+    labels = {plain(label) for grid in grids for label in _labels(grid)}
+    stems = {stem for label in labels for stem in _stems(label)}
+    for label in given:
+        if plain(label) not in labels | stems:
+            raise unknown_name("label to name", plain(label), labels)
 
 
 def _refuse_shared(grid: "Grid", names: Mapping[str, str]) -> None:

@@ -32,7 +32,7 @@ class Result:
     Attributes:
         runs: the runs, each with its record, its rows and which images were classified wrongly.
         folder: the results folder that they were read from.
-        store: the cache that holds their predictions.
+        store: the cache, used where the folder lacks predictions, and for images.
     """
 
     runs: Sequence[Run]
@@ -55,8 +55,15 @@ class Result:
         """One row per cell, with the columns of results.csv.
 
         Returns:
-            `value`, `ci_low` and `ci_high` are in percent: `metric` says whether of errors under attack or of accuracy
-            on clean images. They are NaN where `status` is not "done". `eps` is in /255 (L2 runs: the norm).
+            * `grid`, `dataset`, `n`: the run, its data set and its number of images.
+            * `source`, `attack`, `eps`, `defense`, `target`: the cell, as labels; `source` is "-" and `attack` is
+              "clean" for clean images. `eps` is in /255 (L2 runs: the norm).
+            * `metric`: "error" under attack or "accuracy" on clean images.
+            * `value`, `ci_low`, `ci_high`: percent, with the 95 % interval; NaN where `status` is not "done".
+            * `paper`: the paper's number in the same metric, or NaN.
+            * `status`, `reason`: "done", or "pending" or "failed" with the reason.
+            * `adv_key`, `eval_key`: the cache keys of images and predictions.
+            * `seconds`: duration of the evaluation of the cell.
         """
         import pandas as pd
 
@@ -120,15 +127,34 @@ class Result:
         out = Path(out)
         if out.resolve() != self.folder.resolve():
             names = {run.grid for run in self.runs}
-            (out / "runs").mkdir(parents=True, exist_ok=True)
+            for run in self.runs:
+                if run.stored and run.stored.file:
+                    file = run.stored.file.path
+                    _copy(file, out / file.parent.name / file.name)
             for name in names:
-                source, to = (folder / "runs" / f"{name}.json" for folder in (self.folder, out))
-                part = to.with_suffix(".part")
-                shutil.copyfile(source, part)
-                part.replace(to)
+                _copy(self.folder / "runs" / f"{name}.json", out / "runs" / f"{name}.json")
             _, lines = csvtext.read((self.folder / "results.csv").read_text("utf-8"))
             write_results(out, [line for line in lines if line["grid"] in names])
         return reports.render(out, self.store)
+
+    def compare(self, other: "Result | str | Path", out: str | Path) -> Path:
+        """Compare these runs with those of another results folder, cell by cell: OUT/report/compare.html and .csv.
+
+        Args:
+            other: a result, or a results folder.
+            out: folder whose `report` folder is written.
+
+        Returns:
+            The path of the page. Differences are `other` minus this one, with intervals and paired tests.
+
+        Raises:
+            UsageError: the two have no grid in common. RdpBenchError: no cell of both has predictions.
+        """
+        from rdp_bench.reports.compare import render
+
+        folder = other.folder if isinstance(other, Result) else Path(other)
+        page, _ = render((self.folder, folder), self.store, Path(out), [run.grid for run in self.runs])
+        return page
 
     def _joined(self, render: "Callable[[Table], str]") -> Text:
         with shown_names(*(run.names for run in self.runs)):
@@ -147,6 +173,14 @@ class Result:
         from html import escape
 
         return f"<pre>{escape(self.table())}</pre>"
+
+
+def _copy(source: Path, to: Path) -> None:
+    """Copy a file so that a reader sees all of it or nothing."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    part = to.with_suffix(".part")
+    shutil.copyfile(source, part)
+    part.replace(to)
 
 
 def read(folder: Path, store: "Store", only: Sequence[str] = (), keep: Any = None) -> Result:

@@ -11,7 +11,7 @@ import click
 from rdp_bench import __version__
 from rdp_bench.cache.store import Store, default_root
 from rdp_bench.cli import cache as cli_cache
-from rdp_bench.cli import check, cite, data, purify, run, show, train, weights
+from rdp_bench.cli import check, cite, data, purify, run, show, train, verify, weights
 from rdp_bench.errors import FetchError, RdpBenchError, UsageError
 from rdp_bench.terminal import OneLine, printable, terminal
 
@@ -225,7 +225,8 @@ def _open(page: Path, wanted: bool) -> None:
 @click.option("--to", type=click.Path(path_type=Path), help="Folder to write.  [default: OUT/export]")
 @click.option("--dataset", metavar="NAME|FOLDER|CSV", help="The run's data set, if it has moved.")
 @click.option("--only", multiple=True, metavar="GRID", help="Only the run of this grid; repeatable.")
-@click.option("--images", is_flag=True, help="Also export adversarial images, as PNG.")
+@click.option("--predictions/--no-predictions", default=True, help="Predictions for every image.  [default: yes]")
+@click.option("--images", is_flag=True, help="Also export adversarial images, as PNG; they are in the cache only.")
 @click.option("--parquet", is_flag=True, help="Predictions as Parquet instead of CSV (needs pyarrow).")
 @run.plugin_option
 @cli_cache.option
@@ -234,18 +235,19 @@ def export(
     to: Path | None,
     dataset: str | None,
     only: tuple[str, ...],
+    predictions: bool,
     images: bool,
     parquet: bool,
     plugins_: tuple[Path, ...],
     cache: Path | None,
 ) -> None:
-    """Export the predictions for every image, and adversarial images."""
+    """Export the predictions for every image, which OUT holds, and adversarial images."""
     from rdp_bench import plugins
     from rdp_bench.results.export import export as write
 
     plugins.load(plugins_, ("data",))
     to = to or out / "export"
-    found = write(out, Store(cache), to, dataset, images=images, parquet=parquet, only=only)
+    found = write(out, Store(cache), to, dataset, images=images, parquet=parquet, only=only, predictions=predictions)
     click.echo(f"{to}: {found['predictions']} predictions, {found['images']} images")
     if found["lacking"]:
         click.echo(f"{found['lacking']} adversarial sets are not in the cache; run the grid again", err=True)
@@ -261,6 +263,7 @@ main.add_command(check.check)
 main.add_command(cite.cite)
 main.add_command(purify.purify)
 main.add_command(show.show)
+main.add_command(verify.verify)
 _accept_verbose(main)
 
 if __name__ == "__main__":

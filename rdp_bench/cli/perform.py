@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,11 +137,18 @@ def load_grid(name: str, options: "RunOptions", given: Mapping[str, Any], *, one
 
     As `one_of_many`, a grid without attacks gets no source, attack or eps.
     """
-    from rdp_bench import plugins
     from rdp_bench.engine import grid
 
     chosen, files = grid.load(name, options.profile, given)
-    plugins.load((*options.plugins, *files))
+    return settled(replace(chosen, plugins=(*options.plugins, *files)), options, one_of_many=one_of_many)
+
+
+def settled(chosen: "Grid", options: "RunOptions", *, one_of_many: bool = False) -> "Grid":
+    """A grid with its plugins loaded, its labels resolved and what `+NAME` adds."""
+    from rdp_bench import plugins
+    from rdp_bench.engine import grid
+
+    plugins.load(chosen.plugins)
     chosen = grid.settle(chosen, options.models_dir)
     more = options.added
     if one_of_many and not chosen.axes.attacks:

@@ -11,12 +11,14 @@ import click
 from rdp_bench.budgets import NORMS, show_eps
 from rdp_bench.cli import cache as cli_cache
 from rdp_bench.cli import complete, suite
+from rdp_bench.cli.again import Again
 from rdp_bench.cli.perform import DEFAULT_OUT, load_grid, next_step, perform, plan_of, run_options
 from rdp_bench.data.adversarial import ELSEWHERE
 from rdp_bench.errors import UsageError
 from rdp_bench.terminal import printable
 
 if TYPE_CHECKING:
+    from rdp_bench.engine.options import RunOptions
     from rdp_bench.engine.plan import Plan
     from rdp_bench.engine.run import Run
 
@@ -56,6 +58,13 @@ _grid: dict[str, Any] = {
 @click.command()
 @click.argument("grid_", metavar="GRID", **_grid)
 @click.option("--grid", metavar="NAME|FILE", help="Another way to name GRID.", **_grid)
+@click.option(
+    "--from",
+    "record",
+    type=click.Path(path_type=Path),
+    metavar="RECORD",
+    help="Repeat a published run: its OUT/runs/GRID.json. Other options change only what they name.",
+)
 @click.option("--profile", default="embedded", show_default=True, help="Profile of the grid: embedded or paper.")
 @click.option("--dataset", metavar="NAME|FOLDER|CSV", help="Images to use instead of the grid's.")
 @click.option("--limit", type=int, help="Use only the first N images.")
@@ -112,17 +121,38 @@ def run(grid_name: str | None, **flags: Any) -> None:
 
     A run can be stopped at any time; the same command continues it. If the grid lists grids (paper), each is run in
     turn, and these options select from the values of each grid.
+
+    With --from, what differs here (versions, weights, device) is printed before anything runs, and afterwards the
+    predictions are compared with the published ones. The exit status is 0 if all cells agree.
     """
     from rdp_bench.engine import grid
-    from rdp_bench.engine.run import summary
 
+    record: Path | None = flags.pop("record")
+    if record is not None:
+        if grid_name is not None:
+            raise UsageError(f"--from {record} names the grid already; leave out {grid_name}")
+        again = Again(record, run_options(flags), flags, _named_flags(click.get_current_context()))
+        _run_one(again.plan, again.options, again)
+        return
     if grid_name is None:
         raise UsageError(f"no grid is named; try: rdp-bench run table1. Built-in grids: {', '.join(grid.builtin())}")
     options = run_options(flags)
     names = grid.expand_suite(grid_name)
     if names != [grid_name]:
         sys.exit(suite.run_all(names, options))
-    plan = plan_of(load_grid(grid_name, options, options.changes), options)
+    _run_one(plan_of(load_grid(grid_name, options, options.changes), options), options)
+
+
+def _named_flags(ctx: click.Context) -> set[str]:
+    """The options that the command line names."""
+    source = click.core.ParameterSource.COMMANDLINE
+    return {name for name in ctx.params if ctx.get_parameter_source(name) is source}
+
+
+def _run_one(plan: "Plan", options: "RunOptions", again: Again | None = None) -> None:
+    """Run one grid, or print its plan; the exit status says whether a cell failed, or differs from a published one."""
+    from rdp_bench.engine.run import summary
+
     if options.dry_run:
         _dry_run(plan, fresh=options.fresh)
         return
@@ -131,7 +161,8 @@ def run(grid_name: str | None, **flags: Any) -> None:
     click.echo(f"\n{summary(running)}; {next_step(options.out, options.cache)}")
     for cell, reason in list(running.failed.items())[:5]:
         click.echo(f"failed: {cell}: {reason}", err=True)
-    if running.failed:
+    agrees = again is None or again.compare(running)
+    if running.failed or not agrees:
         sys.exit(1)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rdp_bench.api.names import refuse_unknown
 from rdp_bench.budgets import parse_eps
 from rdp_bench.cli.perform import FLAGS, load_grid, next_step, perform, plan_of
 from rdp_bench.engine import prefix_reuse
@@ -93,7 +94,9 @@ def _chosen(names: list[str], options: "RunOptions") -> list["Grid"]:
         click.echo(f"skipped (nothing matches the filters): {', '.join(left_out)}", err=True)
     if not any(kept):
         raise UsageError("no grid of the suite matches all filters together; remove some of them")
-    return [one for one in kept if one is not None]
+    chosen = [one for one in kept if one is not None]
+    refuse_unknown(chosen, options.names)
+    return chosen
 
 
 def _dry_run(grids: list["Grid"], options: "RunOptions", width: int) -> int:

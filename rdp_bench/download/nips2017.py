@@ -6,19 +6,18 @@ written lists the existing images, so a run accepts the folder at any time. A se
 replaces images of copy B if the source has copy A.
 """
 
-import csv
 import hashlib
-import io
 import os
 import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from rdp_bench import csvtext
 from rdp_bench.cache.store import write_atomic
 from rdp_bench.data import nips2017
 from rdp_bench.data._images import SUFFIXES, decode_bytes, read_file
@@ -27,6 +26,7 @@ from rdp_bench.data.nips2017 import CARDS, COPY_B, DAMAGED, TABLE, TABLES, check
 from rdp_bench.download.http import download
 from rdp_bench.errors import BadImageError, FetchError, StorageError, UsageError
 from rdp_bench.keys import hash_pixels
+from rdp_bench.terminal import utf8
 
 SOURCES = (
     # The organisers' copy. Kaggle serves public data sets without an account.
@@ -148,11 +148,7 @@ def _list_differences(to: Path, found: FetchResult) -> None:
 
 def _as_csv(rows: list[dict[str, str]]) -> bytes:
     columns = [*dict.fromkeys(column for row in rows for column in row if column)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    return utf8(csvtext.records(columns, rows))
 
 
 def _held(to: Path) -> Rows:
@@ -160,9 +156,14 @@ def _held(to: Path) -> Rows:
     if not path.is_file():
         return {}
     try:
-        return _rows(read_file(path), path)
+        rows = _rows(read_file(path), path)
     except BadImageError as error:
         raise UsageError(f"{error}; choose another --to") from error
+    # Written by `_as_csv`, so its marks are taken off again.
+    return {
+        image: replace(row, cells={name: csvtext.unsafe(cell) for name, cell in row.cells.items()})
+        for image, row in rows.items()
+    }
 
 
 def _rows(content: bytes, where: Path | str) -> Rows:

@@ -79,6 +79,8 @@ class Grid:
     """Where relative file names in the labels of an axis start; the current folder for axes that are not listed."""
     names: Mapping[str, str] = field(default_factory=dict)
     """How reports write labels."""
+    plugins: tuple[Path, ...] = ()
+    """Plugin files that were loaded for it."""
 
     def files(self, axis: str, models_dir: Path | None) -> FileSearch:
         """Where the files that labels of this axis name are looked for."""
@@ -170,14 +172,16 @@ def settle(grid: Grid, models_dir: Path | None) -> Grid:
     return replace(grid, axes=axes, folders=folders)
 
 
-def from_axes(name: str, title: str, axes: Mapping[str, Any]) -> Grid:
-    """A grid without a file: `axes` as the `[axes]` table of a grid file holds them.
+def from_axes(
+    name: str, title: str, axes: Mapping[str, Any], profile: str = "embedded", changes: Mapping[str, Any] | None = None
+) -> Grid:
+    """A grid without a file: `axes` as the `[axes]` table of a grid file holds them, with `changes` to them.
 
     Raises:
         UsageError: as `load`.
     """
     file = schema.read({"title": title, "axes": dict(axes)}, _GridFile, f"grid {name}")
-    return _read(name, file, "embedded", {}, Path())
+    return _read(name, file, profile, changes or {}, Path())
 
 
 def extend(grid: Grid, more: Mapping[str, Sequence[str]]) -> Grid:

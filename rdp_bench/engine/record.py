@@ -2,12 +2,15 @@
 
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 
+from rdp_bench import schema
 from rdp_bench.data.image_hashes import digest
 from rdp_bench.engine.plan import Plan
-from rdp_bench.keys import Record, plain
+from rdp_bench.git_state import commit_of
+from rdp_bench.keys import KEY_VERSION, Record, hash_file, plain
 from rdp_bench.models.zoo import ModelRef
-from rdp_bench.protocols import aims_at_targets, defense_facts
+from rdp_bench.protocols import aims_at_targets, classes_of, defense_facts
 from rdp_bench.results.record import FORMAT
 from rdp_bench.specs import show
 
@@ -55,6 +58,7 @@ def header(plan: Plan, command: str) -> Record:
             "size": plan.dataset.size,
             "image_size": axes.image_size,
             "images": digest(plan.dataset, plan.image_hashes),
+            "classes": classes_of(plan.dataset),
             **({"targets": list(plan.targets_of_images)} if _aim(plan) else {}),
         },
         "seed": plan.seed,
@@ -88,7 +92,27 @@ def header(plan: Plan, command: str) -> Record:
         "defenses": defenses,
         "warnings": [],
         "checks": [],
+        "request": _request(plan),
+        "code": _code(plan),
     }
+
+
+def _request(plan: Plan) -> Record:
+    """What `run --from` needs to make this plan again (`results.record.RequestFacts`)."""
+    grid = plan.grid
+    return {
+        "axes": schema.plain(grid.axes),
+        "device": plan.device.partition(":")[0],
+        "key_format": KEY_VERSION,
+        "plugins": [{"name": path.name, "sha256": hash_file(path)} for path in dict.fromkeys(grid.plugins)],
+    }
+
+
+def _code(plan: Plan) -> list[Record]:
+    """The commits of the repositories of the working directory and of plugins (`results.record.CodeFacts`)."""
+    places = {"working directory": Path.cwd(), **{path.name: path.resolve() for path in plan.grid.plugins}}
+    found = [(what, commit_of(path)) for what, path in places.items()]
+    return [{"what": what, **commit} for what, commit in found if commit]
 
 
 def _aim(plan: Plan) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rdp_bench.budgets import show_eps
 from rdp_bench.cache.store import Artefact
+from rdp_bench.data.image_hashes import digest
 from rdp_bench.engine import crosscheck, defense_cost, prefix_reuse
 from rdp_bench.engine.crosscheck import Check, check_rate
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Executor, Job, SerialExecutor, Work
@@ -18,17 +19,22 @@ from rdp_bench.environment import merged
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, UnreadableError, UsageError
 from rdp_bench.keys import Record, key_of
 from rdp_bench.metrics import measurements, stats
-from rdp_bench.metrics.correctness import error_flags
-from rdp_bench.protocols import aims_at_targets, classes_of
+from rdp_bench.protocols import classes_of
+from rdp_bench.results import lines
 from rdp_bench.results import rows as table
+from rdp_bench.results.prediction_file import PredictionWriter
+from rdp_bench.results.provenance import Provenance
 from rdp_bench.results.record import CellResult, read_run, write_run
-from rdp_bench.specs import CLEAN, CellKey
+from rdp_bench.specs import CellKey
 
 log = logging.getLogger(__name__)
 
 OFF_BY = 0.5
 """Points of clean accuracy by which a known model may be off before a run warns."""
 
+
+KEEP_EVERY = 600.0
+"""Seconds between two versions of OUT/predictions during a run: a version contains all predictions so far."""
 
 LEAST_FOR_CHANCE = 10
 """With fewer images than this, an accuracy at chance raises no warning: a poor model may be wrong on all of them."""
@@ -52,7 +58,12 @@ class Run:
     _begin: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self._made = table.Provenance(self.plan.store)
+        self._made = Provenance(self.plan.store)
+        dataset = self.plan.dataset
+        about = {"grid": self.plan.grid.name, "n": self.plan.n, "images": digest(dataset, self.plan.image_hashes)}
+        self._predictions = PredictionWriter(
+            self.out, self.plan.grid.name, about, dataset.labels, dataset.ids, self.plan.image_hashes
+        )
         self._cells_of: dict[str, list[CellKey]] = {}  # by the key of the job that makes them
         for key, planned in self.plan.cells.items():
             self._cells_of.setdefault(planned.job.key, []).append(key)
@@ -85,7 +96,7 @@ class Run:
         self._warn_of(self.plan.remarks)
         self._warn_of_removed_cells()
         self._warn_of_untouched_sets()
-        self.save()
+        self.keep_predictions()
         return to_do
 
     def _check_store(self, jobs: Sequence[Job], *, reuse: bool) -> None:
@@ -126,7 +137,7 @@ class Run:
         self, jobs: Sequence[Job], work: Work, executor: Executor | None = None, save_every: float = 5.0
     ) -> None:
         """Do `jobs`; results and record are written as they come, and at the latest when this returns."""
-        saved = time.perf_counter()
+        saved = kept = time.perf_counter()
         try:
             for outcome in (executor or SerialExecutor()).run(jobs, work):
                 self.failures.pop(outcome.job.key, None)
@@ -136,12 +147,15 @@ class Run:
                 self._warn_of(outcome.remarks)
                 if isinstance(outcome.job, EvaluateJob):
                     self.refresh(self._cells_of[outcome.job.key])
-                if time.perf_counter() - saved > save_every:
+                if time.perf_counter() - kept > KEEP_EVERY:
+                    self.keep_predictions()
+                    saved = kept = time.perf_counter()
+                elif time.perf_counter() - saved > save_every:
                     self.save()
                     saved = time.perf_counter()
         finally:
             self._warn_of_untouched_sets()
-            self.save()
+            self.keep_predictions()
 
     def check_accuracy(self, work: Work | None) -> None:
         """Measure every model's clean accuracy; one that is off what its card knows gets a loud warning.
@@ -279,9 +293,12 @@ class Run:
             if planned.eval.complete:
                 try:
                     arrays = planned.eval.read()
-                    predicted, label = arrays["predicted"], arrays["label"]
-                    cell = replace(cell, status="done", seconds=float(arrays["seconds"].sum()))
+                    seconds = float(arrays["seconds"].sum())
+                    kept = {name: arrays[name] for name in ("predicted", "margin", "label")}
+                    self._predictions.add("eval", planned.eval.key, kept, seconds=seconds)
+                    cell = replace(cell, status="done", seconds=seconds)
                     self._made.add(cell)
+                    predicted, label = arrays["predicted"], arrays["label"]
                 except UnreadableError as error:
                     cell = replace(cell, status="failed", reason=str(error))
                 except DamagedError:
@@ -290,37 +307,40 @@ class Run:
                 cell = replace(cell, status="failed", reason=reason)
             self.cells[key] = cell
             line = self.rows[key] = table.row(self.record, cell, predicted, label)
-            self.more[key] = table.aggregation_rows(line, predicted, label) if cell.defense_samples > 1 else []
             if predicted is not None:
-                self.wrong[key] = error_flags(predicted if predicted.ndim == 1 else predicted[:, 0], label)
-            if key.attack != CLEAN and aims_at_targets(self.plan.attacks[key.attack].value):
-                self.more[key].append(table.targeted_row(line, self._hits(predicted)))
-            if planned.image_quality and key.target == self.plan.grid.axes.targets[0]:
-                self.more[key] += self._image_quality(line, planned.image_quality)
+                self.wrong[key] = lines.first_draw(predicted, label)
+            near = self._image_quality(planned.image_quality) if lines.shows_images(self.record, cell) else None
+            self.more[key] = lines.rows_beside(self.record, line, cell, predicted, label, near)
 
-    def _hits(self, predicted: Any) -> Any:
-        """Which images are taken for their target class, `[n]`; None without predictions."""
-        if predicted is None:
+    def _image_quality(self, artefact: Artefact | None) -> Any:
+        if artefact is None or not artefact.complete:
             return None
-        import numpy as np
-
-        missed = error_flags(predicted, np.array(self.plan.targets_of_images))
-        return ~missed if missed.dtype == bool else 1 - missed
-
-    def _success(self, cell: CellKey) -> list[table.Row]:
-        if not self.plan.grid.axes.success or cell.attack == CLEAN:
-            return []
-        clean = CellKey.clean(cell.target, cell.defense)
-        return [table.success_row(self.rows[cell], self.wrong.get(cell), self.wrong.get(clean))]
-
-    def _image_quality(self, line: table.Row, artefact: Artefact) -> list[table.Row]:
-        if not artefact.complete:
-            return []
         try:
-            near = measurements.values(artefact.read(), artefact.record["measure"])
+            arrays = artefact.read()
+            near = measurements.values(arrays, artefact.record["measure"])
         except (DamagedError, UnreadableError):
-            return []
-        return table.image_quality_rows(line, artefact.key, near)
+            return None
+        self._predictions.add("image_quality", artefact.key, arrays)
+        return near
+
+    def keep_predictions(self) -> None:
+        """Write the predictions so far into OUT/predictions, then the record that names them."""
+        records, wanted = {}, []
+        for key, cell in self.cells.items():
+            planned = self.plan.cells[key]
+            if cell.status == "done":
+                wanted += [cell.eval_key or "", cell.image_quality_key or ""]
+                records[planned.eval.key] = planned.eval.record
+                if planned.job.craft:
+                    records[planned.job.craft.key] = planned.job.craft.record
+                if planned.image_quality:
+                    records[planned.image_quality.key] = planned.image_quality.record
+        found = self._predictions.commit(wanted, records, self._made.facts)
+        self.record.pop("predictions", None)
+        if found:
+            self.record["predictions"] = found
+        self.save()
+        self._predictions.tidy(found["sha256"] if found else None)
 
     def save(self) -> None:
         """Write OUT/runs/<grid>.json and OUT/results.csv, each whole or not at all."""
@@ -329,7 +349,9 @@ class Run:
         self.record["finished"] = now() if done else None
         self.record["environment"] = merged(self._made.found)
         write_run(self._path, self.record, self.cells.values())
-        rows = [line for cell, first in self.rows.items() for line in (first, *self._success(cell), *self.more[cell])]
+        rows = []
+        for key, first in self.rows.items():
+            rows += [first, *lines.success_rows(self.record, self.rows, self.wrong, key), *self.more[key]]
         table.write_results(self.out, rows)
 
     @property

@@ -30,7 +30,15 @@ BATCH = 50
 
 
 def export(
-    out: Path, store: Store, to: Path, dataset: str | None, *, images: bool, parquet: bool, only: Sequence[str] = ()
+    out: Path,
+    store: Store,
+    to: Path,
+    dataset: str | None,
+    *,
+    images: bool,
+    parquet: bool,
+    only: Sequence[str] = (),
+    predictions: bool = True,
 ) -> dict[str, int]:
     """Write the runs in `out` (of the grids in `only`, if given) into `to`.
 
@@ -39,17 +47,23 @@ def export(
     * `predictions.csv` (or .parquet): one row an image, cell and draw; `margin` is the best logit minus the second.
     * `images/<set>/<index>.png` with `images/sets.csv`: every adversarial set once, pixel for pixel.
 
-    Image names come from the data set, so they are written as text, never used as paths.
+    Predictions come from OUT or the cache; the data set is opened for images, or if it is named. Image names come from
+    the data set, so they are written as text, never used as paths.
 
     Raises:
         UsageError: no such run in `out`, the data set is not the run's, or it must be named.
         DamagedError: a stored file.
     """
     runs = select_runs(load(out, store), only)
-    names = {run.grid: _dataset(run, dataset, store) for run in runs}
-    rows = [row for run in runs for row in _predictions(run, store, names[run.grid])]
-    _write_predictions(to, rows, parquet)
-    counts = [_write_images(run, store, names[run.grid], to / "images") for run in runs] if images else []
+    opened = {
+        run.grid: _dataset(run, dataset, store)
+        for run in runs
+        if images or dataset or (predictions and not (run.stored and run.stored.file))
+    }
+    rows = [row for run in runs if predictions for row in _predictions(run, opened.get(run.grid))]
+    if predictions:
+        _write_predictions(to, rows, parquet)
+    counts = [_write_images(run, store, opened[run.grid], to / "images") for run in runs] if images else []
     found, lacking = (sum(count[i] for count in counts) for i in (0, 1))
     return {"predictions": len(rows), "images": found, "lacking": lacking}
 
@@ -71,11 +85,14 @@ def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
     return found
 
 
-def _predictions(run: Run, store: Store, dataset: Dataset) -> Iterator[dict[str, Any]]:
+def _predictions(run: Run, dataset: Dataset | None) -> Iterator[dict[str, Any]]:
+    """The rows of a run; without a data set, OUT has the names of the images."""
+    assert run.stored is not None
+    ids = dataset.ids if dataset else run.stored.file.ids if run.stored.file else ()
     for cell in run.cells:
         if cell.status != "done":
             continue
-        arrays = store.open("eval", cell.eval_key or "").read()
+        arrays = run.stored.evaluated(cell)
         shared = {"grid": run.grid, "dataset": run.record["dataset"]["name"], **asdict(cell.key)}
         labels = arrays["label"].tolist()
         # One prediction an image, or one for each draw of a random defense.
@@ -84,7 +101,7 @@ def _predictions(run: Run, store: Store, dataset: Dataset) -> Iterator[dict[str,
             for draw, (predicted, margin) in enumerate(zip(said[index], margins[index], strict=True)):
                 yield shared | {
                     "index": index,
-                    "id": dataset.ids[index],
+                    "id": ids[index],
                     "label": label,
                     "predicted": predicted,
                     "margin": round(margin, 5),

@@ -52,6 +52,7 @@ class DatasetFacts:
     label: str = ""  # what opens it again
     image_size: int | None = None  # as asked for
     targets: tuple[int, ...] = ()  # target classes, where an attack aims at them
+    classes: int | None = None  # of its labels, where it knows
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,41 @@ class CheckFacts:
 
 
 @dataclass(frozen=True)
+class PredictionFacts:
+    """OUT/predictions/<grid>.<hash>.safetensors, as the record was written."""
+
+    sha256: str  # of the facts in the file, which hold a hash of everything else in it
+    artefacts: int
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A plugin file."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class RequestFacts:
+    """What `run --from` needs to make the same plan."""
+
+    axes: Record  # `engine.grid.Axes`, every label resolved
+    device: str  # cpu or cuda
+    key_format: int
+    plugins: tuple[FileFacts, ...] = ()
+
+
+@dataclass(frozen=True)
+class CodeFacts:
+    """The commit of a repository when the run began."""
+
+    what: str  # "working directory", or the name of a plugin file
+    commit: str
+    dirty: bool | None = None  # tracked files were changed; None: git could not tell
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """The schema of a run record. Facts about models and entries are what each of them says."""
 
@@ -113,6 +149,9 @@ class RunRecord:
     checks: tuple[CheckFacts, ...] = ()
     names: dict[str, str] = field(default_factory=dict)  # how reports write labels
     cost: Record | None = None  # of each defense; absent where nobody asked, None where it is not measured yet
+    predictions: PredictionFacts | None = None
+    request: RequestFacts | None = None
+    code: tuple[CodeFacts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,6 +191,8 @@ def read_run(path: Path) -> StoredRun:
         record: Record = _readable(raw)
         if "label" in record["dataset"]:
             record["dataset"]["label"] = raw["dataset"]["label"]  # `export` opens it
+        if "request" in record:
+            record["request"] = raw["request"]  # `run --from` opens what it names
         if record["format"] != FORMAT:
             raise UsageError(f"{path}: format {record['format']}, this version reads {FORMAT}; run the grid again")
         if checksum != _checksum(raw):

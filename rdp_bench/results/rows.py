@@ -6,6 +6,7 @@
 import contextlib
 import csv
 import io
+import logging
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ from rdp_bench.errors import RdpBenchError, UsageError, unknown_name
 from rdp_bench.keys import Record
 from rdp_bench.metrics import measurements, stats
 from rdp_bench.metrics.correctness import AGGREGATIONS, error_flags
+from rdp_bench.results.predictions import Predictions
 from rdp_bench.results.record import CellResult, read_run
 from rdp_bench.specs import CLEAN, cut, plain, show, split
 from rdp_bench.specs import UNDEFENDED as UNDEFENDED
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     Counts = NDArray[np.int64]
     Flags = NDArray[np.bool_]
     Rates = NDArray[Any]  # flags, or shares
+
+log = logging.getLogger(__name__)
 
 COLUMNS = (
     "grid", "dataset", "n", "source", "attack", "eps", "defense", "target", "metric", "value", "ci_low", "ci_high",
@@ -304,7 +308,9 @@ class Run:
     unread: dict[CellKey, str] = field(default_factory=dict)
     """Why what the record calls done could not be read, by place; image quality has the target "-"."""
     made: list[Record] = field(default_factory=list)
-    """What made each stored batch that the numbers come from: versions, device, threads, time."""
+    """What made the stored batches that the numbers come from: versions, device, threads, time."""
+    stored: "Predictions | None" = None
+    """Where the predictions are read from: OUT, or the cache."""
 
     @property
     def grid(self) -> str:
@@ -379,7 +385,9 @@ def select_runs(runs: list[Run], only: Sequence[str]) -> list[Run]:
 
 
 def load(out: Path, store: Store) -> list[Run]:
-    """Every run recorded under `out`, by grid name. A cell whose predictions cannot be read is a failed one.
+    """Every run recorded under `out`, by grid name, with the predictions in OUT or else those in `store`.
+
+    A cell whose predictions cannot be read is a failed one.
 
     Raises:
         UsageError: there is no run, or a record cannot be read or was edited.
@@ -387,22 +395,26 @@ def load(out: Path, store: Store) -> list[Run]:
     paths = sorted((out / "runs").glob("*.json"))
     if not paths:
         raise UsageError(f"no run in {out}; make one: rdp-bench run --grid table1 --out {out}")
-    return [_load(path, store) for path in paths]
+    return [load_run(path, store) for path in paths]
 
 
-def _load(path: Path, store: Store) -> Run:
+def load_run(path: Path, store: Store | None) -> Run:
+    """The run of one record, OUT/runs/<grid>.json; without a store, OUT must hold its predictions.
+
+    Raises:
+        UsageError: the record cannot be read or was edited.
+    """
     stored = read_run(path)
     record = stored.header
-    run = Run(record, stored.cells, [], {}, {})
-    provenance = Provenance(store)
+    predictions = Predictions(path, record, store)
+    run = Run(record, stored.cells, [], {}, {}, stored=predictions)
     for cell in stored.cells:
         key = cell.key
         arrays: dict[str, Any] = {}
         asked_done = cell.status == "done"
         if asked_done:
             try:
-                arrays = dict(store.open("eval", cell.eval_key or "").read())
-                provenance.add(cell)
+                arrays = predictions.evaluated(cell)
             except RdpBenchError as error:
                 cell = replace(cell, status="failed", reason=str(error))
         line = row(record, cell, arrays.get("predicted"), arrays.get("label"))
@@ -420,14 +432,16 @@ def _load(path: Path, store: Store) -> Run:
         image = replace(key, target="-")
         if cell.image_quality_key and image not in run.image_quality and image not in run.unread:
             try:
-                artefact = store.open("image_quality", cell.image_quality_key)
-                run.image_quality[image] = measurements.values(artefact.read(), artefact.record["measure"])
+                run.image_quality[image] = predictions.image_quality(cell)
             except RdpBenchError as error:
                 if asked_done:  # else it was not measured either
                     run.unread[image] = str(error)
-    run.made.extend(provenance.found)
+    run.made.extend(predictions.made)
     if run.made:
         record["environment"] = merged(run.made)
+    if predictions.remark:
+        log.warning("%s", predictions.remark)
+        record["warnings"] = [*record["warnings"], predictions.remark]
     if run.unread:
         record["warnings"] = [*record["warnings"], lost(run)]
     if apart := differing(run.made):
@@ -447,22 +461,3 @@ def lost(run: Run) -> str:
         "again. "
         f"The first: {cell_key.defense}, {cell_key.attack}, {cell_key.target}: {reason}"
     )
-
-
-class Provenance:
-    """Collects what made the artefacts behind cells, each artefact once."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._seen: set[str] = set()
-        self.found: list[Record] = []
-
-    def add(self, cell: CellResult) -> None:
-        """The predictions of a cell, its adversarial set and its image quality."""
-        for kind, key in (("eval", cell.eval_key), ("adv", cell.adv_key), ("image_quality", cell.image_quality_key)):
-            if not key or key in self._seen:
-                continue
-            self._seen.add(key)
-            with contextlib.suppress(RdpBenchError):  # a set may be gone that its predictions outlive
-                # Batches written without a worker, as tests do, know their time alone.
-                self.found += [made for made in self._store.open(kind, key).made() if made.keys() > {"time"}]

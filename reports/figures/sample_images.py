@@ -127,7 +127,12 @@ def sample(store: Store, cell: CellResult | None) -> "Image":
     """
     if cell is None or cell.status != "done":
         raise RdpBenchError(cell.reason if cell and cell.reason else "not run yet")
-    return store.open("sample", cell.sample_key or "").read()["purified"]  # type: ignore[return-value]
+    key = cell.sample_key or ""
+    if not store.folder("sample", key).is_dir():
+        raise RdpBenchError(
+            f"the cache {store.root} does not contain them; name that of the run with --cache, or run the grid again"
+        )
+    return store.open("sample", key).read()["purified"]  # type: ignore[return-value]
 
 
 def error(a: "Image", b: "Image") -> "NDArray[np.float64]":

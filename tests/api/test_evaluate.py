@@ -1,5 +1,6 @@
 """`evaluate` on objects of the caller: identity, repetition, and what is refused."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -340,8 +341,9 @@ def test_a_row_is_added_to_a_grid(evaluate: Evaluate, tmp_path: Path) -> None:
     assert "['ours'], grid=" in result.runs[0].record["command"]
 
 
-def test_without_the_cache_cells_say_so(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_without_predictions_cells_say_so(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate({"ours": half}, out=tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "predictions")
     lost = rb.load_results(tmp_path / "out", cache=tmp_path / "other")
     assert len(lost.failed) == 4
     with pytest.raises(UsageError, match="nothing to plot"):
@@ -375,7 +377,7 @@ def test_a_class_in_a_file_is_known_by_that_file(tmp_path: Path) -> None:
             [sys.executable, "-B", "-c", code], capture_output=True, text=True, cwd=tmp_path,
             env={"PYTHONPATH": str(ROOT), "PATH": ""}, check=True,
         )  # fmt: skip
-        assert "cannot see into" not in result.stderr
+        assert "not part of cache keys" not in result.stderr
         found += result.stdout.split()
     assert len(set(found)) == 8
 

@@ -1,6 +1,5 @@
 """Budgets of other norms: attacks that have them keep them exactly, others are refused before anything runs."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 
 from rdp_bench.attacks._kernels.norms import norm_l2, project_l2, unit_l2
 from rdp_bench.attacks.gradient_sign import compose
@@ -17,7 +15,8 @@ from rdp_bench.engine.worker import add_delta, to_delta, to_float, within
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.registry import attack as attacks
 from tests.helpers import toy
-from tests.helpers.commands import PLUGIN, cli
+from tests.helpers.commands import cli
+from tests.helpers.grid_runs import GridRuns
 from tests.helpers.settings import setting
 
 torchattacks = pytest.importorskip("torchattacks")
@@ -36,24 +35,13 @@ targets = ["tiny/one", "tiny/two"]
 
 
 @pytest.fixture
-def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RDP_BENCH_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "budgets.toml").write_text(GRID)
-    return tmp_path / "budgets.toml"
+def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GridRuns:
+    return GridRuns.make(tmp_path, monkeypatch, GRID, name="budgets")
 
 
-def run(grid: Path, *flags: object) -> Result:
-    return cli("run", "--grid", grid, "--plugin", PLUGIN, "--out", grid.parent / "out", *flags)
-
-
-def rows(grid: Path) -> list[dict[str, str]]:
-    with (grid.parent / "out" / "results.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def stored(grid: Path) -> list[tuple[dict[str, Any], Any]]:
+def stored(grid: GridRuns) -> list[tuple[dict[str, Any], Any]]:
     """Record and differences of every adversarial set."""
-    store = Store(grid.parent / "cache")
+    store = Store(grid.cache)
     sets = [store.open(kind, key) for kind, key in store.everything() if kind == "adv"]
     return [(one.record, one.read()["delta"]) for one in sets]
 
@@ -70,11 +58,11 @@ def test_every_class_of_torchattacks_has_a_budget_or_a_reason() -> None:
 
 @pytest.mark.parametrize("name", ["OnePixel", "JSMA", "SparseFool", "Pixle", "CW", "DeepFool", "EADL1", "VANILA"])
 @pytest.mark.parametrize("flags", [(), ("--norm", "l2", "--eps", "3.0")])
-def test_classes_without_a_budget_are_refused(grid: Path, name: str, flags: tuple[str, ...]) -> None:
-    found = run(grid, "--attack", f"torchattacks:{name}", *flags)
+def test_classes_without_a_budget_are_refused(grid: GridRuns, name: str, flags: tuple[str, ...]) -> None:
+    found = grid.run("--attack", f"torchattacks:{name}", *flags)
     assert found.exit_code == 2
     assert f"'torchattacks:{name}' fits no budget: {WITHOUT_BUDGET[name]}" in found.output
-    assert not (grid.parent / "out").exists()
+    assert not (grid.out).exists()
 
 
 @pytest.mark.parametrize(
@@ -107,17 +95,17 @@ def test_classes_without_a_budget_are_refused(grid: Path, name: str, flags: tupl
         (("--norm", "l2", "--eps", "-1"), "eps -1 is negative"),
     ],
 )
-def test_attacks_without_the_runs_budget_are_refused(grid: Path, flags: tuple[str, ...], says: str) -> None:
-    found = run(grid, *flags)
+def test_attacks_without_the_runs_budget_are_refused(grid: GridRuns, flags: tuple[str, ...], says: str) -> None:
+    found = grid.run(*flags)
     assert (found.exit_code, says in found.output) == (2, True), found.output
-    assert not (grid.parent / "out").exists()
+    assert not (grid.out).exists()
 
 
-def test_a_grid_of_l2_says_so_in_its_file(grid: Path) -> None:
-    grid.write_text(GRID.replace("eps = [16]", 'eps = [0.5]\nnorm = "l2"'))
-    assert run(grid).exit_code == 0
-    grid.write_text(GRID.replace("eps = [16]", 'eps = [16]\nnorm = "l3"'))
-    assert "unknown norm of grid budgets 'l3'" in run(grid).output
+def test_a_grid_of_l2_says_so_in_its_file(grid: GridRuns) -> None:
+    grid.file.write_text(GRID.replace("eps = [16]", 'eps = [0.5]\nnorm = "l2"'))
+    assert grid.run().exit_code == 0
+    grid.file.write_text(GRID.replace("eps = [16]", 'eps = [16]\nnorm = "l3"'))
+    assert "unknown norm of grid budgets 'l3'" in grid.run().output
 
 
 @pytest.mark.parametrize("name", sorted(BUDGETS["l2"] - {"AutoAttack"}))
@@ -144,13 +132,13 @@ def test_pifgsm_gets_the_budget_under_its_own_name() -> None:
     assert made.resolved(4)["params"]["max_epsilon"] == 4
 
 
-def test_pixels_moved_back_are_told_with_the_farthest(grid: Path) -> None:
-    assert run(grid, "--attack", "torchattacks:GN(std=.5)").exit_code == 0
-    warning = json.loads((grid.parent / "out" / "runs" / "budgets.json").read_text())["warnings"][-1]
+def test_pixels_moved_back_are_told_with_the_farthest(grid: GridRuns) -> None:
+    assert grid.run("--attack", "torchattacks:GN(std=.5)").exit_code == 0
+    warning = json.loads((grid.out / "runs" / "budgets.json").read_text())["warnings"][-1]
     assert "torchattacks:GN left its budget and was cut back to it" in warning
     assert "255/255 away from the clean one, allowed 16/255" in warning
-    assert run(grid, "--attack", "torchattacks:FGSM").exit_code == 0
-    warnings = json.loads((grid.parent / "out" / "runs" / "budgets.json").read_text())["warnings"]
+    assert grid.run("--attack", "torchattacks:FGSM").exit_code == 0
+    warnings = json.loads((grid.out / "runs" / "budgets.json").read_text())["warnings"]
     assert not any("torchattacks" in each for each in warnings)
 
 
@@ -245,22 +233,22 @@ def test_within_sees_what_is_outside() -> None:
     assert not within(-delta, 50, "linf")
 
 
-def test_a_stored_set_beyond_its_budget_is_not_used(grid: Path) -> None:
-    assert run(grid).exit_code == 0
-    store = Store(grid.parent / "cache")
+def test_a_stored_set_beyond_its_budget_is_not_used(grid: GridRuns) -> None:
+    assert grid.run().exit_code == 0
+    store = Store(grid.cache)
     ((kind, key),) = [found for found in store.everything() if found[0] == "adv"]
     artefact = store.open(kind, key)
     delta = artefact.read()["delta"]
     delta = np.where(delta == 16, 17, delta).astype(np.int8)
     artefact.write(0, len(delta), {"delta": delta})
-    found = run(grid, "--defense", "tiny/round")
+    found = grid.run("--defense", "tiny/round")
     assert found.exit_code == 1
     assert "not within 16/255 of the clean ones" in found.output
 
 
-def test_an_l2_run_from_start_to_report(grid: Path) -> None:
+def test_an_l2_run_from_start_to_report(grid: GridRuns) -> None:
     flags = ("--norm", "l2", "--eps", "1.5", "--attack", "fgsm", "--attack", "torchattacks:PGDL2(alpha=.5)")
-    found = run(grid, *flags)
+    found = grid.run(*flags)
     assert found.exit_code == 0, found.output
     assert "crafted on tiny/one, eps 1.5 (L2)" in found.output
     sets = stored(grid)
@@ -270,33 +258,33 @@ def test_an_l2_run_from_start_to_report(grid: Path) -> None:
         assert record["eps"] == 1.5
         assert within(delta, 1.5, "l2")
         assert (delta.astype(np.int64) ** 2).sum((1, 2, 3)).min() > (255 * 1.2) ** 2
-    assert {(row["attack"] == "clean", row["metric"]) for row in rows(grid)} == {
+    assert {(row["attack"] == "clean", row["metric"]) for row in grid.rows()} == {
         (True, "accuracy"),
         (False, "error_l2"),
     }
-    assert {row["eps"] for row in rows(grid)} == {"0", "1.5"}
-    done = cli("report", "--out", grid.parent / "out")
+    assert {row["eps"] for row in grid.rows()} == {"0", "1.5"}
+    done = cli("report", "--out", grid.out)
     assert done.exit_code == 0, done.output
-    page = (grid.parent / "out" / "report" / "index.html").read_text()
+    page = (grid.out / "report" / "index.html").read_text()
     assert "1.5 (L2)" in page
     assert "ε = 1.5," not in page
-    tables = list((grid.parent / "out" / "report" / "tables").glob("*l2-eps1.5*.tests.csv"))
+    tables = list((grid.out / "report" / "tables").glob("*l2-eps1.5*.tests.csv"))
     assert tables
     assert "error_l2" in tables[0].read_text()
 
 
-def test_the_key_of_a_linf_set_names_no_norm(grid: Path) -> None:
-    assert run(grid).exit_code == 0
+def test_the_key_of_a_linf_set_names_no_norm(grid: GridRuns) -> None:
+    assert grid.run().exit_code == 0
     ((record, _),) = stored(grid)
     assert "norm" not in record
     assert "norm" not in record["attack"]
 
 
-def test_runs_of_two_norms_are_not_compared(grid: Path) -> None:
-    assert run(grid).exit_code == 0
-    out = grid.parent / "out"
-    out.rename(grid.parent / "A")
-    assert run(grid, "--norm", "l2", "--eps", "16").exit_code == 0
-    found = cli("report", "--compare", grid.parent / "A", out, "--out", grid.parent / "C")
+def test_runs_of_two_norms_are_not_compared(grid: GridRuns) -> None:
+    assert grid.run().exit_code == 0
+    out = grid.out
+    out.rename(grid.file.parent / "A")
+    assert grid.run("--norm", "l2", "--eps", "16").exit_code == 0
+    found = cli("report", "--compare", grid.file.parent / "A", out, "--out", grid.file.parent / "C")
     assert found.exit_code == 2
     assert "budgets in linf and in l2" in found.output

@@ -212,6 +212,14 @@ def test_bad_lists_are_refused(text: str, message: str) -> None:
         grid.expand_suite("all.toml")
 
 
+def test_a_name_for_no_label_of_any_grid_is_refused() -> None:
+    found = run("--name", "jpgr=Ours")
+    assert found.exit_code == 2
+    assert "unknown label to name 'jpgr'" in found.output
+    assert not Path("rdp-bench-out").exists()
+    assert run("--name", "i-fgsm=Iterated", "--dry-run").exit_code == 0  # a label of one of the grids
+
+
 def test_a_list_may_hold_lists_and_built_in_names() -> None:
     Path("more.toml").write_text('grids = ["all.toml", "table2"]')
     assert grid.expand_suite("more.toml") == ["grids/a.toml", "grids/b.toml", "grids/clean.toml", "table2"]

@@ -106,6 +106,15 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, server: Server) -> st
     return {"zip": str(tmp_path / "given.zip"), "deep": str(tmp_path / "given.zip"), "url": server.url}[request.param]
 
 
+def test_a_formula_in_the_table_is_marked_once(tmp_path: Path) -> None:
+    """dev_dataset.csv has names of authors, which a spreadsheet must not execute; a repetition adds no second mark."""
+    table = TABLE.replace(",x,", ",=1+1,", 1)
+    given = folder(tmp_path / "given", CONTENT | {"dev_dataset.csv": table.encode()})
+    for _ in range(2):
+        assert get(tmp_path / "to", "--from", given).exit_code == 0
+        assert (tmp_path / "to" / "dev_dataset.csv").read_text() == table.replace(",=1+1,", ",'=1+1,")
+
+
 def test_it_comes_from_anywhere(source: str, tmp_path: Path) -> None:
     to = tmp_path / "to"
     found = get(to, "--from", source)

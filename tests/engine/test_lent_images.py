@@ -1,14 +1,13 @@
 """Entries may write into what they are lent: no other result changes, and no check is fooled."""
 
-import csv
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 
-from tests.helpers.commands import PLUGIN, ROOT, cli
+from tests.helpers.commands import PLUGIN, ROOT
+from tests.helpers.grid_runs import GridRuns
 
 CARELESS = ROOT / "tests" / "plugin" / "careless.py"
 GRID = """
@@ -23,25 +22,16 @@ targets = ["tiny/two"]
 
 
 @pytest.fixture
-def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RDP_BENCH_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "lent.toml").write_text(GRID)
-    return tmp_path / "lent.toml"
+def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GridRuns:
+    return GridRuns.make(tmp_path, monkeypatch, GRID, PLUGIN, CARELESS)
 
 
-def run(grid: Path, *flags: object) -> Result:
-    return cli("run", "--grid", grid, "--plugin", PLUGIN, "--plugin", CARELESS, "--out", grid.parent / "out", *flags)
-
-
-def of(grid: Path, cache: str, *flags: object) -> list[str]:
+def of(grid: GridRuns, cache: str, *flags: object) -> list[str]:
     """Every value of a run with a cache of its own, in order."""
-    found = run(grid, "--cache", grid.parent / cache, *flags)
-    assert found.exit_code == 0, found.output
-    with (grid.parent / "out" / "results.csv").open() as file:
-        return [row["value"] for row in csv.DictReader(file)]
+    return grid.values("--cache", grid.file.parent / cache, *flags)
 
 
-def both(grid: Path, monkeypatch: pytest.MonkeyPatch, *flags: object) -> tuple[list[str], list[str]]:
+def both(grid: GridRuns, monkeypatch: pytest.MonkeyPatch, *flags: object) -> tuple[list[str], list[str]]:
     """Values with entries that write into their input, and with entries that do not."""
     careless = of(grid, "careless", *flags)
     monkeypatch.setattr(plugin(), "IN_PLACE", False)
@@ -52,7 +42,7 @@ def plugin() -> Any:
     return next(module for name, module in sys.modules.items() if name.startswith("rdp_bench_plugin_careless"))
 
 
-def test_a_target_does_not_change_what_the_next_one_sees(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_does_not_change_what_the_next_one_sees(grid: GridRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = of(grid, "alone", "--target", "tiny/two")
     careless, careful = both(grid, monkeypatch, "--target", "careless/net", "--target", "tiny/two")
     assert careless[1::2] == alone
@@ -63,14 +53,14 @@ def test_a_target_does_not_change_what_the_next_one_sees(grid: Path, monkeypatch
     "flags", [("--defense", "careless/dim", "--defense-samples", 4), ("--defense", "careless/dim(count=3)")]
 )
 def test_each_draw_and_pass_of_a_defense_gets_the_image_itself(
-    grid: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[object, ...]
+    grid: GridRuns, monkeypatch: pytest.MonkeyPatch, flags: tuple[object, ...]
 ) -> None:
     careless, careful = both(grid, monkeypatch, *flags)
     assert careless == careful
 
 
 @pytest.mark.parametrize("source", ["careless/net", "careless/net+tiny/one", "tiny/one+careless/net"])
-def test_a_source_that_writes_into_its_input(grid: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_a_source_that_writes_into_its_input(grid: GridRuns, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     careless, careful = both(grid, monkeypatch, "--source", source)
     assert careless == careful
 
@@ -95,8 +85,8 @@ def test_gradients_through_a_defense_that_writes_into_its_input(label: str, monk
     assert float((sets[0] - x).abs().max()) > 15 / 255
 
 
-def test_an_attack_that_writes_into_its_input_does_not_pass_the_eps_check(grid: Path) -> None:
-    found = run(grid, "--attack", "careless/shift")
+def test_an_attack_that_writes_into_its_input_does_not_pass_the_eps_check(grid: GridRuns) -> None:
+    found = grid.run("--attack", "careless/shift")
     assert found.exit_code == 1
     assert "moved a pixel by 127" in found.output
     assert "allowed 16/255" in found.output

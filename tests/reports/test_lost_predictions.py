@@ -1,6 +1,7 @@
-"""Reports and comparisons whose predictions are in another cache: said, never "no difference" or an empty report."""
+"""Reports and comparisons without predictions: an error, never "no difference" or an empty report."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def test_a_report_without_a_number_does_not_replace_a_good_one(grid: Path) -> No
     run(grid, "--out", out, "--cache", cache)
     assert cli("report", "--out", out, "--cache", cache).exit_code == 0
     before = {path: path.read_bytes() for path in (out / "report").rglob("*") if path.is_file()}
+    shutil.rmtree(out / "predictions")
     found = cli("report", "--out", out)
     assert found.exit_code == 1
     assert found.stderr.startswith("error: none of the 2 finished cells in")

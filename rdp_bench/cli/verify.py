@@ -1,0 +1,28 @@
+"""`rdp-bench verify`: whether the numbers of a results folder follow from its predictions."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from rdp_bench.cli.perform import DEFAULT_OUT
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path), default=DEFAULT_OUT)
+def verify(out: Path) -> None:
+    """Verify the results folder OUT, by default rdp-bench-out, without a cache.
+
+    Every number of results.csv is computed again from OUT/predictions, the predictions are compared with the run
+    record, and all hashes are checked. A line per run; the exit status is 1 if one fails. The folder `report` is not
+    read; write it again with rdp-bench report.
+    """
+    from rdp_bench.results import verify as verifying
+
+    found = list(verifying.verify(out))
+    for each in found:
+        click.echo(str(each))
+    failed = sum(bool(each.problems) for each in found)
+    click.echo(f"{len(found) - failed} of {len(found)} runs pass")
+    if failed:
+        sys.exit(1)

@@ -1,0 +1,108 @@
+"""Whether a results folder is in agreement with itself: results.csv, run records and predictions, without a cache."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rdp_bench import csvtext
+from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.results.lines import every_row
+from rdp_bench.results.rows import COLUMNS, CellKey, Row, Run, load_run
+
+MOST = 5
+"""Problems of a run that are listed; the others are counted."""
+
+_IDENTITY = ("source", "attack", "eps", "defense", "target", "metric")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found about one run.
+
+    Attributes:
+        grid: its grid, or the name of its record.
+        problems: one line each; empty if all agrees.
+        cells: how many cells have predictions that agree with the record.
+        numbers: how many values of results.csv were computed again and are equal.
+        open: cells that the record calls failed or pending.
+    """
+
+    grid: str
+    problems: tuple[str, ...]
+    cells: int = 0
+    numbers: int = 0
+    open: int = 0
+
+    def __str__(self) -> str:
+        if not self.problems:
+            rest = f"; {self.open} cells have no result" if self.open else ""
+            return f"pass  {self.grid}: {self.numbers} numbers of results.csv follow from {self.cells} cells{rest}"
+        shown = [*self.problems[:MOST]]
+        if len(self.problems) > MOST:
+            shown.append(f"and {len(self.problems) - MOST} more")
+        return "\n".join(f"FAIL  {self.grid}: {problem}" for problem in shown)
+
+
+def verify(out: Path) -> Iterator[Verified]:
+    """Compute every row of OUT/results.csv again from OUT/predictions and compare; one result per run.
+
+    Raises:
+        UsageError: there is no run in `out`.
+    """
+    records = sorted((out / "runs").glob("*.json"))
+    if not records:
+        raise UsageError(f"no run in {out}; name a folder that rdp-bench run wrote")
+    try:
+        columns, lines = csvtext.read((out / "results.csv").read_text("utf-8"))
+        unread = "" if columns == COLUMNS else f"{out / 'results.csv'} has other columns than this version writes"
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines, unread = [], f"{out / 'results.csv'} cannot be read ({error})"
+    known = set()
+    for path in records:
+        try:
+            run = load_run(path, None)
+        except RdpBenchError as error:
+            known.add(path.stem)
+            yield Verified(path.stem, (str(error),))
+            continue
+        known.add(run.grid)
+        found = [unread] if unread else list(_differences(run, [line for line in lines if line["grid"] == run.grid]))
+        yield Verified(
+            run.grid,
+            (*(f"{key}: {why}" for key, why in run.unread.items()), *found),
+            cells=len(run.wrong),
+            numbers=sum(bool(line["value"]) for line in lines if line["grid"] == run.grid),
+            open=sum(cell.status != "done" for cell in run.cells),
+        )
+    for grid in sorted({line["grid"] for line in lines} - known):
+        yield Verified(grid, (f"results.csv has rows of it, and {out / 'runs'} has no record",))
+
+
+def _differences(run: Run, lines: list[dict[str, str]]) -> Iterator[str]:
+    """How the rows of results.csv differ from those that the predictions give."""
+    wanted = {_place(row): row for row in every_row(run)}
+    found = {_place(line): line for line in lines}
+    if len(found) < len(lines):
+        yield f"results.csv has {len(lines) - len(found)} rows twice"
+    for place, row in wanted.items():
+        if CellKey.of(row) in run.unread:
+            continue  # said already
+        if place not in found:
+            yield f"{_words(row)}: the row is missing in results.csv"
+            continue
+        for name in COLUMNS:
+            computed, stored = str(row[name]), found[place][name]
+            if computed != stored:
+                yield f"{_words(row)}: {name} is {stored or 'empty'} in results.csv, {computed or 'empty'} by the run"
+                break
+    for place in found.keys() - wanted.keys():
+        yield f"{_words(found[place])}: the row is in results.csv and not in the run"
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in _IDENTITY)
+
+
+def _words(row: Row) -> str:
+    return " ".join(str(row[name]) for name in _IDENTITY)
