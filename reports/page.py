@@ -15,7 +15,7 @@ from rdp_bench.reports.claims.claims import VERDICTS, ClaimResult
 from rdp_bench.reports.examples import Examples
 from rdp_bench.reports.figures.drawing import ReportFigure
 from rdp_bench.reports.summary import PROFILES, answer, findings, missing, power, summary_sentences
-from rdp_bench.reports.tables.leaderboard import Leaderboard, signed
+from rdp_bench.reports.tables.leaderboard import Leaderboard, as_table, signed
 from rdp_bench.reports.tables.table import Table, slug
 from rdp_bench.results.rows import Run, display_name
 from rdp_bench.specs import show
@@ -97,6 +97,7 @@ def _view(section: Section) -> dict[str, Any]:
             {
                 "board": board,
                 "answer": answer(board),
+                "legend": as_table(board).legend,
                 "figure": figure and _drawing(run, figure),
                 "links": _links(f"tables/{board.slug}", section.files[board.slug]),
             }

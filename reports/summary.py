@@ -114,10 +114,13 @@ def answer(board: Leaderboard) -> str:
     kinds = {test: [each.name for each in rivals if each.test == test] for test in (LOWER, HIGHER, NO_DIFFERENCE)}
     lowest = [each for each in rivals if each.mean.bold]
     tied = [each.name for each in rivals if each.mean.verdict.tied]
-    text = (
-        f"{len(kinds[LOWER]) or 'None'} of {_count(len(rivals), 'defense')} "
-        f"{'has' if len(kinds[LOWER]) == 1 else 'have'} a lower mean error than no defense ({bare.mean.value:.1f} %)"
+    lower = len(kinds[LOWER])
+    who = (
+        f"All {lower} defenses"
+        if lower == len(rivals) > 1
+        else f"{lower or 'None'} of {_count(len(rivals), 'defense')}"
     )
+    text = f"{who} {'has' if lower < 2 else 'have'} a lower mean error than no defense ({bare.mean.value:.1f} %)"
     if lowest:
         names = _listed([each.name for each in lowest])
         text += f"; {names} {'has' if len(lowest) == 1 else 'have'} the lowest, {lowest[0].mean.value:.1f} %"

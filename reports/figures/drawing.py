@@ -122,15 +122,23 @@ def short(text: str, room: int = 22) -> str:
 
 
 def save(figure: "Figure", dpi: int = 160) -> Saved:
-    """The figure in every format, the same bytes whenever it is drawn."""
+    """The figure in every format, the same bytes whenever it is drawn.
+
+    Each canvas is asked for its own format: `Figure.savefig` would draw the figure twice for each of them.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     saved = {}
-    formats: dict[str, dict[str, Any]] = {
-        "svg": {"metadata": {"Date": None}},
-        "pdf": {"metadata": {"CreationDate": None}},
-        "png": {"pil_kwargs": {"compress_level": 1}},  # a tenth larger than by default, in half the time
-    }
-    for kind, more in formats.items():
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=dpi, **more)
+    svg, pdf, png = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    for kind, file, draw in (
+        ("svg", svg, lambda: FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})),
+        ("pdf", pdf, lambda: FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})),
+        # A tenth larger than by default, in half the time.
+        ("png", png, lambda: FigureCanvasAgg(figure).print_png(png, pil_kwargs={"compress_level": 1})),
+    ):
+        figure.dpi = dpi  # canvases of vector graphics leave their own
+        draw()
         saved[kind] = file.getvalue()
     return saved

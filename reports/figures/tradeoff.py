@@ -56,15 +56,17 @@ def tradeoff(board: Leaderboard) -> ReportFigure | None:
         }
         for each in points
     ]  # fmt: skip
-    names = [short(each.name, 24) for each in points]
-    at = [(float(each.clean or 0.0), float(each.mean.value or 0.0)) for each in points]
-    undefended = [each.defense == UNDEFENDED for each in points]
+    named: dict[tuple[float, float], list[str]] = {}  # defenses with the same numbers share a point
+    for each in points:
+        named.setdefault((float(each.clean or 0.0), float(each.mean.value or 0.0)), []).append(short(each.name, 24))
+    bare = next(((each.clean, each.mean.value) for each in points if each.defense == UNDEFENDED), None)
+    names, undefended = [short(", ".join(names), 40) for names in named.values()], [at == bare for at in named]
     caption = (
         f"Clean accuracy against mean error, {board.where}. Lower right is better. Hollow: no defense; the dashed lines "
         "mark its numbers."
     )
     return ReportFigure(
-        f"tradeoff-{board.name.replace('_', '-')}", caption, _draw(names, at, undefended), tidy(COLUMNS, rows)
+        f"tradeoff-{board.name.replace('_', '-')}", caption, _draw(names, list(named), undefended), tidy(COLUMNS, rows)
     )
 
 
