@@ -166,10 +166,10 @@ def _checked(checks: Sequence[dict[str, Any]]) -> str:
     return f"Of {len(checks)} published numbers for these networks, {told}.{doubt}"
 
 
-def _tally(answers: Sequence[ClaimResult]) -> dict[str, int]:
+def _tally(results: Sequence[ClaimResult]) -> dict[str, int]:
     total: Counter[str] = Counter()
-    for answer in answers:
-        total.update(answer.count)
+    for result in results:
+        total.update(result.count)
     return {verdict: total[verdict] for verdict in VERDICTS if total[verdict]}
 
 

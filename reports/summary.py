@@ -140,8 +140,8 @@ def _few(names: Sequence[str]) -> str:
 def power(n: int, boards: Sequence[Leaderboard], tables: Sequence[Table]) -> str:
     """What differences a sample of n images can show at all.
 
-    Two defenses that differ on k images, all in one direction, have p = 2^(1 - k): by McNemar's test and by the sign-flip
-    test. Holm's correction multiplies the smallest of m such values by m.
+    Two defenses that differ on k images, all in one direction, have p = 2^(1 - k), by McNemar's test and by the
+    sign-flip test. Holm's correction multiplies the smallest of m such values by m.
     """
 
     def least(comparisons: int) -> int:
@@ -149,8 +149,8 @@ def power(n: int, boards: Sequence[Leaderboard], tables: Sequence[Table]) -> str
 
     if n < FEWEST:
         return (
-            f"{_count(n, 'image')} are too few for verdicts: below {FEWEST}, no number is marked and no claim is judged, "
-            f"because a paired test can be significant only if two defenses differ on at least {least(1)} images."
+            f"There are no verdicts on {_count(n, 'image')}: below {FEWEST}, no number is marked and no claim is judged, as "
+            f"a paired test can be significant only if two defenses differ on at least {least(1)} images."
         )
     rivals = max((len(board.standings) - 1 for board in boards), default=0)
     cells = max((sum(cell.verdict.p_none is not None for cell in table.cells) for table in tables), default=0)

@@ -130,15 +130,16 @@ def save(figure: "Figure", dpi: int = 160) -> Saved:
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    saved = {}
-    svg, pdf, png = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    for kind, file, draw in (
-        ("svg", svg, lambda: FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})),
-        ("pdf", pdf, lambda: FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})),
+    canvases: dict[str, tuple[Any, dict[str, Any]]] = {
+        "svg": (FigureCanvasSVG, {"metadata": {"Date": None}}),
+        "pdf": (FigureCanvasPdf, {"metadata": {"CreationDate": None}}),
         # A tenth larger than by default, in half the time.
-        ("png", png, lambda: FigureCanvasAgg(figure).print_png(png, pil_kwargs={"compress_level": 1})),
-    ):
+        "png": (FigureCanvasAgg, {"pil_kwargs": {"compress_level": 1}}),
+    }
+    saved = {}
+    for kind, (canvas, more) in canvases.items():
+        file = io.BytesIO()
         figure.dpi = dpi  # canvases of vector graphics leave their own
-        draw()
+        getattr(canvas(figure), f"print_{kind}")(file, **more)
         saved[kind] = file.getvalue()
     return saved

@@ -53,7 +53,7 @@ def render(table: Table) -> str:
     bodies = [
         (group.name, [(line.name, list(map(_entry, line.cells))) for line in group.rows]) for group in table.groups
     ]
-    return _environment(table, table.slug, table.caption, heads, bodies, table.legend)
+    return _environment(table.slug, table.caption, heads, bodies, table.legend)
 
 
 def averages(table: Table) -> str:
@@ -70,10 +70,8 @@ def averages(table: Table) -> str:
         heads = [str(i) for i in range(1, len(heads) + 1)]
     if any(line.cells[-1].bold or line.cells[-1].symbols for group in table.groups for line in group.rows):
         legend = f"{legend} {table.legend}"
-    return _environment(
-        table, f"{table.slug}-averages", f"Average over the attacks. {table.caption}", [table.head, *heads], [("", rows)],
-        legend, narrow=True,
-    )  # fmt: skip
+    label, caption = f"{table.slug}-averages", f"Average over the attacks. {table.caption}"
+    return _environment(label, caption, [table.head, *heads], [("", rows)], legend, narrow=True)
 
 
 _NEAR, _USUAL = 3.0, 6.0
@@ -83,7 +81,6 @@ _Entry = tuple[str, str, bool]
 
 
 def _environment(
-    table: Table,
     label: str,
     caption: str,
     heads: list[str],

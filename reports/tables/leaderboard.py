@@ -4,7 +4,7 @@ A leaderboard is over the attacks and sources that the run has at its largest ep
 White-box sources have a leaderboard of their own: an attacker who knows the defense is another question.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import numpy as np
@@ -36,7 +36,7 @@ class Standing:
     clean: float | None = None
     ms: float | None = None
     """Time of one prediction behind the defense, one image and draw."""
-    mean: TableCell = TableCell()
+    mean: TableCell = field(default_factory=TableCell)
     """Mean error. Its `change` is to no defense, its verdict that of paired tests within the leaderboard."""
     worst: float | None = None
     """Error of the attack with the highest one, averaged over the sources."""
@@ -109,9 +109,9 @@ class Leaderboard:
         few = int(self.run.record["dataset"]["n"]) < FEWEST
         test = "" if few else " Test: the paired sign-flip test of that difference, with Holm's correction."
         return (
-            "Worst attack: the highest error of a single attack, averaged over the sources. Against none: mean error minus "
-            f"that of no defense, in points.{test} Intervals: {100 * stats.LEVEL:.0f} %, over images. ms: time to purify and "
-            "classify one image."
+            f"Against none: mean error minus that of no defense, in points.{test} Intervals: {100 * stats.LEVEL:.0f} %, over "
+            "images. Worst attack: the highest error of a single attack, averaged over the sources. ms: time to purify "
+            "and classify one image."
         )
 
 

@@ -26,7 +26,7 @@ _NOTE = "Sizes and steps are for images in [0, 1]; ε is in /255, or in the norm
 
 
 def parameters(run: Run) -> Table | None:
-    """Rows are parameters, columns attacks, a group for each eps if any parameter depends on it; None without attacks."""
+    """Rows are parameters, columns attacks; groups are eps where a parameter depends on it. None without attacks."""
     attacks = run.attacks
     resolved = {name: run.record["attacks"].get(name, {}).get("resolved") or {} for name in attacks}
     every = list(dict.fromkeys(eps for found in resolved.values() for eps in found))
