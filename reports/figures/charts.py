@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, SMALL, STYLE, ReportFigure, short
+from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, SMALL, ReportFigure, short
 from rdp_bench.reports.tables.table import Group, Row, Table
 from rdp_bench.results.rows import display_name
 from rdp_bench.specs import UNDEFENDED
@@ -36,7 +36,6 @@ _NUMBERED = 600
 
 def heat_map(tables: list[Table]) -> ReportFigure:
     """Every error of the first tables, one panel per table: rows are defenses, columns sources and attacks."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     grids = [_grid(table) for table in tables[:_PANELS]]
@@ -49,7 +48,7 @@ def heat_map(tables: list[Table]) -> ReportFigure:
     numbered = sum(grid.values.size for grid in grids) <= _NUMBERED
     width, above = left + across + 0.8, 0.55
     height = sum(_LINE * len(grid.rows) + above + below for grid in grids)
-    with mpl.rc_context(STYLE):
+    with drawing.styled():
         figure = Figure((width, height))
         top = height
         for table, grid in zip(tables, grids, strict=False):
@@ -69,7 +68,6 @@ def dot_plot(tables: list[Table]) -> ReportFigure:
 
     Panels with the same defenses share one order, that of the mean over the panels.
     """
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     panels = _sorted([(table, group) for table in tables for group in table.groups][:_PANELS])
@@ -82,7 +80,7 @@ def dot_plot(tables: list[Table]) -> ReportFigure:
     above, below = 0.18 + 0.16 * max(title.count("\n") + 1 for title in titles), 0.45
     step = wide + (left if named else 0.25)
     width, height = left + step * across + 0.1, (above + tall + below) * down
-    with mpl.rc_context(STYLE):
+    with drawing.styled():
         figure = Figure((width, height))
         for i, (table, group) in enumerate(panels):
             x = left + step * (i % across)

@@ -7,12 +7,14 @@ paper, fonts are embedded, colours are distinguishable for every kind of colour 
 import base64
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench import csvtext
 from rdp_bench.picture import to_jpeg_uri
+from rdp_bench.reports.figures import fonts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +35,6 @@ SMALL = 7.0
 LETTER = 0.068  # inches, a wide average at SIZE
 STYLE: dict[Any, Any] = {
     "font.size": SIZE,
-    "font.family": "sans-serif",
     "svg.fonttype": "none",
     "svg.hashsalt": "rdp-bench",
     "pdf.fonttype": 42,
@@ -119,6 +120,15 @@ def _jpeg(png: str) -> str:
 def short(text: str, room: int = 22) -> str:
     """`text`, cut to `room` letters."""
     return text if len(text) <= max(room, 8) else text[: max(room, 8) - 1] + "…"
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Inside this block, matplotlib draws and saves in `STYLE`."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({**STYLE, "font.family": fonts.families()}):
+        yield
 
 
 def save(figure: "Figure", dpi: int = 160) -> Saved:

@@ -6,7 +6,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, INK, STYLE, ReportFigure, short, tidy
+from rdp_bench.reports.figures.drawing import ACCENT, INK, ReportFigure, short, tidy
 from rdp_bench.reports.tables.leaderboard import Leaderboard
 from rdp_bench.specs import UNDEFENDED
 
@@ -71,7 +71,6 @@ def tradeoff(board: Leaderboard) -> ReportFigure | None:
 
 
 def _draw(names: list[str], at: list[tuple[float, float]], undefended: list[bool]) -> drawing.Saved:
-    import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -84,7 +83,7 @@ def _draw(names: list[str], at: list[tuple[float, float]], undefended: list[bool
     bare_spots = [spot for spot, bare in zip(spots, undefended, strict=True) if bare]
     lines = [Box(0, y - _THIN, wide, y + _THIN) for _, y in bare_spots]
     lines += [Box(x - _THIN, 0, x + _THIN, tall) for x, _ in bare_spots]
-    with mpl.rc_context(STYLE):
+    with drawing.styled():
         figure = Figure((WIDTH, HEIGHT))
         ax: Axes = figure.add_axes((left / WIDTH, bottom / HEIGHT, wide / WIDTH, tall / HEIGHT))
         ax.set_xlim(*x_range)

@@ -8,9 +8,8 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
-_USUAL = frozenset(map(chr, (*range(32, 127), *range(161, 256)))) | frozenset("≈†‡εσαμ–−“”’×±∞…")
+from rdp_bench.reports.figures.fonts import USUAL, reduced
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Face:
     @staticmethod
     def of(name: str, letters: Iterable[str]) -> "Face":
         """The font with the usual letters and these, as far as it has them."""
-        return _face(name, frozenset(letters) - _USUAL)
+        return _face(name, frozenset(letters) - USUAL)
 
     def clean(self, text: str) -> str:
         """`text` in one line, with a question mark for what the font lacks."""
@@ -42,23 +41,15 @@ class Face:
 
 @cache
 def _face(name: str, more: frozenset[str]) -> Face:
-    import matplotlib as mpl
-    from fontTools.subset import Options, Subsetter
     from fontTools.ttLib import TTFont
 
-    font = TTFont(Path(mpl.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", lazy=True)
-    options = Options(layout_features=[], hinting=False, name_IDs=[])
-    options.drop_tables += ["GSUB", "GPOS", "GDEF", "FFTM", "OS/2"]
-    subsetter = Subsetter(options)
-    subsetter.populate(text="".join(sorted(_USUAL | more)))
-    subsetter.subset(font)
-    file = io.BytesIO()
-    font.save(file)
+    data = reduced(name, more)
+    font = TTFont(io.BytesIO(data))
     scale, head, order = 1000 / font["head"].unitsPerEm, font["head"], font.getGlyphOrder()
     glyphs = {chr(code): font.getGlyphID(glyph) for code, glyph in font.getBestCmap().items()}
     advances = [scale * font["hmtx"][glyph][0] for glyph in order]
     box = (scale * head.xMin, scale * head.yMin, scale * head.xMax, scale * head.yMax)
-    return Face(name, file.getvalue(), glyphs, advances, box)
+    return Face(name, data, glyphs, advances, box)
 
 
 class Page:
