@@ -110,7 +110,8 @@ def _section(pen: _Pen, run: "Run", store: "Store", crowded: bool) -> "Section":
         for ending, content in contents.items():
             pen.write(f"tables/{name}{ending}", content)
 
-    boards = [(board, tradeoff(board)) for board in leaderboards(run)]
+    chosen = bool(run.record.get("figures"))  # then the grid says what is drawn
+    boards = [(board, None if chosen else tradeoff(board)) for board in leaderboards(run)]
     for board, _ in boards:
         write(board.slug, files.of_leaderboard(board))
     tables, more = all_tables(run), parameters(run)

@@ -149,8 +149,8 @@ def power(n: int, boards: Sequence[Leaderboard], tables: Sequence[Table]) -> str
 
     if n < FEWEST:
         return (
-            f"There are no verdicts on {_count(n, 'image')}: below {FEWEST}, no number is marked and no claim is judged, as "
-            f"a paired test can be significant only if two defenses differ on at least {least(1)} images."
+            f"There are no verdicts on {_count(n, 'image')}: below {FEWEST}, no number is marked and no claim judged, "
+            f"as a paired test can be significant only if two defenses differ on at least {least(1)} images."
         )
     rivals = max((len(board.standings) - 1 for board in boards), default=0)
     cells = max((sum(cell.verdict.p_none is not None for cell in table.cells) for table in tables), default=0)

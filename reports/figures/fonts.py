@@ -1,4 +1,7 @@
-"""Fonts that come with matplotlib, reduced to the letters of a report: to embed a whole one takes most of a figure's time."""
+"""Fonts that come with matplotlib, reduced to the letters of a report.
+
+A PDF embeds the letters that it uses; to pick them from a whole font takes longer than to draw a small figure.
+"""
 
 import io
 import tempfile
@@ -31,7 +34,7 @@ def reduced(name: str, more: frozenset[str] = frozenset(), family: str = "") -> 
 
 @cache
 def families() -> list[str]:
-    """Families for matplotlib's `font.family`: a reduced sans serif, and the whole one for the letters that it lacks."""
+    """For matplotlib's `font.family`: a reduced sans serif, and the whole one for the letters that it lacks."""
     from matplotlib.font_manager import fontManager
 
     path = Path(_folder().name) / "sans.ttf"

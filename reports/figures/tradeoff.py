@@ -6,7 +6,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, INK, ReportFigure, short, tidy
+from rdp_bench.reports.figures.drawing import ACCENT, COLUMN, INK, ReportFigure, short, tidy
 from rdp_bench.reports.tables.leaderboard import Leaderboard
 from rdp_bench.specs import UNDEFENDED
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = ("target", "eps", "defense", "clean_accuracy", "mean_error", "ci_low", "ci_high")
-WIDTH, HEIGHT = 3.9, 3.4
+WIDTH, HEIGHT = COLUMN, 3.1
 _PLOT = (0.55, 0.5, WIDTH - 0.65, HEIGHT - 0.6)
 """Left, bottom, width and height of the axes, in inches."""
 _LETTER, _LINE, _DOT, _GAP = 0.069, 0.13, 0.045, 0.035
@@ -62,8 +62,8 @@ def tradeoff(board: Leaderboard) -> ReportFigure | None:
     bare = next(((each.clean, each.mean.value) for each in points if each.defense == UNDEFENDED), None)
     names, undefended = [short(", ".join(names), 40) for names in named.values()], [at == bare for at in named]
     caption = (
-        f"Clean accuracy against mean error, {board.where}. Lower right is better. Hollow: no defense; the dashed lines "
-        "mark its numbers."
+        f"Clean accuracy against mean error, {board.where}. Lower right is better. The hollow point and the dashed "
+        "lines are no defense."
     )
     return ReportFigure(
         f"tradeoff-{board.name.replace('_', '-')}", caption, _draw(names, list(named), undefended), tidy(COLUMNS, rows)

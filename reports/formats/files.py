@@ -21,5 +21,5 @@ def of_table(table: Table) -> dict[str, bytes]:
 def of_leaderboard(board: Leaderboard) -> dict[str, bytes]:
     """File contents by ending; its CSV has every number and test already."""
     files = of_table(leaderboard.as_table(board))
-    del files[".tests.csv"]
+    files.pop(".tests.csv", None)
     return {**files, ".csv": leaderboard.sheet(board).encode()}

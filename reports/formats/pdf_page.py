@@ -118,8 +118,8 @@ def _embed(face: Face, add: Callable[[bytes], int]) -> int:
     letters = add(_stream(_to_unicode(face).encode()))
     return add(
         (
-            f"<< /Type /Font /Subtype /Type0 /BaseFont /{face.name} /Encoding /Identity-H /DescendantFonts [{inner} 0 R] "
-            f"/ToUnicode {letters} 0 R >>"
+            f"<< /Type /Font /Subtype /Type0 /BaseFont /{face.name} /Encoding /Identity-H "
+            f"/DescendantFonts [{inner} 0 R] /ToUnicode {letters} 0 R >>"
         ).encode()
     )
 

@@ -109,9 +109,9 @@ class Leaderboard:
         few = int(self.run.record["dataset"]["n"]) < FEWEST
         test = "" if few else " Test: the paired sign-flip test of that difference, with Holm's correction."
         return (
-            f"Against none: mean error minus that of no defense, in points.{test} Intervals: {100 * stats.LEVEL:.0f} %, over "
-            "images. Worst attack: the highest error of a single attack, averaged over the sources. ms: time to purify "
-            "and classify one image."
+            f"Against none: mean error minus that of no defense, in points.{test} Intervals cover "
+            f"{100 * stats.LEVEL:.0f} %, over images. Worst attack: the highest error of one attack, averaged over "
+            "the sources. ms: time to purify and classify one image."
         )
 
 

@@ -106,7 +106,8 @@ def test_contents_work_by_keyboard(browser: Chromium, report: Path) -> None:
         outline = browser.ask("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid"
     assert reached[0] == "To the numbers"
-    assert reached[-1] == "The paper's claims" or "Cross-check" in reached
+    assert "Warnings" in reached
+    assert reached[-1].startswith("Leaderboard")
     browser.press("Enter", 13, "\r")
     assert browser.ask("document.querySelector(location.hash).getBoundingClientRect().top") < 100
 
