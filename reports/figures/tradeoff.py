@@ -20,7 +20,7 @@ _PLOT = (0.55, 0.5, WIDTH - 0.65, HEIGHT - 0.6)
 _LETTER, _LINE, _DOT, _GAP = 0.069, 0.13, 0.045, 0.035
 """Inches: an average letter of a label, its height, the radius of a point, the space between the two."""
 _THIN = 0.01
-_RINGS = 6
+_RINGS = 10
 
 
 @dataclass(frozen=True)
