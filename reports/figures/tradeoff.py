@@ -131,19 +131,20 @@ def placed(
 ) -> list[Box]:
     """A box for each name near its spot, away from other names, spots and `lines`; all in inches.
 
-    Names are placed one by one, those with the most neighbours first, each at the free place nearest to its spot; where
-    none is free, at the one that covers the least.
+    Names are placed one by one, those with the most neighbours first, near their spots and clear of others. A place
+    one ring farther away is better than one on a name or a spot, and about as bad as one on a line.
     """
     dots = [Box(x - _DOT, y - _DOT, x + _DOT, y + _DOT) for x, y in spots]
     found: dict[int, Box] = {}
     order = sorted(range(len(names)), key=lambda i: -sum(_near(spots[i], other) for other in spots))
     for i in order:
-        others = [dot for j, dot in enumerate(dots) if j != i] + [*found.values(), *lines]
-        costs = [
-            (sum(box.overlap(other) for other in others) + 10 * box.outside(*size), rank, box)
-            for rank, box in enumerate(_around(spots[i], _LETTER * len(names[i])))
-        ]
-        found[i] = min(costs, key=lambda cost: cost[:2])[2]
+        others = [dot for j, dot in enumerate(dots) if j != i] + list(found.values())
+
+        def cost(ring: int, box: Box, others: list[Box] = others) -> float:
+            covered = sum(box.overlap(other) for other in others)
+            return 1e6 * box.outside(*size) + 1e5 * covered + sum(box.overlap(line) for line in lines) / _THIN + ring
+
+        found[i] = min(_around(spots[i], _LETTER * len(names[i])), key=lambda at: cost(*at))[1]
     return [found[i] for i in range(len(names))]
 
 
@@ -151,12 +152,12 @@ def _near(spot: tuple[float, float], other: tuple[float, float]) -> bool:
     return abs(spot[0] - other[0]) < 0.7 and abs(spot[1] - other[1]) < 0.25
 
 
-def _around(spot: tuple[float, float], width: float) -> Iterator[Box]:
-    """Places for a name of this width, nearest first: right, left, above, below and between, in growing rings."""
+def _around(spot: tuple[float, float], width: float) -> Iterator[tuple[int, Box]]:
+    """Places for a name of this width, in growing rings: right, left, above, below and between."""
     for ring in range(_RINGS):
         away = _DOT + _GAP + ring * 0.11
         sides = [(1, 0), (-1, 0), (0, 1), (0, -1), *product((1, -1), (1, -1))]
         for right, up in sides:
             x = spot[0] + right * ((ring * 0.11 if up else away) + width / 2)
             y = spot[1] + up * (away + _LINE / 2)
-            yield Box(x - width / 2, y - _LINE / 2, x + width / 2, y + _LINE / 2)
+            yield ring, Box(x - width / 2, y - _LINE / 2, x + width / 2, y + _LINE / 2)
