@@ -198,8 +198,10 @@ def _which(run: Run, places: list[CellKey]) -> str:
 
 
 def grids_not_run(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Grids of the paper that no run is of: title and command."""
+    """Grids of the paper that no run is of: title and command; none beside runs of other grids alone."""
     folder, have = files("rdp_bench.data").joinpath("grids"), {run.grid for run in runs}
+    if not have & set(_paper_grids()):
+        return []
     flags = _flags(str(runs[-1].record["command"]))
     return [
         (

@@ -149,7 +149,7 @@ def _heat(ax: "Axes", bar: "Axes", grid: _Grid, title: str, turned: bool, number
 
     style: dict[str, Any] = {"cmap": _MAP, "vmin": 0, "vmax": 100}
     ax.pcolormesh(np.ma.masked_invalid(grid.values), **style)
-    bar.pcolormesh(np.arange(100)[:, None], **style)
+    bar.pcolormesh(np.arange(100)[:, None], edgecolors="face", linewidth=0.5, **style)  # no seams
     bar.set_xticks([])
     bar.yaxis.tick_right()
     bar.yaxis.set_label_position("right")

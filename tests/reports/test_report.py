@@ -230,5 +230,6 @@ def test_grids_without_a_run_come_with_their_command(tmp_path: Path) -> None:
     run, _ = small(tmp_path, command=command)
     titles = {title.partition(":")[0]: text for title, text in grids_not_run([run])}
 
+    assert grids_not_run([small(tmp_path / "own", grid="mine")[0]]) == []
     assert "Table 1" not in titles
     assert titles["Table 3"] == "rdp-bench run --grid table3 --limit 6 --out 'my out'"
