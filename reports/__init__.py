@@ -11,7 +11,6 @@ from rdp_bench.errors import RdpBenchError
 if TYPE_CHECKING:
     from rdp_bench.cache.store import Store
     from rdp_bench.reports.page import Section
-    from rdp_bench.reports.tables.table import Table
     from rdp_bench.results.rows import Run
 
 FEW = 3
@@ -94,30 +93,34 @@ def _section(pen: _Pen, run: "Run", store: "Store", crowded: bool) -> "Section":
     from rdp_bench.reports.claims import claims
     from rdp_bench.reports.claims.claim_tests import evaluate_claims
     from rdp_bench.reports.figures.registry import draw_figures
+    from rdp_bench.reports.figures.tradeoff import tradeoff
+    from rdp_bench.reports.formats import files
     from rdp_bench.reports.page import Section
+    from rdp_bench.reports.tables.leaderboard import leaderboards
+    from rdp_bench.reports.tables.parameters import parameters
     from rdp_bench.reports.tables.registry import all_tables
     from rdp_bench.reports.tables.table import slug
 
     found = evaluate_claims(run)
     if found:
         pen.write(f"tables/{slug(run.grid, 'claims')}.csv", claims.claims_csv(run, found).encode())
-    tables = all_tables(run)
-    for table in tables:
-        _write_table(pen, table)
+    written = {}
+
+    def write(name: str, contents: dict[str, bytes]) -> None:
+        written[name] = list(contents)
+        for ending, content in contents.items():
+            pen.write(f"tables/{name}{ending}", content)
+
+    chosen = bool(run.record.get("figures"))  # then the grid says what is drawn
+    boards = [(board, None if chosen else tradeoff(board)) for board in leaderboards(run)]
+    for board, _ in boards:
+        write(board.slug, files.of_leaderboard(board))
+    tables, more = all_tables(run), parameters(run)
+    for table in [*tables, *([more] if more else [])]:
+        write(table.slug, files.of_table(table))
     drawn = draw_figures(run, store, tables)
-    for figure in drawn:
+    for figure in [*(figure for _, figure in boards if figure), *drawn]:
         for ending, content in figure.files.items():
             pen.write(f"figures/{slug(run.grid, figure.name)}.{ending}", content)
-    return Section(run, slug(run.grid), found, tables, drawn, examples.examples(run, store, crowded))
-
-
-def _write_table(pen: _Pen, table: "Table") -> None:
-    from rdp_bench.reports.formats import csv_table, latex, markdown
-
-    for ending, text in {
-        ".csv": csv_table.shape(table),
-        ".tests.csv": csv_table.tests(table),
-        ".tex": latex.render(table),
-        ".md": markdown.render(table),
-    }.items():
-        pen.write(f"tables/{table.slug}{ending}", text.encode())
+    shown = examples.examples(run, store, crowded)
+    return Section(run, slug(run.grid), found, boards, tables, more, drawn, shown, written)

@@ -12,12 +12,12 @@ from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.metrics import stats
 from rdp_bench.metrics.significance import paired
 from rdp_bench.reports.page import flat, write
-from rdp_bench.results.rows import CellKey, Row, Run, display_name, load
+from rdp_bench.results.rows import CellKey, Row, Run, display_name, given_name, load, shown_names
 from rdp_bench.specs import CLEAN, show
 
 COLUMNS = (
     "grid", "source", "attack", "eps", "defense", "target", "metric", "a", "b", "difference", "ci_low", "ci_high", "p",
-    "test", "differs", "status_a", "status_b",
+    "test", "differs", "status_a", "status_b", "reason",
 )  # fmt: skip
 PAIRED, APART = "paired", "two-sample"
 
@@ -42,6 +42,8 @@ class Pair:
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    gap: str = ""
+    """Why there is no difference."""
 
     @property
     def differs(self) -> bool:
@@ -65,6 +67,11 @@ class Comparison:
     def compared(self) -> int:
         """How many cells of both have a difference: both are done and their predictions could be read."""
         return sum(pair.difference is not None for pair in self.pairs)
+
+    @property
+    def gaps(self) -> list[Pair]:
+        """The others."""
+        return [pair for pair in self.pairs if pair.difference is None]
 
     @property
     def test(self) -> str:
@@ -96,8 +103,8 @@ def compare(a: Run, b: Run) -> Comparison:
 def _pair(a: Run, b: Run, cell_key: CellKey, first: Row, second: Row, same: bool) -> Pair:
     values = tuple(float(row["value"]) if row["value"] else None for row in (first, second))
     pair = Pair(cell_key, first["metric"], (first["status"], second["status"]), (values[0], values[1]))
-    if cell_key not in a.wrong or cell_key not in b.wrong:
-        return pair
+    if gap := "; ".join(f"{side}: {found}" for side, run in (("A", a), ("B", b)) if (found := _gap(run, cell_key))):
+        return replace(pair, gap=gap)
     if first["eval_key"] == second["eval_key"] and (a.wrong[cell_key] == b.wrong[cell_key]).all():
         return replace(pair, same=True, difference=0.0, low=0.0, high=0.0)
     sign = 1 if first["metric"].startswith("error") else -1
@@ -111,6 +118,15 @@ def _pair(a: Run, b: Run, cell_key: CellKey, first: Row, second: Row, same: bool
         )  # fmt: skip
     low, high = newcombe(*((float(r["value"]), float(r["ci_low"]), float(r["ci_high"])) for r in (first, second)))
     return replace(pair, difference=float(second["value"]) - float(first["value"]), low=low, high=high)
+
+
+def _gap(run: Run, cell_key: CellKey) -> str:
+    """Why a cell of a run has no predictions; empty if it has them."""
+    if cell_key in run.wrong:
+        return ""
+    if reason := run.unread.get(cell_key):
+        return f"predictions cannot be read: {reason}"
+    return next(cell.status for cell in run.cells if cell.key == cell_key)
 
 
 def newcombe(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float]:
@@ -149,21 +165,24 @@ def _lines(comparisons: Sequence[Comparison]) -> Iterator[Sequence[str]]:
             yield (
                 found.grid, *_words(pair.place), pair.metric, *("" if x is None else f"{x:.4f}" for x in numbers),
                 "" if pair.p is None else f"{pair.p:.6g}", found.test, str(pair.differs).lower(), *pair.status,
+                pair.gap,
             )  # fmt: skip
         for places, status in zip(found.only, (("", "absent"), ("absent", "")), strict=True):
             for cell_key in places:
-                yield (found.grid, *_words(cell_key), *[""] * 9, *status)
+                yield (found.grid, *_words(cell_key), *[""] * 9, *status, "")
 
 
 def _words(cell_key: CellKey) -> tuple[str, ...]:
-    return cell_key.source, cell_key.attack, show(cell_key.eps), cell_key.defense, cell_key.target
+    names = map(given_name, (cell_key.source, cell_key.attack, cell_key.defense, cell_key.target))
+    source, attack, defense, target = names
+    return source, attack, show(cell_key.eps), defense, target
 
 
 def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[str] = ()) -> tuple[Path, str]:
     """Write OUT/report/compare.html and compare.csv from the runs of two OUT folders.
 
     Returns:
-        The page's path, and how many cells could be compared, in words.
+        The page's path, and how many cells could be compared, in words, with the first that could not.
 
     Raises:
         UsageError: no run in one of them, or no grid in common.
@@ -179,18 +198,40 @@ def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[s
             "run the same grid into both"
         )
     found = [compare(runs[0][grid], runs[1][grid]) for grid in shared]
+    # Where the two name a label differently, the later run's name holds.
+    with shown_names(*(run.names for grid in shared for run in (runs[0][grid], runs[1][grid]))):
+        said = _compared(found, store)
+        report = out / "report"
+        views = [
+            {"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)
+        ]
+        write_atomic(report / "compare.csv", comparison_csv(found).encode())
+        names = [folder.name or str(folder) for folder in folders]
+        page = write("compare.html.j2", views=views, names=names, label=_label)
+    write_atomic(report / "compare.html", page.encode())
+    return report / "compare.html", said
+
+
+def _compared(found: Sequence[Comparison], store: Store) -> str:
+    """How many cells of both runs were compared, and the first that was not with its reason.
+
+    Raises:
+        RdpBenchError: none was.
+    """
     cells, compared = (sum(counts) for counts in zip(*((len(f.pairs), f.compared) for f in found), strict=True))
+    gaps = [pair for f in found for pair in f.gaps]
+    first = f"the first: {_label(gaps[0].place)} ({gaps[0].gap})" if gaps else ""
+    if not cells:
+        raise RdpBenchError(
+            "0 cells could be compared: the two runs have no cell in common; run the same grid into both"
+        )
     if not compared:
         raise RdpBenchError(
             f"0 of {cells} cells of both runs could be compared: they are not done, or their predictions are neither "
-            f"in the folders nor in the cache {store.root}; name the cache of the runs with --cache, or run again"
+            f"in the folders nor in the cache {store.root}; name the cache of the runs with --cache, or run again; "
+            f"{first}"
         )
-    report = out / "report"
-    views = [{"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)]
-    write_atomic(report / "compare.csv", comparison_csv(found).encode())
-    page = write("compare.html.j2", views=views, names=[folder.name or str(folder) for folder in folders], label=_label)
-    write_atomic(report / "compare.html", page.encode())
-    return report / "compare.html", f"{compared} of {cells} cells of both runs were compared"
+    return f"{compared} of {cells} cells of both runs were compared" + f"; {len(gaps)} were not, {first}" * bool(gaps)
 
 
 def _label(cell_key: CellKey) -> str:

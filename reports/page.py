@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,11 +14,20 @@ from rdp_bench.reports.claims import gain
 from rdp_bench.reports.claims.claims import VERDICTS, ClaimResult
 from rdp_bench.reports.examples import Examples
 from rdp_bench.reports.figures.drawing import ReportFigure
-from rdp_bench.reports.summary import PROFILES, findings, missing, summary_sentences
-from rdp_bench.reports.tables.table import LEGEND, Table, slug
+from rdp_bench.reports.summary import PROFILES, answer, findings, missing, power, summary_sentences
+from rdp_bench.reports.tables.leaderboard import Leaderboard, as_table, signed
+from rdp_bench.reports.tables.table import Table, slug
 from rdp_bench.results.rows import Run, display_name
 from rdp_bench.specs import show
 
+_FORMATS = {
+    ".csv": "CSV",
+    ".tests.csv": "CSV with tests",
+    ".tex": "LaTeX",
+    ".averages.tex": "LaTeX, averages only",
+    ".md": "Markdown",
+}
+"""What links call a file, by its ending."""
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -29,14 +38,26 @@ class Section:
     run: Run
     slug: str
     claim_results: list[ClaimResult]
+    boards: list[tuple[Leaderboard, ReportFigure | None]]
+    """Each leaderboard, and its figure."""
     tables: list[Table]
+    parameters: Table | None
+    """The attacks' parameters."""
     figures: list[ReportFigure]
     examples: Examples
+    files: Mapping[str, Sequence[str]]
+    """The endings of the files in tables/, by the slug of the table."""
 
 
 def page(sections: Sequence[Section], not_run: Sequence[tuple[str, str]] = ()) -> str:
     """The report: a table of contents, one section per run, and titles and commands of the grids in `not_run`."""
-    return write("report.html.j2", views=[_view(section) for section in sections], not_run=not_run, legend=LEGEND)
+    views = [_view(section) for section in sections]
+    told: set[int] = set()
+    for view, section in zip(views, sections, strict=True):  # once for each size of a sample
+        n = int(section.run.record["dataset"]["n"])
+        view["power"] = "" if n in told else power(n, [board for board, _ in section.boards], section.tables)
+        told.add(n)
+    return write("report.html.j2", views=views, not_run=not_run)
 
 
 def write(template: str, **values: Any) -> str:
@@ -48,7 +69,7 @@ def write(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "pretty": display_name, "one": _one, "signed": _signed, "p": _p, "flat": flat, "plain": plain,
+        "pretty": display_name, "one": _one, "signed": signed, "p": _p, "flat": flat, "plain": plain,
         "minutes": _minutes,
         "tight": _tight,
     }  # fmt: skip
@@ -72,10 +93,23 @@ def _view(section: Section) -> dict[str, Any]:
         "checks": checks,
         "checked": _checked(checks),
         "failed_checks": any(check["passed"] is False for check in checks),
+        "boards": [
+            {
+                "board": board,
+                "answer": answer(board),
+                "legend": as_table(board).legend,
+                "figure": figure and _drawing(run, figure),
+                "links": _links(f"tables/{board.slug}", section.files[board.slug]),
+            }
+            for board, figure in section.boards
+        ],
         "claim_results": section.claim_results,
+        "claim_links": _links(f"tables/{slug(run.grid, 'claims')}", [".csv"]),
         "tally": _tally(section.claim_results),
         "tables": section.tables,
         "findings": [findings(table) for table in section.tables],
+        "parameters": section.parameters,
+        "links": {name: _links(f"tables/{name}", endings) for name, endings in section.files.items()},
         "gains": gain.notes(run),
         "figures_first": run.grid.startswith("figure") or bool(run.record.get("figures")),
         "drawings": [_drawing(run, figure) for figure in section.figures],
@@ -95,24 +129,32 @@ def _contents(view: dict[str, Any]) -> list[tuple[str, str]]:
     tables = [(table.slug, table.title) for table in view["tables"]]
     drawings = [(drawing["id"], drawing["title"]) for drawing in view["drawings"]]
     return [
-        *([(f"{name}-checks", "Cross-check")] if view["checks"] else []),
         *([(f"{name}-warnings", "Warnings")] if view["record"]["warnings"] else []),
+        *((each["board"].slug, f"Leaderboard: {each['board'].where}") for each in view["boards"]),
+        *([(f"{name}-checks", "Cross-check")] if view["checks"] else []),
         *([(f"{name}-claims", "The paper's claims")] if view["claim_results"] else []),
         *(drawings + tables if view["figures_first"] else tables + drawings),
+        *([(view["parameters"].slug, view["parameters"].title)] if view["parameters"] else []),
         (f"{name}-examples", "Examples"),
         *([(f"{name}-missing", "Missing results")] if view["missing"] else []),
         (f"{name}-details", "Details"),
     ]
 
 
-def _drawing(run: Run, figure: ReportFigure) -> dict[str, str]:
+def _drawing(run: Run, figure: ReportFigure) -> dict[str, Any]:
     title, _, rest = figure.caption.partition(". ")
     title = title.rstrip(".")
     name = f"{slug(run.grid)}-{slug(figure.name)}"
     # Two drawings of the same marker give it the same id.
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", figure.inline)
     svg = svg.replace("<svg ", f'<svg aria-label="{escape(title)}" ', 1)
-    return {"id": name, "title": title, "caption": rest, "svg": svg}
+    links = _links(f"figures/{slug(run.grid, figure.name)}", [f".{ending}" for ending in figure.files])
+    return {"id": name, "title": title, "caption": rest, "svg": svg, "links": links}
+
+
+def _links(path: str, endings: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and addresses of files beside the page."""
+    return [(_FORMATS.get(ending, ending[1:].upper()), path + ending) for ending in endings]
 
 
 def _checked(checks: Sequence[dict[str, Any]]) -> str:
@@ -124,10 +166,10 @@ def _checked(checks: Sequence[dict[str, Any]]) -> str:
     return f"Of {len(checks)} published numbers for these networks, {told}.{doubt}"
 
 
-def _tally(answers: Sequence[ClaimResult]) -> dict[str, int]:
+def _tally(results: Sequence[ClaimResult]) -> dict[str, int]:
     total: Counter[str] = Counter()
-    for answer in answers:
-        total.update(answer.count)
+    for result in results:
+        total.update(result.count)
     return {verdict: total[verdict] for verdict in VERDICTS if total[verdict]}
 
 
@@ -192,10 +234,6 @@ def plain(value: Any) -> str:
 
 def _one(value: float | str | None) -> str:
     return f"{float(value):.1f}" if value is not None and value != "" else ""
-
-
-def _signed(value: float) -> str:
-    return "±0.0" if abs(value) < 0.05 else f"{value:+.1f}".replace("-", "−")
 
 
 def _tight(text: str) -> str:

@@ -1,5 +1,6 @@
 """A run in words: what it ran, how far it got, what its tables show, what is missing and how to get it."""
 
+import math
 import shlex
 import tomllib
 from collections.abc import Sequence
@@ -7,7 +8,10 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import Any
 
+from rdp_bench.metrics.significance import FEWEST
+from rdp_bench.metrics.stats import LEVEL
 from rdp_bench.reports.claims.claims import claims
+from rdp_bench.reports.tables.leaderboard import HIGHER, LOWER, NO_DIFFERENCE, UNTESTED, Leaderboard
 from rdp_bench.reports.tables.table import AVERAGE, Table
 from rdp_bench.results.rows import CellKey, Run, display_name
 from rdp_bench.specs import UNDEFENDED, show
@@ -96,6 +100,68 @@ def findings(table: Table) -> str:
     return text
 
 
+def answer(board: Leaderboard) -> str:
+    """Which defenses help, in a sentence or two."""
+    complete = [each for each in board.standings if each.mean.value is not None]
+    bare = next((each for each in complete if each.defense == UNDEFENDED), None)
+    rivals = [each for each in complete if each.defense != UNDEFENDED]
+    if not rivals:
+        return "No defense is complete yet." if len(board.standings) > 1 else ""
+    if bare is None:
+        return "The run has no undefended cells to compare with."
+    if all(each.test == UNTESTED for each in rivals):
+        return f"The mean error without a defense is {bare.mean.value:.1f} %. There are too few images for a verdict."
+    kinds = {test: [each.name for each in rivals if each.test == test] for test in (LOWER, HIGHER, NO_DIFFERENCE)}
+    lowest = [each for each in rivals if each.mean.bold]
+    tied = [each.name for each in rivals if each.mean.verdict.tied]
+    lower = len(kinds[LOWER])
+    who = (
+        f"All {lower} defenses"
+        if lower == len(rivals) > 1
+        else f"{lower or 'None'} of {_count(len(rivals), 'defense')}"
+    )
+    text = f"{who} {'has' if lower < 2 else 'have'} a lower mean error than no defense ({bare.mean.value:.1f} %)"
+    if lowest:
+        names = _listed([each.name for each in lowest])
+        text += f"; {names} {'has' if len(lowest) == 1 else 'have'} the lowest, {lowest[0].mean.value:.1f} %"
+        if tied:
+            text += f", not significantly different from {_few(tied)}"
+    text += "."
+    if kinds[HIGHER]:
+        text += f" {_few(kinds[HIGHER])} {'has' if len(kinds[HIGHER]) == 1 else 'have'} a higher one."
+    return text
+
+
+def _few(names: Sequence[str]) -> str:
+    """Names, or how many there are."""
+    return _listed(names) if len(names) <= 4 else f"{len(names)} others"
+
+
+def power(n: int, boards: Sequence[Leaderboard], tables: Sequence[Table]) -> str:
+    """What differences a sample of n images can show at all.
+
+    Two defenses that differ on k images, all in one direction, have p = 2^(1 - k), by McNemar's test and by the
+    sign-flip test. Holm's correction multiplies the smallest of m such values by m.
+    """
+
+    def least(comparisons: int) -> int:
+        return math.ceil(1 - math.log2((1 - LEVEL) / comparisons))
+
+    if n < FEWEST:
+        return (
+            f"There are no verdicts on {_count(n, 'image')}: below {FEWEST}, no number is marked and no claim judged, "
+            f"as a paired test can be significant only if two defenses differ on at least {least(1)} images."
+        )
+    rivals = max((len(board.standings) - 1 for board in boards), default=0)
+    cells = max((sum(cell.verdict.p_none is not None for cell in table.cells) for table in tables), default=0)
+    text = (
+        f"Power: on {n} images, a paired test can be significant only if two defenses differ on at least {least(1)} of "
+        f"them ({100 * least(1) / n:.1f} points)"
+    )
+    corrected = [f"{least(m)} for {m}" for m in dict.fromkeys((rivals, cells)) if m > 1]
+    return f"{text}; with Holm's correction, {' and '.join(corrected)} comparisons." if corrected else f"{text}."
+
+
 def missing(run: Run) -> list[dict[str, Any]]:
     """Cells without a number by status and reason (count, reason, which), then the paper's defenses not in the run."""
     groups: dict[tuple[str, str], list[CellKey]] = {}
@@ -132,8 +198,10 @@ def _which(run: Run, places: list[CellKey]) -> str:
 
 
 def grids_not_run(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Grids of the paper that no run is of: title and command."""
+    """Grids of the paper that no run is of: title and command; none beside runs of other grids alone."""
     folder, have = files("rdp_bench.data").joinpath("grids"), {run.grid for run in runs}
+    if not have & set(_paper_grids()):
+        return []
     flags = _flags(str(runs[-1].record["command"]))
     return [
         (

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "reports.tables": {"contract", "metrics", "results"},
     "reports.figures": {"contract", "cache", "metrics", "results", "reports.tables"},
     "reports.claims": {"contract", "metrics", "results", "reports.tables", "reports.figures"},
-    "reports.formats": {"contract", "reports.tables"},
+    "reports.formats": {"contract", "reports.tables", "reports.figures"},
     "reports": {
         "contract", "cache", "metrics", "results",
         "reports.tables", "reports.figures", "reports.claims", "reports.formats",

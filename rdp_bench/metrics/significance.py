@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     Counts = NDArray[np.int64]
 
+FEWEST = 10
+"""Images from which defenses are judged: below, two defenses must differ on nearly all of them for a small p."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -25,6 +28,7 @@ class Verdict:
     tied: bool = False  # not the lowest, but not significantly different from it
     higher_than_undefended: bool = False  # a higher error than no defense
     significantly_worse: bool = False  # ... and significantly so
+    significantly_lower: bool = False  # a significantly lower error than no defense
     p_none: float | None = None
     p_best: float | None = None
 
@@ -34,8 +38,10 @@ def compare_defenses(columns: "Sequence[Mapping[str, Counts]]") -> list[dict[str
 
     Each defense meets no defense and the column's best defense, image by image: McNemar's exact test
     where a column is one attack, the exact sign-flip test of the sums where it is several attacks or draws. Holm runs
-    over each of the two questions for all columns given.
+    over each of the two questions for all columns given. Fewer than `FEWEST` images give no verdict.
     """
+    if any(len(errors) < FEWEST for column in columns for errors in column.values()):
+        return [dict.fromkeys(column, Verdict()) for column in columns]
     against_none: dict[tuple[int, str], float] = {}
     against_best: dict[tuple[int, str], float] = {}
     leaders: list[set[str]] = []
@@ -57,12 +63,14 @@ def compare_defenses(columns: "Sequence[Mapping[str, Counts]]") -> list[dict[str
         none = int(column[UNDEFENDED].sum()) if UNDEFENDED in column else None
         verdicts.append({})
         for name, errors in column.items():
-            above = none is not None and int(errors.sum()) > none
+            total = int(errors.sum())
+            above, below = none is not None and total > none, none is not None and total < none
             verdicts[i][name] = Verdict(
                 best=name in leaders[i],
                 tied=p_best.get((i, name), 0.0) > 1 - stats.LEVEL,
                 higher_than_undefended=above,
                 significantly_worse=above and p_none[i, name] <= 1 - stats.LEVEL,
+                significantly_lower=below and p_none[i, name] <= 1 - stats.LEVEL,
                 p_none=p_none.get((i, name)),
                 p_best=p_best.get((i, name)),
             )

@@ -9,6 +9,7 @@ _NOT_LOSSES = {"step", "seconds", "skipped", "score"}
 
 def draw(out: Path) -> Path | None:
     """Write OUT/curves.svg from OUT/train.csv; None if there is too little to draw."""
+    import seaborn as sns
     from matplotlib.figure import Figure
 
     rows = read_csv(out / "train.csv")
@@ -25,7 +26,9 @@ def draw(out: Path) -> Path | None:
     for axes, (title, names) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         for name in names:
             points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-            axes.plot(*zip(*points, strict=True), label=name.partition("_")[2] or name, linewidth=1)
+            steps, values = zip(*points, strict=True)
+            label = name.partition("_")[2] or name
+            sns.lineplot(x=steps, y=values, label=label, linewidth=1, estimator=None, ax=axes)
         axes.set(title=title, xlabel="step")
         if title == "loss":
             axes.set_yscale("log")

@@ -12,7 +12,7 @@ import numpy as np
 
 from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
-from rdp_bench.metrics.significance import paired
+from rdp_bench.metrics.significance import FEWEST, paired
 from rdp_bench.reports.claims.claims import (
     FAILS,
     HOLDS,
@@ -57,14 +57,10 @@ class _Comparison:
 
 
 def evaluate_claims(run: Run) -> list[ClaimResult]:
-    """Every claim about the run's grid; for a grid without claims or figures, every testable claim."""
-    if run.norm != LINF:
-        return []  # the paper's budgets are L-infinity
-    about = [claim for claim in claims() if run.grid in claim.grids]
-    if not about and run.record.get("figures"):
+    """Every claim about the run's grid; none for other grids, and none on fewer than `FEWEST` images."""
+    if run.norm != LINF or int(run.record["dataset"]["n"]) < FEWEST:  # the paper's budgets are L-infinity
         return []
-    found = [ClaimResult(claim, _RULES[claim.rule](run, claim)) for claim in about or claims()]
-    return found if about else [answer for answer in found if set(answer.count) - {OPEN}]
+    return [ClaimResult(claim, _RULES[claim.rule](run, claim)) for claim in claims() if run.grid in claim.grids]
 
 
 # --- best, worst, beats, steadiest -----------------------------------------------------------------------

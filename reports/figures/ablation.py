@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, PAGE, SMALL, STYLE, ReportFigure, short, tidy
+from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, PAGE, SMALL, ReportFigure, short, tidy
 from rdp_bench.reports.tables.table import AVERAGE, Row, Table
 from rdp_bench.results.rows import display_name
 from rdp_bench.specs import UNDEFENDED
@@ -29,7 +29,6 @@ def ablation(tables: list[Table]) -> ReportFigure | None:
 
     The dashed line is the whole RDP, the first row that is a defense.
     """
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     if not tables:
@@ -53,7 +52,7 @@ def ablation(tables: list[Table]) -> ReportFigure | None:
     height = above + tall + below
     highest = max((entry.high or 0 for line in group.rows for entry in line.cells), default=0)
     end = min(100, -(-highest // 20) * 20) or 100
-    with mpl.rc_context(STYLE):
+    with drawing.styled():
         figure = Figure((PAGE, height))
         for i, column in enumerate(table.columns):
             x = left + i * (wide + between)

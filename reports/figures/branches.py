@@ -3,7 +3,7 @@
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.picture import resized
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import PAGE, STYLE, ReportFigure, tidy
+from rdp_bench.reports.figures.drawing import PAGE, ReportFigure, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
 from rdp_bench.reports.figures.sample_images import COLUMNS, SampleImages, psnr_of
 from rdp_bench.results.rows import display_name
@@ -23,8 +23,6 @@ def branches(kept: SampleImages) -> ReportFigure | None:
 
     Below each is its PSNR to the clean and to the adversarial image. None where nothing is kept.
     """
-    import matplotlib as mpl
-
     attack = kept.attacks[0]
     try:
         clean, adversarial = kept.images(CLEAN), kept.images(attack)
@@ -61,7 +59,7 @@ def branches(kept: SampleImages) -> ReportFigure | None:
         "clean "
         f"/ to the adversarial image. Blue tick: {display_name(kept.target)} is right. Red cross: it is wrong."
     )
-    with mpl.rc_context(STYLE):
+    with drawing.styled():
         return ReportFigure(
             "branches",
             caption,

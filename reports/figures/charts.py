@@ -1,23 +1,25 @@
 """The figures of every table of errors: the heat map of all cells and the dot plot of their averages.
 
-Axes are placed by hand, in inches: automatic layout would take longer than the rest of a report. seaborn draws the heat
-map; the dot plot has intervals that are already computed, which seaborn does not take.
+Axes are placed by hand, in inches: automatic layout would take longer than the rest of a report. Both are drawn with
+matplotlib alone: importing seaborn and pandas would take as long again.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, SMALL, STYLE, ReportFigure, short
-from rdp_bench.reports.tables.table import Group, Table
+from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, SMALL, ReportFigure, short
+from rdp_bench.reports.tables.table import Group, Row, Table
 from rdp_bench.results.rows import display_name
 from rdp_bench.specs import UNDEFENDED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from pandas import DataFrame
+    from numpy.typing import NDArray
 
 _MAP = "cividis_r"  # monotone in lightness, made for every kind of colour vision; reads in grey
 _PANELS = 6
@@ -34,40 +36,41 @@ _NUMBERED = 600
 
 def heat_map(tables: list[Table]) -> ReportFigure:
     """Every error of the first tables, one panel per table: rows are defenses, columns sources and attacks."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     grids = [_grid(table) for table in tables[:_PANELS]]
-    left = 0.2 + LETTER * max(len(short(name)) for frame in grids for name in frame.index)
-    most = max(frame.shape[1] for frame in grids)
+    left = 0.2 + LETTER * max(len(short(name)) for grid in grids for name in grid.rows)
+    most = max(len(grid.columns) for grid in grids)
     across = max(_CELL * most, 2.4)
-    longest = max(len(short(column)) for frame in grids for _, column in _columns(frame))
+    longest = max(len(short(column)) for grid in grids for _, column in grid.columns)
     turned = longest * LETTER > across / most
     below = 0.2 + (LETTER * longest if turned else 0.1)
-    numbered = sum(frame.size for frame in grids) <= _NUMBERED
+    numbered = sum(grid.values.size for grid in grids) <= _NUMBERED
     width, above = left + across + 0.8, 0.55
-    height = sum(_LINE * len(frame) + above + below for frame in grids)
-    with mpl.rc_context(STYLE):
+    height = sum(_LINE * len(grid.rows) + above + below for grid in grids)
+    with drawing.styled():
         figure = Figure((width, height))
         top = height
-        for table, frame in zip(tables, grids, strict=False):
-            tall = _LINE * len(frame)
+        for table, grid in zip(tables, grids, strict=False):
+            tall = _LINE * len(grid.rows)
             top -= above + tall
             ax = figure.add_axes((left / width, top / height, across / width, tall / height))
             bar = figure.add_axes(((left + across + 0.15) / width, top / height, 0.1 / width, tall / height))
-            room = int(across / frame.shape[1] / LETTER)
-            _heat(ax, bar, frame, table.title if len(tables) > 1 else "", turned, numbered, room)
+            room = int(across / len(grid.columns) / LETTER)
+            _heat(ax, bar, grid, table.title if len(tables) > 1 else "", turned, numbered, room)
             top -= below
         caption = "Error of every cell, in percent. Darker cells have a higher error."
         return ReportFigure("heat", caption, drawing.save(figure))
 
 
 def dot_plot(tables: list[Table]) -> ReportFigure:
-    """The last column of the first tables (the average, if there is one), with intervals."""
-    import matplotlib as mpl
+    """The last column of the first tables (the average, if there is one), with intervals, lowest first.
+
+    Panels with the same defenses share one order, that of the mean over the panels.
+    """
     from matplotlib.figure import Figure
 
-    panels = [(table, group) for table in tables for group in table.groups][:_PANELS]
+    panels = _sorted([(table, group) for table in tables for group in table.groups][:_PANELS])
     across = min(len(panels), 3)
     down = -(-len(panels) // across)
     left = 0.2 + LETTER * max(len(short(line.name)) for _, group in panels for line in group.rows)
@@ -77,7 +80,7 @@ def dot_plot(tables: list[Table]) -> ReportFigure:
     above, below = 0.18 + 0.16 * max(title.count("\n") + 1 for title in titles), 0.45
     step = wide + (left if named else 0.25)
     width, height = left + step * across + 0.1, (above + tall + below) * down
-    with mpl.rc_context(STYLE):
+    with drawing.styled():
         figure = Figure((width, height))
         for i, (table, group) in enumerate(panels):
             x = left + step * (i % across)
@@ -92,58 +95,90 @@ def dot_plot(tables: list[Table]) -> ReportFigure:
         return ReportFigure("dots", caption, drawing.save(figure))
 
 
+def _sorted(panels: list[tuple[Table, Group]]) -> list[tuple[Table, Group]]:
+    """The panels with their rows by value; those without a value last."""
+    sets = {frozenset(line.name for line in group.rows) for _, group in panels}
+    found: dict[str, list[float]] = {}
+    for _, group in panels:
+        for line in group.rows:
+            found.setdefault(line.name, []).append(_or_last(line.cells[-1].value))
+    shared = {name: sum(values) / len(values) for name, values in found.items()} if len(sets) == 1 else {}
+
+    def value(line: Row) -> float:
+        return shared.get(line.name, _or_last(line.cells[-1].value))
+
+    return [(table, replace(group, rows=sorted(group.rows, key=value))) for table, group in panels]
+
+
+def _or_last(value: float | None) -> float:
+    return float("inf") if value is None else value
+
+
 def _apart(table: Table) -> str:
     """The setting in a table's title, in lines as wide as a panel."""
     _, _, what = table.title.rpartition(": ")
     return "\n".join(short(line, 24) for line in wrap(what, 24, break_on_hyphens=False))
 
 
-def _grid(table: Table) -> "DataFrame":
-    """Errors by defense and (source, column); NaN for missing ones."""
-    import pandas as pd
+@dataclass(frozen=True)
+class _Grid:
+    """Errors by defense (rows) and source and attack (columns); NaN where one is missing."""
 
+    rows: list[str]
+    columns: list[tuple[str, str]]
+    values: "NDArray[np.float64]"
+
+
+def _grid(table: Table) -> _Grid:
     count = len(table.columns) - table.average
-    found = {
-        (group.name, column): {line.defense: line.cells[c].value for line in group.rows}
-        for group in table.groups
-        for c, column in enumerate(table.columns[:count])
-    }
+    columns = [(group.name, column) for group in table.groups for column in table.columns[:count]]
     names = list(dict.fromkeys(line.defense for group in table.groups for line in group.rows))
-    frame = pd.DataFrame(found, index=names, dtype=float)
-    return frame.set_axis([display_name(name) for name in names])
+    found = {
+        (line.defense, g * count + c): line.cells[c].value
+        for g, group in enumerate(table.groups)
+        for line in group.rows
+        for c in range(count)
+    }
+    values = [[found.get((name, i)) for i in range(len(columns))] for name in names]
+    return _Grid([display_name(name) for name in names], columns, np.array(values, dtype=float))
 
 
-def _columns(frame: "DataFrame") -> list[tuple[str, str]]:
-    """(source, column) of each column."""
-    found: Any = frame.columns.to_list()
-    return list(found)
-
-
-def _heat(ax: "Axes", bar: "Axes", frame: "DataFrame", title: str, turned: bool, numbered: bool, room: int) -> None:
+def _heat(ax: "Axes", bar: "Axes", grid: _Grid, title: str, turned: bool, numbered: bool, room: int) -> None:
     """One panel; `room` is how many letters are as wide as a cell."""
     import matplotlib as mpl
-    import seaborn as sns
 
-    columns = _columns(frame)
-    bar_style = {"ticks": [0, 50, 100], "label": "error, %"}
-    text_style = {"fontsize": SMALL}
-    sns.heatmap(
-        frame, vmin=0, vmax=100, cmap=_MAP, annot=numbered, fmt=".0f", annot_kws=text_style, ax=ax, cbar_ax=bar,
-        cbar_kws=bar_style,
-    )  # fmt: skip
-    for number in ax.texts:
-        cell = mpl.colormaps[_MAP](float(number.get_text()) / 100)
-        number.set_color(_DARK if sns.utils.relative_luminance(cell) > _MIDDLE else _LIGHT)
-    ax.set(xlabel="", ylabel="")
-    ax.set_yticklabels([short(name) for name in frame.index], rotation=0)
-    ax.set_xticks(np.arange(len(columns)) + 0.5, [short(column) for _, column in columns], rotation=90 if turned else 0)
-    ax.tick_params(length=0)
-    sources = [source for source, _ in columns]
+    style: dict[str, Any] = {"cmap": _MAP, "vmin": 0, "vmax": 100}
+    ax.pcolormesh(np.ma.masked_invalid(grid.values), **style)
+    bar.pcolormesh(np.arange(100)[:, None], edgecolors="face", linewidth=0.5, **style)  # no seams
+    bar.set_xticks([])
+    bar.yaxis.tick_right()
+    bar.yaxis.set_label_position("right")
+    bar.set(yticks=[0, 50, 100], ylabel="error, %")
+    ax.set_ylim(len(grid.rows), 0)
+    if numbered:
+        for (y, x), value in np.ndenumerate(grid.values):
+            if np.isfinite(value):
+                cell = mpl.colormaps[_MAP](value / 100)
+                color = _DARK if luminance(cell) > _MIDDLE else _LIGHT
+                ax.text(x + 0.5, y + 0.5, f"{value:.0f}", color=color, fontsize=SMALL, ha="center", va="center")
+    ax.set_yticks(np.arange(len(grid.rows)) + 0.5, [short(name) for name in grid.rows])
+    letters = [short(column) for _, column in grid.columns]
+    ax.set_xticks(np.arange(len(letters)) + 0.5, letters, rotation=90 if turned else 0)
+    for each in (ax, bar):
+        each.tick_params(length=0)
+        each.spines[:].set_visible(False)
+    sources = [source for source, _ in grid.columns]
     edges = [i for i, source in enumerate(sources) if i == 0 or source != sources[i - 1]]
     for edge, end in zip(edges, [*edges[1:], len(sources)], strict=True):
         ax.text(edge, -0.35, short(sources[edge], room * (end - edge)))
-    ax.vlines(edges[1:], 0, len(frame), color="white", linewidth=2.5)
+    ax.vlines(edges[1:], 0, len(grid.rows), color="white", linewidth=2.5)
     ax.set_title(title, pad=18)
+
+
+def luminance(color: "Sequence[float]") -> float:
+    """WCAG's relative luminance of sRGB in [0, 1]."""
+    linear = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color[:3])
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def _dots(ax: "Axes", table: Table, group: Group, named: bool) -> None:

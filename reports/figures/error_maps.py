@@ -7,7 +7,7 @@ from rdp_bench.budgets import LINF
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.picture import resized
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import PAGE, SMALL, STYLE, ReportFigure, short, tidy
+from rdp_bench.reports.figures.drawing import PAGE, SMALL, ReportFigure, short, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
 from rdp_bench.reports.figures.sample_images import COLUMNS, SampleImages, error, psnr_of
 from rdp_bench.results.rows import display_name
@@ -35,8 +35,6 @@ def error_maps(kept: SampleImages) -> ReportFigure | None:
     The maps' scale ends at twice eps, so that the attack itself lies in its middle whatever the defenses do. None
     where no clean image is kept, and for norms other than L-infinity.
     """
-    import matplotlib as mpl
-
     if kept.run.norm != LINF:
         return None
     try:
@@ -73,7 +71,7 @@ def error_maps(kept: SampleImages) -> ReportFigure | None:
         heads = [short(column.name, 16) for column in part]
         rows.append(Row([column.above for column in part], heads=heads, gap=0.1 if start else 0.03))
         rows.append(Row([column.below for column in part]))
-    with mpl.rc_context(STYLE):
+    with drawing.styled():
         figure = rows_of_tiles(rows, PAGE)
         _bar(figure, top)
         return ReportFigure("error-maps", caption, drawing.save(figure, dpi=300), tidy(COLUMNS, lines))

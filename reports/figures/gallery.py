@@ -3,7 +3,7 @@
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.picture import resized
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import PAGE, STYLE, ReportFigure, tidy
+from rdp_bench.reports.figures.drawing import PAGE, ReportFigure, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
 from rdp_bench.reports.figures.sample_images import COLUMNS, SampleImages
 from rdp_bench.results.rows import display_name
@@ -17,8 +17,6 @@ def gallery(kept: SampleImages) -> ReportFigure | None:
 
     None where no clean image is kept.
     """
-    import matplotlib as mpl
-
     try:
         clean = kept.images(CLEAN)
     except RdpBenchError:
@@ -47,5 +45,5 @@ def gallery(kept: SampleImages) -> ReportFigure | None:
         f"Attacked and purified images. Attacks {kept.crafted}; undefended above, purified below. Blue tick: "
         f"{display_name(kept.target)} is right. Red cross: it is wrong."
     )
-    with mpl.rc_context(STYLE):
+    with drawing.styled():
         return ReportFigure("gallery", caption, drawing.save(rows_of_tiles(rows, PAGE), dpi=300), tidy(COLUMNS, lines))

@@ -60,7 +60,6 @@ def _points(run: Run, setting: Setting) -> list[dict[str, Any]]:
 
 
 def _draw(points: list[dict[str, Any]]) -> drawing.Saved:
-    import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -71,7 +70,7 @@ def _draw(points: list[dict[str, Any]]) -> drawing.Saved:
     marks = {UNDEFENDED: "o", **dict(zip((n for n in names if n != UNDEFENDED), itertools.cycle(_MARKS), strict=False))}
     across = min(len(panels), 2)
     down = -(-len(panels) // across)
-    with mpl.rc_context(STYLE):
+    with drawing.styled():
         height = 0.3 + 2.2 * down + 0.19 * -(-len(names) // (3 * across))
         figure = Figure((COLUMN if across == 1 else PAGE, height), layout="constrained")
         axes = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)

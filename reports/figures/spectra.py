@@ -11,7 +11,7 @@ import numpy as np
 
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import COLORS, INK, PAGE, SMALL, STYLE, ReportFigure, tidy
+from rdp_bench.reports.figures.drawing import COLORS, INK, PAGE, SMALL, ReportFigure, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
 from rdp_bench.reports.figures.sample_images import SampleImages
 from rdp_bench.results.rows import display_name
@@ -95,8 +95,6 @@ def spectra(kept: SampleImages) -> ReportFigure | None:
 
     None where no adversarial set is stored.
     """
-    import matplotlib as mpl
-
     sets: dict[str, Any] = {}
     for attack in kept.attacks:
         try:
@@ -125,7 +123,7 @@ def spectra(kept: SampleImages) -> ReportFigure | None:
         "relative to white noise of the same RMS, which is 0 dB. In brackets: the share of the power above the dashed "
         f"line, {HIGH} cycles per pixel; white noise has {100 * counts[at > HIGH].sum() / counts.sum():.0f} % there."
     )
-    with mpl.rc_context(STYLE):
+    with drawing.styled():
         figure = _pictures(kept, noises)
         _curves(figure, lines, at, counts)
         return ReportFigure("spectra", caption, drawing.save(figure, dpi=300), tidy(COLUMNS, rows))

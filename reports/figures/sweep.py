@@ -59,7 +59,7 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
     width = max(0.6 + 1.45 * len(attacks), COLUMN)  # or wider
     across = int(width // 1.7)
     height = 1.75 * len(pairs) + 0.3 + 0.19 * -(-len(defenses) // across)
-    with mpl.rc_context(STYLE):
+    with drawing.styled():
         figure = Figure((width, height), layout="constrained")
         grid = figure.subplots(len(pairs), len(attacks), squeeze=False, sharex=True, sharey=True)
         for row, (source, target) in zip(grid, pairs, strict=True):

@@ -5,19 +5,26 @@ from collections.abc import Iterable, Sequence
 from rdp_bench import csvtext
 from rdp_bench.reports.tables.table import Table
 
+FLAGS = {
+    "best": "best",
+    "tied": "tied",
+    "lower_than_none": "significantly_lower",
+    "worse_than_none": "significantly_worse",
+}
+"""Columns, and what they say of a `Verdict`."""
 TEST_COLUMNS = (
     "source", "defense", "column", "metric", "value", "ci_low", "ci_high", "paper", "difference", "p_none", "p_best",
-    "best", "tied", "worse_than_none", "status", "reason",
+    *FLAGS, "status", "reason",
 )  # fmt: skip
 
 
 def shape(table: Table) -> str:
-    """The table as printed: source, defense, then a column each; empty where there is no number."""
-    head = ["source", "defense", *table.columns]
+    """The table as printed: source, defense, then a column each; empty where there is nothing."""
+    head = ["source", table.head.lower(), *(table.keys or table.columns)]
     return csvtext.rows(
         head,
         (
-            [group.label, line.label, *(_number(entry.value) for entry in line.cells)]
+            [group.label, line.label, *(entry.text or _number(entry.value) for entry in line.cells)]
             for group in table.groups
             for line in group.rows
         ),
@@ -30,7 +37,7 @@ def tests(table: Table) -> str:
     def lines() -> Iterable[Sequence[str]]:
         for group in table.groups:
             for line in group.rows:
-                for column, entry in zip(table.columns, line.cells, strict=True):
+                for column, entry in zip(table.keys or table.columns, line.cells, strict=True):
                     both = entry.value is not None and entry.paper is not None
                     verdict = entry.verdict
                     yield (
@@ -38,7 +45,7 @@ def tests(table: Table) -> str:
                         *map(_number, (entry.value, entry.low, entry.high, entry.paper)),
                         _number(entry.value - entry.paper if both else None),  # type: ignore[operator]
                         *("" if p is None else f"{p:.6g}" for p in (verdict.p_none, verdict.p_best)),
-                        *(str(flag).lower() for flag in (verdict.best, verdict.tied, verdict.significantly_worse)),
+                        *(str(getattr(verdict, name)).lower() for name in FLAGS.values()),
                         entry.status, entry.reason,
                     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Exhibits as LaTeX tables; they need `booktabs` and nothing else."""
+"""Exhibits as LaTeX tables for two-column pages; they need `booktabs` and nothing else."""
 
 import re
 
@@ -20,6 +20,8 @@ _SPECIAL = {
     "†": r"$^{\dagger}$",
     "‡": r"$^{\ddagger}$",
     "°": r"$^{\circ}$",
+    "α": r"$\alpha$",
+    "μ": r"$\mu$",
     "–": "--",
     "−": "$-$",
     "“": "``",
@@ -28,6 +30,9 @@ _SPECIAL = {
 }
 
 
+_COLUMN, _PAGE = 237.0, 496.0
+"""Points: the narrowest column, and the narrowest page, of the usual two-column styles."""
+_SIZES = {"small": 9, "footnotesize": 8, "scriptsize": 7}
 _TALL = 40
 """Rows from which a page holds the table only in smaller type."""
 
@@ -43,31 +48,90 @@ def escape(text: str) -> str:
 
 
 def render(table: Table) -> str:
-    """One `table` environment, to be input into a document that uses booktabs."""
-    columns = len(table.columns) + 1
+    """One `table` environment, or `table*` if it is wider than a column; for documents that use booktabs."""
+    heads = [table.head, *table.columns]
+    bodies = [
+        (group.name, [(line.name, list(map(_entry, line.cells))) for line in group.rows]) for group in table.groups
+    ]
+    return _environment(table.slug, table.caption, heads, bodies, table.legend)
+
+
+def averages(table: Table) -> str:
+    """The averages alone, a column a source, narrow enough for one column of a page; empty without averages."""
+    if not table.average:
+        return ""
+    names = dict.fromkeys(line.name for group in table.groups for line in group.rows)
+    found = {(group.source, line.name): line.cells[-1] for group in table.groups for line in group.rows}
+    heads = [group.name for group in table.groups]
+    rows = [(name, [_entry(found.get((group.source, name), TableCell())) for group in table.groups]) for name in names]
+    legend = "Columns: sources."
+    if _width([table.head, *heads], rows, _SIZES["small"], _NEAR) > _COLUMN:
+        legend = f"Sources: {'; '.join(f'{i}: {name}' for i, name in enumerate(heads, 1))}."
+        heads = [str(i) for i in range(1, len(heads) + 1)]
+    if any(line.cells[-1].bold or line.cells[-1].symbols for group in table.groups for line in group.rows):
+        legend = f"{legend} {table.legend}"
+    label, caption = f"{table.slug}-averages", f"Average over the attacks. {table.caption}"
+    return _environment(label, caption, [table.head, *heads], [("", rows)], legend, narrow=True)
+
+
+_NEAR, _USUAL = 3.0, 6.0
+"""Points of `tabcolsep`: in a crowded table, and LaTeX's own."""
+_Entry = tuple[str, str, bool]
+"""What a cell shows, its marks, and whether it is bold."""
+
+
+def _environment(
+    label: str,
+    caption: str,
+    heads: list[str],
+    bodies: list[tuple[str, list[tuple[str, list[_Entry]]]]],
+    legend: str,
+    *,
+    narrow: bool = False,
+) -> str:
+    rows = [row for _, lines in bodies for row in lines]
+    few = sum(len(lines) + 1 for _, lines in bodies) <= _TALL
+    wide = not narrow and _width(heads, rows, _SIZES["small"], _USUAL) > _COLUMN
+    room = _PAGE if wide else _COLUMN
+    sizes = [(size, near) for size in list(_SIZES)[not few :] for near in (_USUAL, _NEAR)]
+    fitting = (each for each in sizes if _width(heads, rows, _SIZES[each[0]], each[1]) <= room)
+    size, near = next(fitting, sizes[-1])
+    environment = "table*" if wide else "table"
     lines = [
         r"% \usepackage{booktabs}",
-        r"\begin{table}",
+        f"\\begin{{{environment}}}",
         r"\centering",
-        r"\footnotesize" if sum(len(group.rows) + 1 for group in table.groups) > _TALL else r"\small",
-        f"\\caption{{{escape(f'{table.caption} {table.legend}'.rstrip())}}}",
-        f"\\label{{tab:{table.slug}}}",
+        f"\\{size}",
+        f"\\caption{{{escape(caption)}}}",
+        f"\\label{{tab:{label}}}",
         r"\smallskip",
-        f"\\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
+        *([f"\\setlength{{\\tabcolsep}}{{{near:.0f}pt}}"] if near != _USUAL else []),
+        f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
         r"\toprule",
-        " & ".join(["Defense", *map(escape, table.columns)]) + r" \\",
+        " & ".join(map(escape, heads)) + r" \\",
     ]
-    for group in table.groups:
+    for name, body in bodies:
         lines.append(r"\midrule")
-        if group.name:
-            lines.append(f"\\multicolumn{{{columns}}}{{l}}{{\\emph{{{escape(group.name)}}}}} \\\\")
-        lines += [" & ".join([escape(line.name), *map(_cell, line.cells)]) + r" \\" for line in group.rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+        if name:
+            lines.append(f"\\multicolumn{{{len(heads)}}}{{l}}{{\\emph{{{escape(name)}}}}} \\\\")
+        lines += [" & ".join([escape(first), *map(_cell, entries)]) + r" \\" for first, entries in body]
+    note = [r"\par\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {escape(legend)}}}"] if legend else []
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *note, f"\\end{{{environment}}}", ""])
 
 
-def _cell(entry: TableCell) -> str:
-    if entry.value is None:
-        return "--"
-    value = f"{entry.value:.1f}"
-    marks = f"\\rlap{{{escape(entry.symbols)}}}" if entry.symbols else ""  # outside the column, so that digits align
-    return (f"\\textbf{{{value}}}" if entry.bold else value) + marks
+def _width(heads: list[str], rows: list[tuple[str, list[_Entry]]], size: float, near: float) -> float:
+    """Points that a table takes, generously: a letter of Computer Modern is half as wide as its size."""
+    lines = [heads, *([name, *(shown for shown, _, _ in entries)] for name, entries in rows)]
+    letters = sum(max(map(len, column)) for column in zip(*lines, strict=True))
+    return 0.52 * size * letters + 2 * near * len(heads)
+
+
+def _entry(entry: TableCell) -> _Entry:
+    return ("--", "", False) if entry.shown is None else (entry.shown, entry.symbols, entry.bold)
+
+
+def _cell(entry: _Entry) -> str:
+    shown, symbols, bold = entry
+    value = shown if shown == "--" else escape(shown)
+    marks = f"\\rlap{{{escape(symbols)}}}" if symbols else ""  # outside the column, so that digits align
+    return (f"\\textbf{{{value}}}" if bold else value) + marks

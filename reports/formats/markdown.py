@@ -18,7 +18,7 @@ def escape(text: str) -> str:
 def render(table: Table) -> str:
     """A heading, the table with a row a source and defense, the caption, and the notes."""
     grouped = any(group.name for group in table.groups)
-    head = [*(["Source"] if grouped else []), "Defense", *map(escape, table.columns)]
+    head = [*(["Source"] if grouped else []), table.head, *map(escape, table.columns)]
     lines = [
         f"### {escape(table.title)}",
         "",
@@ -38,7 +38,7 @@ def _row(cells: list[str]) -> str:
 
 
 def _cell(entry: TableCell) -> str:
-    if entry.value is None:
+    if entry.shown is None:
         return "–" if entry.status == "absent" else entry.status
-    value = f"{entry.value:.1f}"
+    value = escape(entry.shown)
     return (f"**{value}**" if entry.bold else value) + entry.symbols

@@ -1,6 +1,6 @@
 """Tables as plain text for a terminal or notebook: values with their intervals and marks."""
 
-from rdp_bench.reports.tables.table import Table, TableCell
+from rdp_bench.reports.tables.table import BOLD, Table, TableCell
 from rdp_bench.terminal import printable
 
 
@@ -33,7 +33,7 @@ def render(table: Table, *, intervals: bool = True) -> str:
         lines.append(
             _line(_clean(name), [f"{value:>{wide}}{mark:<{more}}" for (value, mark), wide, more in sizes], first)
         )
-    legend = table.legend.replace("Bold:", "*", 1)
+    legend = table.legend.replace(f"{BOLD}:", "*", 1)
     return "\n".join(line.rstrip() for line in [*lines, *([legend] if legend else [])]) + "\n"
 
 
@@ -43,10 +43,10 @@ def _line(name: str, cells: list[str], first: int) -> str:
 
 def _cell(entry: TableCell, intervals: bool) -> tuple[str, str]:
     """A cell's value, and its marks."""
-    if entry.value is None:
+    if entry.shown is None:
         return "-" if entry.status == "absent" else entry.status, ""
     within = f" [{entry.low:.1f}, {entry.high:.1f}]" if intervals and entry.low is not None else ""
-    return f"{entry.value:.1f}{within}", "*" * entry.bold + entry.symbols
+    return f"{entry.shown}{within}", "*" * entry.bold + entry.symbols
 
 
 def _clean(text: str) -> str:

@@ -13,7 +13,8 @@ from rdp_bench.results.rows import CellKey, Run, display_name
 from rdp_bench.specs import CLEAN, UNDEFENDED
 
 _ABSENT = TableCell(reason="not measured")
-_COST = ("ms", "× time", "k param.", "MiB")
+_COST = {"ms": "ms", "× time": "time_ratio", "k param.": "parameters_k", "MiB": "memory_mib"}
+"""Columns, and their names in CSV files."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ def tables(run: Run) -> list[Table]:
             f"Setting: {where}."
         )
         near = [MEASUREMENTS[name].title for name in _measured(run)]
-        columns = ["error", *near, *(f"clean {name}" for name in near), *_COST * bool(cost)]
-        name = slug(run.grid, "beyond", target, eps_slug(run, eps))
-        found.append(Table(name, f"Image quality and cost: {where}", caption, "beyond", columns, groups, _notes(run)))
+        columns = ["error", *near, *(f"clean {name}" for name in near), *(_COST if cost else ())]
+        measured = _measured(run)
+        keys = ("error", *measured, *(f"clean_{name}" for name in measured), *(_COST.values() if cost else ()))
+        name, title = slug(run.grid, "beyond", target, eps_slug(run, eps)), f"Image quality and cost: {where}"
+        found.append(Table(name, title, caption, "beyond", columns, groups, _notes(run), keys=keys))
     return found
 
 

@@ -62,4 +62,5 @@ def _merged(run: Run, views: list[Table], drawn: set[str]) -> Table:
         table.columns,
         groups,
         [f"One draw of {display_name(name)} averages several passes." for name in several],
+        keys=table.keys,
     )

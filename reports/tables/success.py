@@ -7,7 +7,7 @@ import numpy as np
 
 from rdp_bench.metrics import stats
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, setting, slug
-from rdp_bench.results.rows import CellKey, Run, display_name
+from rdp_bench.results.rows import CellKey, Run, display_name, given_name
 from rdp_bench.specs import UNDEFENDED
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ def _tables(run: Run, attacks: list[str], name: str, title: str, caption: str, c
             groups.append(Group(source, lines))
         key = slug(run.grid, name, target, eps_slug(run, eps))
         columns = [display_name(attack) for attack in attacks]
-        found.append(Table(key, f"{title}: {where}", f"{caption} Setting: {where}.", name, columns, groups, []))
+        keys = tuple(map(given_name, attacks))
+        text = f"{caption} Setting: {where}."
+        found.append(Table(key, f"{title}: {where}", text, name, columns, groups, [], keys=keys))
     return found
 
 

@@ -23,15 +23,23 @@ if TYPE_CHECKING:
 AVERAGE = "Average"
 SEEN = "‡"
 """Marks attacks similar to those that the target was trained against."""
-LEGEND = (
-    "Bold: the best defense, and those that are not significantly different from it (≈). "
-    "† significantly worse than no defense. ° worse than no defense, but not significantly."
-)
+BOLD = "Bold"
+LEGEND = {
+    BOLD: "the best value of its column, where it is significantly better than no defense",
+    "≈": "not significantly different from the best value",
+    "†": "significantly worse than no defense",
+    "°": "worse than no defense, but not significantly",
+    SEEN: "the target was trained against similar attacks",
+}
+"""What marks mean."""
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """One number of a table with its interval, comparisons and tests; `value` is None unless `status` is "done"."""
+    """One number of a table with its interval, comparisons and tests; `value` is None unless `status` is "done".
+
+    `text` is printed instead of the value, where that is not a number with one decimal.
+    """
 
     status: str = "absent"  # done, failed, pending, absent (the grid has no such cell)
     reason: str = ""
@@ -41,11 +49,17 @@ class TableCell:
     paper: float | None = None
     change: tuple[float, float, float] | None = None  # to no defense, with its interval; clean tables only
     verdict: Verdict = field(default_factory=Verdict)
+    text: str = ""
+
+    @property
+    def shown(self) -> str | None:
+        """What tables print of it; None where there is nothing."""
+        return self.text or (None if self.value is None else f"{self.value:.1f}")
 
     @property
     def bold(self) -> bool:
-        """Whether it is the best, or not significantly different from it."""
-        return self.verdict.best or self.verdict.tied
+        """Whether it is the best of its column, and significantly better than no defense."""
+        return self.verdict.best and self.verdict.significantly_lower
 
     @property
     def symbols(self) -> str:
@@ -62,15 +76,17 @@ class Row:
     defense: str
     cells: list[TableCell]
     aggregation: str = ""
+    title: str = ""
+    """What the row is, where that is no defense."""
 
     @property
     def name(self) -> str:
-        return ", ".join(filter(None, (display_name(self.defense), self.aggregation)))
+        return self.title or ", ".join(filter(None, (display_name(self.defense), self.aggregation)))
 
     @property
     def label(self) -> str:
         """For CSV files: the label, or the name that the run gives it."""
-        return ", ".join(filter(None, (given_name(self.defense), self.aggregation)))
+        return self.title or ", ".join(filter(None, (given_name(self.defense), self.aggregation)))
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. `slug` is safe as a file name and as an HTML id."""
+    """A table. `slug` is safe as a file name and as an HTML id; `keys` name the columns in CSV files."""
 
     slug: str
     title: str
@@ -103,6 +119,9 @@ class Table:
     notes: list[str]
     measure: str = ""
     """The metric in results.csv, if it is another one: error_l2."""
+    keys: tuple[str, ...] = ()
+    head: str = "Defense"
+    """What a row is."""
 
     @property
     def average(self) -> bool:
@@ -114,8 +133,11 @@ class Table:
 
     @property
     def legend(self) -> str:
-        """What its symbols mean; empty if it has none."""
-        return LEGEND if any(entry.bold or entry.symbols for entry in self.cells) else ""
+        """What its marks mean; empty if it has none."""
+        marks = {mark for entry in self.cells for mark in entry.symbols}
+        marks |= {SEEN for column in self.columns if column.endswith(SEEN)}
+        marks |= {BOLD for entry in self.cells if entry.bold}
+        return " ".join(f"{mark}{':' * (mark == BOLD)} {text}." for mark, text in LEGEND.items() if mark in marks)
 
     @property
     def done(self) -> int:
@@ -202,6 +224,7 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
         groups,
         _notes(run, run.grid, groups),
         "" if run.norm == LINF else f"error_{run.norm}",
+        (*(eps_slug(run, value) if across == "eps" else given_name(value) for value in axis), *["average"] * average),
     )
 
 
@@ -224,6 +247,7 @@ def clean_tables(run: Run) -> list[Table]:
         [display_name(target) for target in targets],
         groups,
         _notes(run, "table2", groups),
+        keys=tuple(map(given_name, targets)),
     )
     return [table]
 
@@ -235,14 +259,11 @@ def _seen(run: Run, here: dict[str, Any]) -> bool:
 
 def _training(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -> list[str]:
     """Sentences that say which attacks the targets of a table were trained against."""
-    notes = []
-    for target in axis if across == "target" else [here["target"]]:
-        how = run.record["models"].get(target, {}).get("trained_against")
-        if how:
-            marked = any(_seen(run, {**here, "target": target, across: value}) for value in axis)
-            similar = f"; {SEEN} marks similar attacks" if marked else ""
-            notes.append(f"{display_name(target)} was trained against {how}{similar}.")
-    return notes
+    against = {
+        target: run.record["models"].get(target, {}).get("trained_against")
+        for target in (axis if across == "target" else [here["target"]])
+    }
+    return [f"{display_name(target)} was trained against {how}." for target, how in against.items() if how]
 
 
 def setting(run: Run, target: str, eps: float) -> str:

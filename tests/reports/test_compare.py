@@ -13,7 +13,7 @@ from rdp_bench.cache.store import Store
 from rdp_bench.cli.main import main
 from rdp_bench.metrics.stats import wilson
 from rdp_bench.reports.compare import APART, PAIRED, Comparison, Pair, compare, comparison_csv, newcombe
-from rdp_bench.results.rows import CellKey, load
+from rdp_bench.results.rows import CellKey, display_name, load
 from tests.helpers.report_fixture import make_run
 
 FGSM = CellKey("a", "fgsm", 16.0, "t", "rdp")
@@ -108,6 +108,52 @@ def test_a_cell_that_one_run_lacks_is_said_not_compared(tmp_path: Path) -> None:
 
     assert (rdp.status, rdp.values, rdp.difference) == (("done", "failed"), (0, None), None)
     assert of(found, JPEG).p == 1.0
+
+
+def test_names_are_as_the_runs_give_them(tmp_path: Path) -> None:
+    """On the page and in the sheet; other pages of the same process are not changed."""
+    two(tmp_path, {}, {FGSM: 10}, names={"rdp": "Ours"})
+    args = ["report", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "store"), "--compare"]
+    done = CliRunner().invoke(main, [*args, str(tmp_path / "A"), str(tmp_path / "B")])
+
+    assert done.exit_code == 0, done.output
+    text, sheet = (Path(done.stdout.strip()).with_suffix(end).read_text("utf-8") for end in (".html", ".csv"))
+    assert "<td>Ours</td>" in text
+    assert "<td>RDP</td>" not in text
+    assert {line["defense"] for line in csv.DictReader(io.StringIO(sheet))} == {"none", "jpeg", "Ours"}
+    assert display_name("rdp") == "RDP"
+
+
+def test_what_could_not_be_compared_is_named(tmp_path: Path) -> None:
+    """One cell failed, and of another the predictions are gone."""
+    found = two(tmp_path, {}, {JPEG: 1}, states={FGSM: ("failed", "out of memory")})
+    store = Store(tmp_path / "store")
+    (run,) = load(tmp_path / "A", store)
+    (gone,) = [cell for cell in run.cells if cell.key == CLEAN]
+    store.delete("eval", gone.eval_key or "")
+    args = ["report", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "store"), "--compare"]
+    done = CliRunner().invoke(main, [*args, str(tmp_path / "A"), str(tmp_path / "B")])
+    text = Path(done.stdout.strip()).read_text("utf-8")
+
+    assert of(found, FGSM).gap == "B: failed"
+    assert done.exit_code == 0
+    assert "7 of 9 cells of both runs were compared; 2 were not, the first: " in done.stderr
+    assert "2 could not be compared" in text
+    assert "FGSM from a, ε\u00a0=\u00a016, RDP, t: B: failed" in text
+    assert "clean, RDP, t: A: predictions cannot be read" in text
+    lines = list(csv.DictReader(io.StringIO(Path(done.stdout.strip()).with_suffix(".csv").read_text("utf-8"))))
+    assert sum(line["reason"] != "" for line in lines) == 2
+
+
+def test_nothing_to_compare_is_a_failure(tmp_path: Path) -> None:
+    two(tmp_path, {}, {})
+    args = ["report", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "elsewhere"), "--compare"]
+    done = CliRunner().invoke(main, [*args, str(tmp_path / "A"), str(tmp_path / "B")])
+
+    assert done.exit_code not in (0, 2)
+    assert "0 of 9 cells of both runs could be compared" in done.output
+    assert "the first: clean, No defense, t (A: predictions cannot be read" in done.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_command_writes_page_and_sheet(tmp_path: Path) -> None:

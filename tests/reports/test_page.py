@@ -85,6 +85,79 @@ def test_no_sideways_scroll(browser: Chromium, report: Path, name: str, width: i
     assert browser.ask("document.querySelector('h2').getBoundingClientRect().top") > 0
 
 
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run as large as Table 1, of 20 images, whose clean accuracies are close."""
+    out = tmp_path_factory.mktemp("answered")
+    defenses = ["none", "jpeg", "fd", "bit-red", "tvm", "sr", "r&p", "comdefend", "hgd", "nrp", "rdp"]
+    of = {name: i for i, name in enumerate(defenses)}
+
+    def wrong(cell_key: CellKey) -> range:
+        return range(of[cell_key.defense] % 3 if cell_key.attack == "clean" else 19 - of[cell_key.defense])
+
+    attacks = ["fgsm", "mi-fgsm", "dim", "ti-dim", "sini-tidim"]
+    names = {"hgd": "A purifier with a rather long name"}
+    make_run(out, Store(out / "store"), wrong, sources=["a", "b"], defenses=defenses, attacks=attacks, names=names)
+    return render(out, Store(out / "store"))
+
+
+PLACES = """
+  Object.fromEntries(Object.entries({
+    table: ".board", figure: ".answer svg", box: ".answer .scroll", claims: ".claims", first: ".board tbody tr",
+  }).map(([name, which]) => {
+    const {left, right, top, bottom} = document.querySelector(which).getBoundingClientRect();
+    return [name, {left, right, top, bottom}];
+  }))
+"""
+
+
+def test_the_first_screen_says_which_defense_helps(browser: Chromium, answered: Path) -> None:
+    browser.screen(1400, 900)
+    browser.open(answered)
+    wide = browser.ask(PLACES)
+    assert browser.ask("document.documentElement.scrollWidth") <= 1400
+    assert wide["table"]["right"] < wide["figure"]["left"]
+    assert abs(wide["box"]["top"] - wide["figure"]["top"]) < 20
+    assert max(wide["table"]["bottom"], wide["figure"]["bottom"]) < 900
+    assert wide["table"]["right"] <= wide["box"]["right"] + 1  # nothing of it is hidden
+    assert wide["claims"]["top"] > wide["table"]["bottom"]
+    heads = browser.ask("[...document.querySelectorAll('.board thead th')].map(h => h.textContent)")
+    assert heads == ["Defense", "Mean error", "Against none", "Worst attack", "Clean accuracy", "ms"]
+    names = browser.ask("[...document.querySelectorAll('.board tbody th')].map(h => h.textContent)")
+    assert (names[0], names[-1], len(names)) == ("RDP", "No defense", 11)
+
+    browser.screen(390, 844)
+    browser.open(answered)
+    narrow = browser.ask(PLACES)
+    assert browser.ask("document.documentElement.scrollWidth") <= 390
+    assert narrow["first"]["bottom"] < 844
+    assert narrow["figure"]["top"] > narrow["table"]["bottom"]
+    assert narrow["figure"]["right"] <= 390
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_no_label_of_the_figure_covers_another(browser: Chromium, answered: Path, width: int) -> None:
+    browser.screen(width, 900)
+    browser.open(answered)
+    found = browser.ask("""(() => {
+      const svg = document.querySelector(".answer svg");
+      const boxes = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
+      const room = svg.getBoundingClientRect(), bad = [];
+      boxes.forEach(([text, a], i) => {
+        if (a.left < room.left - 1 || a.right > room.right + 1) bad.push(text);
+        for (const [other, b] of boxes.slice(0, i)) {
+          const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+          // A line box is taller than its letters.
+          const tall = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) - 0.35 * a.height;
+          if (wide > 0 && tall > 0) bad.push(text + " / " + other);
+        }
+      });
+      return [boxes.length, bad];
+    })()""")
+    assert found[0] > 11
+    assert found[1] == []
+
+
 def test_contents_are_folded_where_they_would_be_in_the_way(browser: Chromium, report: Path) -> None:
     for width, shown in ((390, False), (1440, True)):
         browser.screen(width, 844)
@@ -106,7 +179,8 @@ def test_contents_work_by_keyboard(browser: Chromium, report: Path) -> None:
         outline = browser.ask("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid"
     assert reached[0] == "To the numbers"
-    assert reached[-1] == "The paper's claims" or "Cross-check" in reached
+    assert "Warnings" in reached
+    assert reached[-1].startswith("Leaderboard")
     browser.press("Enter", 13, "\r")
     assert browser.ask("document.querySelector(location.hash).getBoundingClientRect().top") < 100
 

@@ -60,7 +60,7 @@ def test_one_line_adds_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     page = render(tmp_path, store).read_text()
     assert "A toy table" in page
     written = sorted(path.name for path in (tmp_path / "report" / "tables").glob("table1_toy*"))
-    assert written == [f"table1_toy{ending}" for ending in (".csv", ".md", ".tests.csv", ".tex")]
+    assert written == [f"table1_toy{ending}" for ending in (".csv", ".md", ".pdf", ".tests.csv", ".tex")]
 
 
 @pytest.mark.parametrize("name", FIGURES)

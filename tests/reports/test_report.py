@@ -62,9 +62,20 @@ def test_page_and_its_files(tmp_path: Path) -> None:
         *(
             f"tables/table1_{kind}{end}"
             for kind in ("t_eps16", "clean")
-            for end in (".csv", ".tests.csv", ".tex", ".md")
+            for end in (".csv", ".tests.csv", ".tex", ".md", ".pdf")
         ),
-        *(f"figures/table1_{name}.{end}" for name in ("heat", "dots") for end in ("svg", "png", "pdf")),
+        "tables/table1_t_eps16.averages.tex",
+        *(
+            f"tables/table1_{kind}{end}"
+            for kind in ("leaderboard_t_eps16", "attack-parameters")
+            for end in (".csv", ".tex", ".md", ".pdf")
+        ),
+        *(
+            f"figures/table1_{name}.{end}"
+            for name in ("heat", "dots", "tradeoff-t-eps16")
+            for end in ("svg", "png", "pdf")
+        ),
+        "figures/table1_tradeoff-t-eps16.csv",
     }
     for said in ("a word of caution", "Made up.", "small substitute", "All 9 cells are done", "ab" * 32, "resolved"):
         assert (said in text) == (said != "resolved")
@@ -74,12 +85,20 @@ def test_page_and_its_files(tmp_path: Path) -> None:
 
 
 def test_page_fetches_nothing(tmp_path: Path) -> None:
+    """Links lead to parts of the page and to files beside it, each of which is there."""
     _, store = small(tmp_path)
-    text = render(tmp_path, store).read_text("utf-8")
+    page = render(tmp_path, store)
+    text = page.read_text("utf-8")
+    links = [str(attributes["href"]) for tag, attributes in Tags(text).tags if tag == "a"]
+    beside = [link for link in links if not link.startswith("#")]
 
+    assert {page.parent / link for link in beside} == {
+        path for path in page.parent.rglob("*.*") if path.parent != page.parent
+    }
+    assert all(re.fullmatch(r"(tables|figures)/[\w.-]+", link) for link in beside)
     for tag, attributes in Tags(text).tags:
         for name, value in attributes.items():
-            if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+            if tag != "a" and name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
                 assert (value or "").startswith(("data:", "#")), (tag, name, value)
     assert not re.search(r"url\((?!#)|@import|https?://|<link(?![^>]*data:)|fetch\(|<iframe", text)
 
@@ -176,7 +195,7 @@ def test_contents_lead_to_everything(tmp_path: Path) -> None:
     assert None not in headings
     assert {f"#{name}" for name in headings} <= set(linked)
     identifiers = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
-    assert {link[1:] for link in linked if link} <= identifiers
+    assert {link[1:] for link in linked if link and link[0] == "#"} <= identifiers
 
 
 @pytest.mark.usefixtures("blank")
@@ -211,5 +230,6 @@ def test_grids_without_a_run_come_with_their_command(tmp_path: Path) -> None:
     run, _ = small(tmp_path, command=command)
     titles = {title.partition(":")[0]: text for title, text in grids_not_run([run])}
 
+    assert grids_not_run([small(tmp_path / "own", grid="mine")[0]]) == []
     assert "Table 1" not in titles
     assert titles["Table 3"] == "rdp-bench run --grid table3 --limit 6 --out 'my out'"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rdp_bench.cache.store import Store
+from rdp_bench.metrics.significance import Verdict
 from rdp_bench.metrics.stats import wilson
 from rdp_bench.reports import render
 from rdp_bench.reports.formats import latex, markdown
@@ -53,17 +54,48 @@ def test_clean_table_has_the_change_to_no_defense(tmp_path: Path) -> None:
     assert change[1] < -15 < change[2] <= 0
 
 
-def test_a_tie_is_bold_and_marked(tmp_path: Path) -> None:
+def test_a_tie_is_marked_and_the_lowest_is_bold(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     wrong = {"none": range(12), "hgd": range(2), "rdp": range(3), "jpeg": range(19)}
     make_run(tmp_path, store, lambda cell_key: wrong[cell_key.defense], attacks=["fgsm"], defenses=wrong)
     (table,) = error_tables(load(tmp_path, store)[0])
 
     assert entry(table, "hgd", "FGSM").symbols == ""
-    assert (entry(table, "rdp", "FGSM").bold, entry(table, "rdp", "FGSM").symbols) == (True, "≈")
+    assert (entry(table, "rdp", "FGSM").bold, entry(table, "rdp", "FGSM").symbols) == (False, "≈")
     assert (entry(table, "jpeg", "FGSM").bold, entry(table, "jpeg", "FGSM").symbols) == (False, "†")
-    assert r"\textbf{15.0}\rlap{$^{\approx}$}" in latex.render(table)  # the mark moves no digit
-    assert "**15.0**≈" in markdown.render(table)
+    assert (entry(table, "hgd", "FGSM").bold, entry(table, "none", "FGSM").bold) == (True, False)
+    assert r"\textbf{10.0} " in latex.render(table)
+    assert r" 15.0\rlap{$^{\approx}$}" in latex.render(table)  # the mark moves no digit
+    assert "| **10.0** |" in markdown.render(table)
+    assert "| 15.0≈ |" in markdown.render(table)
+
+
+def test_the_lowest_is_bold_only_below_no_defense(tmp_path: Path) -> None:
+    """HGD saves two of twelve images, which is within chance; RDP is worse."""
+    wrong = {"none": range(12), "hgd": range(10), "rdp": range(20)}
+    make_run(tmp_path, Store(tmp_path / "s"), lambda p: wrong[p.defense], attacks=["fgsm"], defenses=wrong)
+    (table,) = error_tables(load(tmp_path, Store(tmp_path / "s"))[0])
+
+    assert entry(table, "hgd", "FGSM").verdict.best
+    assert not any(cell.bold for cell in table.cells)
+    assert "Bold" not in table.legend
+    assert "†" in table.legend
+    assert "≈" not in table.legend
+
+
+def test_few_images_give_no_verdict(tmp_path: Path) -> None:
+    """Nine images, all saved by RDP, would give p = 2/2^9."""
+    wrong = {"none": range(9), "jpeg": range(9), "rdp": range(0)}
+    for n in (9, 10):
+        make_run(
+            tmp_path / str(n), Store(tmp_path / "s"), lambda p: wrong[p.defense], attacks=["fgsm"], defenses=wrong, n=n,
+            dataset={"name": "d", "n": n, "size": 8, "images": "ab"},
+        )  # fmt: skip
+    (few,), (enough,) = (error_tables(load(tmp_path / n, Store(tmp_path / "s"))[0]) for n in ("9", "10"))
+
+    assert entry(enough, "rdp", "FGSM").bold
+    assert all(cell.verdict == Verdict() for cell in few.cells)
+    assert few.legend == ""
 
 
 def test_a_table_in_a_sentence(tmp_path: Path) -> None:
