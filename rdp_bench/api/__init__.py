@@ -16,6 +16,7 @@ from rdp_bench.protocols import Classifier
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rdp_bench.cache.files import Location
     from rdp_bench.engine.grid import Grid
 
 __all__ = [
@@ -139,14 +140,14 @@ def load_defense(defense: Any, *, models_dir: str | Path | None = None) -> Loade
 
 
 def load_results(
-    out: str | Path = "rdp-bench-out", *, only: Sequence[str] = (), cache: str | Path | None = None
+    out: str | Path = "rdp-bench-out", *, only: Sequence[str] = (), cache: "str | Location | None" = None
 ) -> Result:
     """Read the runs of a results folder.
 
     Args:
         out: a folder that `rdp-bench run` or `evaluate(out=...)` wrote.
         only: the grids whose runs are read; all by default.
-        cache: folder of cached predictions, by default as for `rdp-bench run`.
+        cache: folder or URL of cached predictions, by default as for `rdp-bench run`.
 
     Returns:
         The runs. Numbers are computed from the cached predictions; a cell without them is "failed" and says why.
@@ -156,7 +157,7 @@ def load_results(
     """
     from rdp_bench.cache.store import Store
 
-    return read(Path(out), Store(_path(cache)), [only] if isinstance(only, str) else only)
+    return read(Path(out), Store(_location(cache)), [only] if isinstance(only, str) else only)
 
 
 def evaluate(
@@ -178,7 +179,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int | None = None,
     models_dir: str | Path | None = None,
-    cache: str | Path | None = None,
+    cache: "str | Location | None" = None,
     out: str | Path | None = None,
     fresh: bool = False,
     progress: bool | None = None,
@@ -209,7 +210,7 @@ def evaluate(
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<number>".
         batch_size: images at once; by default 20 on a CPU, 64 on a GPU.
         models_dir: folder where weight files are looked for first.
-        cache: folder of the cache, by default as for `rdp-bench run`.
+        cache: folder or URL of the cache, by default as for `rdp-bench run`.
         out: results folder to write, as `rdp-bench run --out`. By default a temporary one: see `Result.report`.
         fresh: compute the cells again; what the cache holds of them is deleted.
         progress: show a progress bar; by default where stderr is a terminal.
@@ -246,7 +247,7 @@ def evaluate(
         chosen = _grid(grid, profile, given, own.labels, models)
         plan = make_plan(
             chosen,
-            Store(_path(cache)),
+            Store(_location(cache)),
             seed=seed,
             device=environment.choose_device(device),
             limit=limit,
@@ -305,6 +306,12 @@ def _device(name: str) -> str:
 
 def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
+
+
+def _location(cache: "str | Location | None") -> "Location | None":
+    from rdp_bench.cache.locations import locate
+
+    return locate(cache) if isinstance(cache, str) else cache
 
 
 def _list(value: Any) -> list[Any] | None:
