@@ -186,7 +186,7 @@ def connect(url: str) -> UrlPath:
         import fsspec
 
         # Other processes write too: a listing that is remembered would be wrong.
-        fs, _ = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        fs, _ = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
         extra = "pip install 'rdp-bench[s3]'" if protocol in ("s3", "s3a") else f"{error}"
         raise UsageError(f"--cache {url}: {protocol} needs a package that is not installed: {extra}") from error
