@@ -17,6 +17,7 @@ from rdp_bench.protocols import Classifier
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rdp_bench.cache.files import Location
     from rdp_bench.engine.grid import Grid
 
 __all__ = [
@@ -140,14 +141,14 @@ def load_defense(defense: Any, *, models_dir: str | Path | None = None) -> Loade
 
 
 def load_results(
-    out: str | Path = "rdp-bench-out", *, only: Sequence[str] = (), cache: str | Path | None = None
+    out: str | Path = "rdp-bench-out", *, only: Sequence[str] = (), cache: "str | Location | None" = None
 ) -> Result:
     """Read the runs of a results folder.
 
     Args:
         out: a folder that `rdp-bench run` or `evaluate(out=...)` wrote.
         only: the grids whose runs are read; all by default.
-        cache: folder of the cache, by default as for `rdp-bench run`; used for predictions that `out` lacks, and for
+        cache: folder or URL of the cache, by default as for `rdp-bench run`; used for predictions that `out` lacks, and for
             images.
 
     Returns:
@@ -158,7 +159,7 @@ def load_results(
     """
     from rdp_bench.cache.store import Store
 
-    return read(Path(out), Store(_path(cache)), [only] if isinstance(only, str) else only)
+    return read(Path(out), Store(_location(cache)), [only] if isinstance(only, str) else only)
 
 
 def evaluate(
@@ -181,7 +182,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int | None = None,
     models_dir: str | Path | None = None,
-    cache: str | Path | None = None,
+    cache: "str | Location | None" = None,
     out: str | Path | None = None,
     fresh: bool = False,
     progress: bool | None = None,
@@ -214,7 +215,7 @@ def evaluate(
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<number>".
         batch_size: images at once; by default 20 on a CPU, 64 on a GPU.
         models_dir: folder where weight files are looked for first.
-        cache: folder of the cache, by default as for `rdp-bench run`.
+        cache: folder or URL of the cache, by default as for `rdp-bench run`.
         out: results folder to write, as `rdp-bench run --out`. By default a temporary one: see `Result.report`.
         fresh: compute the cells again; what the cache holds of them is deleted.
         progress: show a progress bar; by default where stderr is a terminal.
@@ -251,7 +252,7 @@ def evaluate(
         chosen = _grid(grid, profile, given, own.labels, models)
         plan = make_plan(
             chosen,
-            Store(_path(cache)),
+            Store(_location(cache)),
             seed=seed,
             device=environment.choose_device(device),
             limit=limit,
@@ -311,6 +312,12 @@ def _device(name: str) -> str:
 
 def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
+
+
+def _location(cache: "str | Location | None") -> "Location | None":
+    from rdp_bench.cache.locations import locate
+
+    return locate(cache) if isinstance(cache, str) else cache
 
 
 def _list(value: Any) -> list[Any] | None:

@@ -10,23 +10,32 @@ from typing import Any
 
 import click
 
-from rdp_bench.cache.store import MARKER, Artefact, Store
+from rdp_bench.cache import copies
+from rdp_bench.cache.files import Location, children
+from rdp_bench.cache.locations import locate
+from rdp_bench.cache.store import DECODED, MARKER, Artefact, Store
+from rdp_bench.cache.url import UrlPath
 from rdp_bench.errors import DamagedError, RdpBenchError, UnreadableError, UsageError
 
 
 class _Folder(click.Path):
-    """A folder's path. An empty one, as from an unset shell variable, is refused: it would be the current folder."""
+    """A folder's path, or a URL of an object store.
+
+    An empty one, as from an unset shell variable, is refused: it would be the current folder.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("the path is empty; name a folder, or leave the option out", param, ctx)
-        return super().convert(value, param, ctx)
+        found = locate(value)
+        return found if isinstance(found, UrlPath) else super().convert(str(found), param, ctx)
 
 
 option = click.option(
     "--cache",
     type=_Folder(path_type=Path, file_okay=False),
-    help="Cache folder.  [default: $RDP_BENCH_CACHE or the user's cache folder]",
+    metavar="FOLDER|URL",
+    help="Cache folder, or a URL like s3://bucket/prefix.  [default: $RDP_BENCH_CACHE or the user's cache folder]",
 )
 
 
@@ -37,14 +46,14 @@ def cache_() -> None:
 
 @cache_.command("ls")
 @option
-def cache_ls(cache: Path | None) -> None:
+def cache_ls(cache: Location | None) -> None:
     """List the stored artefacts, newest last."""
     store = Store(cache)
     total = 0
     for kind, key in store.everything():
         size = 0
         with contextlib.suppress(OSError):  # another process may be pruning it
-            size = sum(path.lstat().st_size for path in store.folder(kind, key).iterdir())
+            size = sum(path.lstat().st_size for path in children(store.folder(kind, key)))
         total += size
         try:
             record = store.open(kind, key).record
@@ -53,6 +62,10 @@ def cache_ls(cache: Path | None) -> None:
             continue
         about: Any = record.get("attack", record.get("defense", {}))
         click.echo(f"{kind:6} {key[:12]}  {record.get('n', 0):5} images  {size / 1e6:8.2f} MB  {_about(about)}")
+    for path in store.image_lists():
+        if path.name.endswith(DECODED):
+            total += (size := path.lstat().st_size)
+            click.echo(f"images {path.name[:12]}  decoded             {size / 1e6:8.2f} MB")
     click.echo(f"{total / 1e6:.1f} MB in {store.root}")
 
 
@@ -63,7 +76,7 @@ def _about(part: dict[str, Any]) -> str:
 
 @cache_.command("verify")
 @option
-def cache_verify(cache: Path | None) -> None:
+def cache_verify(cache: Location | None) -> None:
     """Verify the hash of every stored file.
 
     Damaged batches are deleted; the next run computes them again.
@@ -100,8 +113,9 @@ def _faults(store: Store, kind: str, key: str) -> Iterator[str]:
             if isinstance(why, UnreadableError):
                 yield f"cannot be read: {why}"
                 continue
-            store.reject(path, why)
-            yield f"damaged, {'could not be deleted' if path in store.rejected else 'deleted'}: {why}"
+            artefact.reject(path, why)
+            kept = path in store.rejected or path in store.rejected_rows
+            yield f"damaged, {'could not be deleted' if kept else 'deleted'}: {why}"
         if damaged and artefact.shards():
             yield f"damaged, the next run of its grid writes it again: {damaged}"
         elif damaged:
@@ -113,7 +127,7 @@ def _faults(store: Store, kind: str, key: str) -> Iterator[str]:
 
 def _proven(store: Store) -> None:
     """Refuse a folder that no run has marked as a cache: what lies in it may be somebody else's."""
-    if not store.root.is_dir():
+    if not isinstance(store.root, UrlPath) and not store.root.is_dir():
         raise UsageError(f"--cache {store.root}: no such folder")
     if not store.marked:
         raise UsageError(
@@ -138,7 +152,7 @@ def _sweep(store: Store) -> None:
 )
 @click.option("--all", "everything", is_flag=True, help="Delete everything.")
 @option
-def cache_prune(older_than: float | None, everything: bool, cache: Path | None) -> None:
+def cache_prune(older_than: float | None, everything: bool, cache: Location | None) -> None:
     """Delete stored artefacts, and temporary files of killed runs.
 
     Only files that rdp-bench wrote are deleted, and only in a folder that a run has marked as its cache.
@@ -151,12 +165,18 @@ def cache_prune(older_than: float | None, everything: bool, cache: Path | None) 
     freed = count = 0
     for kind, key in list(store.everything()):
         folder = store.folder(kind, key)
-        newest = max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
+        files = children(folder)
+        if not isinstance(folder, UrlPath):
+            files.append(folder)
+        newest = max((path.lstat().st_mtime for path in files), default=0.0)
         if everything or newest < limit:
             freed += store.delete(kind, key)
             count += 1
-    if everything:
-        for path in store.image_lists():
+    for path in store.image_lists():
+        if everything or (path.name.endswith(DECODED) and path.lstat().st_mtime < limit):
+            freed += path.lstat().st_size if path.name.endswith(DECODED) else 0
             path.unlink(missing_ok=True)
+    if everything and isinstance(store.root, UrlPath):
+        copies.shrink(0)
     _sweep(store)
     click.echo(f"{count} artefacts deleted, {freed / 1e6:.1f} MB freed")

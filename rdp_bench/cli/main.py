@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rdp_bench import __version__
-from rdp_bench.cache.store import Store, default_root
+from rdp_bench.cache.store import Location, Store, default_root
 from rdp_bench.cli import cache as cli_cache
 from rdp_bench.cli import check, cite, data, purify, run, show, train, verify, weights
 from rdp_bench.errors import FetchError, RdpBenchError, UsageError
@@ -117,7 +117,7 @@ def _where(card: Any) -> str:
 @main.command()
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
 @cli_cache.option
-def doctor(models_dir: Path | None, cache: Path | None) -> None:
+def doctor(models_dir: Path | None, cache: Location | None) -> None:
     """Print what is installed (device, weights, data), and what each profile lacks and how to get it."""
     from rdp_bench import environment, plugins, registry
     from rdp_bench.data.open import open_dataset
@@ -185,7 +185,7 @@ def doctor(models_dir: Path | None, cache: Path | None) -> None:
 @click.option("--open", "open_", is_flag=True, help="Open the page in a browser.")
 @cli_cache.option
 def report(
-    out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, open_: bool, cache: Path | None
+    out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, open_: bool, cache: Location | None
 ) -> None:
     """Write OUT/report: index.html, tables (CSV, LaTeX, Markdown) and figures (SVG, PNG, PDF).
 
@@ -239,7 +239,7 @@ def export(
     images: bool,
     parquet: bool,
     plugins_: tuple[Path, ...],
-    cache: Path | None,
+    cache: Location | None,
 ) -> None:
     """Export the predictions for every image, which OUT holds, and adversarial images."""
     from rdp_bench import plugins

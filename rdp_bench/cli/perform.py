@@ -11,7 +11,8 @@ import click
 
 from rdp_bench.api.names import names_of
 from rdp_bench.api.work import lacks_results, work
-from rdp_bench.cache.store import Store
+from rdp_bench.cache.store import Location, Store
+from rdp_bench.cache.url import UrlPath
 from rdp_bench.cli.lines import JobLines
 from rdp_bench.data.adversarial import ELSEWHERE, SCHEME
 from rdp_bench.errors import UsageError
@@ -202,7 +203,7 @@ def _command() -> str:
     return shlex.join(["rdp-bench", *sys.argv[1:]])
 
 
-def next_step(out: Path, cache: Path | None) -> str:
+def next_step(out: Path, cache: Location | None) -> str:
     """Where the results are, and the command that reports them: with the run's own cache, where one was named."""
     import shlex
 
@@ -212,11 +213,14 @@ def next_step(out: Path, cache: Path | None) -> str:
     return f"{out / 'results.csv'}; next: {shlex.join(words)}"
 
 
-def _writable(folder: Path, option: str) -> None:
+def _writable(folder: Location, option: str) -> None:
+    probe = folder / f".probe-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
+        if isinstance(probe, UrlPath):
+            probe.put(b"")
+        else:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
         raise UsageError(f"{option} {folder} cannot be written to ({error.strerror}); name another folder") from error

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from rdp_bench.cache.files import Location
 from rdp_bench.cli import cache as cli_cache
 from rdp_bench.cli.perform import DEFAULT_OUT
 from rdp_bench.errors import UsageError
@@ -18,7 +19,9 @@ from rdp_bench.errors import UsageError
 @click.option("--csv", "as_csv", is_flag=True, help="All cells, with the columns of results.csv.")
 @click.option("--intervals/--no-intervals", default=True, help="95 % intervals behind the values.")
 @cli_cache.option
-def show(out: Path, only: tuple[str, ...], as_json: bool, as_csv: bool, intervals: bool, cache: Path | None) -> None:
+def show(
+    out: Path, only: tuple[str, ...], as_json: bool, as_csv: bool, intervals: bool, cache: Location | None
+) -> None:
     """Print the tables of the results folder OUT, by default rdp-bench-out, with intervals and marks.
 
     Values marked * are what a report prints bold.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rdp_bench.cache.files import Location
 from rdp_bench.errors import UsageError
 
 
@@ -17,7 +18,7 @@ class RunOptions:
     """
 
     out: Path
-    cache: Path | None = None  # None: the user's
+    cache: Location | None = None  # None: the user's
     models_dir: Path | None = None  # where weight files are looked for first
     plugins: tuple[Path, ...] = ()
     profile: str = "embedded"

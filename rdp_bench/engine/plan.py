@@ -358,11 +358,11 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
             f"attack '{aiming[0]}' approaches the data set's target classes, and {axes.dataset} has none; use "
             "nips2017, a data set of your own with `targets`, or target=random"
         )
-    image_hashes = hash_images(dataset, store.root, write=not store.read_only)
+    image_hashes = hash_images(dataset, store.local, write=not store.read_only)
     remarks = nips2017.remarks(dataset, image_hashes)
     for label, made in attacks.items():
         if isinstance(made.value, AdversarialFiles):
-            attacks[label] = replace(made, value=made.value.of(dataset, store.root, write=not store.read_only))
+            attacks[label] = replace(made, value=made.value.of(dataset, store.local, write=not store.read_only))
             remarks.append(made.value.remark)
     if axes.norm == LINF:
         remarks += [

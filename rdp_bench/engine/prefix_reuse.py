@@ -17,10 +17,9 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rdp_bench.cache.store import write_atomic
+from rdp_bench.cache.files import Location, children, write_atomic
 from rdp_bench.data.image_hashes import digest
 from rdp_bench.engine.jobs import CraftJob, Job
 from rdp_bench.engine.plan import Plan
@@ -94,7 +93,9 @@ def _depends_on_all_images(plan: Plan, job: Job) -> bool:
 
 def _others(plan: Plan) -> Iterator[Plan]:
     ours = list(zip(plan.image_hashes, plan.dataset.labels, strict=True))
-    for path in sorted(plan.store.root.glob("lists/*.json")):
+    for path in children(plan.store.root / "lists"):
+        if path.name.startswith(".") or not path.name.endswith(".json"):
+            continue
         listed = _read(path, plan)
         if listed is None:
             continue
@@ -104,7 +105,7 @@ def _others(plan: Plan) -> Iterator[Plan]:
             yield plan.with_dataset(listed, listed.ids)
 
 
-def _read(path: Path, plan: Plan) -> ImageList | None:
+def _read(path: Location, plan: Plan) -> ImageList | None:
     """The list of images in a file; None, and the file is deleted, where it is not what a run wrote."""
     try:
         content = json.loads(path.read_bytes())

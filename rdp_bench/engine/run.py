@@ -199,7 +199,7 @@ class Run:
 
     def _untouched(self, made: Artefact) -> bool:
         try:
-            return made.complete and not any(made.read(low, high)["delta"].any() for low, high, _ in made.shards())
+            return made.complete and not any(made.read(low, high)["delta"].any() for low, high in made.batches())
         except (DamagedError, UnreadableError):
             return False
 

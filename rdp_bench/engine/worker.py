@@ -18,7 +18,7 @@ from torch import Tensor
 from rdp_bench.budgets import LINF, allowed
 from rdp_bench.cache.store import Artefact
 from rdp_bench.data.adversarial import AdversarialFiles
-from rdp_bench.data.image_hashes import batch as read_batch
+from rdp_bench.data.decoded import DecodedImages
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.engine.plan import SET_FACTS, Plan
 from rdp_bench.environment import describe
@@ -83,7 +83,6 @@ class Worker:
     report: Report | None = None
     classes: dict[str, int] = field(default_factory=dict)
     """Number of classes of every model loaded so far."""
-    _clean: dict[tuple[int, int], NDArray[np.uint8]] = field(default_factory=dict)
     _phase: type[Job] | None = None  # crafting or evaluating
     _remarks: list[str] = field(default_factory=list)  # of the job at hand
 
@@ -92,6 +91,8 @@ class Worker:
         configure_torch(self.plan.device)
         unkeyed.clear()  # what entries of an earlier run in this process read
         self.plan.store.made_by = describe(self.plan.device)
+        local = None if self.plan.store.read_only else self.plan.store.local
+        self._images = DecodedImages(self.plan.dataset, self.plan.image_hashes, local)
 
     def __call__(self, job: Job) -> list[str]:
         """Do what is still missing of `job`; returns what a reader of its results must know."""
@@ -106,12 +107,8 @@ class Worker:
         return remarks
 
     def clean(self, low: int, high: int) -> NDArray[np.uint8]:
-        """Images `low..high` of the data set as uint8 `[k, 3, s, s]`, the last few batches kept."""
-        if (low, high) not in self._clean:
-            if len(self._clean) > 64:
-                self._clean.clear()
-            self._clean[low, high] = read_batch(self.plan.dataset, low, high, self.plan.image_hashes)
-        return self._clean[low, high]
+        """Images `low..high` of the data set as uint8 `[k, 3, s, s]`; not to be written into."""
+        return self._images.batch(low, high)
 
     def _labels(self, low: int, high: int) -> Tensor:
         return torch.tensor(list(self.plan.dataset.labels[low:high]), device=self.plan.device)
@@ -155,13 +152,12 @@ class Worker:
         size = self.size
         if self.batch is None and any(isinstance(member, StochasticLogits) for member in source.members):
             size = max(1, size // DEFENDED_BATCH_DIVISOR)
-        for low, high in artefact.missing(size):
-            if artefact.has_shard(low, high):  # by now: another run makes the same set
-                continue
+        for low, high in artefact.still_missing(size):
             for a, b, arrays in self._retry_smaller_batches(make, low, high):
                 artefact.write(a, b, arrays)
                 if self.report:
                     self.report(job, b - a)
+        artefact.merge()
         if isinstance(attack, Notes):
             self._remarks += attack.notes()
 
@@ -234,6 +230,8 @@ class Worker:
                     quality.write(a, b, made.image_quality)
                 if self.report:
                     self.report(job, b - a)
+        for artefact in (*found.values(), *([quality] if quality else [])):
+            artefact.merge()
         if problems:
             raise RdpBenchError("; ".join(problems.values()))
 

@@ -22,6 +22,8 @@ LEVEL = 0.95
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _FINEST = 10_000
 """Most parts of one that a share may be counted in: attacks times draws of a defense."""
+_EXACT = 1000
+"""Up to so many discordant images, McNemar's test counts in whole numbers, whose digits grow with the images."""
 
 
 def wilson(successes: int, n: int) -> Interval:
@@ -48,7 +50,24 @@ def binomial_tail(successes: int, n: int, rate: float) -> float:
     >>> round(binomial_tail(1, 20, 1 / 1000), 4), binomial_tail(0, 20, 0.5)
     (0.0198, 1.0)
     """
-    return min(1.0, math.fsum(math.comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(successes, n + 1)))
+    if successes <= 0 or rate >= 1:
+        return 1.0
+    if rate <= 0:
+        return 0.0
+    if successes > n:
+        return 0.0
+    if successes <= n * rate:  # the other tail is the smaller one: its terms fall from the first
+        return max(0.0, 1 - binomial_tail(n - successes + 1, n, 1 - rate))
+    # The first term by its logarithm: of more than a thousand trials, the coefficient is beyond the range of a float.
+    first = math.lgamma(n + 1) - math.lgamma(successes + 1) - math.lgamma(n - successes + 1)
+    term = math.exp(first + successes * math.log(rate) + (n - successes) * math.log1p(-rate))
+    total = 0.0
+    for k in range(successes, n + 1):
+        total += term
+        term *= (n - k) / (k + 1) * rate / (1 - rate)
+        if term < 1e-18 * total:
+            break
+    return min(1.0, total)
 
 
 def mean_interval(values: "NDArray[np.floating]", least: float = 0.0) -> Interval:
@@ -98,6 +117,8 @@ def mcnemar(b: int, c: int) -> float:
     """
     if min(b, c) < 0:
         raise ValueError(f"expected counts >= 0, got {b} and {c}")
+    if b + c > _EXACT:
+        return 1.0 if b == c else min(1.0, 2 * binomial_tail(max(b, c), b + c, 0.5))
     n, term, tail = b + c, 1, 1
     for k in range(min(b, c)):
         term = term * (n - k) // (k + 1)  # n choose k + 1, exact

@@ -77,7 +77,7 @@ def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
         raise UsageError(
             f"the run's data set {about['name']} is needed again: name it with --dataset ({error})"
         ) from error
-    if digest(found, hash_images(found, store.root)) != about["images"]:
+    if digest(found, hash_images(found, store.local)) != about["images"]:
         raise UsageError(
             f"{label} does not hold the images and labels of the run {run.grid}; "
             "where runs have different images, export them one by one: --only GRID --dataset ... --to ..."

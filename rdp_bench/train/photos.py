@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rdp_bench.cache.store import Artefact, Store
+from rdp_bench.cache.store import Artefact, Location, Store
 from rdp_bench.data._images import SUFFIXES, decode
 from rdp_bench.errors import BadImageError, DamagedError, StorageError, UsageError
 from rdp_bench.keys import hash_file, hash_many
@@ -113,15 +113,15 @@ class _Stored(Artefact):
     """A finished artefact, whose folder is listed only once."""
 
     @cached_property
-    def _listed(self) -> list[tuple[int, int, Path]]:
+    def _listed(self) -> list[tuple[int, int, Location]]:
         return super().shards()
 
-    def shards(self) -> list[tuple[int, int, Path]]:
+    def shards(self) -> list[tuple[int, int, Location]]:
         """See `Artefact.shards`."""
         return self._listed
 
 
-def open_photos(folder: Path, crop: int, cache: Path, short: int = SHORT) -> Photos:
+def open_photos(folder: Path, crop: int, cache: Location, short: int = SHORT) -> Photos:
     """The photographs under `folder`, decoded into `cache` at the first use.
 
     Names and content of the files are the cache's key. Files that cannot be read, or whose shorter side is below

@@ -157,7 +157,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rdp_bench.cache.store.os.fsync", full)
+    monkeypatch.setattr("rdp_bench.cache.files.os.fsync", full)
     with pytest.raises(StorageError, match="No space left on device"):
         write_atomic(target, b"new")
     assert target.read_bytes() == b"old"

@@ -286,11 +286,11 @@ def test_prune_all_empties_a_cache(toy: Toy) -> None:
 def test_a_cache_of_a_newer_format_is_left_alone(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "FORMAT", store_module.FORMAT + 1)
-        Store(toy.cache).mark()
+        Store(toy.cache).mark(merged=True)
     before = snapshot(toy.cache)
     for found in (toy.run(), toy.command("report"), toy.verify(), cli("cache", "prune", "--all", "--cache", toy.cache)):
         assert found.exit_code == 2
-        assert "is a cache of format 3, this version knows 2; update rdp-bench" in found.output
+        assert "is a cache of format 4, this version knows 3; update rdp-bench" in found.output
     assert snapshot(toy.cache) == before
 
 

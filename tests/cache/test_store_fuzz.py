@@ -1,5 +1,7 @@
 """Whatever is damaged, moved or edited in a cache or in OUT is noticed or harmless, and the next run mends it."""
 
+import contextlib
+import io
 import json
 import random
 import shutil
@@ -38,7 +40,7 @@ def test_every_flipped_bit_of_a_shard_is_noticed_or_harmless(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Header and body alike. What is read is what was written, to the type; what made it, too."""
-    from rdp_bench.cache import store as module
+    from rdp_bench.cache import stored
 
     store = Store(tmp_path)
     made = store.artefact(kind, {"kind": kind, "n": N}, N)
@@ -51,9 +53,9 @@ def test_every_flipped_bit_of_a_shard_is_noticed_or_harmless(
         data = bytearray(good)
         data[bit // 8] ^= 1 << bit % 8
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_read", lambda *_, data=bytes(data), **__: data)
+            patch.setattr(stored, "opened", lambda _, data=bytes(data): contextlib.nullcontext(io.BytesIO(data)))
             try:
-                found = made._open(path, 0, N)[1].plain()
+                found = made.use(path, lambda shard: shard.read(0, N))
             except DamagedError:
                 noticed += 1
                 assert made.made() in ([], provenance)

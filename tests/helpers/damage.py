@@ -15,6 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from rdp_bench.cache.files import Location
+from rdp_bench.cache.url import UrlPath
 from rdp_bench.cli.main import main
 from tests.helpers.commands import PLUGIN, cli
 
@@ -92,11 +94,19 @@ class Toy:
         return other
 
 
-def flip(path: Path, bit: int) -> None:
+def flip(path: Location, bit: int) -> None:
     """Flip one bit of a file; a negative one counts from the end."""
     data = bytearray(path.read_bytes())
     data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
+    overwrite(path, bytes(data))
+
+
+def overwrite(path: Location, content: bytes) -> None:
+    """Give a file or object other content."""
+    if isinstance(path, UrlPath):
+        path.put(content)
+    else:
+        path.write_bytes(content)
 
 
 def edit(path: Path, change: Callable[[Any], object]) -> None:

@@ -4,12 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import permutation_test
+from scipy.stats import binom, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from rdp_bench.metrics.stats import holm, mcnemar, mean_interval, sign_flip, wilson
+from rdp_bench.metrics.stats import binomial_tail, holm, mcnemar, mean_interval, sign_flip, wilson
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 20), (1, 20), (7, 20), (20, 20), (149, 1000), (999, 1000), (1, 1)])
@@ -30,11 +30,40 @@ def test_wilson_refuses_what_is_no_proportion(k: int, n: int) -> None:
         wilson(k, n)
 
 
-@pytest.mark.parametrize(("b", "c"), [(0, 0), (0, 5), (5, 0), (3, 9), (10, 10), (40, 61), (500, 400)])
+@pytest.mark.parametrize(
+    ("b", "c"),
+    [
+        (0, 0),
+        (0, 5),
+        (5, 0),
+        (3, 9),
+        (10, 10),
+        (40, 61),
+        (500, 400),
+        (701, 300),
+        (1001, 1000),
+        (9_000, 8_700),
+        (30_000, 30_400),
+    ],
+)
 def test_mcnemar_is_statsmodels(b: int, c: int) -> None:
     expected = reference_mcnemar([[0, b], [c, 0]], exact=True).pvalue
 
     assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 12, 1000, 1030, 2000, 50_000])
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.0011, 0.1, 0.49, 0.51, 0.9, 1.0])
+def test_a_binomial_tail_is_scipys(n: int, rate: float, share: float) -> None:
+    """Also of more than 1029 images, where the middle coefficients are beyond the range of a float."""
+    k = round(share * n)
+    assert binomial_tail(k, n, rate) == pytest.approx(binom.sf(k - 1, n, rate), rel=1e-8, abs=1e-300)
+
+
+def test_a_binomial_tail_at_the_ends() -> None:
+    assert [binomial_tail(3, 5, rate) for rate in (0.0, 1.0)] == [0.0, 1.0]
+    assert binomial_tail(6, 5, 0.5) == 0.0
 
 
 def test_mcnemar_by_hand() -> None:
