@@ -148,8 +148,8 @@ def load_results(
     Args:
         out: a folder that `rdp-bench run` or `evaluate(out=...)` wrote.
         only: the grids whose runs are read; all by default.
-        cache: folder or URL of the cache, by default as for `rdp-bench run`; used for predictions that `out` lacks, and for
-            images.
+        cache: folder or URL of the cache, by default as for `rdp-bench run`; used for predictions that `out` lacks, and
+            for images.
 
     Returns:
         The runs. Numbers are computed from the predictions in `out`; a cell without them is "failed" and says why.
