@@ -188,13 +188,15 @@ def upsample_nearest(x: Tensor, times: int) -> Tensor:
 
 
 def ready(net: nn.Module) -> nn.Module:
-    """`net` for inference: eval mode, batch norms folded where possible, no weight gradients, channels last."""
+    """`net` for inference: eval mode, batch norms folded where possible, no weight gradients, layers fixed."""
+    from rdp_bench.numerics.fixed_layers import fix_layers
+
     net.eval()
     for module in net.modules():
         fold: Callable[[], None] | None = getattr(module, "fold", None)
         if fold:
             fold()
-    return files.channels_last(net.requires_grad_(False).float())
+    return fix_layers(files.channels_last(net.requires_grad_(False).float()))
 
 
 _ready: dict[tuple[type, str, str, str], nn.Module] = {}

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from rdp_bench.weights.files import State
 
 
-@defense("comdefend", source="Jia et al. 2019; jiaxiaojunQAQ/Comdefend, enc20_0.0001.npy and dec20_0.0001.npy")
+@defense(
+    "comdefend", source="Jia et al. 2019; jiaxiaojunQAQ/Comdefend, enc20_0.0001.npy and dec20_0.0001.npy", version=2
+)
 @dataclass(frozen=True)
 class ComDefend(Learned):
     """Compresses an image to twelve bits a pixel and reconstructs it, 32 x 32 pixels at a time.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rdp_bench.weights.files import State
 
 
-@defense("hgd", source="Liao et al. 2018; lfz/Guided-Denoise, denoise_*.ckpt")
+@defense("hgd", source="Liao et al. 2018; lfz/Guided-Denoise, denoise_*.ckpt", version=2)
 @dataclass(frozen=True)
 class GuidedDenoiser(Learned):
     """A U-Net that removes perturbations, trained to restore the classifier's last feature map.

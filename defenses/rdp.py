@@ -9,7 +9,7 @@ from rdp_bench.defenses._learned import Dynamic
 from rdp_bench.registry import defense
 
 
-@defense("rdp", source="Bai et al. 2021, arXiv:2110.07801; no code was published")
+@defense("rdp", source="Bai et al. 2021, arXiv:2110.07801; no code was published", version=2)
 @dataclass(frozen=True)
 class RepresentationDisentanglement(Dynamic):
     """Keeps the part of an image's representation that looks natural: the purifier P alone.

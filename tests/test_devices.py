@@ -18,6 +18,7 @@ from rdp_bench import environment, plugins, registry
 from rdp_bench.cli.main import main
 from rdp_bench.engine import worker
 from rdp_bench.models import zoo
+from rdp_bench.numerics import fixed_layers, resizing
 from rdp_bench.rng import ImageRng
 from rdp_bench.train import loop, recipes
 from tests.helpers import far, toy, toy_train
@@ -99,15 +100,18 @@ def test_gradients_through_defenses(label: str, device: str) -> None:
     assert torch.equal(found, crafted("dim(steps=2)", label, toy.images(3, 40), "cpu"))
 
 
-def test_a_real_network(device: str) -> None:
-    """Its resizing, folded layers and fused input diversity."""
+def test_a_real_network(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its resizing, folded layers and fused input diversity, as a device without oneDNN computes them."""
+    monkeypatch.setattr(fixed_layers, "AVAILABLE", False)
+    monkeypatch.setattr(resizing, "fits", lambda _: False)
     source, x = "effnet-lite0", toy.images(3, 64)
     found = crafted("dim(steps=1)", source, x, device)
     assert torch.equal(found, crafted("dim(steps=1)", source, x, "cpu"))
 
 
 @pytest.mark.parametrize("name", [name for name in builtin(registry.defense) if name != WEIGHTLESS])
-def test_defenses(name: str, device: str) -> None:
+def test_defenses(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed_layers, "AVAILABLE", False)
     x = toy.images(3, 48)
 
     def purified(where: str) -> Tensor:

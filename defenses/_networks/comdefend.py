@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 SIZES = {
@@ -24,6 +25,15 @@ def chain(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+class Elu(nn.Module):
+    """ELU for inference, in place: exp(x) - 1 instead of expm1, which is 1e-7 more exact and takes most of the time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """max(x, exp(min(x, 0)) - 1), which is ELU: its exponential part is above x for all x below 0."""
+        negative = x.clamp(max=0).exp_().sub_(1)
+        return torch.maximum(x, negative, out=negative)
+
+
 class ComDefend(nn.Module):
     """ComCNN and RecCNN: 783,372 and 783,363 parameters at the paper's widths, which the second walks backwards."""
 
@@ -32,6 +42,13 @@ class ComDefend(nn.Module):
         self.multiple = 1
         self.com = chain([3, *widths, BITS])
         self.rec = chain([BITS, *reversed(widths), 3])
+
+    def fold(self) -> None:
+        """Exchange the activations for inference."""
+        for layers in (self.com, self.rec):
+            for number, layer in enumerate(layers):
+                if isinstance(layer, nn.ELU):
+                    layers[number] = Elu()
 
     def encode(self, x: Tensor) -> Tensor:
         """Images `[n, 3, h, w]` in [0, 1] to `[n, 12, h, w]`: a bit is 1 where this is above the noise."""

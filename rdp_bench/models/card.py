@@ -10,7 +10,7 @@ from typing import Any
 
 from rdp_bench import schema
 
-NUMERICS = 1
+NUMERICS = 2
 """Version of the preparation of networks (batch-norm folding, resizing). Increase it when logits change."""
 
 

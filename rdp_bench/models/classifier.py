@@ -4,19 +4,19 @@ import hashlib
 import logging
 from collections import OrderedDict
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from rdp_bench.errors import BadModelError, UsageError, unknown_name
 from rdp_bench.keys import canonical_json
 from rdp_bench.models import families
 from rdp_bench.models.card import ABOUT, NUMERICS, Card, convert_first
-from rdp_bench.models.fold_batch_norm import fold_batch_norm, norm_pairs, replace_relu6
+from rdp_bench.models.fold_batch_norm import fold_batch_norm, fuse_relu6, norm_pairs
+from rdp_bench.numerics.fixed_layers import fix_layers
+from rdp_bench.numerics.resizing import resize, resize_gathered
 from rdp_bench.weights import files as weight_files
 from rdp_bench.weights import state_dict
 from rdp_bench.weights.files import State
@@ -48,19 +48,9 @@ class PixelClassifier(nn.Module):
         return self._logits(resize(x, self._size(zoom), self.card.interpolation, self.card.crop))
 
     def logits_of_gathered(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
-        """Return `forward(gather_pixels(x, rows, columns), zoom)` up to rounding, without creating that image.
-
-        Gathering pixels is linear and separable, like resizing, so one pair of matrices per image does both. Grey is
-        zero here, so padding is a row without any entry.
-        """
-        matrix = _resize_matrix(
-            rows.shape[1], self._size(zoom), self.card.interpolation, self.card.crop, torch.device(x.device)
-        )
-        down, across = (_gather_matrix(matrix, index.to(x.device), x.shape[-1]) for index in (rows, columns))
-        n, c, h, w = x.shape
-        # The products over all channels at once need no copies of the matrices.
-        x = torch.bmm((x - 0.5).view(n, c * h, w), across.mT).view(n, c, h, -1)
-        return self._logits(down[:, None] @ x + 0.5)
+        """Return `forward(gather_pixels(x, rows, columns), zoom)` up to rounding, without creating that image."""
+        size = self._size(zoom)
+        return self._logits(resize_gathered(x, rows, columns, size, self.card.interpolation, self.card.crop))
 
     def features(self, x: Tensor, levels: tuple[int, ...] = (2,), zoom: float = 1.0) -> list[Tensor]:
         """Return the feature maps of `x` at `levels`.
@@ -140,43 +130,6 @@ def nearest_size(net: nn.Module, wanted: int, own: int) -> int:
         return wanted
     near = sorted(range(max(1, wanted - STEP // 2), wanted + STEP // 2 + 1), key=lambda side: abs(side - wanted))
     return next((side for side in near if takes(side)), own)
-
-
-@lru_cache(maxsize=64)
-def _resize_matrix(old: int, new: int, mode: str, crop: float, device: torch.device) -> Tensor:
-    whole = round(new / crop)
-    eye = torch.eye(old)[None, None]
-    # Along the columns only; no antialiasing, as in the TensorFlow pipelines that trained these networks.
-    matrix = interpolate(eye, size=(whole, old), mode=mode, align_corners=False)[0, 0]
-    margin = (whole - new) // 2
-    return matrix[margin : margin + new].contiguous().to(device)
-
-
-def resize(x: Tensor, size: int, mode: str = "bicubic", crop: float = 1.0) -> Tensor:
-    """Resize the central part of square images `[n, 3, h, h]` to `[n, 3, size, size]`.
-
-    Resizing is linear and separable: R x R^T. Two matrix products are faster than `interpolate` and its backward pass,
-    and the order of their sums is fixed on every device.
-
-    Args:
-        x: images.
-        size: side of the result in pixels.
-        mode: `bilinear` or `bicubic`.
-        crop: side of the central part relative to the image, in (0, 1].
-    """
-    old = x.shape[-1]
-    if old == size and crop == 1:
-        return x
-    matrix = _resize_matrix(old, size, mode, crop, x.device)
-    return matrix @ x @ matrix.T
-
-
-def _gather_matrix(matrix: Tensor, index: Tensor, size: int) -> Tensor:
-    """Return `matrix` `[new, old]` times the gathering of `index` `[n, old]` from `size` entries; -1 gathers none."""
-    n, new = len(index), len(matrix)
-    where = torch.where(index < 0, size, index)[:, None].expand(n, new, -1)
-    out = matrix.new_zeros(n, new, size + 1).scatter_add_(2, where, matrix.expand(n, -1, -1))
-    return out[:, :, :size]
 
 
 def unfolded_state(classifier: PixelClassifier) -> dict[str, Tensor]:
@@ -279,12 +232,17 @@ def _load(card: Card, file: Path | None, weights_hash: str) -> PixelClassifier:
         weights_hash = _state_hash(net)
     net.requires_grad_(False).eval()
     weight_files.channels_last(net)
-    count = fold_batch_norm(
-        net, torch.rand(1, 3, card.input_size, card.input_size, generator=torch.Generator().manual_seed(0))
-    )
-    replace_relu6(net)
+    example = torch.rand(1, 3, card.input_size, card.input_size, generator=torch.Generator().manual_seed(0))
+    count = fold_batch_norm(net, example)
+    fuse_relu6(fix_layers(net, *_padded_as_tensorflow()), example)
     log.info("%s: %d batch-norms folded", card.name, count)
     return PixelClassifier(net, card, weights_hash)
+
+
+def _padded_as_tensorflow() -> tuple[type[nn.Conv2d], ...]:
+    from timm.layers.conv2d_same import Conv2dSame
+
+    return (Conv2dSame,)
 
 
 def load_state(net: nn.Module, state: State, card: Card, path: Path) -> None:

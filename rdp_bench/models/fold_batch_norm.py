@@ -1,36 +1,47 @@
-"""Optimisation of a network whose weights need no gradient: batch-norms are folded, ReLU6 works in place."""
+"""Optimisation of a network whose weights need no gradient: batch-norms and ReLU6 are folded into convolutions."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from rdp_bench.numerics import fixed_layers
 
-def norm_pairs(net: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
-    """Return (convolution, batch-norm) pairs of `net` where the norm directly follows, and the output for `example`."""
-    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+C = TypeVar("C", bound=nn.Module)
+D = TypeVar("D", bound=nn.Module)
 
-    def after_conv(module: nn.Module, _: Any, out: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
+
+def _followed(net: nn.Module, example: Tensor, first: type[C], second: type[D]) -> tuple[list[tuple[C, D]], Tensor]:
+    """Return the pairs of modules in which a `second` gets the output of a `first`, and the output for `example`."""
+    made: dict[int, tuple[C, Tensor]] = {}
+    pairs: list[tuple[C, D]] = []
+
+    def after(module: nn.Module, _: Any, out: Tensor) -> None:
+        assert isinstance(module, first)
         made[id(out)] = (module, out)  # keeps `out` alive, so its id stays its own
 
-    def before_norm(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        assert isinstance(module, nn.BatchNorm2d)
-        if id(args[0]) in made and module.affine and module.track_running_stats:
+    def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, second)
+        if id(args[0]) in made:
             pairs.append((made[id(args[0])][0], module))
 
     hooks = []
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(after_conv))
-        elif isinstance(module, nn.BatchNorm2d):
-            hooks.append(module.register_forward_pre_hook(before_norm))
+        if isinstance(module, first):
+            hooks.append(module.register_forward_hook(after))
+        elif isinstance(module, second):
+            hooks.append(module.register_forward_pre_hook(before))
     with torch.no_grad():
         out = net(example)
     for hook in hooks:
         hook.remove()
     return pairs, out
+
+
+def norm_pairs(net: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
+    """Return (convolution, batch-norm) pairs of `net` where the norm directly follows, and the output for `example`."""
+    pairs, out = _followed(net, example, nn.Conv2d, nn.BatchNorm2d)
+    return [(conv, norm) for conv, norm in pairs if norm.affine and norm.track_running_stats], out
 
 
 def fold_batch_norm(net: nn.Module, example: Tensor) -> int:
@@ -58,12 +69,17 @@ def fold_batch_norm(net: nn.Module, example: Tensor) -> int:
         setattr(parent, name, getattr(norm, "act", nn.Identity()))
     with torch.no_grad():
         after = net(example)
-    if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
+    if not _close(before, after):
         for conv, weight, bias, parent, name, norm in undo:
             conv.weight, conv.bias = weight, bias
             setattr(parent, name, norm)
         return 0
     return len(pairs)
+
+
+def _close(before: Tensor, after: Tensor) -> bool:
+    """Whether the outputs differ by rounding only."""
+    return torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max()))
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
@@ -77,37 +93,36 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Par
     return nn.Parameter(weight.float(), False), nn.Parameter(shift.float(), False)
 
 
-class _Clip6(torch.autograd.Function):
-    """In-place ReLU6 that saves its output for the backward pass; torch's saves a copy of its input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = x.clamp_(0, 6)
-        ctx.mark_dirty(x)
-        ctx.save_for_backward(out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (out,) = ctx.saved_tensors
-        # The gradient passes where 0 < x < 6, which is where 0 < clip(x) < 6.
-        gradient: Tensor = torch.ops.aten.hardtanh_backward(grads[0], out, 0.0, 6.0)
-        return gradient
-
-
 class Clip6(nn.Module):
     """ReLU6 for networks whose weights need no gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         """min(max(x, 0), 6), in place."""
-        out: Tensor = _Clip6.apply(x)
+        out: Tensor = fixed_layers.Clip6.apply(x)
         return out
 
 
-def replace_relu6(net: nn.Module) -> None:
-    """Replace every in-place `nn.ReLU6` by `Clip6`."""
-    for name, child in net.named_children():
-        if isinstance(child, nn.ReLU6) and child.inplace:
-            setattr(net, name, Clip6())
-        else:
-            replace_relu6(child)
+def fuse_relu6(net: nn.Module, example: Tensor) -> None:
+    """Replace every in-place `nn.ReLU6`: by the `clip` of the convolution that it directly follows, or by `Clip6`.
+
+    Args:
+        net: a network whose convolutions are `fixed_layers.Convolution`; changed in place.
+        example: an input `[1, 3, h, w]`; the pairs are found by running it.
+    """
+    pairs, before = _followed(net, example, fixed_layers.Convolution, nn.ReLU6)
+    convs, clips = [conv for conv, _ in pairs], [clip for _, clip in pairs]
+    fused = {clip: conv for conv, clip in pairs if convs.count(conv) == clips.count(clip) == 1 and clip.inplace}
+    places = [(parent, name, child) for parent in net.modules() for name, child in parent.named_children()]
+    for parent, name, child in places:
+        if child in fused:
+            fused[child].clip = True
+            setattr(parent, name, nn.Identity())
+        elif isinstance(child, nn.ReLU6) and child.inplace:
+            setattr(parent, name, Clip6())
+    with torch.no_grad():
+        after = net(example)
+    if not _close(before, after):  # something between the two reads the output of the convolution
+        for parent, name, child in places:
+            if child in fused:
+                fused[child].clip = False
+                setattr(parent, name, Clip6())

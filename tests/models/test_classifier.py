@@ -19,8 +19,9 @@ from rdp_bench.attacks.parts import Diversity
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import card, zoo
 from rdp_bench.models.card import Card
-from rdp_bench.models.classifier import PixelClassifier, load_state, resize
-from rdp_bench.models.fold_batch_norm import Clip6, fold_batch_norm, replace_relu6
+from rdp_bench.models.classifier import PixelClassifier, load_state
+from rdp_bench.models.fold_batch_norm import Clip6, fold_batch_norm, fuse_relu6
+from rdp_bench.numerics.resizing import resize
 from rdp_bench.weights.files import read_tensors
 from tests.helpers import toy
 from tests.helpers.settings import setting
@@ -245,7 +246,7 @@ def test_folding_keeps_outputs_and_gradients(kind: Callable[[int], Any]) -> None
     x = toy.images(3, 16) * 2 - 1
     net, plain = seeded(lambda: Chain(kind)), seeded(lambda: Chain(kind))
     assert fold_batch_norm(net, x[:1]) == 3
-    replace_relu6(net)
+    fuse_relu6(net, x[:1])
     assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     assert sum(isinstance(module, Clip6) for module in net.modules()) == 1
     assert sum(isinstance(module, nn.SiLU) for module in net.modules()) == (3 if kind is timm_norm else 0)
@@ -291,7 +292,7 @@ def test_clip6_has_the_gradient_of_relu6() -> None:
 
 def test_only_relu6_in_place_is_exchanged() -> None:
     net = nn.Sequential(nn.ReLU6(), nn.Sequential(nn.ReLU6(inplace=True), nn.ReLU(inplace=True)))
-    replace_relu6(net)
+    fuse_relu6(net, torch.zeros(1, 3, 4, 4))
     assert [type(m) for m in net.modules()][1:] == [nn.ReLU6, nn.Sequential, Clip6, nn.ReLU]
 
 

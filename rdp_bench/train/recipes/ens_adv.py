@@ -10,8 +10,9 @@ from torch import Generator, Tensor, nn
 from rdp_bench.attacks import _loop
 from rdp_bench.attacks.gradient_sign import compose
 from rdp_bench.attacks.parts.ball import sign_stepper
-from rdp_bench.models.classifier import resize, unfolded_state
+from rdp_bench.models.classifier import unfolded_state
 from rdp_bench.models.zoo import LoadedSource, find
+from rdp_bench.numerics.resizing import resize
 from rdp_bench.rng import ImageRng
 from rdp_bench.train.extractor import WHOLE
 from rdp_bench.train.losses import distillation
