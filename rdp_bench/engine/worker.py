@@ -20,6 +20,7 @@ from rdp_bench.data.adversarial import AdversarialFiles
 from rdp_bench.data.image_hashes import batch as read_batch
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.engine.plan import SET_FACTS, Plan
+from rdp_bench.engine.tasks import batch_of
 from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
@@ -33,7 +34,6 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-BATCH = {"cpu": 20, "cuda": 64}
 DEFENDED_BATCH_DIVISOR = 4
 """Batch-size divisor when backpropagating through a purifier: 350 MB per image for the compact NRP."""
 
@@ -87,13 +87,18 @@ class Worker:
     _remarks: list[str] = field(default_factory=list)  # of the job at hand
 
     def __post_init__(self) -> None:
-        self.size = self.batch or BATCH[self.plan.device.partition(":")[0]]
+        self.size = batch_of(self.plan, self.batch)
+        self._rows = (0, self.plan.n)
         configure_torch(self.plan.device)
         unkeyed.clear()  # what entries of an earlier run in this process read
         self.plan.store.made_by = describe(self.plan.device)
 
-    def __call__(self, job: Job) -> list[str]:
-        """Do what is still missing of `job`; returns what a reader of its results must know."""
+    def __call__(self, job: Job, rows: tuple[int, int] | None = None) -> list[str]:
+        """Do what is still missing of `job`, of the images `rows` only (first, past-the-last) where they are given.
+
+        Returns what a reader of its results must know.
+        """
+        self._rows = rows or (0, self.plan.n)
         if type(job) is not self._phase:
             self._phase = type(job)
             release_memory()
@@ -111,6 +116,11 @@ class Worker:
                 self._clean.clear()
             self._clean[low, high] = read_batch(self.plan.dataset, low, high, self.plan.image_hashes)
         return self._clean[low, high]
+
+    def _missing(self, artefact: Artefact, size: int) -> list[tuple[int, int]]:
+        """Batches that are not stored yet, within the rows that this worker was given."""
+        first, last = self._rows
+        return [(max(a, first), min(b, last)) for a, b in artefact.missing(size) if a < last and first < b]
 
     def _labels(self, low: int, high: int) -> Tensor:
         return torch.tensor(list(self.plan.dataset.labels[low:high]), device=self.plan.device)
@@ -153,7 +163,7 @@ class Worker:
         size = self.size
         if self.batch is None and any(isinstance(member, StochasticLogits) for member in source.members):
             size = max(1, size // DEFENDED_BATCH_DIVISOR)
-        for low, high in artefact.missing(size):
+        for low, high in self._missing(artefact, size):
             if artefact.has_shard(low, high):  # by now: another run makes the same set
                 continue
             for a, b, arrays in self._retry_smaller_batches(make, low, high):
@@ -197,11 +207,11 @@ class Worker:
         sample = plan.artefact(job.sample)
         for artefact in (*found.values(), sample, *([quality] if quality else [])):
             artefact.write_record()
-        missing = {label: artefact.missing(self.size) for label, artefact in found.items()}
-        unmeasured = quality.missing(self.size) if quality else []
+        missing = {label: self._missing(artefact, self.size) for label, artefact in found.items()}
+        unmeasured = self._missing(quality, self.size) if quality else []
         ranges = sorted({each for some in (*missing.values(), unmeasured) for each in some})
         # Images to be kept for the report that are in no missing batch.
-        unkept = sample.missing(self.size)
+        unkept = self._missing(sample, self.size)
         ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
         seed = hash_many([canonical_json({k: job.record[k] for k in ("defense", "seed", "stream")})])
         for low, high in ranges:

@@ -1,0 +1,217 @@
+"""Workers as Ray actors: one a GPU, or one a group of cores, on this machine or on a running cluster."""
+
+import contextlib
+import importlib
+import logging
+import os
+import socket
+from collections import deque
+from typing import Any
+
+from rdp_bench.engine.executors.remote import Remote, refusal
+from rdp_bench.engine.executors.spec import WorkerSpec
+from rdp_bench.engine.options import Placement
+from rdp_bench.engine.schedule import Event, Lost, Ready, Refused
+from rdp_bench.engine.tasks import Task
+from rdp_bench.errors import RdpBenchError, UsageError
+
+log = logging.getLogger(__name__)
+
+FUTILE = 3
+"""An actor that was started so many times in a row without doing anything is not started again."""
+
+LOOK = 5.0
+"""Seconds between two looks at the cluster while nothing happens."""
+
+NO_ROOM = 120.0
+"""Seconds without any worker after which a cluster that has no room for one is given up."""
+
+
+class RayExecutor:
+    """Actors of a Ray cluster.
+
+    Raises:
+        UsageError: Ray is missing, the cluster cannot be reached, or has no room for a worker.
+    """
+
+    def __init__(self, spec: WorkerSpec, placement: Placement) -> None:
+        try:
+            ray: Any = importlib.import_module("ray")
+        except ImportError as error:
+            raise UsageError(f"--executor ray needs Ray: pip install 'rdp-bench[ray]' ({error})") from error
+        self._ray = ray
+        self._spec = spec
+        self._need = {"GPU": 1.0} if spec.device == "cuda" else {"CPU": float(spec.threads)}
+        self._begun_here = False
+        address = placement.ray_address or os.environ.get("RAY_ADDRESS", "")
+        self._connect(address, placement.count)
+        self._where = f"the Ray cluster {address}" if address else "Ray on this machine"
+        room = self._room()
+        if not room:
+            have = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+            self.close()
+            raise UsageError(
+                f"{self._where} has no room for a worker: one takes {_amounts(self._need)}, a node has at most "
+                f"{_amounts(have)} free or not; use another --device, or set OMP_NUM_THREADS"
+            )
+        self.workers = placement.count or room
+        if self.workers > room:
+            log.warning("%s has room for %d of %d workers; the others wait", self._where, room, self.workers)
+        self._actor = ray.remote(_Actor)
+        self._actors: dict[str, Any] = {}
+        self._hosts: dict[str, str] = {}
+        self._hellos: dict[Any, str] = {}
+        self._streams: dict[Any, str] = {}  # generator of a task's events -> worker
+        self._futile = 0
+        self._count = 0
+        self._events: deque[Event] = deque()
+        self._waited = 0.0
+        for _ in range(self.workers):
+            self._begin_worker()
+
+    # --- what the schedule calls ---
+
+    def send(self, worker: str, task: Task) -> None:
+        stream = self._actors[worker].do.options(num_returns="streaming").remote(task)
+        self._streams[stream] = worker
+
+    def wait(self) -> Event | None:
+        while not self._events:
+            waiting = [*self._hellos, *self._streams]
+            if not waiting:
+                return None
+            try:
+                ready, _ = self._ray.wait(waiting, num_returns=1, timeout=LOOK, fetch_local=False)
+            except Exception as error:  # Ray's own kinds, gRPC's
+                raise RdpBenchError(self._gone(error)) from error
+            if not ready:
+                self._look()
+                continue
+            self._waited = 0.0
+            for one in ready:
+                self._take(one)
+        return self._events.popleft()
+
+    def close(self) -> None:
+        ray = self._ray
+        with contextlib.suppress(Exception):
+            for actor in getattr(self, "_actors", {}).values():
+                ray.kill(actor)
+        if self._begun_here:
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+
+    # --- inside ---
+
+    def _connect(self, address: str, count: int | None) -> None:
+        ray = self._ray
+        if ray.is_initialized():
+            return
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+        if address:
+            del quiet["include_dashboard"]
+        elif count and self._need.get("CPU"):
+            # As many workers as were asked for, whatever the cores: the user knows.
+            quiet["num_cpus"] = max(int(self._need["CPU"]) * count, os.cpu_count() or 1)
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            ray.init(address=address or "local", **quiet)
+        except Exception as error:
+            what = f"--ray-address {address}" if address else "Ray"
+            raise UsageError(f"{what} cannot be reached: {_first_line(error)}") from error
+        self._begun_here = True
+
+    def _room(self) -> int:
+        """How many workers fit on the nodes that are there."""
+        (name, amount), *_ = self._need.items()
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        return sum(int(node["Resources"].get(name, 0.0) // amount) for node in nodes)
+
+    def _begin_worker(self) -> None:
+        self._count += 1
+        name = f"ray-{os.getpid()}-{self._count}"
+        options = {"num_cpus": self._need.get("CPU", 0), "num_gpus": self._need.get("GPU", 0)}
+        env = {**self._spec.environment, "OMP_NUM_THREADS": str(self._spec.threads)}
+        actor: Any = self._actor.options(**options, max_restarts=0, runtime_env={"env_vars": env}).remote()
+        self._actors[name] = actor
+        self._hellos[actor.begin.remote(self._spec, name)] = name
+
+    def _take(self, ready: Any) -> None:
+        """Turn what Ray has ready into events."""
+        if ready in self._hellos:
+            name = self._hellos.pop(ready)
+            try:
+                found = self._ray.get(ready)
+            except Exception as error:
+                self._lose(name, error)
+                return
+            if isinstance(found, Refused):
+                self._actors.pop(name, None)
+            else:
+                self._hosts[name] = found.host
+            self._events.append(found)
+            return
+        name = self._streams[ready]
+        try:
+            event = self._ray.get(next(ready))
+        except StopIteration:
+            del self._streams[ready]
+            return
+        except Exception as error:
+            del self._streams[ready]
+            self._lose(name, error)
+            return
+        self._futile = 0
+        self._events.append(event)
+
+    def _lose(self, name: str, error: Exception) -> None:
+        """A worker has died: its task goes back, and another worker takes its place."""
+        self._actors.pop(name, None)
+        self._futile += 1
+        where = f"on host {self._hosts[name]}" if name in self._hosts else f"of {self._where}"
+        self._events.append(Lost(name, f"worker {name} {where} is lost ({_first_line(error)})"))
+        if self._futile <= FUTILE * self.workers:
+            self._begin_worker()
+
+    def _look(self) -> None:
+        """After a while without events, see whether there is a cluster, and whether it has room."""
+        try:
+            room = self._room()
+        except Exception as error:
+            raise RdpBenchError(self._gone(error)) from error
+        self._waited = 0.0 if self._streams or room else self._waited + LOOK
+        if self._waited >= NO_ROOM:
+            raise RdpBenchError(self._gone(f"no node has had room for a worker for {NO_ROOM:.0f} s"))
+
+    def _gone(self, why: object) -> str:
+        said = _first_line(why) if isinstance(why, Exception) else why
+        return f"{self._where} is gone ({said}). Finished batches are kept; the same command goes on from there"
+
+
+class _Actor:
+    """A process of the cluster; named by the driver, made for one run."""
+
+    def __init__(self) -> None:
+        self._remote: Remote | None = None
+
+    def begin(self, spec: WorkerSpec, name: str) -> Event:
+        """Make the worker."""
+        found = refusal(spec, name)
+        if isinstance(found, Refused):
+            return found
+        self._remote = found
+        return Ready(name, socket.gethostname())
+
+    def do(self, task: Task) -> Any:
+        """Do a task; a stream of events that ends with its answer."""
+        assert self._remote is not None
+        yield from self._remote.do(task)
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items())) or "nothing"
+
+
+def _first_line(error: object) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
