@@ -425,8 +425,11 @@ def _mine(module: str | None) -> bool:
 
 
 def new_local_modules(before: Iterable[str]) -> Modules:
-    """Local modules that were imported since `before`, a copy of the names in `sys.modules`."""
-    known = set(before)
+    """Local modules that were imported since `before`, a copy of the names in `sys.modules`.
+
+    Not the program itself, to which an import of multiprocessing gives a second name.
+    """
+    known = {*before, *_MAIN}
     return {
         name: file
         for name, module in list(sys.modules.items())

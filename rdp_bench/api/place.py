@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rdp_bench.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
+    from rdp_bench.api.work import Listener
     from rdp_bench.engine.executors import Array
     from rdp_bench.engine.executors.board import Board
     from rdp_bench.engine.jobs import Job, JobResult
@@ -77,7 +78,7 @@ def placement(given: Mapping[str, Any], in_grid: Mapping[str, Any], grid: str) -
     return found
 
 
-def spread(running: "Run", where: Where, report: Report | None) -> str:
+def spread(running: "Run", where: Where, report: Report, listener: "Listener | None" = None) -> str:
     """Have the workers of an executor do what the run lacks; clean accuracies too.
 
     Returns:
@@ -100,18 +101,23 @@ def spread(running: "Run", where: Where, report: Report | None) -> str:
     board.begin(plan, facts(running, where))
     executor = executors.make(spec, where.placement)
     if not isinstance(executor, Pool):
-        return _submitted(running, where, executor, board, report)
-    pool = executor
+        return _submitted(running, where, executor, board, report, listener)
+    numbers = lacking(plan)
+    parts = split(plan, numbers, Costs(plan).each, executor.workers, batch_of(plan, where.batch_size))
+    schedule = Schedule(parts, landed=lambda part: stored(plan, part.job, part.task.low, part.task.high))
+    told = _Ends(plan, numbers, report, listener)
     try:
-        parts = split(plan, lacking(plan), Costs(plan).each, pool.workers, batch_of(plan, where.batch_size))
-        schedule = Schedule(parts, landed=lambda part: stored(plan, part.job, part.task.low, part.task.high))
-        running.follow(of_cells(plan, schedule.run(pool, report)))
+        running.follow(of_cells(plan, told.of(schedule.run(executor, told))))
     finally:
-        pool.close()
+        executor.close()
+        for worker in schedule.workers:
+            board.leave(worker)
     return ""
 
 
-def _submitted(running: "Run", where: Where, array: "Array", board: "Board", report: Report | None) -> str:
+def _submitted(
+    running: "Run", where: Where, array: "Array", board: "Board", report: Report, listener: "Listener | None"
+) -> str:
     """Submit workers that need no driver, and follow them if that is wanted."""
     from rdp_bench.engine.executors.follow import follow
     from rdp_bench.engine.tasks import lacking
@@ -122,15 +128,17 @@ def _submitted(running: "Run", where: Where, array: "Array", board: "Board", rep
         running.save()
         return f"{what} does the rest; see: rdp-bench status. The same command, later, follows it or reads its results"
     log.info("%s", what)
+    numbers = lacking(plan)
+    told = _Ends(plan, numbers, report, listener)
     try:
-        running.follow(of_cells(plan, follow(plan, lacking(plan), board, array, what, report)))
+        running.follow(of_cells(plan, told.of(follow(plan, numbers, board, array, what, told))))
     except KeyboardInterrupt:
         log.warning("%s goes on; see: rdp-bench status", what)
         raise
     return ""
 
 
-def share_here(running: "Run", where: Where, report: Report | None) -> None:
+def share_here(running: "Run", where: Where, report: Report, listener: "Listener | None" = None) -> None:
     """Do one share of the plan in this process.
 
     A set is crafted and judged by one share, so shares need nothing of each other. Which jobs are whose follows
@@ -147,10 +155,35 @@ def share_here(running: "Run", where: Where, report: Report | None) -> None:
     mine = share(found, shard.count)[shard.number - 1]
     parts = [part for portion in mine for part in portion if not stored(plan, part.job, part.task.low, part.task.high)]
     jobs = {part.task: part.job for part in parts}
+    told = _Ends(plan, sorted({part.task.number for part in parts}), report, listener)
     with tended(running, where) as (count, noted):
-        worker = Worker(plan, where.batch_size, _both(count, report))
+        worker = Worker(plan, where.batch_size, _both(count, told))
         executor = SerialExecutor(lambda task: worker(jobs[task], (task.low, task.high)))
-        running.follow(of_cells(plan, noted(Schedule(parts, in_order=True).run(executor))))
+        running.follow(of_cells(plan, told.of(noted(Schedule(parts, in_order=True).run(executor)))))
+
+
+class _Ends:
+    """Counts every batch for the bar, and tells a listener, who expects one job after another, of jobs that end."""
+
+    def __init__(self, plan: "Plan", numbers: list[int], report: Report, listener: "Listener | None") -> None:
+        from rdp_bench.engine.tasks import numbered
+
+        self._report, self._listener = report, listener
+        self._images: dict[int, int] = {}
+        if listener is not None:
+            jobs = numbered(plan)
+            listener.start([jobs[number] for number in numbers])
+
+    def __call__(self, job: "Job", images: int) -> None:
+        self._report(job, images)
+        self._images[id(job)] = self._images.get(id(job), 0) + images
+
+    def of(self, outcomes: "Outcomes") -> "Outcomes":
+        """Pass the ends of jobs on."""
+        for outcome in outcomes:
+            if self._listener is not None and not outcome.reason:
+                self._listener(outcome.job, self._images.get(id(outcome.job), 0))
+            yield outcome
 
 
 @contextmanager
@@ -190,11 +223,10 @@ def tended(running: "Run", where: Where | None = None) -> "Iterator[tuple[Report
         yield count, noted
 
 
-def _both(one: Report, two: Report | None) -> Report:
+def _both(one: Report, two: Report) -> Report:
     def report(job: "Job", images: int) -> None:
         one(job, images)
-        if two:
-            two(job, images)
+        two(job, images)
 
     return report
 

@@ -100,16 +100,13 @@ def _elsewhere(
     from rdp_bench.engine.progress import Costs, ProgressBar
 
     bar = ProgressBar(jobs, Costs(running.plan), show_bar=show_bar)
-    report = _all(bar, listener)
     try:
         bar.set_description("starting the workers" if where.shard is None else f"share {where.shard}")
-        if listener is not None:
-            listener.start(jobs)
         said = ""
         if where.shard:
-            share_here(running, where, report)
+            share_here(running, where, bar, listener)
         else:
-            said = spread(running, where, report)
+            said = spread(running, where, bar, listener)
     finally:
         bar.close()
         if listener is not None:

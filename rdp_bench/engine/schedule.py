@@ -146,6 +146,8 @@ class Schedule:
         self._busy: dict[str, Part] = {}
         self._last: dict[str, str] = {}  # by worker, the family of its last task
         self.refused: list[str] = []
+        self.workers: dict[str, str] = {}
+        """Host of every worker that was ready."""
         for part in parts:
             self._open.setdefault(part.task.number, _Open(part.job)).left.add(part.task)
             if isinstance(part.job, CraftJob):
@@ -185,13 +187,14 @@ class Schedule:
             match event:
                 case None:
                     raise RdpBenchError(self._stranded())
-                case Ready(worker, _):
+                case Ready(worker, host):
+                    self.workers[worker] = host
                     idle[worker] = None
                 case Progress(_, task, images):
                     if report:
                         report(self._parts[task].job, images)
                 case Said(worker, text, level):
-                    log.log(level, "%s: %s", worker, text)
+                    log.log(level, "host %s: %s", self.workers.get(worker) or worker, text)
                 case Answer(worker, task, reason, remarks):
                     idle[worker] = None
                     del self._busy[worker]
