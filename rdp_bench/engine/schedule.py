@@ -21,7 +21,7 @@ from rdp_bench.errors import RdpBenchError, StorageError
 log = logging.getLogger(__name__)
 
 MOST_TRIES = 3
-"""A task that takes so many workers down with it has failed."""
+"""A task that so many workers in a row were lost with, without storing a batch, has failed."""
 
 PATIENCE = (0.0, 0.1, 0.5, 1.0, 3.0, 10.0, 30.0)
 """Seconds between two looks for a result that a worker has reported: a network's file system shows it late."""
@@ -191,6 +191,7 @@ class Schedule:
                     self.workers[worker] = host
                     idle[worker] = None
                 case Progress(_, task, images):
+                    self._tries.pop(task, None)  # it gets on, a batch at a time
                     if report:
                         report(self._parts[task].job, images)
                 case Said(worker, text, level):

@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import socket
+import time
 from collections import deque
 from typing import Any
 
@@ -22,6 +23,9 @@ FUTILE = 3
 
 LOOK = 5.0
 """Seconds between two looks at the cluster while nothing happens."""
+
+KNOCKS = 3
+"""Times that a head is asked, a second apart, before it counts as gone."""
 
 NO_ROOM = 120.0
 """Seconds without any worker after which a cluster that has no room for one is given up."""
@@ -43,9 +47,11 @@ class RayExecutor:
         self._spec = spec
         self._need = {"GPU": 1.0} if spec.device == "cuda" else {"CPU": float(spec.threads)}
         self._begun_here = False
+        self._is_gone = False
         address = placement.ray_address or os.environ.get("RAY_ADDRESS", "")
         self._connect(address, placement.count)
         self._where = f"the Ray cluster {address}" if address else "Ray on this machine"
+        self._head = str(ray.get_runtime_context().gcs_address)
         room = self._room()
         if not room:
             have = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
@@ -83,7 +89,7 @@ class RayExecutor:
             try:
                 ready, _ = self._ray.wait(waiting, num_returns=1, timeout=LOOK, fetch_local=False)
             except Exception as error:  # Ray's own kinds, gRPC's
-                raise RdpBenchError(self._gone(error)) from error
+                raise self._gone(error) from error
             if not ready:
                 self._look()
                 continue
@@ -94,6 +100,8 @@ class RayExecutor:
 
     def close(self) -> None:
         ray = self._ray
+        if self._is_gone:  # any call would wait for it, and then end this process
+            return
         with contextlib.suppress(Exception):
             for actor in getattr(self, "_actors", {}).values():
                 ray.kill(actor)
@@ -166,7 +174,10 @@ class RayExecutor:
 
     def _lose(self, name: str, error: Exception) -> None:
         """A worker has died: its task goes back, and another worker takes its place."""
-        self._actors.pop(name, None)
+        self._refuse_gone()
+        if actor := self._actors.pop(name, None):
+            with contextlib.suppress(Exception):
+                self._ray.kill(actor)  # it may be out of reach only, and would go on
         self._futile += 1
         where = f"on host {self._hosts[name]}" if name in self._hosts else f"of {self._where}"
         self._events.append(Lost(name, f"worker {name} {where} is lost ({_first_line(error)})"))
@@ -175,17 +186,33 @@ class RayExecutor:
 
     def _look(self) -> None:
         """After a while without events, see whether there is a cluster, and whether it has room."""
+        self._refuse_gone()
         try:
             room = self._room()
         except Exception as error:
-            raise RdpBenchError(self._gone(error)) from error
+            raise self._gone(error) from error
         self._waited = 0.0 if self._streams or room else self._waited + LOOK
         if self._waited >= NO_ROOM:
-            raise RdpBenchError(self._gone(f"no node has had room for a worker for {NO_ROOM:.0f} s"))
+            raise self._gone(f"no node has had room for a worker for {NO_ROOM:.0f} s")
 
-    def _gone(self, why: object) -> str:
+    def _refuse_gone(self) -> None:
+        """Raise an error if the cluster's head cannot be reached.
+
+        A call of Ray would wait for it for a minute, and then end this process without a word of ours.
+        """
+        host, _, port = self._head.rpartition(":")
+        for _ in range(KNOCKS):
+            with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), LOOK):
+                return
+            time.sleep(1.0)
+        self._is_gone = True
+        raise self._gone("its head does not answer")
+
+    def _gone(self, why: object) -> RdpBenchError:
         said = _first_line(why) if isinstance(why, Exception) else why
-        return f"{self._where} is gone ({said}). Finished batches are kept; the same command goes on from there"
+        return RdpBenchError(
+            f"{self._where} is gone ({said}). Finished batches are kept; the same command goes on from there"
+        )
 
 
 class _Actor:

@@ -27,9 +27,10 @@ class Remote:
     def __init__(self, spec: WorkerSpec, name: str = "") -> None:
         self.name = name or worker_name()
         self.said: queue.SimpleQueue[Said] = queue.SimpleQueue()
+        self.worker, self.board = make_worker(spec)
+        # From here on: the driver has logged what there is to say of the plan.
         self._handler = _Forward(self)
         logging.getLogger("rdp_bench").addHandler(self._handler)
-        self.worker, self.board = make_worker(spec)
         self.threads = spec.threads
         self.jobs = numbered(self.worker.plan)
         self.heart = Heart(self.board, self.name)
