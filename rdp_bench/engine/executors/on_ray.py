@@ -121,7 +121,7 @@ class RayExecutor:
         elif count and self._need.get("CPU"):
             # As many workers as were asked for, whatever the cores: the user knows.
             quiet["num_cpus"] = max(int(self._need["CPU"]) * count, os.cpu_count() or 1)
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        _refuse_bad(address)
         try:
             ray.init(address=address or "local", **quiet)
         except Exception as error:
@@ -233,6 +233,25 @@ class _Actor:
         """Do a task; a stream of events that ends with its answer."""
         assert self._remote is not None
         yield from self._remote.do(task)
+
+
+def _refuse_bad(address: str) -> None:
+    """Raises `UsageError` where a cluster's head cannot be: Ray itself would try for minutes."""
+    if address in ("", "auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        raise UsageError(
+            f"--ray-address {address}: expected HOST:PORT of the cluster's head, mostly port 6379, or auto; submit the "
+            "command to a cluster behind ray:// with `ray job submit`"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), LOOK).close()
+    except OSError as error:
+        raise UsageError(
+            f"--ray-address {address}: nothing answers there, asked from host {socket.gethostname()} "
+            f"({error.strerror or error})"
+        ) from error
 
 
 def _amounts(resources: dict[str, float]) -> str:
