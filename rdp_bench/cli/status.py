@@ -57,7 +57,7 @@ def _show(store: "Store", board: "Board", about: dict[str, Any]) -> bool:
     from rdp_bench.engine.progress import duration
 
     jobs = about["jobs"]
-    left = [number for number, job in enumerate(jobs) if not _done(store, job)]
+    left = [int(number) for number, job in jobs.items() if number.isdecimal() and not _done(store, job)]
     failures = {number: note for number, note in board.failures().items() if number in left}
     workers = board.workers()
     busy = {facts.get("number") for facts in workers.values()}

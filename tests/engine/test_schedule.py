@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -27,7 +28,7 @@ def parts(*jobs: CraftJob | EvaluateJob, n: int = 1, cut: int = 1, cost: float =
     return [
         Part(Task(number, job.key, low, high), job, cost * (high - low))
         for number, job in enumerate(jobs)
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in pairwise(edges)
     ]
 
 

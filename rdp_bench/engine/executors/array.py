@@ -4,6 +4,7 @@ All that they share is the store. A worker claims a portion (rows of a set and t
 whose worker has died is taken over. Which worker does what changes no result.
 """
 
+import time
 from collections.abc import Iterator
 
 from rdp_bench.engine.executors.remote import Remote
@@ -26,20 +27,45 @@ def work(remote: Remote, index: int, count: int) -> int:
     piles = share(found, count)
     order = [portion for shift in range(count) for portion in piles[(index + shift) % count]]
     done = 0
-    while some := sum(_do(remote, portion) for portion in order):
-        done += some
-    return done
+    while True:
+        while some := sum(_do(remote, portion) for portion in order):
+            done += some
+        if not _wait(remote, [portion for portion in order if _left(remote, portion)]):
+            return done
 
 
-def _do(remote: Remote, portion: list[Part]) -> bool:
-    """Do a portion; False where nothing is left of it, or another worker has it."""
-    board, plan = remote.board, remote.worker.plan
-    failed = board.failed_tasks()
-    todo = [
+def _wait(remote: Remote, portions: list[list[Part]]) -> bool:
+    """Whether there may be more to do: another worker has claimed a portion, and then gives no sign of life.
+
+    A worker that does give one after now will do what it has claimed.
+    """
+    board = remote.board
+    seen = {name: facts["time"] for name, facts in board.workers().items()}
+    while doubtful := {owner for portion in portions if (owner := board.owner(portion[0].task))}:
+        alive = board.workers()
+        if any(owner not in alive for owner in doubtful):
+            return True
+        proven = {owner for owner in doubtful if alive[owner]["time"] != seen.setdefault(owner, alive[owner]["time"])}
+        portions = [portion for portion in portions if board.owner(portion[0].task) not in proven]
+        if not portions:
+            return False
+        time.sleep(1.0)
+    return bool(portions)  # released, and not done
+
+
+def _left(remote: Remote, portion: list[Part]) -> list[Part]:
+    """What is left of a portion."""
+    plan, failed = remote.worker.plan, remote.board.failed_tasks()
+    return [
         part
         for part in portion
         if part.task.name not in failed and not stored(plan, part.job, part.task.low, part.task.high)
     ]
+
+
+def _do(remote: Remote, portion: list[Part]) -> bool:
+    """Do a portion; False where nothing is left of it, or another worker has it."""
+    board, todo = remote.board, _left(remote, portion)
     if not todo or not board.claim(portion[0].task, remote.name):
         return False
     try:

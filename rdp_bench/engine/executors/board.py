@@ -26,7 +26,7 @@ from typing import Any
 from rdp_bench.cache.store import Store, write_atomic
 from rdp_bench.engine.jobs import Job
 from rdp_bench.engine.plan import Plan
-from rdp_bench.engine.tasks import Part, Task, numbered
+from rdp_bench.engine.tasks import Part, Task, distinct, numbered
 from rdp_bench.errors import StorageError
 from rdp_bench.keys import Record, hash_many, key_of
 
@@ -74,16 +74,20 @@ class Board:
         for path in self._files("failed") if alone else ():
             _remove(path)
         sweep(self.store)
-        jobs = [
-            {"name": str(job), "n": plan.n, "artefacts": [[record["kind"], key_of(record)] for record in job.records]}
-            for job in numbered(plan)
-        ]
+        every = numbered(plan)
+        jobs = {
+            number: {
+                "name": str(every[number]),
+                "artefacts": [[record["kind"], key_of(record)] for record in every[number].records],
+            }
+            for number in distinct(plan)
+        }
         self._write("run.json", {**facts, "time": time.time(), "jobs": jobs})
 
     def about(self) -> Record | None:
         """What `begin` wrote; None where it did not, or not all of it is there."""
         found = _read(self.folder / "run.json")
-        return found if found and isinstance(found.get("jobs"), list) else None
+        return found if found and isinstance(found.get("jobs"), dict) else None
 
     # --- workers ---
 
@@ -98,7 +102,7 @@ class Board:
     def workers(self) -> dict[str, Record]:
         """What each worker that lives wrote last."""
         found = {path.name.removesuffix(".json"): _read(path) for path in self._files("workers")}
-        return {name: facts for name, facts in found.items() if facts and _age(facts) < EXPIRES}
+        return {name: facts for name, facts in found.items() if facts and _age(facts) < EXPIRES and not _ended(facts)}
 
     # --- tasks ---
 
@@ -117,6 +121,10 @@ class Board:
                 return False
             _remove(path)
         return False
+
+    def owner(self, task: Task) -> str:
+        """The worker that claims a task; empty where none does."""
+        return str((_read(self.folder / "claims" / f"{task.name}.json") or {}).get("worker", ""))
 
     def release(self, task: Task) -> None:
         """Give a task back."""
@@ -205,7 +213,7 @@ class Heart:
 
     board: Board
     worker: str
-    facts: Record = field(default_factory=dict)
+    facts: Record = field(default_factory=lambda: {"host": socket.gethostname(), "pid": os.getpid()})
     """What the worker does now."""
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -228,8 +236,10 @@ class Heart:
 
     def doing(self, job: Job, task: Task) -> None:
         """Say at once what is done now."""
-        self.facts = {"job": str(job), "number": task.number, "low": task.low, "high": task.high, "images": 0,
-                      "since": time.time(), "host": socket.gethostname(), "pid": os.getpid()}  # fmt: skip
+        self.facts = {
+            **self.facts, "job": str(job), "number": task.number, "low": task.low, "high": task.high, "images": 0,
+            "since": time.time(),
+        }  # fmt: skip
         with contextlib.suppress(StorageError):  # it will say so when it stores its batch
             self.board.beat(self.worker, self.facts)
 
@@ -241,6 +251,19 @@ class Heart:
         while not self._stop.wait(BEAT):
             with contextlib.suppress(StorageError):
                 self.board.beat(self.worker, self.facts)
+
+
+def _ended(facts: Record) -> bool:
+    """Whether a worker was a process of this machine, and is no more."""
+    if facts.get("host") != socket.gethostname() or not isinstance(facts.get("pid"), int):
+        return False
+    try:
+        os.kill(facts["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # of another user
+        return False
+    return False
 
 
 def _age(facts: Record) -> float:

@@ -114,7 +114,7 @@ class SlurmArray:
         if found.returncode and "Invalid job id" not in found.stderr:
             log.warning("squeue: %s", found.stderr.strip() or f"exit status {found.returncode}")
             return True  # Slurm's controller does not answer now; the workers need it not
-        return any(line.strip() and line.strip() != "COMPLETING" for line in found.stdout.splitlines())
+        return bool(found.stdout.strip())  # "COMPLETING" too: that is how a worker looks that is being requeued
 
 
 class ArrayWorker:

@@ -66,7 +66,7 @@ def test_a_failure_is_noted_until_the_task_succeeds(board: Board) -> None:
 
 
 def test_notes_of_long_ago_are_deleted(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    board.keep("run.json", {"time": boards.time.time() - boards.KEPT - 1, "jobs": []})
+    board.keep("run.json", {"time": boards.time.time() - boards.KEPT - 1, "jobs": {}})
     board.refuse("one", "no torch")
     boards.sweep(board.store)
     assert not [path for path in board.folder.rglob("*") if path.is_file()]

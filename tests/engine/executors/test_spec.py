@@ -126,7 +126,7 @@ def test_a_cache_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypatc
 def test_only_what_the_run_needs_crosses(tmp_path: Path) -> None:
     spec = written(tmp_path)
     assert {field.name for field in dataclasses.fields(spec)} == {
-        "grid", "cache", "seed", "device", "limit", "batch_size", "threads", "folder", "models_dir", "plugins", "shipped",
-        "versions", "environment", "plan", "keys",
+        "grid", "cache", "seed", "device", "limit", "batch_size", "threads", "folder", "models_dir", "plugins",
+        "shipped", "versions", "environment", "plan", "keys",
     }  # fmt: skip
     assert Store(Path(spec.cache)).root == tmp_path / "cache"
