@@ -2,16 +2,15 @@
 
 import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rdp_bench.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
-    from rdp_bench.api.work import Listener
     from rdp_bench.engine.executors import Array
     from rdp_bench.engine.executors.board import Board
     from rdp_bench.engine.jobs import Job, JobResult
@@ -24,6 +23,19 @@ log = logging.getLogger("rdp_bench")
 Report = Callable[["Job", int], None]
 
 Outcomes = Iterator["JobResult"]
+
+
+class Listener(Protocol):
+    """What may follow the work besides the progress bar."""
+
+    def start(self, jobs: "Sequence[Job]") -> None:
+        """The jobs begin."""
+
+    def __call__(self, job: "Job", images: int) -> None:
+        """So many images more of `job` are done."""
+
+    def close(self) -> None:
+        """The jobs are over, or were interrupted."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ def placement(given: Mapping[str, Any], in_grid: Mapping[str, Any], grid: str) -
     return found
 
 
-def spread(running: "Run", where: Where, report: Report, listener: "Listener | None" = None) -> str:
+def spread(running: "Run", where: Where, report: Report, listener: Listener | None = None) -> str:
     """Have the workers of an executor do what the run lacks; clean accuracies too.
 
     Returns:
@@ -116,7 +128,7 @@ def spread(running: "Run", where: Where, report: Report, listener: "Listener | N
 
 
 def _submitted(
-    running: "Run", where: Where, array: "Array", board: "Board", report: Report, listener: "Listener | None"
+    running: "Run", where: Where, array: "Array", board: "Board", report: Report, listener: Listener | None
 ) -> str:
     """Submit workers that need no driver, and follow them if that is wanted."""
     from rdp_bench.engine.executors.follow import follow
@@ -138,7 +150,7 @@ def _submitted(
     return ""
 
 
-def share_here(running: "Run", where: Where, report: Report, listener: "Listener | None" = None) -> None:
+def share_here(running: "Run", where: Where, report: Report, listener: Listener | None = None) -> None:
     """Do one share of the plan in this process.
 
     A set is crafted and judged by one share, so shares need nothing of each other. Which jobs are whose follows
@@ -165,7 +177,7 @@ def share_here(running: "Run", where: Where, report: Report, listener: "Listener
 class _Ends:
     """Counts every batch for the bar, and tells a listener, who expects one job after another, of jobs that end."""
 
-    def __init__(self, plan: "Plan", numbers: list[int], report: Report, listener: "Listener | None") -> None:
+    def __init__(self, plan: "Plan", numbers: list[int], report: Report, listener: Listener | None) -> None:
         from rdp_bench.engine.tasks import numbered
 
         self._report, self._listener = report, listener

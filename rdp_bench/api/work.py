@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rdp_bench.api.place import Where
+    from rdp_bench.api.place import Listener, Where
     from rdp_bench.engine.jobs import Job
     from rdp_bench.engine.plan import Plan
     from rdp_bench.engine.run import Run
@@ -18,25 +18,12 @@ def lacks_results(running: "Run", jobs: "Sequence[Job]") -> bool:
     return bool(jobs) or not _accuracies_known(running.plan)
 
 
-class Listener(Protocol):
-    """What may follow the work besides the progress bar."""
-
-    def start(self, jobs: "Sequence[Job]") -> None:
-        """The jobs begin."""
-
-    def __call__(self, job: "Job", images: int) -> None:
-        """So many images more of `job` are done."""
-
-    def close(self) -> None:
-        """The jobs are over, or were interrupted."""
-
-
 def work(
     running: "Run",
     jobs: "Sequence[Job]",
     batch_size: int | None,
     show_bar: bool | None,
-    listener: Listener | None = None,
+    listener: "Listener | None" = None,
     where: "Where | None" = None,
 ) -> str:
     """Do `jobs`, the measurement of clean accuracies and of costs; the results folder is written.
@@ -94,7 +81,7 @@ def work(
 
 
 def _elsewhere(
-    running: "Run", jobs: "Sequence[Job]", show_bar: bool | None, listener: Listener | None, where: "Where"
+    running: "Run", jobs: "Sequence[Job]", show_bar: bool | None, listener: "Listener | None", where: "Where"
 ) -> str:
     from rdp_bench.api.place import remarks_of, share_here, spread
     from rdp_bench.engine.progress import Costs, ProgressBar
