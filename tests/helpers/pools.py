@@ -4,7 +4,7 @@ import json
 import pickle
 from collections import deque
 
-from rdp_bench.engine.executors.remote import Remote, refusal
+from rdp_bench.engine.executors.remote import Remote, start_worker
 from rdp_bench.engine.executors.spec import WorkerSpec
 from rdp_bench.engine.options import Placement
 from rdp_bench.engine.schedule import Event, Ready, Refused
@@ -21,7 +21,7 @@ class TakingTurns:
         self.did: dict[str, list[Task]] = {}
         for number in range(self.workers):
             crossed = WorkerSpec.read(json.loads(json.dumps(pickle.loads(pickle.dumps(spec)).json())))
-            found = refusal(crossed, f"turn-{number}")
+            found = start_worker(crossed, f"turn-{number}")
             if isinstance(found, Refused):
                 self.events.append(found)
             else:

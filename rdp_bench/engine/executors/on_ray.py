@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import Any
 
-from rdp_bench.engine.executors.remote import Remote, refusal
+from rdp_bench.engine.executors.remote import Remote, start_worker
 from rdp_bench.engine.executors.spec import WorkerSpec
 from rdp_bench.engine.options import Placement
 from rdp_bench.engine.schedule import Event, Lost, Ready, Refused
@@ -223,7 +223,7 @@ class _Actor:
 
     def begin(self, spec: WorkerSpec, name: str) -> Event:
         """Make the worker."""
-        found = refusal(spec, name)
+        found = start_worker(spec, name)
         if isinstance(found, Refused):
             return found
         self._remote = found

@@ -100,7 +100,7 @@ class _Forward(logging.Handler):
         self._remote.said.put(Said(self._remote.name, record.getMessage(), record.levelno))
 
 
-def refusal(spec: WorkerSpec, name: str) -> "Remote | Refused":
+def start_worker(spec: WorkerSpec, name: str) -> "Remote | Refused":
     """The worker, or why there is none."""
     try:
         return Remote(spec, name)
