@@ -427,8 +427,11 @@ def _mine(module: str | None) -> bool:
 
 
 def new_local_modules(before: Iterable[str]) -> Modules:
-    """Return the local modules that were imported after `before`, a copy of the names in `sys.modules`."""
-    known = set(before)
+    """Return the local modules that were imported after `before`, a copy of the names in `sys.modules`.
+
+    The program itself, to which an import of multiprocessing gives a second name, is not one of them.
+    """
+    known = {*before, *_MAIN}
     return {
         name: file
         for name, module in list(sys.modules.items())

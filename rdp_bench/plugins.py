@@ -75,6 +75,11 @@ def load(files: tuple[Path, ...] = (), packages: tuple[str, ...] = BUILTIN_PACKA
                 _refuse_shadowed(path)
 
 
+def loaded_files() -> dict[Path, tuple[Path, ...]]:
+    """The plugin files that this process loaded, each with the local files that it consists of."""
+    return {Path(name): tuple(files) for name, files in _loaded.items() if Path(name) in files}
+
+
 def _known(name: str, what: str) -> bool:
     """Return whether a plugin is already loaded.
 

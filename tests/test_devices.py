@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from rdp_bench import environment, plugins, registry
 from rdp_bench.cli.main import main
-from rdp_bench.engine import worker
+from rdp_bench.engine import tasks
 from rdp_bench.models import zoo
 from rdp_bench.numerics import fixed_layers, resizing
 from rdp_bench.rng import ImageRng
@@ -155,7 +155,7 @@ def test_trainers(name: str, attack: str, tmp_path: Path, device: str, monkeypat
 def test_a_run(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the command line to its sheet, restoration included."""
     monkeypatch.setattr(environment, "choose_device", lambda asked: asked)
-    monkeypatch.setitem(worker.BATCH, device, 5)
+    monkeypatch.setitem(tasks.BATCH, device, 5)
     grid = tmp_path / "tiny.toml"
     grid.write_text(
         '[axes]\nattacks = ["fgsm", "pgd-targeted(steps=2)"]\ndefenses = ["none", "jpeg", "r&p"]\neps = [16]\n'

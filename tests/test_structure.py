@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "download": {"contract", "cache", "data"},
     "results": {"contract", "cache", "metrics", "data"},
     "engine": {"contract", "cache", "weights", "metrics", "models", "results", "data", "reports.figures"},
+    "engine.executors": {"contract", "cache", "engine"},
     "train": {"contract", "cache", "weights", "metrics", "models", "attacks", "attacks._kernels", "defenses",
         "defenses._networks", "data",
     },

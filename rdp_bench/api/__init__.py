@@ -186,6 +186,10 @@ def evaluate(
     out: str | Path | None = None,
     fresh: bool = False,
     progress: bool | None = None,
+    executor: str | None = None,
+    workers: int | str | None = None,
+    ray_address: str | None = None,
+    slurm: str | None = None,
 ) -> Result:
     """Measure defenses under transfer attacks: what `rdp-bench run` does, for objects of your own too.
 
@@ -219,6 +223,11 @@ def evaluate(
         out: results folder to write, as `rdp-bench run --out`. By default a temporary one: see `Result.report`.
         fresh: compute the cells again; what the cache holds of them is deleted.
         progress: show a progress bar; by default where stderr is a terminal.
+        executor: where jobs are done: "serial" (this process), "ray", "slurm", or that of a plugin. Default: what
+            `grid` says, else "serial". Workers elsewhere know entries by their label only, no objects of this process.
+        workers: their number, or "auto".
+        ray_address: a running Ray cluster.
+        slurm: options of sbatch, like "partition=gpu,time=4:00:00,gres=gpu:1".
 
     Returns:
         The results. A cell that could not be computed is "failed" and says why; see `Result.failed`.
@@ -228,7 +237,8 @@ def evaluate(
     """
     from tempfile import TemporaryDirectory
 
-    from rdp_bench import environment, registry
+    from rdp_bench import registry
+    from rdp_bench.api.place import Where, placement
     from rdp_bench.api.work import work
     from rdp_bench.cache.store import Store
     from rdp_bench.engine.plan import make_plan
@@ -248,13 +258,21 @@ def evaluate(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value not in (None, [])}
     call = _call(grid, own, given)
+    place = {"executor": executor, "workers": workers, "ray_address": ray_address, "slurm": slurm}
+    place = {name: value for name, value in place.items() if value is not None}
     with registered(registry.defense, {**others.entries, **own.entries}), registered(registry.attack, crafted.entries):
         chosen = _grid(grid, profile, given, own.labels, models)
+        where = Where(placement(place, dict(chosen.run), chosen.name), limit, batch_size, models)
+        if not where.here and (mine := [*own.entries, *others.entries, *crafted.entries]):
+            raise UsageError(
+                f"executor={where.placement.executor!r}: '{mine[0]}' is an object of this process, which workers "
+                "elsewhere cannot have; register it in a plugin file that a grid names, or leave out executor"
+            )
         plan = make_plan(
             chosen,
             Store(_location(cache)),
             seed=seed,
-            device=environment.choose_device(device),
+            device=where.device(device),
             limit=limit,
             models_dir=models,
         )
@@ -264,7 +282,7 @@ def evaluate(
         names = names_of(chosen, {**others.titles, **crafted.titles, **own.titles})
         jobs = running.start(set() if fresh else None)
         running.record["names"] = names
-        work(running, jobs, batch_size, bool(progress) if progress is not None else None)
+        work(running, jobs, batch_size, bool(progress) if progress is not None else None, where=where)
     return read(folder, plan.store, [chosen.name], keep)
 
 

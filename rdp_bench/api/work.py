@@ -1,12 +1,16 @@
 """Doing what a run still lacks: shared by `evaluate` and the command line."""
 
+import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rdp_bench.api.place import Listener, Where
     from rdp_bench.engine.jobs import Job
     from rdp_bench.engine.plan import Plan
     from rdp_bench.engine.run import Run
+
+log = logging.getLogger("rdp_bench")
 
 
 def lacks_results(running: "Run", jobs: "Sequence[Job]") -> bool:
@@ -14,26 +18,14 @@ def lacks_results(running: "Run", jobs: "Sequence[Job]") -> bool:
     return bool(jobs) or not _accuracies_known(running.plan)
 
 
-class Listener(Protocol):
-    """What may follow the work besides the progress bar."""
-
-    def start(self, jobs: "Sequence[Job]") -> None:
-        """The jobs begin."""
-
-    def __call__(self, job: "Job", images: int) -> None:
-        """So many images more of `job` are done."""
-
-    def close(self) -> None:
-        """The jobs are over, or were interrupted."""
-
-
 def work(
     running: "Run",
     jobs: "Sequence[Job]",
     batch_size: int | None,
     show_bar: bool | None,
-    listener: Listener | None = None,
-) -> None:
+    listener: "Listener | None" = None,
+    where: "Where | None" = None,
+) -> str:
     """Do `jobs`, the measurement of clean accuracies and of costs; the results folder is written.
 
     Args:
@@ -42,12 +34,25 @@ def work(
         batch_size: images at once; None: as the device allows.
         show_bar: show a progress bar; None: where stderr is a terminal.
         listener: follows the jobs too.
+        where: an executor, or a share of the plan; None: this process does everything.
+
+    Returns:
+        What goes on elsewhere after this returns; mostly nothing.
     """
-    if not (lacks_results(running, jobs) or running.lacks_cost):
+    missing = lacks_results(running, jobs)
+    if missing and where and (where.shard or not where.here):
+        return _elsewhere(running, jobs, show_bar, listener, where)
+    if not (missing or running.lacks_cost):
+        from rdp_bench.api.place import remarks_of
+
+        for remark in remarks_of(running):
+            running.warn(remark)
         running.check_accuracy(None)
         running.save()
-        return
+        return ""
+    from rdp_bench.api.place import tended
     from rdp_bench.engine.progress import Costs, ProgressBar, measure
+    from rdp_bench.engine.schedule import run_here
 
     bar = ProgressBar(jobs, Costs(running.plan), show_bar=show_bar)
     try:
@@ -58,11 +63,11 @@ def work(
         running.check_accuracy(worker)
         bar.set_description("timing each part on two images")
         bar.set_costs(measure(running.plan, jobs))
-        worker.report = bar
         if listener is not None:
             listener.start(running.plan.to_do(jobs))  # some are done by now
-            worker.report = _both(bar, listener)
-        running.execute(jobs, worker)
+        with tended(running) as (count, noted):
+            worker.report = _all(bar, count, listener)
+            running.follow(noted(run_here(jobs, worker)))
         if running.lacks_cost:
             bar.set_description("measuring what each defense costs")
             from rdp_bench.engine import defense_cost
@@ -72,12 +77,44 @@ def work(
         bar.close()
         if listener is not None:
             listener.close()
+    return ""
 
 
-def _both(one: "Callable[[Job, int], None]", two: "Callable[[Job, int], None]") -> "Callable[[Job, int], None]":
+def _elsewhere(
+    running: "Run", jobs: "Sequence[Job]", show_bar: bool | None, listener: "Listener | None", where: "Where"
+) -> str:
+    from rdp_bench.api.place import remarks_of, share_here, spread
+    from rdp_bench.engine.progress import Costs, ProgressBar
+
+    bar = ProgressBar(jobs, Costs(running.plan), show_bar=show_bar)
+    try:
+        bar.set_description("starting the workers" if where.shard is None else f"share {where.shard}")
+        said = ""
+        if where.shard:
+            share_here(running, where, bar, listener)
+        else:
+            said = spread(running, where, bar, listener)
+    finally:
+        bar.close()
+        if listener is not None:
+            listener.close()
+    for remark in remarks_of(running):
+        running.warn(remark)
+    running.check_accuracy(None)
+    running.save()
+    if running.lacks_cost and not said:
+        log.warning(
+            "what each defense costs is not measured on other machines; the same command with --executor serial "
+            "measures it on this one"
+        )
+    return said
+
+
+def _all(*reports: "Callable[[Job, int], None] | None") -> "Callable[[Job, int], None]":
     def report(job: "Job", images: int) -> None:
-        one(job, images)
-        two(job, images)
+        for each in reports:
+            if each is not None:
+                each(job, images)
 
     return report
 

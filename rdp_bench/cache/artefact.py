@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,15 @@ class Artefact(StoredRows):
         """Whether every image is there (its content is checked when it is read), and the record."""
         return not self.missing(self.n or 1) and (self._record_written or self.key in self.store.lent)
 
-    def still_missing(self, batch: int) -> Iterator[tuple[int, int]]:
-        """`missing`, each range looked for again before it is handed out: another run may make the same artefact."""
-        todo, before = self.missing(batch), None
+    def still_missing(self, batch: int, rows: tuple[int, int] | None = None) -> Iterator[tuple[int, int]]:
+        """`missing`, each range looked for again before it is handed out: another run may make the same artefact.
+
+        Of the images `rows` (first, past-the-last) only, where they are given.
+        """
+        todo, before = within_rows(self.missing(batch), rows), None
         while todo:
             if before is not None and not self.has_shard(*before):  # another run completed and merged them all
-                todo = [rows for rows in self.missing(batch) if rows[0] >= before[1]]
+                todo = [each for each in within_rows(self.missing(batch), rows) if each[0] >= before[1]]
                 before = None
                 continue
             low, high = todo.pop(0)
@@ -168,3 +171,11 @@ class _Damage(Exception):  # noqa: N818 - never leaves this module
     def __init__(self, path: Location, error: DamagedError) -> None:
         super().__init__(str(error))
         self.path, self.error = path, error
+
+
+def within_rows(ranges: Iterable[tuple[int, int]], rows: tuple[int, int] | None) -> list[tuple[int, int]]:
+    """`ranges` of images cut to `rows` (first, past-the-last), without those outside of it; all where it is None."""
+    if rows is None:
+        return list(ranges)
+    first, last = rows
+    return [(max(a, first), min(b, last)) for a, b in ranges if a < last and first < b]

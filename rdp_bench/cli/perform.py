@@ -14,6 +14,7 @@ from rdp_bench.api.work import lacks_results, work
 from rdp_bench.cache.store import Location, Store
 from rdp_bench.cache.url import UrlPath
 from rdp_bench.cli.lines import JobLines
+from rdp_bench.cli.where import chosen, where_of
 from rdp_bench.data.adversarial import ELSEWHERE, SCHEME
 from rdp_bench.errors import UsageError
 from rdp_bench.specs import split
@@ -55,7 +56,8 @@ def perform(plan: "Plan", options: "RunOptions", made: set[str] | None = None, h
         _writable(plan.store.root, "--cache")
     quiet = options.progress is None and not sys.stderr.isatty()
     lines = JobLines(lambda line: click.echo(line, err=True)) if quiet else None
-    work(running, jobs, options.batch_size, options.progress, lines)
+    if said := work(running, jobs, options.batch_size, options.progress, lines, where_of(plan.grid, options)):
+        click.echo(said, err=True)
     _print_checks(running)
     return running
 
@@ -117,6 +119,7 @@ def run_options(flags: Mapping[str, Any]) -> "RunOptions":
         changes=_changes(flags),
         added=_added(flags),
         names=_given_names(flags["names"]),
+        **chosen(flags),
     )
 
 
@@ -184,14 +187,13 @@ def _say_size(grid: "Grid") -> None:
 
 def plan_of(grid: "Grid", options: "RunOptions") -> "Plan":
     """The plan of a grid under the flags."""
-    from rdp_bench import environment
     from rdp_bench.engine.plan import make_plan
 
     return make_plan(
         grid,
         Store(options.cache, read_only=options.dry_run),
         seed=options.seed,
-        device=environment.choose_device(options.device),
+        device=where_of(grid, options).device(options.device),
         limit=options.limit,
         models_dir=options.models_dir,
     )

@@ -10,7 +10,7 @@ import click
 
 from rdp_bench.budgets import NORMS, show_eps
 from rdp_bench.cli import cache as cli_cache
-from rdp_bench.cli import complete, suite
+from rdp_bench.cli import complete, suite, where
 from rdp_bench.cli.again import Again
 from rdp_bench.cli.perform import DEFAULT_OUT, load_grid, next_step, perform, plan_of, run_options
 from rdp_bench.data.adversarial import ELSEWHERE
@@ -108,6 +108,7 @@ _grid: dict[str, Any] = {
 @out_option
 @cli_cache.option
 @plugin_option
+@where.options
 @click.option("--dry-run", is_flag=True, help="Print the plan, what is cached, and an estimate of the remaining time.")
 @click.option("--fresh", is_flag=True, help="Compute the selected cells again; their cached results are deleted.")
 @click.option("--progress/--no-progress", default=None, help="Turn the progress bar on or off.")

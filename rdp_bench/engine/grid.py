@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from rdp_bench import schema
 from rdp_bench.budgets import LINF, NORMS, parse_eps
 from rdp_bench.data.open import in_folder
+from rdp_bench.engine.options import Placement
 from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown_name
 from rdp_bench.protocols import purifies
 from rdp_bench.registry import dataset as datasets
@@ -81,6 +82,8 @@ class Grid:
     """How reports write labels."""
     plugins: tuple[Path, ...] = ()
     """Plugin files that were loaded for it."""
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Where its jobs are done, by field of `options.Placement`."""
 
     def files(self, axis: str, models_dir: Path | None) -> FileSearch:
         """Where the files that labels of this axis name are looked for."""
@@ -112,6 +115,7 @@ class _GridFile:
     profile: Annotated[dict[str, dict[str, Any]], "a table of profiles"] = field(default_factory=dict)
     plugins: Annotated[tuple[str, ...], "a list of paths"] = ()
     names: Annotated[dict[str, str], "a table of texts"] = field(default_factory=dict)
+    run: Annotated[dict[str, Any], "a table"] = field(default_factory=dict)  # read as `Placement`
 
 
 @dataclass(frozen=True)
@@ -288,7 +292,8 @@ def _read(name: str, file: _GridFile, profile: str, changes: Mapping[str, Any], 
     axes = replace(read, **{**changes, "eps": eps})
     _check_settings(name, axes)
     folders = {axis: folder for axis in values if axis not in changes}
-    return Grid(name, file.title or name, profile, axes, folders, file.names)
+    schema.read(file.run, Placement, f"[run] of grid {name}", "key of {}".format)
+    return Grid(name, file.title or name, profile, axes, folders, file.names, run=file.run)
 
 
 def _dataset(label: str, folder: Path) -> str:

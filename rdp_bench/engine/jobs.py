@@ -1,15 +1,12 @@
-"""A run as a list of keyed jobs, and the executor that does them.
+"""A run as a list of keyed jobs.
 
-`SerialExecutor` does one job after another in this process. A job is plain data and can be pickled, so an executor for
-many GPUs or machines needs nothing else; finished work is found in the store by its key.
+A job is plain data and can be pickled; finished work is found in the store by its key. `schedule` has jobs done.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from rdp_bench.budgets import LINF, show_eps
-from rdp_bench.errors import RdpBenchError, StorageError
 from rdp_bench.keys import Record
 
 
@@ -76,33 +73,3 @@ class JobResult:
 
 Work = Callable[[Job], Iterable[str] | None]
 """Does a job and returns its remarks."""
-
-
-class Executor(Protocol):
-    """Does jobs, in any order that does a set before what needs it, and reports each as it ends."""
-
-    def run(self, jobs: Iterable[Job], work: Work) -> Iterator[JobResult]: ...
-
-
-class SerialExecutor:
-    """One job after another in this process; a failed job does not stop the others."""
-
-    def run(self, jobs: Iterable[Job], work: Work) -> Iterator[JobResult]:
-        failed: dict[str, str] = {}
-        for job in jobs:
-            if isinstance(job, EvaluateJob) and job.craft and job.craft.key in failed:
-                yield JobResult(job, f"its adversarial set failed: {failed[job.craft.key]}")
-                continue
-            try:
-                remarks = tuple(work(job) or ())
-            except StorageError:
-                raise  # nothing after it could be kept either
-            except RdpBenchError as error:
-                reason = str(error)
-            except Exception as error:  # an entry may raise anything: its cells fail, the others go on
-                reason = f"{type(error).__name__}: {error}"
-            else:
-                yield JobResult(job, remarks=remarks)
-                continue
-            failed[job.key] = reason
-            yield JobResult(job, reason)

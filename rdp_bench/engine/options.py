@@ -3,10 +3,61 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rdp_bench.cache.files import Location
 from rdp_bench.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the jobs of a run are done; the schema of `[run]` in a grid file.
+
+    Raises:
+        UsageError: no positive number of workers.
+    """
+
+    executor: Annotated[str, "a text"] = "serial"
+    workers: Annotated[int | str, 'a number or "auto"'] = "auto"
+    ray_address: Annotated[str, "a text"] = ""  # of a running cluster; empty: one is started on this machine
+    slurm: Annotated[str, "a text"] = ""  # options of sbatch: "partition=gpu,time=4:00:00,gres=gpu:1"
+    wait: Annotated[bool, "true or false"] = True  # until submitted workers have ended
+
+    def __post_init__(self) -> None:
+        if self.workers != "auto" and not (isinstance(self.workers, int) and self.workers > 0):
+            raise UsageError(f"--workers {self.workers}: expected auto or a number above 0")
+
+    @property
+    def count(self) -> int | None:
+        """The number of workers; None: as many as there is room for."""
+        return self.workers if isinstance(self.workers, int) else None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The share `number` of `count` of a plan, counted from 1.
+
+    Raises:
+        UsageError: there is no such share.
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise UsageError(f"--shard {self}: expected i/n with i from 1 to n, like 2/8")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def read(cls, text: str) -> "Shard":
+        """The share that `--shard i/n` names."""
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and text.isascii()):
+            raise UsageError(f"--shard {text}: expected i/n with i from 1 to n, like 2/8")
+        return cls(int(number), int(count))
 
 
 @dataclass(frozen=True)
@@ -35,6 +86,9 @@ class RunOptions:
     """What comes after the labels of a grid's axes."""
     names: Mapping[str, str] = field(default_factory=dict)
     """How reports write labels."""
+    place: Mapping[str, Any] = field(default_factory=dict)
+    """What takes the place of a grid's `[run]` table, by field of `Placement`."""
+    shard: Shard | None = None  # do this share of the plan only
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

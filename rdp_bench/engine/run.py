@@ -12,9 +12,10 @@ from rdp_bench.cache.store import Artefact
 from rdp_bench.data.image_hashes import digest
 from rdp_bench.engine import crosscheck, defense_cost, prefix_reuse
 from rdp_bench.engine.crosscheck import Check, check_rate
-from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Executor, Job, SerialExecutor, Work
+from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job, JobResult, Work
 from rdp_bench.engine.plan import Plan
 from rdp_bench.engine.record import header, now
+from rdp_bench.engine.schedule import run_here
 from rdp_bench.environment import merged
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, UnreadableError, UsageError
 from rdp_bench.keys import Record, key_of
@@ -133,13 +134,15 @@ class Run:
                 len(there), self.plan.grid.name, self.out, before.header["command"],
             )  # fmt: skip
 
-    def execute(
-        self, jobs: Sequence[Job], work: Work, executor: Executor | None = None, save_every: float = 5.0
-    ) -> None:
-        """Do `jobs`; results and record are written as they come, and at the latest when this returns."""
+    def execute(self, jobs: Sequence[Job], work: Work) -> None:
+        """Do `jobs` in this process; results and record are written as they come."""
+        self.follow(run_here(jobs, work))
+
+    def follow(self, outcomes: Iterable[JobResult], save_every: float = 5.0) -> None:
+        """Take up the end of each job; results and record are written at the latest when this returns."""
         saved = kept = time.perf_counter()
         try:
-            for outcome in (executor or SerialExecutor()).run(jobs, work):
+            for outcome in outcomes:
                 self.failures.pop(outcome.job.key, None)
                 if outcome.reason:
                     self.failures[outcome.job.key] = outcome.reason

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rdp_bench.budgets import LINF, allowed
+from rdp_bench.cache.artefact import within_rows
 from rdp_bench.cache.store import Artefact
 from rdp_bench.data.adversarial import AdversarialFiles
 from rdp_bench.data.decoded import DecodedImages
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.engine.plan import SET_FACTS, Plan
+from rdp_bench.engine.tasks import batch_of
 from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
@@ -34,7 +36,6 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-BATCH = {"cpu": 20, "cuda": 64}
 DEFENDED_BATCH_DIVISOR = 4
 """Batch-size divisor when backpropagating through a purifier: 350 MB per image for the compact NRP."""
 
@@ -87,15 +88,20 @@ class Worker:
     _remarks: list[str] = field(default_factory=list)  # of the job at hand
 
     def __post_init__(self) -> None:
-        self.size = self.batch or BATCH[self.plan.device.partition(":")[0]]
+        self.size = batch_of(self.plan, self.batch)
+        self._rows = (0, self.plan.n)
         configure_torch(self.plan.device)
         unkeyed.clear()  # what entries of an earlier run in this process read
         self.plan.store.made_by = describe(self.plan.device)
         local = None if self.plan.store.read_only else self.plan.store.local
         self._images = DecodedImages(self.plan.dataset, self.plan.image_hashes, local)
 
-    def __call__(self, job: Job) -> list[str]:
-        """Do what is still missing of `job`; returns what a reader of its results must know."""
+    def __call__(self, job: Job, rows: tuple[int, int] | None = None) -> list[str]:
+        """Do what is still missing of `job`, of the images `rows` only (first, past-the-last) where they are given.
+
+        Returns what a reader of its results must know.
+        """
+        self._rows = rows or (0, self.plan.n)
         if type(job) is not self._phase:
             self._phase = type(job)
             release_memory()
@@ -109,6 +115,10 @@ class Worker:
     def clean(self, low: int, high: int) -> NDArray[np.uint8]:
         """Images `low..high` of the data set as uint8 `[k, 3, s, s]`; not to be written into."""
         return self._images.batch(low, high)
+
+    def _missing(self, artefact: Artefact, size: int) -> list[tuple[int, int]]:
+        """Batches that are not stored yet, within the rows that this worker was given."""
+        return within_rows(artefact.missing(size), self._rows)
 
     def _labels(self, low: int, high: int) -> Tensor:
         return torch.tensor(list(self.plan.dataset.labels[low:high]), device=self.plan.device)
@@ -152,7 +162,7 @@ class Worker:
         size = self.size
         if self.batch is None and any(isinstance(member, StochasticLogits) for member in source.members):
             size = max(1, size // DEFENDED_BATCH_DIVISOR)
-        for low, high in artefact.still_missing(size):
+        for low, high in artefact.still_missing(size, self._rows):
             for a, b, arrays in self._retry_smaller_batches(make, low, high):
                 artefact.write(a, b, arrays)
                 if self.report:
@@ -201,11 +211,11 @@ class Worker:
         sample = plan.artefact(job.sample)
         for artefact in (*found.values(), sample, *([quality] if quality else [])):
             artefact.write_record()
-        missing = {label: artefact.missing(self.size) for label, artefact in found.items()}
-        unmeasured = quality.missing(self.size) if quality else []
+        missing = {label: self._missing(artefact, self.size) for label, artefact in found.items()}
+        unmeasured = self._missing(quality, self.size) if quality else []
         ranges = sorted({each for some in (*missing.values(), unmeasured) for each in some})
         # Images to be kept for the report that are in no missing batch.
-        unkept = sample.missing(self.size)
+        unkept = self._missing(sample, self.size)
         ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
         seed = hash_many([canonical_json({k: job.record[k] for k in ("defense", "seed", "stream")})])
         for low, high in ranges:

@@ -10,10 +10,11 @@ import pytest
 
 from rdp_bench import registry
 from rdp_bench.engine import plan as planning
-from rdp_bench.engine.jobs import CraftJob, EvaluateJob, SerialExecutor
+from rdp_bench.engine.jobs import CraftJob, EvaluateJob
 from rdp_bench.engine.options import RunOptions
 from rdp_bench.engine.plan import Plan
 from rdp_bench.engine.run import Run
+from rdp_bench.engine.schedule import run_here
 from rdp_bench.engine.worker import Worker
 from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.specs import FileSearch, files_from
@@ -101,7 +102,7 @@ def test_jobs_are_plain_data_with_keys(made: Plan) -> None:
 
 def test_jobs_from_a_pickle_are_done(made: Plan) -> None:
     jobs = pickle.loads(pickle.dumps(made.jobs))
-    assert not [result.reason for result in SerialExecutor().run(jobs, Worker(made)) if result.reason]
+    assert not [result.reason for result in run_here(jobs, Worker(made)) if result.reason]
     assert not made.to_do(made.jobs)
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rdp_bench.engine.jobs import SerialExecutor
 from rdp_bench.engine.plan import Plan
 from rdp_bench.engine.run import Run
+from rdp_bench.engine.schedule import run_here
 from rdp_bench.engine.worker import Worker
 from rdp_bench.errors import BadModelError
 from rdp_bench.metrics import lpips
@@ -66,7 +66,7 @@ def stored(made: Plan) -> int:
 
 
 def outcomes(made: Plan) -> list[str]:
-    return [outcome.reason for outcome in SerialExecutor().run(made.jobs, Worker(made)) if outcome.reason]
+    return [outcome.reason for outcome in run_here(made.jobs, Worker(made)) if outcome.reason]
 
 
 def test_a_defense_whose_weights_are_replaced_after_planning_fails(tmp_path: Path, network: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_network_whose_file_is_replaced_after_planning_fails(
     state = {name: tensor.clone() for name, tensor in weight_files.read_tensors(file).items()}
     torch.save({name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in state.items()}, file)
     worker = Worker(made)
-    reasons = {str(outcome.job): outcome.reason for outcome in SerialExecutor().run(jobs, worker)}
+    reasons = {str(outcome.job): outcome.reason for outcome in run_here(jobs, worker)}
     if role == "targets":
         assert all(CHANGED in reason for name, reason in reasons.items() if "against" in name)
         assert not list(made.store.root.glob("eval/??/*/*.safetensors"))
