@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from rdp_bench.defenses._networks.score import Denoising
+
 SIZES = {
     "paper": {"widths": [64, 96, 128, 160], "blocks": 2},
     "compact": {"widths": [32, 64, 96, 128], "blocks": 2},
@@ -99,15 +101,17 @@ class UNet(nn.Module):
         return nn.functional.pixel_shuffle(self.last(out), 2)
 
 
-class Denoiser(nn.Module):
-    """D(x, sigma): the expected clean image of a noisy one. 1,648,460 parameters at size compact."""
+class Denoiser(Denoising):
+    """D(x, sigma): the expected clean image of a noisy one. 1,934,732 parameters at size compact."""
+
+    highest = HIGHEST
 
     def __init__(self, widths: list[int], blocks: int = 2) -> None:
         super().__init__()
         self.multiple = 2 ** len(widths)
         self.inner = UNet(widths, blocks)
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoised images `[n, 3, h, w]`, not clamped; h and w in steps of `multiple`.
 
         Args:
@@ -119,6 +123,8 @@ class Denoiser(nn.Module):
         level = torch.log(sigma.clamp_min(LOWEST) / LOWEST) / math.log(HIGHEST / LOWEST)
         centred = x - 0.5
         return 0.5 + skip * centred + out * self.inner(into * centred, level).to(x.dtype)
+
+    forward = denoise
 
 
 def coefficients(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
