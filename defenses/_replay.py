@@ -1,13 +1,13 @@
 """The exact gradient through a chain of steps, with the memory of one step.
 
-Autograd keeps what every step computed; twenty steps of a diffusion network fill a large GPU. Here the forward pass keeps
-the states between the steps, and the backward pass computes one step at a time again (Chen et al. 2016, "Training deep
-nets with sublinear memory cost").
+Autograd keeps what every step computed; twenty steps of a diffusion network fill a large GPU. Here the forward pass
+keeps the states between the steps, and the backward pass computes one step at a time again (Chen et al. 2016, "Training
+deep nets with sublinear memory cost").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +37,7 @@ def chain(step: Step, count: int, states: Sequence[Tensor], shared: Sequence[Ten
         for i in range(count):
             states = step(i, states, shared)
         return states
-    found: States = _Chain.apply(step, count, len(states), *states, *shared)  # type: ignore[no-untyped-call]
+    found: States = _Chain.apply(step, count, len(states), *states, *shared)
     return found
 
 
@@ -47,19 +47,22 @@ def needs_gradient(*tensors: Tensor) -> bool:
 
 
 class Noise:
-    """The noise of each step from the images' streams: drawn in order, and kept if the steps are to be repeated."""
+    """The noise of each step from the images' streams: drawn in order, and kept if the steps are to be repeated.
+
+    The streams themselves advance, so that the next call of a purifier draws new noise (EOT).
+    """
 
     def __init__(self, rng: ImageRng, like: Tensor, *, keep: bool) -> None:
         self._rng, self._like, self._keep = rng, like, keep
-        self._drawn: dict[int, Tensor] = {}
+        self._drawn: dict[Hashable, Tensor] = {}
 
-    def __call__(self, number: int) -> Tensor:
-        """N(0, 1) of the shape and type of `like` for step `number`."""
-        if number in self._drawn:
-            return self._drawn[number]
+    def __call__(self, what: Hashable) -> Tensor:
+        """N(0, 1) of the shape and type of `like` for step `what`."""
+        if what in self._drawn:
+            return self._drawn[what]
         drawn = self._rng.normal(*self._like.shape[1:]).to(self._like)
         if self._keep:
-            self._drawn[number] = drawn
+            self._drawn[what] = drawn
         return drawn
 
 
@@ -67,7 +70,7 @@ class _Chain(torch.autograd.Function):
     """See `chain`."""
 
     @staticmethod
-    def forward(ctx: Any, step: Step, count: int, split: int, *tensors: Tensor) -> States:  # type: ignore[override]
+    def forward(ctx: Any, step: Step, count: int, split: int, *tensors: Tensor) -> States:
         states, shared = tensors[:split], tensors[split:]
         ctx.step, ctx.split, ctx.between = step, split, []
         ctx.save_for_backward(*tensors)
@@ -80,7 +83,7 @@ class _Chain(torch.autograd.Function):
         return tuple(state.clone() if count == 0 else state for state in states)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved: States = ctx.saved_tensors
         shared = tuple(tensor.detach().requires_grad_() for tensor in saved[ctx.split :])

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from rdp_bench.defenses._networks.score import ScoreNetwork
-    from rdp_bench.defenses._replay import Noise
     from rdp_bench.defenses._networks.schedule import Spaced
+    from rdp_bench.defenses._networks.score import ScoreNetwork
     from rdp_bench.rng import ImageRng
     from rdp_bench.weights.files import State
 
@@ -133,9 +132,10 @@ def _check_schedule(path: Path) -> None:
 class ScoreBased(Purifier):
     """Base of the purifiers that ask a score network.
 
-    A network of one size gets the image resized to it (bilinear), and the result is resized back; other images are padded
-    by reflection. The result is clamped to [0, 1]. With `fixed`, the noise is the same for every image and in every call,
-    so that an attacker knows it (the paper's DW-box, and "lock" in later work); else it is new in every call.
+    A network of one size gets the image resized to it (bilinear), and the result is resized back; other images are
+    padded by reflection. The result is clamped to [0, 1]. With `fixed`, the noise is the same for every image and in
+    every call, so that an attacker knows it (the paper's DW-box, and "lock" in later work); else it is new in every
+    call.
     """
 
     weights: WeightFile | None = None  # of a score network; auto: our denoiser
@@ -172,8 +172,9 @@ class ScoreBased(Purifier):
         about = self.file.metadata
         if about and self.strongest() > HIGHEST * (1 + 1e-6):
             raise UsageError(
-                f"{type(self).__name__}: the strongest noise is {self.strongest():.3g} of the pixel range, and our denoiser is "
-                f"trained up to {HIGHEST}. Choose less noise, or name a diffusion model: weights=256x256_diffusion_uncond.pt"
+                f"{type(self).__name__}: its strongest noise is {self.strongest():.3g} of the pixel range, and our "
+                f"denoiser is trained up to {HIGHEST}. Choose less noise, or a diffusion model: "
+                "weights=256x256_diffusion_uncond.pt"
             )
         return {
             **super().resolved(),
@@ -244,20 +245,19 @@ def noised(x: Tensor, abar: float, noise: Tensor) -> Tensor:
 
 
 def ddpm_step(
-    net: ScoreNetwork, x: Tensor, i: int, steps: Spaced, noise: Noise, number: int, guide: Guide | None = None
+    net: ScoreNetwork, x: Tensor, i: int, steps: Spaced, noise: Callable[[], Tensor], guide: Guide | None = None
 ) -> Tensor:
     """x_(i-1) for x_i, with the predicted x0 clipped to [-1, 1] (guided-diffusion's `p_sample`).
 
-    The variance is the learned one, or the posterior's for networks that learned none. `guide` gives a gradient that, times
-    the variance, is added to the mean (Dhariwal & Nichol 2021, Alg. 1).
+    The variance is the learned one, or the posterior's for networks that learned none. `guide` gives a gradient that,
+    times the variance, is added to the mean (Dhariwal & Nichol 2021, Alg. 1).
 
     Args:
         net: the score network.
         x: states `[n, 3, h, w]`.
         i: the step in `steps`.
         steps: the noise steps that are used.
-        noise: of this chain.
-        number: under which noise keeps this step's.
+        noise: draws that of this step.
         guide: from the state and abar to a gradient.
     """
     abar = steps.abar[i]
@@ -273,5 +273,4 @@ def ddpm_step(
     mean = of_x0 * x0 + of_x * x
     if guide is not None:
         mean = mean + variance * guide(x, abar)
-    return mean + variance**0.5 * noise(number) if i else mean
-
+    return mean + variance**0.5 * noise() if i else mean

@@ -27,9 +27,9 @@ LEAST, MOST = 1e-5, 0.1
 class AdaptiveDenoising(ScoreBased):
     """Adds noise once and follows the score in up to ten steps whose length adapts; the softmax of `runs` is averaged.
 
-    The authors' network is NCSNv2, whose output f is sigma times the score; its second noise level is used. Here f comes from
-    the score network at level `level`. The authors average logits over ten runs; here, as for every defense of several passes,
-    it is the softmax.
+    The authors' network is NCSNv2, whose output f is sigma times the score; its second noise level is used. Here f
+    comes from the score network at level `level`. The authors average logits over ten runs; here, as for every defense
+    of several passes, it is the softmax.
     """
 
     noise: float = 0.25

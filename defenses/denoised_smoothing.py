@@ -1,4 +1,4 @@
-"""Denoised smoothing: Salman et al., "Denoised Smoothing: A Provable Defense for Pretrained Classifiers", NeurIPS 2020."""
+"""Salman et al., "Denoised Smoothing: A Provable Defense for Pretrained Classifiers", NeurIPS 2020."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class DenoisedSmoothing(ScoreBased):
     """Adds noise of level `sigma` and removes it by a denoiser: ours, or one of the authors' DnCNNs.
 
     The authors train a DnCNN for one sigma, by MSE or by what the classifier makes of its output ("stability"):
-    `weights=FILE` with the sigma it was trained for. Ours knows its noise level. The paper certifies the majority over many
-    noisy images; a run's majority vote is `--defense-samples`.
+    `weights=FILE` with the sigma it was trained for. Ours knows its noise level. The paper certifies the majority over
+    many noisy images; a run's majority vote is `--defense-samples`.
     """
 
     sigma: float = 0.25  # the authors' denoisers: .12, .25, .5 and 1

@@ -26,9 +26,9 @@ LEAST_T = 50
 class DiffPure(ScoreBased):
     """Adds the noise of `t` of 1000 diffusion steps and removes it again: reverse VP-SDE, its ODE, or DDPM.
 
-    `sde` and `ode` take Euler steps of `stride` noise steps (authors: 1) down to time 1e-5. `ddpm` is the authors' other
-    runner: ancestral sampling over every step, with x0 clipped. The authors differentiate the SDE by an adjoint SDE and DDPM
-    not at all; here every variant has the exact gradient of what it computes.
+    `sde` and `ode` take Euler steps of `stride` noise steps (authors: 1) down to time 1e-5. `ddpm` is the authors'
+    other runner: ancestral sampling over every step, with x0 clipped. The authors differentiate the SDE by an adjoint
+    SDE and DDPM not at all; here every variant has the exact gradient of what it computes.
     """
 
     t: int = 150  # noise steps: the authors' .15 for ImageNet
@@ -39,9 +39,9 @@ class DiffPure(ScoreBased):
         """Reject times that are probably a number of network calls, and strides that do not apply."""
         if not LEAST_T <= self.t < schedule.STEPS:
             raise ValueError(
-                f"t is {LEAST_T} to {schedule.STEPS - 1} of the {schedule.STEPS} noise steps (authors: 150 on ImageNet, 100 "
-                f"on CIFAR-10), found {self.t}. For fewer network calls at the same noise, set stride: t=150, stride=15 "
-                "makes ten"
+                f"t is {LEAST_T} to {schedule.STEPS - 1} of the {schedule.STEPS} noise steps (authors: 150 on "
+                f"ImageNet, 100 on CIFAR-10), found {self.t}. For fewer network calls at the same noise, set stride: "
+                "t=150, stride=15 makes ten"
             )
         if not 1 <= self.stride <= self.t:
             raise ValueError(f"stride is 1 to t = {self.t}, found {self.stride}")
@@ -53,7 +53,7 @@ class DiffPure(ScoreBased):
         return schedule.noise_to_signal(schedule.abars()[self.t - 1])
 
     def constants(self) -> dict[str, Any]:
-        """abar after the forward process, and the number of network calls."""
+        """The abar after the forward process, and the number of network calls."""
         calls = self.t if self.variant == "ddpm" else len(schedule.euler_steps(self.t, self.stride))
         return {"abar": round(schedule.abars()[self.t - 1], 4), "calls": calls}
 
@@ -69,7 +69,7 @@ class DiffPure(ScoreBased):
         def reverse(i: int, states: States, _: States) -> States:
             (now,) = states
             if self.variant == "ddpm":
-                return (ddpm_step(net, now, self.t - 1 - i, every, noise, i),)
+                return (ddpm_step(net, now, self.t - 1 - i, every, lambda: noise(i)),)
             at = euler[i]
             abar, beta = schedule.abar(at.t), schedule.beta(at.t)
             score = net.predict(now, at.step, abar).eps * (-1 / math.sqrt(1 - abar))

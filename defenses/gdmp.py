@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 class GuidedDiffusion(ScoreBased):
     """DDPM purification whose steps are pulled towards the input: guided by the distance to it.
 
-    The defaults are the authors' for ImageNet: 45 of 250 respaced steps, once, MSE to the plain input, scale 1000. For CIFAR-10
-    they use `steps=36, respacing=1000, rounds=4, scale=60000, ptb=8, guide_noise=true`. Their MSE is a mean over the whole
-    batch, so that the guidance of an image weakens with the number of its neighbours; here it is a mean over the image. They
-    average the classifier's outputs over 10 runs on CIFAR-10 and 5 on ImageNet: `--defense-samples`.
+    The defaults are the authors' for ImageNet: 45 of 250 respaced steps, once, MSE to the plain input, scale 1000. For
+    CIFAR-10 they use `steps=36, respacing=1000, rounds=4, scale_of_guide=60000, ptb=8, guide_noise=true`. Their MSE is
+    a mean over the whole batch, so that the guidance of an image weakens with the number of its neighbours; here it is
+    a mean over the image. They average the classifier's outputs over 10 runs on CIFAR-10 and 5 on ImageNet:
+    `--defense-samples`.
     """
 
     steps: int = 45  # noise steps of the respaced process
@@ -53,7 +54,7 @@ class GuidedDiffusion(ScoreBased):
         return schedule.noise_to_signal(schedule.respaced(self.respacing).abar[self.steps - 1])
 
     def constants(self) -> dict[str, Any]:
-        """The noise step of the forward process, abar after it, the network calls, the strength of the guidance there."""
+        """The noise step of the forward process, abar after it, the calls, the strength of the guidance there."""
         spaced = schedule.respaced(self.respacing)
         abar = spaced.abar[self.steps - 1]
         return {
@@ -73,31 +74,27 @@ class GuidedDiffusion(ScoreBased):
 
         spaced = schedule.respaced(self.respacing)
         last = self.steps - 1
-        keep = needs_gradient(x)
+        noise = Noise(rng, x, keep=needs_gradient(x))
         image = 2 * x - 1
         state = image
         for number in range(self.rounds):
-            streams = rng.fork(f"round {number}")
-            noise, guide_noise = Noise(streams, x, keep=keep), Noise(streams.fork("guide"), x, keep=keep)
 
-            def reverse(
-                i: int, states: States, shared: States, noise: Noise = noise, guide_noise: Noise = guide_noise
-            ) -> States:
+            def reverse(i: int, states: States, shared: States, number: int = number) -> States:
                 def gradient(now: Tensor, abar: float) -> Tensor:
                     (plain,) = shared
-                    aim = noised(plain, abar, guide_noise(i)) if self.guide_noise else plain
+                    aim = noised(plain, abar, noise((number, i, "guide"))) if self.guide_noise else plain
                     return self.strength(abar) * closer(now, aim, self.guide)
 
                 guide = None if self.guide == "none" else gradient
-                return (ddpm_step(net, states[0], last - i, spaced, noise, i, guide),)
+                return (ddpm_step(net, states[0], last - i, spaced, lambda: noise((number, i)), guide),)
 
-            state = noised(state, spaced.abar[last], noise(-1))
+            state = noised(state, spaced.abar[last], noise(number))
             (state,) = chain(reverse, self.steps, (state,), (image,))
         return (state + 1) / 2
 
 
 def closer(x: Tensor, aim: Tensor, distance: str) -> Tensor:
-    """The direction in which `x` comes closer to `aim`: the gradient of minus their MSE, or of their SSIM, per image."""
+    """The direction from `x` towards `aim`: the gradient of minus their MSE, or of their SSIM, per image."""
     import torch
 
     if distance == "mse":

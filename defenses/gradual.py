@@ -29,8 +29,8 @@ SCHEDULES = {
 class GradualNoise(ScoreBased):
     """Rounds of DDPM purification with growing noise: 30 x 4, 50 x 2, then 200 x 2 steps (CIFAR-10: 125 x 2).
 
-    Ancestral sampling without clipping and with the posterior's variance. `stride` leaves steps out: the authors attack such a
-    surrogate, `exact(gradual(stride=5), ...)`, and evaluate every step. They take the majority of ten runs:
+    Ancestral sampling without clipping and with the posterior's variance. `stride` leaves steps out: the authors attack
+    such a surrogate, `exact(gradual(stride=5), ...)`, and evaluate every step. They take the majority of ten runs:
     `--defense-samples 10`.
     """
 
@@ -55,15 +55,13 @@ class GradualNoise(ScoreBased):
         """See `ScoreBased`."""
         from rdp_bench.defenses._replay import Noise, chain, needs_gradient
 
-        keep = needs_gradient(x)
+        noise = Noise(rng, x, keep=needs_gradient(x))
         state = 2 * x - 1
         for number, last in enumerate(SCHEDULES[self.rounds]):
             steps = schedule.strided(last, self.stride)
-            noise = Noise(rng.fork(f"round {number}"), x, keep=keep)
-            count = len(steps.steps)
 
             def reverse(
-                i: int, states: States, _: States, steps: schedule.Spaced = steps, noise: Noise = noise
+                i: int, states: States, _: States, steps: schedule.Spaced = steps, number: int = number
             ) -> States:
                 at = len(steps.steps) - 1 - i
                 abar, before = steps.abar[at], steps.before(at)
@@ -71,8 +69,8 @@ class GradualNoise(ScoreBased):
                 x0 = (states[0] - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
                 spread = math.sqrt(steps.posterior(at)[2])
                 mean = math.sqrt(before) * x0 + math.sqrt(1 - before - spread**2) * eps
-                return (mean + spread * noise(i) if at else mean,)
+                return (mean + spread * noise((number, i)) if at else mean,)
 
-            state = noised(state, schedule.abars()[last - 1], noise(-1))
-            (state,) = chain(reverse, count, (state,))
+            state = noised(state, schedule.abars()[last - 1], noise(number))
+            (state,) = chain(reverse, len(steps.steps), (state,))
         return (state + 1) / 2

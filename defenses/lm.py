@@ -24,9 +24,9 @@ BETAS, TINY = (0.9, 0.999), 1e-8
 class LikelihoodMaximisation(ScoreBased):
     """Moves the image by Adam towards a higher likelihood: a smaller error of the denoiser on its noisy copies.
 
-    Five steps on the mean of (D(x + s e, s) - x)^2 with s uniform in [.4, .6] of images in [-1, 1]. The authors' bound on the
-    L2 norm of the change is 100 in [0, 1] units and binds no 32-pixel image; it is left out. Their loss is a mean over the
-    batch, which scales what Adam's 1e-8 is compared with; here it is a mean over the image.
+    Five steps on the mean of (D(x + s e, s) - x)^2 with s uniform in [.4, .6] of images in [-1, 1]. The authors' bound
+    on the L2 norm of the change is 100 in [0, 1] units and binds no 32-pixel image; it is left out. Their loss is a
+    mean over the batch, which scales what Adam's 1e-8 is compared with; here it is a mean over the image.
     """
 
     steps: int = 5
@@ -55,7 +55,7 @@ class LikelihoodMaximisation(ScoreBased):
 
         from rdp_bench.defenses._replay import Noise, chain, needs_gradient
 
-        levels = rng.fork("levels").uniform(self.steps, low=self.low, high=self.high).to(x)
+        levels = rng.uniform(self.steps, low=self.low, high=self.high).to(x)
         noise = Noise(rng, x, keep=needs_gradient(x))
 
         def ascend(i: int, states: States, _: States) -> States:

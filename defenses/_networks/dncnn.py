@@ -31,5 +31,6 @@ class DnCNN(Denoising):
         """Put the batch norms into the convolutions, for inference."""
         layers = list(self.dncnn)
         for i, layer in enumerate(layers):
-            if isinstance(layer, nn.BatchNorm2d):
-                self.dncnn[i - 1], self.dncnn[i] = fuse_conv_bn_eval(layers[i - 1], layer), nn.Identity()
+            before = layers[i - 1]
+            if isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
+                self.dncnn[i - 1], self.dncnn[i] = fuse_conv_bn_eval(before, layer), nn.Identity()

@@ -1,7 +1,8 @@
 """A small denoiser that knows its noise level, preconditioned as Karras et al. 2022 (EDM), Sec. 5 and Table 1, do.
 
-The network F inside is a U-Net of residual blocks on 2 x 2 pixels as channels. It has no normalisation, so a value depends
-only on its neighbourhood: what is learned on crops holds on whole images, and an image does not depend on its batch.
+The network F inside is a U-Net of residual blocks on 2 x 2 pixels as channels. It has no normalisation, so a value
+depends only on its neighbourhood: what is learned on crops holds on whole images, and an image does not depend on its
+batch.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Block(nn.Module):
         with torch.no_grad():
             self.conv2.weight *= 0.1  # a deep stack starts near the identity
             self.film.weight *= 0.1
-        for layer in (self.conv1, self.conv2, self.film):
-            nn.init.zeros_(layer.bias)
+            for layer in (self.conv1, self.conv2, self.film):
+                layer.bias.zero_()  # type: ignore[union-attr]
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         """`[n, width, h, w]` and the embedded level `[n, embedded]` to `[n, width, h, w]`."""
@@ -73,9 +74,7 @@ class UNet(nn.Module):
     def __init__(self, widths: list[int], blocks: int) -> None:
         super().__init__()
         embedded = 64
-        self.embed = nn.Sequential(
-            nn.Linear(2 * WAVES, embedded), nn.SiLU(), nn.Linear(embedded, embedded), nn.SiLU()
-        )
+        self.embed = nn.Sequential(nn.Linear(2 * WAVES, embedded), nn.SiLU(), nn.Linear(embedded, embedded), nn.SiLU())
         self.first = nn.Conv2d(12, widths[0], 3, padding=1)
         self.encode = nn.ModuleList(Stage(width, blocks, embedded) for width in widths)
         self.decode = nn.ModuleList(Stage(width, blocks, embedded) for width in widths[:-1])
@@ -98,7 +97,8 @@ class UNet(nn.Module):
                 out = down(out)
         for stage, up, skip in zip(reversed(self.decode), reversed(self.up), reversed(seen), strict=True):
             out = stage(up(out) + skip, embedded)
-        return nn.functional.pixel_shuffle(self.last(out), 2)
+        shuffled: Tensor = nn.functional.pixel_shuffle(self.last(out), 2)
+        return shuffled
 
 
 class Denoiser(Denoising):
@@ -122,9 +122,12 @@ class Denoiser(Denoising):
         skip, out, into = coefficients(shaped)
         level = torch.log(sigma.clamp_min(LOWEST) / LOWEST) / math.log(HIGHEST / LOWEST)
         centred = x - 0.5
-        return 0.5 + skip * centred + out * self.inner(into * centred, level).to(x.dtype)
+        residual: Tensor = self.inner(into * centred, level)
+        return 0.5 + skip * centred + out * residual.to(x.dtype)
 
-    forward = denoise
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """See `denoise`."""
+        return self.denoise(x, sigma)
 
 
 def coefficients(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ BETA = (1e-4, 0.02)
 
 @cache
 def abars() -> tuple[float, ...]:
-    """abar after noise step 1 to `STEPS`: the cumulative product of 1 - beta, in float64."""
+    """The values of abar after noise step 1 to `STEPS`: the cumulative product of 1 - beta, in float64."""
     low, high = BETA
     found, product = [], 1.0
     for i in range(STEPS):
@@ -31,6 +31,7 @@ def abars() -> tuple[float, ...]:
 def noise_to_signal(abar: float) -> float:
     """Standard deviation of the noise in a VP state, relative to an image in [0, 1]."""
     return math.sqrt((1 - abar) / abar) / 2
+
 
 BETA_MIN, BETA_MAX = 0.1, 20.0
 END = 1e-5
@@ -81,12 +82,12 @@ class Spaced:
 
     @cached_property
     def abar(self) -> tuple[float, ...]:
-        """abar after each of the steps."""
+        """The values of abar after each of the steps."""
         table = abars()
         return tuple(table[step] for step in self.steps)
 
     def before(self, i: int) -> float:
-        """abar one step nearer to the clean image."""
+        """The abar one step nearer to the clean image."""
         return self.abar[i - 1] if i else 1.0
 
     def beta(self, i: int) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rdp_bench.defenses._networks.schedule import abars, noise_to_signal
 
+
 class Prediction(NamedTuple):
     """The noise in a VP state `[n, 3, h, w]`, and for networks that learned it, the place of the variance."""
 
