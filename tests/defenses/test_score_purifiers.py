@@ -356,5 +356,5 @@ def test_constants_are_printed(facts: Facts) -> None:
 
 @pytest.mark.parametrize("label", ["diffpure(t=500)", "dds(sigma=1)", "lm(high=1.2)", "denoised-smoothing(sigma=1)"])
 def test_more_noise_than_our_denoiser_knows_is_refused(facts: Facts, label: str) -> None:
-    with pytest.raises(UsageError, match="our denoiser is trained up to 0.5"):
+    with pytest.raises(UsageError, match=r"our denoiser is trained up to 0\.5"):
         facts(label)
