@@ -6,11 +6,10 @@ Ho et al. 2020 (DDPM), Song et al. 2021 (VP-SDE), Nichol & Dhariwal 2021 (respac
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-
-import numpy as np
 
 STEPS = 1000
 BETA = (1e-4, 0.02)
@@ -64,14 +63,20 @@ def euler_steps(steps: int, stride: int = 1) -> tuple[EulerStep, ...]:
     Times are float32 and run forwards from 1 - steps/1000, as torchsde's do in DiffPure's code: its rounding decides
     which step the network is told.
     """
-    one, now, end = np.float32(1), np.float32(1 - steps / STEPS), np.float32(1 - END)
+    now, end, length = _single(1 - steps / STEPS), _single(1 - END), _single(stride / STEPS)
     found = []
     while now < end:
-        after = min(np.float32(now + np.float32(stride / STEPS)), end)
-        t = np.float32(one - now)
-        found.append(EulerStep(float(t), float(after - now), int(np.float32(t * np.float32(STEPS)))))
+        after = min(_single(now + length), end)
+        t = _single(1 - now)
+        found.append(EulerStep(t, _single(after - now), int(_single(t * STEPS))))
         now = after
     return tuple(found)
+
+
+def _single(x: float) -> float:
+    """`x` rounded to float32; of a sum or product of two float32, what float32 arithmetic gives."""
+    rounded: float = struct.unpack("f", struct.pack("f", x))[0]
+    return rounded
 
 
 @dataclass(frozen=True)
