@@ -309,6 +309,21 @@ def purifies(defense: Defense) -> bool:
     return not isinstance(defense, Inspected) or bool(defense.purifies)
 
 
+@runtime_checkable
+class AskedForByName(Protocol):
+    """A defense that `*` in a grid may leave out, because of its cost or because it is a control; optional."""
+
+    @property
+    def only_by_name(self) -> bool:
+        """True: a grid names it, or `--defense +NAME` does."""
+        ...
+
+
+def only_by_name(defense: Defense) -> bool:
+    """Whether `*` leaves a defense out, although it purifies."""
+    return isinstance(defense, AskedForByName) and bool(defense.only_by_name)
+
+
 def defense_facts(defense: Defense) -> dict[str, Any]:
     """What a defense says of itself, for records of runs; None for what only a `Purifier` says."""
     facts: dict[str, Any] = {"random": defense.random, "passes": defense.passes}
@@ -342,6 +357,7 @@ class Purifier:
 
     * `random`: two calls on one image may differ (randomness comes from `rng` only).
     * `purifies`: False for transformations that are no defense; `*` in a grid leaves them out.
+    * `only_by_name`: True for defenses that `*` leaves out because of their cost, or because they are controls.
     * `differentiable`: autograd through `purify` gives its true gradient.
     * `backward`: the backward pass of BPDA: "exact" (autograd), "identity", or "stand-in" (`stand_in`).
     * `passes`: how many random draws a prediction averages the softmax outputs of (R&P-30).
@@ -349,6 +365,7 @@ class Purifier:
     """
 
     purifies: ClassVar[bool] = True
+    only_by_name: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
     backward: ClassVar[Backward] = "identity"
 

@@ -18,7 +18,7 @@ from rdp_bench.budgets import LINF, NORMS, parse_eps
 from rdp_bench.data.open import in_folder
 from rdp_bench.engine.options import Placement
 from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown_name
-from rdp_bench.protocols import purifies
+from rdp_bench.protocols import only_by_name, purifies
 from rdp_bench.registry import dataset as datasets
 from rdp_bench.registry import defense as defenses
 from rdp_bench.reports.figures.registry import FIGURES
@@ -323,10 +323,10 @@ def _expand_wildcards(labels: Sequence[str], search: FileSearch) -> tuple[str, .
 
 
 def _usable(name: str, label: str, search: FileSearch) -> bool:
-    """Whether a defense purifies (or is asked for by name) and its weights are here; if they are not, warns."""
+    """Whether a defense is one for `*` (or is asked for by name) and its weights are here; if they are not, warns."""
     try:
         value = defenses.resolve(name, files=search).value
-        if label == "*" and not purifies(value):
+        if label == "*" and (not purifies(value) or only_by_name(value)):
             return False
         value.resolved()
     except RdpBenchError as error:

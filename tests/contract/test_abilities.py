@@ -29,6 +29,7 @@ from rdp_bench.protocols import (
     classes_of,
     defense_facts,
     note_of,
+    only_by_name,
     purifies,
     samples_of,
     targets_of,
@@ -224,6 +225,10 @@ def test_what_defenses_say() -> None:
     class Shown(Purifier):
         purifies = False
 
+    class Costly(Purifier):
+        only_by_name = True
+
+    assert [only_by_name(each) for each in (Bare(), Purifier(), Costly())] == [False, False, True]
     assert purifies(Bare())
     assert purifies(Purifier())
     assert not purifies(Shown())
@@ -251,7 +256,7 @@ def test_no_ability_is_asked_for_by_a_string() -> None:
     """No optional attribute of an entry is read with getattr or hasattr, but for timm's networks and axes of grids."""
     names = {
         "stochastic_logits", "logits_of_gathered", "logits_and_aux", "features", "with_norm", "aims_at_targets",
-        "samples", "targets", "classes", "purifies", "note", "load", "parts", "to",
+        "samples", "targets", "classes", "purifies", "only_by_name", "note", "load", "parts", "to",
     }  # fmt: skip
     asked = {
         f"{path.name}: {node.args[1].value}"

@@ -48,6 +48,12 @@ TOLERANCE_OF = {
 
 LABELS = {"ilpd": "ilpd(decay_layer=1, steps=10)"}
 """Labels of entries that need arguments on the toy networks."""
+SMALLER = {
+    "dip": "dip(steps=3, width=4, levels=3)",
+    "diffpure": "diffpure(stride=10)",
+    "gradual": "gradual(stride=10)",
+}
+"""Entries whose defaults take too long, with fewer steps."""
 
 
 class Featured(toy.Toy):
@@ -97,7 +103,7 @@ def made(kind: str, name: str) -> NDArray[Any]:
 def defense(name: str) -> Any:
     """The defense of a label; a network that ships without weights gets small fixed ones."""
     if name != "nrp-resg":
-        return registry.defense.resolve(name).value
+        return registry.defense.resolve(SMALLER.get(name, name)).value
     net = registry.defense.make(name).build()  # type: ignore[attr-defined]
     state = {
         key: toy.random(*value.shape, seed=seed) * 0.05 for seed, (key, value) in enumerate(net.state_dict().items())

@@ -26,6 +26,7 @@ TINY: dict[str, dict[str, Any]] = {
     "hgd": {"width": 2},
     "comdefend": {"widths": [4, 3]},
     "sr": {"width": 4, "blocks": 1},
+    "denoiser": {"widths": [4, 6], "blocks": 1},
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from rdp_bench.defenses._networks import comdefend, edsr, hgd, nrp, rdp
+from rdp_bench.defenses._networks import comdefend, edm, edsr, hgd, nrp, rdp
 from rdp_bench.registry import Entry, model
 from rdp_bench.train import recipes
 from rdp_bench.train.loop import LoopIntervals, Training
@@ -24,6 +24,7 @@ SIZES: dict[str, tuple[Any, dict[str, Any]]] = {
     "hgd": (hgd, {"width": 4}),
     "comdefend": (comdefend, {"widths": [8]}),
     "sr": (edsr, {"width": 4, "blocks": 1}),
+    "denoiser": (edm, {"widths": [4, 6], "blocks": 1}),
 }
 NAMES = tuple(SIZES)
 

@@ -17,6 +17,7 @@ TRAINERS = {
     "hgd": "hgd:Hgd",
     "comdefend": "comdefend:ComDefend",
     "sr": "sr:Sr",
+    "denoiser": "denoiser:Denoiser",
     "ens-adv": "ens_adv:EnsAdv",
 }
 """Module in this folder and class of each recipe, imported when asked for."""
