@@ -13,7 +13,9 @@ from rdp_bench.attacks.parts.diversity import Diversity
 from rdp_bench.attacks.parts.labels import LabelChoice, Targeted
 from rdp_bench.attacks.parts.momentum import Momentum
 from rdp_bench.attacks.parts.nesterov import Nesterov
+from rdp_bench.attacks.parts.objective import Objective
 from rdp_bench.attacks.parts.random_start import RandomStart
+from rdp_bench.attacks.parts.restarts import Restarts
 from rdp_bench.attacks.parts.smoothing import Smoothing
 from rdp_bench.attacks.parts.steps import Steps
 
@@ -44,6 +46,8 @@ WORDS: dict[str, Word] = {
     "OWN": word(LabelChoice(), takes=()),
     "AUX": word(AuxiliaryHead()),
     "TARGETED": word(Targeted(), takes=("target",)),
+    "LOSS": word(Objective()),
+    "RESTARTS": word(Restarts()),
 }
 
 ALWAYS: tuple[Part, ...] = (Steps(), Ball())
