@@ -9,7 +9,6 @@ from torch import Tensor
 
 from rdp_bench.attacks._adaptive.victim import Point, Victim
 from rdp_bench.attacks._kernels.losses import TINY, Loss
-from rdp_bench.attacks._kernels.norms import project_l2
 from rdp_bench.budgets import LINF
 
 MOMENTUM = 0.75
@@ -44,7 +43,7 @@ def start(victim: Victim) -> Tensor:
         size = noise.abs().amax((1, 2, 3), keepdim=True)
     else:
         noise = victim.own.normal(*shape)
-        size = noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        size = _norm(noise)
     return (victim.x + victim.eps * noise / (size + TINY)).clamp_(0, 1)
 
 
@@ -126,17 +125,32 @@ def _begin(victim: Victim, begin: Tensor, point: Point) -> _State:
 
 
 def _move(victim: Victim, state: _State, weight: float) -> Tensor:
-    """Z = P(x_t + eta g); x_{t+1} = P(x_t + a (z - x_t) + (1 - a)(x_t - x_{t-1}))."""
+    """One step: z = P(x_t + eta g); x_{t+1} = P(x_t + a (z - x_t) + (1 - a)(x_t - x_{t-1})).
+
+    Sums are in the order of the authors' code, so that equal starts give equal bits: a sign amplifies any difference.
+    """
     x, eps, adv = victim.x, victim.eps, state.adv
     if victim.norm == LINF:
         low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
         z = torch.clamp(adv + state.step * state.gradient.sign(), low, high)
-        move = (z - adv).mul_(weight).add_(adv - state.previous, alpha=1 - weight)
-        return torch.clamp(move.add_(adv), low, high)
-    size = state.gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    z = project_l2(adv + state.step * state.gradient / (size + TINY), x, eps).clamp_(0, 1)
-    move = (z - adv).mul_(weight).add_(adv - state.previous, alpha=1 - weight)
-    return project_l2(adv + move, x, eps).clamp_(0, 1)
+        moved = adv + (z - adv).mul_(weight)
+        return torch.clamp(moved.add_((adv - state.previous).mul_(1 - weight)), low, high)
+    z = _into_ball(adv + state.step * _unit(state.gradient), x, eps)
+    return _into_ball(adv + (z - adv) * weight + (adv - state.previous) * (1 - weight), x, eps)
+
+
+def _into_ball(images: Tensor, x: Tensor, eps: float) -> Tensor:
+    change = images - x
+    return (x + _unit(change) * _norm(change).clamp(max=eps)).clamp_(0, 1)
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images / (_norm(images) + TINY)
+
+
+def _norm(images: Tensor) -> Tensor:
+    """L2 norms `[n, 1, 1, 1]`."""
+    return images.square().flatten(1).sum(1).sqrt().view(-1, 1, 1, 1)
 
 
 def _note(state: _State, point: Point) -> None:
