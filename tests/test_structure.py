@@ -30,6 +30,9 @@ MAY_IMPORT = {
     "download": {"contract", "cache", "data"},
     "results": {"contract", "cache", "metrics", "data"},
     "engine": {"contract", "cache", "weights", "metrics", "models", "results", "data", "reports.figures"},
+    "audit": {
+        "contract", "cache", "weights", "metrics", "models", "results", "data", "engine", "attacks._adaptive",
+    },
     "train": {"contract", "cache", "weights", "metrics", "models", "attacks", "attacks._kernels", "defenses",
         "defenses._networks", "data",
     },

@@ -46,6 +46,19 @@ TOLERANCE_OF = {
 }
 
 
+SHORTER = {
+    "apgd-ce": "apgd-ce(steps=20)",
+    "apgd-dlr": "apgd-dlr(steps=20)",
+    "apgd-t": "apgd-t(steps=10, targets=2)",
+    "fab-t": "fab-t(steps=10, targets=2)",
+    "square": "square(queries=60)",
+    "spsa": "spsa(steps=2, samples=8)",
+    "autoattack": "autoattack(steps=10, targets=2, queries=20)",
+    "autoattack-rand": "autoattack-rand(steps=10)",
+}
+"""What is pinned of attacks that take minutes as they are."""
+
+
 class Featured(toy.Toy):
     """The toy network with its first layers as a feature map, for attacks on features."""
 
@@ -73,7 +86,7 @@ def made(kind: str, name: str) -> NDArray[Any]:
     x = torch.from_numpy(photos(64)).float() / 255
     rng = ImageRng(["golden 0", "golden 1"])
     if kind == "attack":
-        attack = registry.attack.resolve(name).value
+        attack = registry.attack.resolve(SHORTER.get(name, name)).value
         out = attack(toy.source(Featured()), x, torch.tensor([0, 3]), 16 / 255, rng)
     else:
         with torch.no_grad():
