@@ -67,7 +67,8 @@ def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding]) 
     if worst is None:
         return f"No attack on {subject.defense} was measured: nothing can be said of it."
     who = {
-        "transfer": "an attacker who knows neither defense nor target", "black-box": "an attacker who sees the outputs alone",
+        "transfer": "an attacker who knows neither defense nor target",
+        "black-box": "an attacker who sees the outputs alone",
         "white-box": f"an attacker who knows {subject.defense}",
         "fixed": f"an attacker who knows {subject.defense} and its noise",
     }[worst.name]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from rdp_bench.audit.evidence import Cell, Evidence
 from rdp_bench.audit.finding import FAIL, PASS, WARN, Finding, missing
@@ -125,7 +126,7 @@ def sweep(evidence: Evidence) -> Finding:
     if levels[-1] >= 32 and by_eps[levels[-1]] > AT_ZERO:
         meaning = "images remain right where the attacker may show anything: the attack does not work"
         return Finding("C8.b", title, FAIL, said, meaning, "look at the gradient, or for a leak of the label")
-    rises = [b for a, b in zip(levels, levels[1:], strict=False) if by_eps[b] > by_eps[a] + 5]
+    rises = [b for a, b in pairwise(levels) if by_eps[b] > by_eps[a] + 5]
     if rises:
         return Finding("C8.b", title, WARN, said, f"accuracy rises at eps {rises[0]:g}", "use more steps")
     return Finding("C8.b", title, PASS, said + (f"; least {least:.1f} %" if least else ""))

@@ -30,7 +30,7 @@ def logits(evidence: Evidence) -> Finding:
     probe = evidence.probes.get("outputs")
     if probe is None:
         return missing("C3.b", title, "it was not measured")
-    said = f"outputs are {probe['low']:.3g} to {probe['high']:.3g} and sum to {probe['sum_low']:.3g} to {probe['sum_high']:.3g}"
+    said = f"outputs are {probe['low']:.3g} to {probe['high']:.3g}"
     if probe["probabilities"]:
         return Finding("C3.b", title, WARN, said, "they are probabilities: their gradients vanish", "return logits")
     return Finding("C3.b", title, PASS, said)
@@ -59,12 +59,12 @@ def direction(evidence: Evidence) -> Finding:
     if probe is None:
         return missing("C5", title, "it was not measured")
     said = (
-        f"moving {probe['step']:.2g}/255 along its sign raises the loss on {probe['up']} of {probe['n']} images and lowers "
-        f"it on {probe['down']}"
+        f"a step of {probe['step']:.2g}/255 along its sign raises the loss on {probe['up']} of {probe['n']} images "
+        f"and lowers it on {probe['down']}"
     )
     if probe["down"] > probe["up"]:
         return Finding(
-            "C5", title, FAIL, said, "the gradient is wrong, perhaps by a sign", "compare backward and forward"
+            "C5", title, FAIL, said, "the gradient is wrong, perhaps by a sign", "compare it with finite differences"
         )
     if probe["up"] < 0.75 * probe["n"]:
         meaning = "the gradient says little of the loss nearby"

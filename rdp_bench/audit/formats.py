@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from rdp_bench.audit.card import Card
-from rdp_bench.audit.checks import FAIL, NA, PASS, WARN
+from rdp_bench.audit.checks import FAIL, NA, PASS, WARN, Finding
 from rdp_bench.audit.tiers import NAMES, Tier
 
 COLOURS = {PASS: "#2a7", WARN: "#b80", FAIL: "#c33", NA: "#888"}
@@ -22,11 +22,11 @@ def markdown(card: Card) -> str:
         f"{card.dataset}, eps {card.eps:g}, budget {card.budget}.", "",
         "| tier | right % | 95 % | always right % | by vote % | undefended % | n |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for tier in card.tiers:
-        lines.append(
-            f"| {NAMES[tier.name]} | {tier.accuracy:.1f} | {tier.low:.1f} to {tier.high:.1f} | {tier.worst:.1f} | "
-            f"{tier.vote:.1f} | {_undefended(tier)} | {tier.n} |"
-        )
+    lines += [
+        f"| {NAMES[tier.name]} | {tier.accuracy:.1f} | {tier.low:.1f} to {tier.high:.1f} | {tier.worst:.1f} | "
+        f"{tier.vote:.1f} | {_undefended(tier)} | {tier.n} |"
+        for tier in card.tiers
+    ]
     lines += ["", "| check | | evidence | meaning | what to do |", "|---|---|---|---|---|"]
     for each in card.findings:
         cells = [f"{each.id} {each.title}", each.status, each.evidence, each.meaning, each.advice]
@@ -68,13 +68,7 @@ def latex(card: Card) -> str:
 def html(card: Card) -> str:
     """A page of its own: tiers as bars with intervals, checks as a list."""
     bars = "".join(_bar(tier) for tier in card.tiers)
-    checks = "".join(
-        f'<li><b style="color:{COLOURS[each.status]}">{escape(each.status)}</b> <b>{escape(each.id)} {escape(each.title)}</b>: '
-        f"{escape(each.evidence)}"
-        + "".join(f" {escape(text)}." for text in (each.meaning, each.advice) if text)
-        + "</li>"
-        for each in card.findings
-    )
+    checks = "".join(map(_check, card.findings))
     attacks = "".join(
         f"<li><code>{escape(str(one['label']))}</code> {escape(str(one['params']))}</li>" for one in card.attacks
     )
@@ -89,6 +83,14 @@ def html(card: Card) -> str:
     )
 
 
+def _check(finding: Finding) -> str:
+    head = (
+        f'<b style="color:{COLOURS[finding.status]}">{finding.status}</b> <b>{finding.id} {escape(finding.title)}</b>'
+    )
+    more = "".join(f" {escape(text)}." for text in (finding.meaning, finding.advice) if text)
+    return f"<li>{head}: {escape(finding.evidence)}.{more}</li>"
+
+
 def _bar(tier: Tier) -> str:
     """Accuracy as a bar of 500 units, its interval as a line, the undefended accuracy as a mark."""
     scale = 5.0
@@ -99,7 +101,7 @@ def _bar(tier: Tier) -> str:
         f"<p>{escape(NAMES[tier.name])}: {tier.accuracy:.1f} % ({tier.low:.1f} to {tier.high:.1f})<br>"
         f'<svg width="510" height="24" role="img" aria-label="{tier.accuracy:.1f} %">'
         f'<rect x="0" y="4" width="{tier.accuracy * scale:.1f}" height="16" fill="#47a"/>'
-        f'<line x1="{tier.low * scale:.1f}" x2="{tier.high * scale:.1f}" y1="12" y2="12" stroke="#000" stroke-width="2"/>'
+        f'<line x1="{tier.low * scale:.1f}" x2="{tier.high * scale:.1f}" y1="12" y2="12" stroke="#000"/>'
         f"{mark}</svg></p>"
     )
 

@@ -74,7 +74,7 @@ def outputs(context: Context) -> Numbers:
     sums = found.sum(1)
     probabilities = bool(found.min() > -1e-5 and found.max() < 1 + 1e-5 and ((sums - 1).abs() < 1e-5).all())
     return {
-        "low": float(found.min()), "high": float(found.max()), "sum_low": float(sums.min()), "sum_high": float(sums.max()),
+        "low": float(found.min()), "high": float(found.max()),
         "probabilities": probabilities,
     }  # fmt: skip
 

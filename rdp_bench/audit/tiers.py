@@ -70,7 +70,7 @@ def hardest(cells: Sequence[Cell]) -> NDArray[np.float64]:
     """Of each image the lowest share of right draws over the cells, `[n]`."""
     import numpy as np
 
-    lowest: NDArray[np.float64] = np.min([cell.shares for cell in cells], axis=0)
+    lowest: NDArray[np.float64] = np.min([cell.shares for cell in cells if cell.shares is not None], axis=0)
     return lowest
 
 
@@ -99,7 +99,7 @@ def _tier(name: str, cells: Sequence[Cell], undefended: float | None) -> Tier:
         low, high = stats.wilson(int(shares.sum()), n)
     else:
         low, high = stats.mean_interval(shares)
-    votes = np.min([cell.vote for cell in cells], axis=0)
+    votes = np.min([cell.vote for cell in cells if cell.vote is not None], axis=0)
     attacks = tuple(dict.fromkeys(str(cell) for cell in cells if cell.attack != "clean"))
     return Tier(
         name, 100 * float(shares.mean()), 100 * low, 100 * high, 100 * float((shares == 1).mean()),
