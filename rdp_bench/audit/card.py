@@ -1,18 +1,15 @@
-"""The card of an audited defense: tiers, checks and the verdict, as plain data, and OUT/audit/NAME.*."""
+"""The card of an audited defense: tiers, checks and the verdict, as plain data."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rdp_bench.audit.checks import FAIL, Finding, findings
 from rdp_bench.audit.evidence import Evidence
-from rdp_bench.audit.parts import slug
 from rdp_bench.audit.tiers import Tier, headline, tiers
-from rdp_bench.cache.store import write_atomic
 
 FORMAT = 1
 """Of the JSON."""
@@ -80,21 +77,3 @@ def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding]) 
         names = ", ".join(f"{finding.id} {finding.title}" for finding in faults[:3])
         text += f". The true number is lower or unknown: {len(faults)} checks fail ({names})"
     return text + "."
-
-
-def write(card: Card, out: Path) -> list[Path]:
-    """Write the card to OUT/audit as JSON, Markdown, LaTeX and HTML; returns the files."""
-    from rdp_bench.audit import formats
-
-    folder = out / "audit"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{slug(card.defense)}-{slug(card.target)}-eps{card.eps:g}-{card.budget}"
-    texts = {
-        "json": card.to_json(), "md": formats.markdown(card), "tex": formats.latex(card), "html": formats.html(card),
-    }  # fmt: skip
-    files = []
-    for suffix, text in texts.items():
-        path = folder / f"{name}.{suffix}"
-        write_atomic(path, text.encode())
-        files.append(path)
-    return files

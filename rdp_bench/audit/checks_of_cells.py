@@ -57,7 +57,7 @@ def attacks_ran(evidence: Evidence) -> Finding:
     failed = [cell for cell in evidence.failed if cell.part in (WHITE_BOX, FIXED, DOUBLED, EPS, BLACK_BOX)]
     done = evidence.attacked(WHITE_BOX)
     if failed:
-        gradient = "no gradient" in failed[0].reason
+        gradient = any("grad" in cell.reason for cell in failed)
         meaning = "the gradient does not pass the defense" if gradient else "an attack through the defense fails"
         advice = "give the defense a backward pass: backward = 'identity' or a stand_in" if gradient else "repair it"
         return Finding("C4.a", title, FAIL, f"{failed[0]}: {failed[0].reason}", meaning, advice)

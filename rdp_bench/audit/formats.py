@@ -1,12 +1,15 @@
-"""A card as Markdown, LaTeX and HTML."""
+"""A card as Markdown, LaTeX, HTML and text, and its files in OUT/audit."""
 
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 
 from rdp_bench.audit.card import Card
 from rdp_bench.audit.checks import FAIL, NA, PASS, WARN, Finding
+from rdp_bench.audit.parts import slug
 from rdp_bench.audit.tiers import NAMES, Tier
+from rdp_bench.cache.store import write_atomic
 
 COLOURS = {PASS: "#2a7", WARN: "#b80", FAIL: "#c33", NA: "#888"}
 
@@ -119,3 +122,19 @@ def text(card: Card) -> str:
         lines.append(f"{each.status:5}{each.id:6}{each.title}: {each.evidence}")
         lines += [f"{'':11}{part}" for part in (each.meaning, each.advice) if part]
     return "\n".join([*lines, "", card.verdict])
+
+
+def write(card: Card, out: Path) -> list[Path]:
+    """Write the card to OUT/audit as JSON, Markdown, LaTeX and HTML; returns the files."""
+    folder = out / "audit"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{slug(card.defense)}-{slug(card.target)}-eps{card.eps:g}-{card.budget}"
+    texts = {
+        "json": card.to_json(), "md": markdown(card), "tex": latex(card), "html": html(card),
+    }  # fmt: skip
+    files = []
+    for suffix, text in texts.items():
+        path = folder / f"{name}.{suffix}"
+        write_atomic(path, text.encode())
+        files.append(path)
+    return files

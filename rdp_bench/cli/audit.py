@@ -46,7 +46,6 @@ def audit(defense: str, target: str, source: tuple[str, ...], eps: str, budget: 
     import shlex
 
     from rdp_bench import plugins
-    from rdp_bench.audit import card as cards
     from rdp_bench.audit import formats
     from rdp_bench.audit.parts import Subject
     from rdp_bench.audit.run import audit as run_audit
@@ -72,7 +71,7 @@ def audit(defense: str, target: str, source: tuple[str, ...], eps: str, budget: 
         return perform(plan, options, None, heading)
 
     card = run_audit(subject, plans, one, shlex.join(["rdp-bench", *sys.argv[1:]]))
-    files = cards.write(card, options.out)
+    files = formats.write(card, options.out)
     click.echo(formats.text(card))
     click.echo(f"\n{', '.join(str(file) for file in files)}")
     if card.failed:

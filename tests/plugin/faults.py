@@ -1,0 +1,180 @@
+"""Defenses and a target whose faults are known: what an audit must name. None of them is a defense to use."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, pad
+
+from rdp_bench import Classifier, Purifier, defense, model
+from rdp_bench.rng import ImageRng
+
+
+class Exact(Purifier):
+    """A defense whose gradient is said to be autograd's."""
+
+    differentiable: ClassVar[bool] = True
+    backward = "exact"
+
+
+@defense("fault/identity", source="made up")
+@dataclass(frozen=True)
+class Identity(Exact):
+    """Nothing."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return x
+
+
+@defense("fault/staircase", source="made up")
+@dataclass(frozen=True)
+class Staircase(Exact):
+    """Rounds to few levels: autograd's gradient is zero."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return (x * 16).round() / 16
+
+
+@defense("fault/resize", source="made up")
+@dataclass(frozen=True)
+class Resize(Exact):
+    """A random shift of up to three pixels: one draw tells little of the next."""
+
+    random = True
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        places = rng.integers(0, 7, 2).tolist()
+        size = x.shape[-1]
+        padded = pad(x, (3, 3, 3, 3), value=0.5)
+        return torch.stack([one[:, t : t + size, k : k + size] for one, (t, k) in zip(padded, places, strict=True)])
+
+
+@defense("fault/noise", source="made up")
+@dataclass(frozen=True)
+class Noise(Exact):
+    """Strong noise: an image that one draw misclassifies, the next may not."""
+
+    random = True
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return (x + 0.25 * rng.normal(*x.shape[1:])).clamp(0, 1)
+
+
+class _Flipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return -grads[0]
+
+
+@defense("fault/sign", source="made up")
+@dataclass(frozen=True)
+class Sign(Exact):
+    """The gradient has the wrong sign."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        found: Tensor = _Flipped.apply(x)
+        return found
+
+
+@defense("fault/detach", source="made up")
+@dataclass(frozen=True)
+class Detach(Exact):
+    """No gradient passes."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return x.detach().clone()
+
+
+def _nearest(known: Sequence[Tensor], x: Tensor, reach: float) -> Tensor:
+    """Each image replaced by the nearest of `known`, where one is within `reach` per pixel on average."""
+    if not known:
+        return x
+    stack = torch.stack(list(known)).to(x)
+    far = (x[:, None] - stack[None]).abs().mean((2, 3, 4))
+    near = far.min(1)
+    return torch.where((near.values < reach).view(-1, 1, 1, 1), stack[near.indices] + 0 * x, x)
+
+
+@defense("fault/leak", source="made up")
+@dataclass(frozen=True)
+class Leak(Exact):
+    """Remembers every image that it sees, and gives back the first that looks alike: the clean one."""
+
+    _seen: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        found = _nearest(self._seen, x, 0.24)
+        fresh = [one.detach().clone() for one, back in zip(x, found, strict=True) if torch.equal(one, back)]
+        self._seen.extend(fresh)
+        return found
+
+    def resolved(self) -> dict[str, Any]:
+        return {}
+
+
+@defense("fault/memory", source="made up")
+@dataclass(frozen=True)
+class Memory(Exact):
+    """Knows the test images, and gives back the one that looks alike."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        import numpy as np
+
+        known = [
+            torch.from_numpy(np.random.default_rng(i).integers(0, 256, (3, 16, 16), np.uint8)) / 255 for i in range(12)
+        ]
+        return _nearest(known, x, 0.24)
+
+
+@defense("fault/secret", source="made up")
+@dataclass(frozen=True)
+class Secret(Exact):
+    """Draws random numbers of its own, and says that it does not."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return (x + 0.05 * torch.randn_like(x)).clamp(0, 1)
+
+
+@defense("honest/average", source="made up")
+@dataclass(frozen=True)
+class Average(Exact):
+    """The mean of 3 x 3 pixels."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return avg_pool2d(pad(x, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+
+
+@defense("honest/half", source="made up")
+@dataclass(frozen=True)
+class Half(Exact):
+    """Averages 2 x 2 pixels: what is left of a perturbation of random signs is half."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return interpolate(avg_pool2d(x, 2), scale_factor=2, mode="nearest")
+
+
+class Saturated:
+    """tiny/one with logits a thousand times as large: its softmax is 0 or 1 and its cross-entropy flat."""
+
+    name, classes = "fault/saturated", 5
+
+    def __init__(self) -> None:
+        self.weight = torch.randn(5, 3 * 16 * 16, generator=torch.Generator().manual_seed(1))
+
+    def __call__(self, x: Tensor, zoom: float = 1.0) -> Tensor:
+        return 1000 * ((x - 0.5).flatten(1) @ self.weight.T)
+
+    def record(self) -> dict[str, Any]:
+        return {"scale": 1000}
+
+
+@model("fault/saturated", source="made up")
+def saturated() -> Classifier:
+    """A linear classifier whose softmax is saturated."""
+    return Saturated()
