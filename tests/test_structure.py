@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "results": {"contract", "cache", "metrics", "data"},
     "engine": {"contract", "cache", "weights", "metrics", "models", "results", "data", "reports.figures"},
     "audit": {
-        "contract", "cache", "weights", "metrics", "models", "results", "data", "engine", "attacks._adaptive",
+        "contract", "cache", "weights", "metrics", "models", "results", "data", "engine", "attacks._kernels",
     },
     "train": {"contract", "cache", "weights", "metrics", "models", "attacks", "attacks._kernels", "defenses",
         "defenses._networks", "data",

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from rdp_bench.audit.evidence import Cell, Evidence
 from rdp_bench.audit.finding import FAIL, PASS, WARN, Finding, missing
-from rdp_bench.audit.parts import BLACK_BOX, DOUBLED, EPS, FIXED, NOISE, TRANSFER, WHITE_BOX
+from rdp_bench.audit.parts import BLACK_BOX, DOUBLED, EPS, FIXED, NOISE, ONE_DRAW, TRANSFER, WHITE_BOX
 from rdp_bench.audit.tiers import hardest, tiers
 from rdp_bench.metrics import stats
 from rdp_bench.specs import UNDEFENDED
@@ -18,12 +18,26 @@ POINT = 1.0
 SQUARE = 0.2
 """Points by which an attack without gradients may be better (fra31/auto-attack)."""
 
+LUCK = 10.0
+"""Points that randomness may account for."""
+
 AT_ZERO = 1.0
 """Percent right that count as none at an eps where anything can be shown."""
 
 
 def _mean(cells: list[Cell]) -> float:
     return 100 * float(hardest(cells).mean())
+
+
+def _gain(evidence: Evidence, base: list[Cell], more: list[Cell]) -> float:
+    """Points that further attacks win.
+
+    Each cell of a random defense has its own draws, and a minimum over them is lower by chance: there, attacks are
+    compared as they are and not image by image.
+    """
+    if evidence.random:
+        return _mean(base) - _mean(more)
+    return _mean(base) - _mean([*base, *more])
 
 
 def _points(value: float) -> str:
@@ -72,7 +86,7 @@ def gradient_free(evidence: Evidence) -> Finding:
     white, black = evidence.attacked(WHITE_BOX, DOUBLED), evidence.attacked(BLACK_BOX)
     if not (white and black):
         return missing("C3.e", title, "needs a white-box and a gradient-free attack")
-    gap = _mean(white) - _mean([*white, *black])
+    gap = _gain(evidence, white, black)
     said = f"the gradient-free attack breaks {_points(gap)} more than all with gradients"
     if gap > SQUARE:
         meaning = "the gradient through the defense is masked"
@@ -89,7 +103,7 @@ def converged(evidence: Evidence) -> Finding:
     more = evidence.attacked(DOUBLED)
     if not (base and more):
         return missing("C6", title, "the attack with doubled steps was not run")
-    gap = _mean(base) - _mean([*base, *more])
+    gap = _gain(evidence, base, more)
     images = gap / 100 * len(hardest(base))
     said = f"twice the steps and EOT break {_points(gap)} more"
     if gap < POINT:
@@ -97,6 +111,24 @@ def converged(evidence: Evidence) -> Finding:
     meaning = "the attack has not converged: the white-box number is too high"
     status = FAIL if images > 1.5 else WARN
     return Finding("C6", title, status, said, meaning, "use --budget full, or attacks with more steps and draws")
+
+
+def one_draw(evidence: Evidence) -> Finding:
+    """C6.b: what an attack with one draw per gradient would have claimed."""
+    title = "an attack with one draw per gradient agrees"
+    if not evidence.random:
+        return missing("C6.b", title, "the defense is deterministic")
+    attack = evidence.subject.settings.gradient[-1]
+    one = evidence.find(part=ONE_DRAW, attack=attack)
+    more = evidence.find(part=WHITE_BOX, attack=attack, defense=evidence.subject.defense)
+    if not (one and more):
+        return missing("C6.b", title, "it was not run")
+    gap = _mean(one) - _mean(more)
+    said = f"one draw leaves {_mean(one):.1f} % right, {evidence.subject.settings.eot} draws {_mean(more):.1f} %"
+    if gap > LUCK:
+        meaning = "the defense resists attacks without EOT only"
+        return Finding("C6.b", title, FAIL, said, meaning, "believe no number of it that was measured without EOT")
+    return Finding("C6.b", title, PASS, said)
 
 
 def order_of_attackers(evidence: Evidence) -> Finding:
@@ -161,10 +193,10 @@ def random_defense(evidence: Evidence) -> Finding:
     )
     if fixed is not None:
         said += f"; noise fixed {fixed.accuracy:.1f} %"
-        if white.accuracy - fixed.accuracy > 10 and white.accuracy > 1.5 * fixed.accuracy:
+        if white.accuracy - fixed.accuracy > LUCK and white.accuracy > 1.5 * fixed.accuracy:
             meaning = "most of what survives is the luck of the draw: an attacker who repeats the request wins"
             return Finding("C9", title, FAIL, said, meaning, "report the number with fixed noise, and the worst of N")
-    if clean.accuracy - clean.worst > 10:
+    if clean.accuracy - clean.worst > LUCK:
         meaning = "the noise alone makes clean images wrong at times; the worst of N counts that as attack"
         return Finding("C9", title, WARN, said, meaning, "compare with clean images under the same N")
     return Finding("C9", title, PASS, said)
@@ -197,6 +229,6 @@ def statistics(evidence: Evidence) -> Finding:
 
 
 CHECKS: tuple[Callable[[Evidence], Finding], ...] = (
-    undefended, gradient_free, attacks_ran, converged, order_of_attackers, sweep, noise_control, random_defense,
-    all_tiers, statistics,
+    undefended, gradient_free, attacks_ran, converged, one_draw, order_of_attackers, sweep, noise_control,
+    random_defense, all_tiers, statistics,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from rdp_bench.errors import UsageError, unknown_name
 from rdp_bench.specs import UNDEFENDED, FileSearch, plain
 
 TRANSFER, WHITE_BOX, FIXED, BLACK_BOX = "transfer", "white-box", "fixed", "black-box"
-DOUBLED, EPS, NOISE = "doubled", "eps", "noise"
+DOUBLED, EPS, NOISE, ONE_DRAW = "doubled", "eps", "noise", "one-draw"
 
 SURROGATES = ("effnet-lite0", "effnet-lite1")
 """Sources of the transfer part where the user names none; the target itself is left out."""
@@ -124,6 +124,7 @@ def grids(subject: Subject) -> Iterator[tuple[str, Grid]]:
     yield NOISE, _grid(subject, NOISE, ("white-box",), ("noise",), rows)
     yield WHITE_BOX, _grid(subject, WHITE_BOX, (through,), budget.gradient, rows)
     if subject.random:
+        yield ONE_DRAW, _grid(subject, ONE_DRAW, ("white-box(1)",), budget.gradient[-1:], (defense,))
         yield FIXED, _grid(subject, FIXED, ("white-box",), budget.gradient[-1:], (subject.fixed,), clean=True)
     yield BLACK_BOX, _grid(subject, BLACK_BOX, ("white-box",), budget.black_box, (defense,))
     yield EPS, _grid(subject, EPS, (through,), budget.gradient[-1:], (defense,), eps=subject.sweep)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rdp_bench.engine.grid import Grid
     from rdp_bench.engine.plan import Plan
     from rdp_bench.engine.run import Run
+    from rdp_bench.models.zoo import LoadedSource
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +64,20 @@ def _probes(subject: Subject, plan: Plan) -> dict[str, Any]:
 
     from rdp_bench.audit import probes
     from rdp_bench.data.image_hashes import batch
+    from rdp_bench.models.zoo import find_source
 
     (label,) = [name for name in plan.sources if name != subject.target] or [subject.target]
     n = min(plan.n, probes.MOST_IMAGES)
     try:
         x = torch.from_numpy(batch(plan.dataset, 0, n, plan.image_hashes)).to(plan.device).float() / 255
         y = torch.tensor(list(plan.dataset.labels[:n]), device=plan.device)
-        context = probes.Context(plan.sources[label].load(plan.device), x, y, subject.random, subject.settings.eot)
+        source = plan.sources[label]
+        files = plan.grid.files("defenses", subject.models_dir)
+
+        def fresh() -> LoadedSource:
+            return find_source(label, plan.grid.axes.ensembles, files).load(plan.device)
+
+        context = probes.Context(source.load(plan.device), x, y, subject.random, subject.settings.eot, fresh)
         return probes.measure(context)
     except RdpBenchError as error:
         log.warning("probes of %s: %s", label, error)

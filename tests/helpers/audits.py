@@ -17,16 +17,16 @@ from tests.helpers.commands import PLUGIN
 FAULTS = PLUGIN.parent / "faults.py"
 
 TOY = replace(
-    BUDGETS["quick"], transfer=("mi-fgsm",), gradient=("pgd", "apgd-ce(steps=20)"), doubled=("apgd-ce(steps=40)",),
-    black_box=("square(queries=150)",), sweep=(16.0,), eot=10,
+    BUDGETS["quick"], transfer=("fgsm",), gradient=("apgd-ce(steps=10)",), doubled=("apgd-ce(steps=20)",),
+    black_box=("square(queries=60)",), sweep=(16.0,), eot=4, draws=4,
 )  # fmt: skip
 
 
-def card(folder: Path, defense: str, target: str = "tiny/one", eps: float = 4.0, budget: str = "toy") -> Card:
-    """The card of an audit on the twelve images of tests/plugin/tiny.py."""
-    plugins.load((PLUGIN, FAULTS))
+def card(folder: Path, defense: str, target: str = "fault/one", eps: float = 4.0, budget: str = "toy") -> Card:
+    """The card of an audit on the images of tests/plugin/faults.py."""
+    plugins.load((FAULTS,))
     BUDGETS.setdefault("toy", TOY)
-    subject = Subject(defense, target, "tiny/noise", eps, budget, ("tiny/two",))
+    subject = Subject(defense, target, "fault/photos", eps, budget, ("fault/two",))
 
     def plan_of(grid: Grid) -> Plan:
         return make_plan(grid, Store(folder / "cache"), seed=0, device="cpu", limit=None, models_dir=None)

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from rdp_bench import Classifier, Purifier, defense, model
+from rdp_bench import Classifier, Dataset, Purifier, dataset, defense, model
 from rdp_bench.rng import ImageRng
 
 
@@ -40,14 +42,14 @@ class Staircase(Exact):
 @defense("fault/resize", source="made up")
 @dataclass(frozen=True)
 class Resize(Exact):
-    """A random shift of up to three pixels: one draw tells little of the next."""
+    """A random shift of up to two pixels: one draw tells little of the next."""
 
     random = True
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
-        places = rng.integers(0, 7, 2).tolist()
+        places = rng.integers(0, 5, 2).tolist()
         size = x.shape[-1]
-        padded = pad(x, (3, 3, 3, 3), value=0.5)
+        padded = pad(x, (2, 2, 2, 2), value=0.5)
         return torch.stack([one[:, t : t + size, k : k + size] for one, (t, k) in zip(padded, places, strict=True)])
 
 
@@ -59,7 +61,7 @@ class Noise(Exact):
     random = True
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
-        return (x + 0.25 * rng.normal(*x.shape[1:])).clamp(0, 1)
+        return (x + 0.2 * rng.normal(*x.shape[1:])).clamp(0, 1)
 
 
 class _Flipped(torch.autograd.Function):
@@ -91,6 +93,10 @@ class Detach(Exact):
         return x.detach().clone()
 
 
+REACH = 0.14
+"""Mean distance of pixels within which two images look alike to `Leak` and `Memory`; photographs are farther apart."""
+
+
 def _nearest(known: Sequence[Tensor], x: Tensor, reach: float) -> Tensor:
     """Each image replaced by the nearest of `known`, where one is within `reach` per pixel on average."""
     if not known:
@@ -109,7 +115,7 @@ class Leak(Exact):
     _seen: list[Tensor] = field(default_factory=list, compare=False, repr=False)
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
-        found = _nearest(self._seen, x, 0.24)
+        found = _nearest(self._seen, x, REACH)
         fresh = [one.detach().clone() for one, back in zip(x, found, strict=True) if torch.equal(one, back)]
         self._seen.extend(fresh)
         return found
@@ -124,12 +130,7 @@ class Memory(Exact):
     """Knows the test images, and gives back the one that looks alike."""
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
-        import numpy as np
-
-        known = [
-            torch.from_numpy(np.random.default_rng(i).integers(0, 256, (3, 16, 16), np.uint8)) / 255 for i in range(12)
-        ]
-        return _nearest(known, x, 0.24)
+        return _nearest([torch.from_numpy(_photo(i)) / 255 for i in range(COUNT)], x, REACH)
 
 
 @defense("fault/secret", source="made up")
@@ -159,22 +160,73 @@ class Half(Exact):
         return interpolate(avg_pool2d(x, 2), scale_factor=2, mode="nearest")
 
 
-class Saturated:
-    """tiny/one with logits a thousand times as large: its softmax is 0 or 1 and its cross-entropy flat."""
+SIZE, COUNT, CLASSES = 16, 16, 5
 
-    name, classes = "fault/saturated", 5
 
-    def __init__(self) -> None:
-        self.weight = torch.randn(5, 3 * 16 * 16, generator=torch.Generator().manual_seed(1))
+def _photo(index: int) -> NDArray[np.uint8]:
+    """A smooth image: sixteen random colours, enlarged."""
+    small = np.random.default_rng(index).integers(40, 216, (3, 4, 4))
+    large = interpolate(torch.from_numpy(small)[None].float(), size=(SIZE, SIZE), mode="bicubic", align_corners=True)
+    found: NDArray[np.uint8] = large[0].round().clamp(0, 255).to(torch.uint8).numpy()
+    return found
+
+
+class Smooth:
+    """Logits that are linear in sixteen mean colours, and a little in the pixels; a factor scales them."""
+
+    classes = CLASSES
+
+    def __init__(self, name: str, seed: int, factor: float = 1.0) -> None:
+        self.name, self.seed, self.factor = name, seed, factor
+        generator = torch.Generator().manual_seed(7)
+        self.coarse = torch.randn(CLASSES, 48, generator=generator)
+        self.fine = 0.02 * torch.randn(CLASSES, 3 * SIZE * SIZE, generator=generator.manual_seed(seed))
 
     def __call__(self, x: Tensor, zoom: float = 1.0) -> Tensor:
-        return 1000 * ((x - 0.5).flatten(1) @ self.weight.T)
+        x = x - 0.5
+        return self.factor * (avg_pool2d(x, 4).flatten(1) @ self.coarse.T + x.flatten(1) @ self.fine.T)
 
     def record(self) -> dict[str, Any]:
-        return {"scale": 1000}
+        return {"seed": self.seed, "factor": self.factor}
+
+
+@model("fault/one", source="made up")
+def one() -> Classifier:
+    """The usual target."""
+    return Smooth("fault/one", 1)
+
+
+@model("fault/two", source="made up")
+def two() -> Classifier:
+    """A surrogate."""
+    return Smooth("fault/two", 2)
 
 
 @model("fault/saturated", source="made up")
 def saturated() -> Classifier:
-    """A linear classifier whose softmax is saturated."""
-    return Saturated()
+    """The target with logits ten thousand times as large: a saturated softmax."""
+    return Smooth("fault/saturated", 1, 1e4)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Smooth images, labelled by the usual target."""
+
+    name: str = "fault/photos"
+    size: int = SIZE
+    ids: Sequence[str] = tuple(f"photo-{i}" for i in range(COUNT))
+
+    @property
+    def labels(self) -> Sequence[int]:
+        images = torch.stack([torch.from_numpy(_photo(i)) for i in range(COUNT)]).float() / 255
+        found: list[int] = one()(images).argmax(1).tolist()
+        return found
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        return _photo(index)
+
+
+@dataset("fault/photos", source="made up")
+def photos() -> Dataset:
+    """Sixteen smooth images."""
+    return Photos()
