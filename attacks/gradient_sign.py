@@ -18,10 +18,13 @@ from dataclasses import dataclass, field, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rdp_bench.attacks._base import refuse_classes
 from rdp_bench.attacks.parts import ALWAYS, WORDS
 from rdp_bench.attacks.parts.ball import Ball
 from rdp_bench.attacks.parts.base import Part, find
 from rdp_bench.attacks.parts.labels import Targeted
+from rdp_bench.attacks.parts.objective import Objective
+from rdp_bench.attacks.parts.restarts import Restarts
 from rdp_bench.attacks.parts.steps import Steps
 from rdp_bench.budgets import LINF, Norm
 from rdp_bench.errors import UsageError, unknown_name
@@ -77,7 +80,20 @@ class GradientSign:
         """Adversarial images for `x` `[n, 3, h, w]` in [0, 1]; `eps` in [0, 1], or an L2 norm; see `Attack`."""
         from rdp_bench.attacks import _loop
 
+        refuse_classes(self, source)
+        if restarts := self.part(Restarts):
+            return self._repeated(restarts.restarts, source, x, y, eps, rng)
         return _loop.craft(self.parts, source, x, y, eps, rng, self.mates)
+
+    def _repeated(self, count: int, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
+        """`count` runs, each on the images that the ones before left right; see `Restarts`."""
+        from rdp_bench.attacks import _loop
+        from rdp_bench.attacks._adaptive.victim import Victim, hardest
+
+        def run(victim: Victim) -> Tensor:
+            return _loop.craft(self.parts, source, victim.x, victim.y, eps, victim.noise)
+
+        return hardest(Victim.of(source, x, y, eps, self.norm, rng), [run] * count)
 
     def part(self, kind: type[P]) -> P | None:
         """The part of this kind, if the attack has one."""
@@ -92,6 +108,12 @@ class GradientSign:
     def norm(self) -> Norm:
         """The norm of the budget."""
         return (self.part(Ball) or Ball()).norm
+
+    @property
+    def least_classes(self) -> int:
+        """What its loss needs."""
+        objective = self.part(Objective)
+        return 3 if objective and objective.loss_function == "dlr" else 2
 
     @property
     def aims_at_targets(self) -> bool:

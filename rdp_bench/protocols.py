@@ -154,6 +154,21 @@ def samples_of(source: Source) -> int:
     return source.samples if isinstance(source, Sampled) else 1
 
 
+@runtime_checkable
+class SaysRandom(Protocol):
+    """A classifier that says whether two calls on one image may differ."""
+
+    @property
+    def random(self) -> bool:
+        """Whether they may."""
+        ...
+
+
+def is_random(source: Source) -> bool:
+    """Whether a member of `source` says that two calls on one image may differ."""
+    return any(isinstance(member, SaysRandom) and bool(member.random) for member in source.members)
+
+
 class Attack(Protocol):
     """Crafts adversarial images on a source.
 
@@ -268,6 +283,26 @@ def draws_mates(attack: Attack) -> bool:
 def with_mates(attack: Attack, mates: Callable[[ImageRng], Tensor]) -> Attack:
     """`attack` with a source of other images, where it uses them; see `DrawsMates`."""
     return attack.with_mates(mates) if isinstance(attack, DrawsMates) and attack.draws_mates else attack
+
+
+@runtime_checkable
+class NeedsClasses(Protocol):
+    """An attack whose loss is not defined for few classes; optional."""
+
+    @property
+    def least_classes(self) -> int:
+        """How many classes a source must tell apart."""
+        ...
+
+
+def least_classes(attack: Attack) -> int:
+    """How many classes a source of the attack must tell apart; 2 where it does not say."""
+    return attack.least_classes if isinstance(attack, NeedsClasses) else 2
+
+
+def too_few_classes(least: int, what: str, found: int) -> str:
+    """The error of an attack whose loss needs at least `least` classes."""
+    return f"its loss needs at least {least} classes, and {what} has {found}; use apgd-ce, or apgd-ce(loss=margin)"
 
 
 @runtime_checkable

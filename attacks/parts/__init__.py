@@ -19,8 +19,10 @@ from rdp_bench.attacks.parts.intermediate import IntermediateDecay
 from rdp_bench.attacks.parts.labels import LabelChoice, Targeted
 from rdp_bench.attacks.parts.momentum import Momentum
 from rdp_bench.attacks.parts.nesterov import Nesterov
+from rdp_bench.attacks.parts.objective import Objective
 from rdp_bench.attacks.parts.patch_wise import PatchWise
 from rdp_bench.attacks.parts.random_start import RandomStart
+from rdp_bench.attacks.parts.restarts import Restarts
 from rdp_bench.attacks.parts.smoothing import Smoothing
 from rdp_bench.attacks.parts.spectrum import Spectrum
 from rdp_bench.attacks.parts.steps import Steps
@@ -67,6 +69,8 @@ WORDS: dict[str, Word] = {
     "OWN": word(LabelChoice(), takes=()),
     "AUX": word(AuxiliaryHead()),
     "TARGETED": word(Targeted(), takes=("target",)),
+    "LOSS": word(Objective()),
+    "RESTARTS": word(Restarts()),
 }
 
 ALWAYS: tuple[Part, ...] = (Steps(), Ball())

@@ -23,7 +23,17 @@ from rdp_bench.keys import Record, hash_many, key_of, plain
 from rdp_bench.metrics import measurements
 from rdp_bench.models.defended import is_white_box, white_box
 from rdp_bench.models.zoo import AnyModelRef, SourceSpec, find, find_or_missing, find_source
-from rdp_bench.protocols import Attack, ChoosesNorm, Dataset, Defense, aims_at_targets, targets_of
+from rdp_bench.protocols import (
+    Attack,
+    ChoosesNorm,
+    Dataset,
+    Defense,
+    aims_at_targets,
+    classes_of,
+    least_classes,
+    targets_of,
+    too_few_classes,
+)
 from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
 from rdp_bench.specs import UNDEFENDED, CellKey, show
 
@@ -358,6 +368,9 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
             f"attack '{aiming[0]}' approaches the data set's target classes, and {axes.dataset} has none; use "
             "nips2017, a data set of your own with `targets`, or target=random"
         )
+    for label, made in attacks.items():
+        if (classes := classes_of(dataset)) is not None and classes < (least := least_classes(made.value)):
+            raise UsageError(f"attack '{label}': {too_few_classes(least, f'data set {axes.dataset}', classes)}")
     image_hashes = hash_images(dataset, store.local, write=not store.read_only)
     remarks = nips2017.remarks(dataset, image_hashes)
     for label, made in attacks.items():

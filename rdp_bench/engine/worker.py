@@ -27,7 +27,7 @@ from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import measurements
-from rdp_bench.models.entry_calls import checked_logits, is_out_of_memory, naming_entry
+from rdp_bench.models.entry_calls import checked_images, checked_logits, is_out_of_memory, naming_entry
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
 from rdp_bench.rng import ImageRng
 from rdp_bench.user_reads import noting_unkeyed, unkeyed
@@ -466,12 +466,4 @@ def add_delta(clean: NDArray[np.uint8], delta: NDArray[np.generic]) -> NDArray[n
 
 def check_purified(purified: Tensor, x: Tensor, what: str) -> Tensor:
     """A defense's output as float32 in [0, 1], or an error that names it."""
-    if not isinstance(purified, Tensor):
-        raise RdpBenchError(f"defense '{what}' returned {type(purified).__name__}, not a tensor")
-    if purified.ndim != 4 or purified.shape[:2] != x.shape[:2] or purified.shape[2] != purified.shape[3]:
-        raise RdpBenchError(f"defense '{what}' returned shape {list(purified.shape)} for {list(x.shape)}")
-    if not torch.isfinite(purified).all():
-        raise RdpBenchError(f"defense '{what}' returned NaN or infinite pixels")
-    if float(purified.min()) < -1e-4 or float(purified.max()) > 1 + 1e-4:
-        raise RdpBenchError(f"defense '{what}' left the range [0, 1]")
-    return purified.float().clamp(0, 1)
+    return checked_images(purified, x, f"defense '{what}'").float().clamp(0, 1)

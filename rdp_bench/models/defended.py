@@ -72,13 +72,20 @@ class DefendedClassifier:
     def classes(self) -> int:
         return self.inner.classes
 
+    @property
+    def random(self) -> bool:
+        """Whether the defense is; see `protocols.SaysRandom`."""
+        return bool(self.attacked_defense.defense.value.random)
+
     def stochastic_logits(self, x: "Tensor", rng: "ImageRng", zoom: float = 1.0) -> "Tensor":
         """Return logits `[n, classes]` of purified `x` `[n, 3, h, w]`, with a new sample of the defense from `rng`."""
-        from rdp_bench.models.entry_calls import naming_entry
+        from rdp_bench.models.entry_calls import checked_images, naming_entry
 
         label = f"defense '{self.attacked_defense.defense.label}'"
         with naming_entry(label), noting_unkeyed(label):
             purified = self.attacked_defense.purify(x, rng)
+        # What is fed may leave [0, 1] itself: the look-ahead of NI is not clipped.
+        checked_images(purified, x, f"{label} under attack", bounded=False)
         return self.inner(purified, zoom * purified.shape[-1] / x.shape[-1])
 
     def __call__(self, x: "Tensor", zoom: float = 1.0) -> "Tensor":

@@ -144,3 +144,22 @@ def checked_logits(output: Any, n: int, classes: int, what: str) -> Tensor:
     if not found.is_floating_point():
         raise RdpBenchError(f"{what} returned {found.dtype}, expected float logits")
     return found
+
+
+def checked_images(purified: Any, x: Tensor, what: str, *, bounded: bool = True) -> Tensor:
+    """Return a defense's output for `x` `[n, 3, h, w]`, or raise an error that starts with `what`.
+
+    Raises:
+        RdpBenchError: it is no tensor, has another shape than `[n, 3, s, s]`, a pixel that is not finite or, with
+            `bounded`, one outside of [0, 1].
+    """
+    if not isinstance(purified, Tensor):
+        raise RdpBenchError(f"{what} returned {type(purified).__name__}, not a tensor")
+    if purified.ndim != 4 or purified.shape[:2] != x.shape[:2] or purified.shape[2] != purified.shape[3]:
+        raise RdpBenchError(f"{what} returned shape {list(purified.shape)} for {list(x.shape)}")
+    low, high = purified.detach().aminmax()
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise RdpBenchError(f"{what} returned NaN or infinite pixels")
+    if bounded and (float(low) < -1e-4 or float(high) > 1 + 1e-4):
+        raise RdpBenchError(f"{what} left the range [0, 1]")
+    return purified

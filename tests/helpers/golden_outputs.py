@@ -54,6 +54,17 @@ SMALLER = {
     "gradual": "gradual(stride=10)",
 }
 """Entries whose defaults take too long, with fewer steps."""
+SHORTER = {
+    "apgd-ce": "apgd-ce(steps=20)",
+    "apgd-dlr": "apgd-dlr(steps=20)",
+    "apgd-t": "apgd-t(steps=10, targets=2)",
+    "fab-t": "fab-t(steps=10, targets=2)",
+    "square": "square(queries=60)",
+    "spsa": "spsa(steps=2, samples=8)",
+    "autoattack": "autoattack(steps=10, targets=2, queries=20)",
+    "autoattack-rand": "autoattack-rand(steps=10)",
+}
+"""What is pinned of attacks that take minutes as they are."""
 
 
 class Featured(toy.Toy):
@@ -91,7 +102,7 @@ def made(kind: str, name: str) -> NDArray[Any]:
     x = torch.from_numpy(photos(64)).float() / 255
     rng = ImageRng(["golden 0", "golden 1"])
     if kind == "attack":
-        attack = registry.attack.resolve(LABELS.get(name, name)).value
+        attack = registry.attack.resolve((LABELS | SHORTER).get(name, name)).value
         out = attack(toy.source(Transformer() if name == "tgr" else Featured()), x, torch.tensor([0, 3]), 16 / 255, rng)
     else:
         with torch.no_grad():

@@ -1,0 +1,234 @@
+"""Checks that follow from the cells of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+from rdp_bench.audit.evidence import Cell, Evidence
+from rdp_bench.audit.finding import FAIL, PASS, WARN, Finding, missing
+from rdp_bench.audit.parts import BLACK_BOX, DOUBLED, EPS, FIXED, NOISE, ONE_DRAW, TRANSFER, WHITE_BOX
+from rdp_bench.audit.tiers import hardest, tiers
+from rdp_bench.metrics import stats
+from rdp_bench.specs import UNDEFENDED
+
+POINT = 1.0
+"""Points of accuracy that a better attack may still win."""
+
+SQUARE = 0.2
+"""Points by which an attack without gradients may be better (fra31/auto-attack)."""
+
+LUCK = 10.0
+"""Points that randomness may account for."""
+
+AT_ZERO = 1.0
+"""Percent right that count as none at an eps where anything can be shown."""
+
+
+def _mean(cells: list[Cell]) -> float:
+    return 100 * float(hardest(cells).mean())
+
+
+def _gain(evidence: Evidence, base: list[Cell], more: list[Cell]) -> float:
+    """Points that further attacks win.
+
+    Each cell of a random defense has its own draws, and a minimum over them is lower by chance: there, attacks are
+    compared as they are and not image by image.
+    """
+    if evidence.random:
+        return _mean(base) - _mean(more)
+    return _mean(base) - _mean([*base, *more])
+
+
+def _points(value: float) -> str:
+    return f"{value:.1f} point{'s' if abs(round(value, 1)) != 1 else ''}"
+
+
+def undefended(evidence: Evidence) -> Finding:
+    """C1: the rows without the defense, and that the defense is no worse."""
+    title = "against no defense"
+    ours, none = (evidence.attacked(TRANSFER, defense=each) for each in (evidence.subject.defense, UNDEFENDED))
+    clean = evidence.clean(UNDEFENDED)
+    if not (ours and none and clean):
+        return missing("C1", title, "the undefended rows were not measured")
+    a, b = hardest(ours), hardest(none)
+    gain = 100 * float((a - b).mean())
+    said = f"transfer attacks leave {_mean(ours):.1f} % right with the defense, {_mean(none):.1f} % without"
+    low, high = stats.mean_interval(a - b, -1)
+    if evidence.subject.defense == UNDEFENDED:
+        return missing("C1", title, f"{said}; the subject is no defense")
+    if high < 0:
+        return Finding("C1", title, FAIL, said, f"the defense costs {_points(-gain)}", "leave it out")
+    if low <= 0:
+        meaning = "on these images the defense is not shown to be better than nothing"
+        return Finding("C1", title, WARN, said, meaning, "use more images, or a smaller eps")
+    return Finding("C1", title, PASS, said)
+
+
+def attacks_ran(evidence: Evidence) -> Finding:
+    """C4.a: white-box attacks have a gradient and end."""
+    title = "white-box attacks run"
+    failed = [cell for cell in evidence.failed if cell.part in (WHITE_BOX, FIXED, DOUBLED, EPS, BLACK_BOX)]
+    done = evidence.attacked(WHITE_BOX)
+    if failed:
+        gradient = any("grad" in cell.reason for cell in failed)
+        meaning = "the gradient does not pass the defense" if gradient else "an attack through the defense fails"
+        advice = "give the defense a backward pass: backward = 'identity' or a stand_in" if gradient else "repair it"
+        return Finding("C4.a", title, FAIL, f"{failed[0]}: {failed[0].reason}", meaning, advice)
+    if not done:
+        return missing("C4.a", title, "no white-box attack was run")
+    return Finding("C4.a", title, PASS, f"{len(done)} attacks ran")
+
+
+def gradient_free(evidence: Evidence) -> Finding:
+    """C3.e: an attack without gradients is no better than those with them."""
+    title = "gradients beat no gradients"
+    white, black = evidence.attacked(WHITE_BOX, DOUBLED), evidence.attacked(BLACK_BOX)
+    if not (white and black):
+        return missing("C3.e", title, "needs a white-box and a gradient-free attack")
+    gap = _gain(evidence, white, black)
+    said = f"the gradient-free attack breaks {_points(gap)} more than all with gradients"
+    if gap > SQUARE:
+        meaning = "the gradient through the defense is masked"
+        return Finding("C3.e", title, FAIL, said, meaning, "attack with a stand-in gradient or more draws (EOT)")
+    return Finding("C3.e", title, PASS, said)
+
+
+def converged(evidence: Evidence) -> Finding:
+    """C6: doubled steps, EOT and restarts win nothing."""
+    title = "steps, EOT and restarts suffice"
+    base = evidence.find(
+        part=WHITE_BOX, attack=evidence.subject.settings.gradient[-1], defense=evidence.subject.defense
+    )
+    more = evidence.attacked(DOUBLED)
+    if not (base and more):
+        return missing("C6", title, "the attack with doubled steps was not run")
+    gap = _gain(evidence, base, more)
+    images = gap / 100 * len(hardest(base))
+    said = f"twice the steps and EOT break {_points(gap)} more"
+    if gap < POINT:
+        return Finding("C6", title, PASS, said)
+    meaning = "the attack has not converged: the white-box number is too high"
+    status = FAIL if images > 1.5 else WARN
+    return Finding("C6", title, status, said, meaning, "use --budget full, or attacks with more steps and draws")
+
+
+def one_draw(evidence: Evidence) -> Finding:
+    """C6.b: what an attack with one draw per gradient would have claimed."""
+    title = "an attack with one draw per gradient agrees"
+    if not evidence.random:
+        return missing("C6.b", title, "the defense is deterministic")
+    attack = evidence.subject.settings.gradient[-1]
+    one = evidence.find(part=ONE_DRAW, attack=attack)
+    more = evidence.find(part=WHITE_BOX, attack=attack, defense=evidence.subject.defense)
+    if not (one and more):
+        return missing("C6.b", title, "it was not run")
+    gap = _mean(one) - _mean(more)
+    said = f"one draw leaves {_mean(one):.1f} % right, {evidence.subject.settings.eot} draws {_mean(more):.1f} %"
+    if gap > LUCK:
+        meaning = "the defense resists attacks without EOT only"
+        return Finding("C6.b", title, FAIL, said, meaning, "believe no number of it that was measured without EOT")
+    return Finding("C6.b", title, PASS, said)
+
+
+def order_of_attackers(evidence: Evidence) -> Finding:
+    """C8.a: who knows more breaks more."""
+    title = "white-box is no weaker than transfer"
+    white, transfer = evidence.attacked(WHITE_BOX, DOUBLED), evidence.attacked(TRANSFER)
+    if not (white and transfer):
+        return missing("C8.a", title, "needs a white-box and a transfer attack")
+    gap = _mean(white) - _mean(transfer)
+    said = f"white-box attacks leave {_mean(white):.1f} % right, transfer attacks {_mean(transfer):.1f} %"
+    if gap > POINT:
+        return Finding("C8.a", title, FAIL, said, "the white-box attack is broken", "look at the gradient: C3 and C5")
+    return Finding("C8.a", title, PASS, said)
+
+
+def sweep(evidence: Evidence) -> Finding:
+    """C8.b: accuracy falls with eps and reaches 0."""
+    title = "accuracy falls with eps and reaches 0"
+    attack = evidence.subject.settings.gradient[-1]
+    cells = evidence.find(attack=attack, defense=evidence.subject.defense)
+    by_eps = {cell.eps: cell.accuracy for cell in cells if cell.part in (WHITE_BOX, EPS)}
+    if len(by_eps) < 2:
+        return missing("C8.b", title, "needs two eps")
+    levels = sorted(by_eps)
+    said = ", ".join(f"{by_eps[eps]:.1f} % at {eps:g}" for eps in levels)
+    least = min(by_eps.values())
+    if levels[-1] >= 32 and by_eps[levels[-1]] > AT_ZERO:
+        meaning = "images remain right where the attacker may show anything: the attack does not work"
+        return Finding("C8.b", title, FAIL, said, meaning, "look at the gradient, or for a leak of the label")
+    rises = [b for a, b in pairwise(levels) if by_eps[b] > by_eps[a] + 5]
+    if rises:
+        return Finding("C8.b", title, WARN, said, f"accuracy rises at eps {rises[0]:g}", "use more steps")
+    return Finding("C8.b", title, PASS, said + (f"; least {least:.1f} %" if least else ""))
+
+
+def noise_control(evidence: Evidence) -> Finding:
+    """C8.c: the attacks are better than random signs."""
+    title = "attacks beat random signs"
+    noise, white = evidence.attacked(NOISE), evidence.attacked(WHITE_BOX, DOUBLED)
+    clean = evidence.clean()
+    if not (noise and white and clean):
+        return missing("C8.c", title, "needs the random signs and a white-box attack")
+    said = f"random signs leave {_mean(noise):.1f} % right, white-box attacks {_mean(white):.1f} %"
+    if clean.accuracy > AT_ZERO and _mean(white) >= _mean(noise) and _mean(white) > AT_ZERO:
+        return Finding("C8.c", title, FAIL, said, "the attack is no better than noise", "look at the gradient")
+    return Finding("C8.c", title, PASS, said)
+
+
+def random_defense(evidence: Evidence) -> Finding:
+    """C9: what of a random defense is luck."""
+    title = "randomness"
+    if not evidence.random:
+        return missing("C9", title, "the defense is deterministic")
+    found = {tier.name: tier for tier in tiers(evidence)}
+    if "clean" not in found or "white-box" not in found:
+        return missing("C9", title, "needs clean images and a white-box attack")
+    clean, white, fixed = found["clean"], found["white-box"], found.get("fixed")
+    draws = evidence.subject.settings.draws
+    said = (
+        f"of {draws} draws under attack {white.accuracy:.1f} % right on average, {white.worst:.1f} % always, "
+        f"{white.vote:.1f} % by vote; clean {clean.accuracy:.1f} %, {clean.worst:.1f} % always"
+    )
+    if fixed is not None:
+        said += f"; noise fixed {fixed.accuracy:.1f} %"
+        if white.accuracy - fixed.accuracy > LUCK and white.accuracy > 1.5 * fixed.accuracy:
+            meaning = "most of what survives is the luck of the draw: an attacker who repeats the request wins"
+            return Finding("C9", title, FAIL, said, meaning, "report the number with fixed noise, and the worst of N")
+    if clean.accuracy - clean.worst > LUCK:
+        meaning = "the noise alone makes clean images wrong at times; the worst of N counts that as attack"
+        return Finding("C9", title, WARN, said, meaning, "compare with clean images under the same N")
+    return Finding("C9", title, PASS, said)
+
+
+def all_tiers(evidence: Evidence) -> Finding:
+    """C10: an attacker of every kind was tried."""
+    title = "every tier was measured"
+    there = {tier.name for tier in tiers(evidence)}
+    wanted = ["clean", "transfer", "white-box", "black-box", *(["fixed"] if evidence.random else [])]
+    lacking = [name for name in wanted if name not in there]
+    if lacking:
+        meaning = "the number of the worst tier may be too high"
+        return Finding("C10", title, FAIL, f"missing: {', '.join(lacking)}", meaning, "see the reasons of failed cells")
+    return Finding("C10", title, PASS, ", ".join(wanted))
+
+
+def statistics(evidence: Evidence) -> Finding:
+    """C12: enough images."""
+    title = "enough images"
+    found = [tier for tier in tiers(evidence) if tier.name != "clean"]
+    if not found:
+        return missing("C12", title, "nothing was measured")
+    widest = max(found, key=lambda tier: tier.high - tier.low)
+    half = (widest.high - widest.low) / 2
+    said = f"{widest.n} images: the widest interval is +-{half:.1f} points ({widest.name})"
+    if half > 10:
+        return Finding("C12", title, WARN, said, "differences of less are chance", "use more images (--limit)")
+    return Finding("C12", title, PASS, said)
+
+
+CHECKS: tuple[Callable[[Evidence], Finding], ...] = (
+    undefended, gradient_free, attacks_ran, converged, one_draw, order_of_attackers, sweep, noise_control,
+    random_defense, all_tiers, statistics,
+)  # fmt: skip

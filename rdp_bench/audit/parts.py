@@ -1,0 +1,165 @@
+"""What an audit runs: one grid per part, for each of three budgets. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rdp_bench import registry
+from rdp_bench.budgets import LINF
+from rdp_bench.engine.grid import Grid, from_axes
+from rdp_bench.errors import UsageError, unknown_name
+from rdp_bench.specs import UNDEFENDED, FileSearch, plain
+
+TRANSFER, WHITE_BOX, FIXED, BLACK_BOX = "transfer", "white-box", "fixed", "black-box"
+DOUBLED, EPS, NOISE, ONE_DRAW = "doubled", "eps", "noise", "one-draw"
+
+SURROGATES = ("effnet-lite0", "effnet-lite1")
+"""Sources of the transfer part where the user names none; the target itself is left out."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much an audit computes. Attacks are labels."""
+
+    limit: int | None
+    """Images, where the user names no number; None: all."""
+    surrogates: int
+    transfer: tuple[str, ...]
+    eot: int
+    """Draws of a random defense per gradient."""
+    draws: int
+    """Draws of a random defense on which its predictions are judged."""
+    gradient: tuple[str, ...]
+    """Attacks that use the gradient through the defense; the last is the one that `doubled` is compared with."""
+    doubled: tuple[str, ...]
+    black_box: tuple[str, ...]
+    sweep: tuple[float, ...]
+    """Further eps, in multiples of the audit's own."""
+
+
+BUDGETS = {
+    "quick": Budget(
+        20, 1, ("mi-fgsm", "ti-dim"), 4, 5, ("pgd", "apgd-ce(steps=20, stop=true)"),
+        ("apgd-ce(steps=40, stop=true)",), ("square(queries=100)",), (16.0,),
+    ),
+    "standard": Budget(
+        None, 2, ("fgsm", "mi-fgsm", "dim", "ti-dim", "sini-tidim"), 20, 10,
+        ("pgd(steps=20)", "apgd-dlr(stop=true)", "apgd-ce(stop=true)"),
+        ("apgd-ce(steps=200, stop=true)", "apgd-ce(restarts=5, stop=true)"), ("square(queries=1000)",),
+        (0.25, 0.5, 2.0, 4.0, 16.0),
+    ),
+    "full": Budget(
+        None, 2, ("fgsm", "mi-fgsm", "dim", "ti-dim", "sini-tidim"), 20, 10,
+        ("pgd(steps=50, restarts=5)", "apgd-dlr(stop=true)", "autoattack", "apgd-ce(stop=true)"),
+        ("apgd-ce(steps=200, stop=true)", "apgd-ce(restarts=10, stop=true)"),
+        ("square", "spsa"), (0.25, 0.5, 1.5, 2.0, 4.0, 16.0),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is audited, and how."""
+
+    defense: str
+    target: str
+    dataset: str = "photos20"
+    eps: float = 4.0
+    budget: str = "quick"
+    sources: tuple[str, ...] = ()
+    models_dir: Any = None
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a budget that does not exist, and eps that no audit can have.
+
+        Raises:
+            UsageError: either.
+        """
+        if self.budget not in BUDGETS:
+            raise unknown_name("budget", self.budget, BUDGETS)
+        if self.eps <= 0:
+            raise UsageError("an audit needs an eps above 0; --eps 4 is 4/255")
+
+    @property
+    def settings(self) -> Budget:
+        """What its budget computes."""
+        return BUDGETS[self.budget]
+
+    @property
+    def random(self) -> bool:
+        """Whether the defense is random."""
+        made = registry.defense.resolve(self.defense, files=FileSearch(models_dir=self.models_dir))
+        return bool(made.value.random)
+
+    @property
+    def fixed(self) -> str:
+        """The defense with fixed noise."""
+        return f"fixed({self.defense})"
+
+    @property
+    def surrogates(self) -> tuple[str, ...]:
+        """The sources of the transfer part."""
+        if self.sources:
+            return self.sources
+        return tuple(each for each in SURROGATES if each != self.target)[: self.settings.surrogates]
+
+    @property
+    def sweep(self) -> tuple[float, ...]:
+        """The further eps; whole levels of 8 bits, below 256."""
+        return tuple(dict.fromkeys(float(min(255, max(1, round(self.eps * factor)))) for factor in self.settings.sweep))
+
+
+def grids(subject: Subject) -> Iterator[tuple[str, Grid]]:
+    """The parts of an audit in the order in which they are run, cheapest first: name and grid.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    budget, defense, rows = subject.settings, subject.defense, _rows(subject)
+    through = f"white-box({budget.eot})"
+    yield TRANSFER, _grid(subject, TRANSFER, subject.surrogates, budget.transfer, rows, clean=True)
+    yield NOISE, _grid(subject, NOISE, ("white-box",), ("noise",), rows)
+    yield WHITE_BOX, _grid(subject, WHITE_BOX, (through,), budget.gradient, rows)
+    if subject.random:
+        yield ONE_DRAW, _grid(subject, ONE_DRAW, ("white-box(1)",), budget.gradient[-1:], (defense,))
+        yield FIXED, _grid(subject, FIXED, ("white-box",), budget.gradient[-1:], (subject.fixed,), clean=True)
+    yield BLACK_BOX, _grid(subject, BLACK_BOX, ("white-box",), budget.black_box, (defense,))
+    yield EPS, _grid(subject, EPS, (through,), budget.gradient[-1:], (defense,), eps=subject.sweep)
+    yield DOUBLED, _grid(subject, DOUBLED, (f"white-box({2 * budget.eot})",), budget.doubled, (defense,))
+
+
+def _rows(subject: Subject) -> tuple[str, ...]:
+    return (UNDEFENDED,) if plain(subject.defense) == UNDEFENDED else (UNDEFENDED, subject.defense)
+
+
+def _grid(
+    subject: Subject,
+    part: str,
+    sources: Sequence[str],
+    attacks: Sequence[str],
+    defenses: Sequence[str],
+    *,
+    eps: Sequence[float] = (),
+    clean: bool = False,
+) -> Grid:
+    axes = {
+        "dataset": subject.dataset, "sources": list(sources), "targets": [subject.target], "attacks": list(attacks),
+        "defenses": list(defenses), "eps": list(eps or (subject.eps,)), "norm": LINF, "clean": clean,
+        "defense_samples": subject.settings.draws, "samples": 1, "image_size": subject.image_size,
+    }  # fmt: skip
+    name = f"audit-{slug(subject.defense)}-{slug(subject.target)}-{part}"
+    axes = {axis: value for axis, value in axes.items() if value is not None}
+    return from_axes(name, f"Audit of {subject.defense}: {part}", axes)
+
+
+def slug(label: str) -> str:
+    """A label as part of a file's name: letters, digits and single hyphens.
+
+    >>> slug("rdp(dynamic=true)"), slug("mine/net")
+    ('rdp-dynamic-true', 'mine-net')
+    """
+    kept = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in label.lower())
+    return "-".join(filter(None, kept.split("-")))[:80] or "defense"

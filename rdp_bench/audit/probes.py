@@ -1,0 +1,176 @@
+"""Numbers that no cell shows, of the source that white-box attacks differentiate. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from rdp_bench.attacks._kernels.losses import LOSSES, Loss
+from rdp_bench.errors import RdpBenchError
+from rdp_bench.protocols import StochasticLogits
+from rdp_bench.rng import ImageRng
+
+if TYPE_CHECKING:
+    from rdp_bench.protocols import Source
+
+MOST_IMAGES = 16
+CALLS = 5
+SMALL_STEP = 0.25
+"""Of the finite difference, in /255."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a probe may use."""
+
+    source: Source
+    """The target behind the defense, as white-box attacks differentiate it."""
+    x: Tensor
+    """Clean images `[n, 3, h, w]` in [0, 1]."""
+    y: Tensor
+    """Labels int64 `[n]`."""
+    random: bool
+    draws: int
+    """Evaluations that a mean is taken over where the defense is random."""
+    fresh: Callable[[], Source] | None = None
+    """The same source with a new defense, which has seen nothing."""
+
+    def rng(self, name: str) -> ImageRng:
+        """Streams for the images; equal names give equal streams."""
+        return ImageRng([f"audit/{name}/{number}" for number in range(len(self.x))], self.x.device)
+
+    def signs(self, name: str) -> Tensor:
+        """Random signs of the images' shape."""
+        return torch.where(self.rng(name).uniform(*self.x.shape[1:]) < 0.5, -1.0, 1.0)
+
+    def logits(self, x: Tensor, rng: ImageRng, source: Source | None = None) -> Tensor:
+        """Logits `[n, classes]` of one draw, a mean over members; of the context's source, or another."""
+        outputs = [
+            member.stochastic_logits(x, rng) if isinstance(member, StochasticLogits) else member(x)
+            for member in (source or self.source).members
+        ]
+        return torch.stack(outputs).mean(0)
+
+
+Numbers = dict[str, Any]
+Probe = Callable[[Context], Numbers]
+
+
+@torch.no_grad()
+def repeat(context: Context) -> Numbers:
+    """Normalised logits of several calls with equal streams, other images in between."""
+    found = []
+    for number in range(CALLS):
+        if number:
+            context.logits(1 - context.x, context.rng("other"))
+        logits = context.logits(context.x, context.rng("repeat"))
+        found.append(logits / (logits.norm(dim=1, keepdim=True) + 1e-10))
+    far = max(float((one - two).norm(dim=1).max()) for one in found for two in found)
+    return {"passes": CALLS, "difference": far}
+
+
+@torch.no_grad()
+def outputs(context: Context) -> Numbers:
+    """The range of the outputs, and whether they are a probability distribution."""
+    found = context.logits(context.x, context.rng("outputs"))
+    sums = found.sum(1)
+    probabilities = bool(found.min() > -1e-5 and found.max() < 1 + 1e-5 and ((sums - 1).abs() < 1e-5).all())
+    return {
+        "low": float(found.min()), "high": float(found.max()),
+        "probabilities": probabilities,
+    }  # fmt: skip
+
+
+def _gradient(context: Context, loss_function: Loss) -> tuple[Tensor, Tensor]:
+    """The mean gradient of a loss over draws, and which images are right in the first."""
+    rng = context.rng("gradient")
+    total, right = torch.zeros_like(context.x), None
+    for _ in range(context.draws if context.random else 1):
+        leaf = context.x.clone().requires_grad_()
+        logits = context.logits(leaf, rng)
+        right = logits.argmax(1) == context.y if right is None else right
+        loss = loss_function(logits, context.y).sum()
+        if not loss.requires_grad:
+            raise RdpBenchError("the outputs have no gradient with respect to the images")
+        (grad,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+        if grad is None:
+            raise RdpBenchError("the outputs have no gradient with respect to the images")
+        total += grad
+    assert right is not None
+    return total, right
+
+
+def gradient(context: Context) -> Numbers:
+    """How many images that are right have a zero gradient: of the margin of the logits, and of the cross-entropy."""
+    try:
+        margins, right = _gradient(context, LOSSES["margin"])
+        entropies, _ = _gradient(context, LOSSES["ce"])
+    except RdpBenchError as error:
+        return {"error": str(error)}
+    zero, flat = (each.flatten(1).abs().amax(1) == 0 for each in (margins, entropies))
+    return {"n": int(right.sum()), "zero": int((zero & right).sum()), "saturated": int((flat & ~zero & right).sum())}
+
+
+@torch.no_grad()
+def state(context: Context) -> Numbers | None:
+    """Whether seeing an image changes the output for a similar one: a new defense saw it, another new one did not."""
+    if context.fresh is None:
+        return None
+    strangers = context.rng("strangers").uniform(*context.x.shape[1:])
+    near = (strangers + 8 / 255 * context.signs("near")).clamp(0, 1)
+    seen, unseen = context.fresh(), context.fresh()
+    context.logits(strangers, context.rng("state"), seen)
+    after = context.logits(near, context.rng("state"), seen)
+    alone = context.logits(near, context.rng("state"), unseen)
+    return {"difference": float(((after - alone).norm(dim=1) / (alone.norm(dim=1) + 1e-10)).max())}
+
+
+@torch.no_grad()
+def elsewhere(context: Context) -> Numbers:
+    """How much random signs of 8/255 move the outputs of the images, over how much they move those of mirrored ones."""
+    step = 8 / 255 * context.signs("elsewhere")
+
+    def moved(x: Tensor) -> Tensor:
+        here, there = (context.logits(each, context.rng("noise")) for each in (x, (x + step).clamp(0, 1)))
+        change: Tensor = torch.linalg.vector_norm(there - here, dim=1)
+        return change
+
+    ours, mirrored = moved(context.x), moved(context.x.flip(3))
+    ratio = ours / mirrored.clamp(min=1e-10)
+    return {"ratio": float(ratio.clamp(max=1e6).median()), "mirrored": float(mirrored.median())}
+
+
+def cosine(context: Context) -> Numbers | None:
+    """On how many images a small step along the gradient's sign raises the loss, and on how many it lowers it."""
+    try:
+        grad, _ = _gradient(context, LOSSES["ce"])
+    except RdpBenchError:
+        return None
+    step = SMALL_STEP / 255 * grad.sign()
+
+    @torch.no_grad()
+    def loss(x: Tensor) -> Tensor:
+        rng, total = context.rng("difference"), torch.zeros(len(x), device=x.device, dtype=torch.float64)
+        for _ in range(context.draws if context.random else 1):
+            total += cross_entropy(context.logits(x, rng).double(), context.y, reduction="none")
+        return total
+
+    change = loss(context.x + step) - loss(context.x - step)
+    return {"step": SMALL_STEP, "n": len(change), "up": int((change > 0).sum()), "down": int((change < 0).sum())}
+
+
+PROBES: Mapping[str, Callable[[Context], Numbers | None]] = {
+    "repeat": repeat, "outputs": outputs, "gradient": gradient, "cosine": cosine, "state": state,
+    "elsewhere": elsewhere,
+}  # fmt: skip
+
+
+def measure(context: Context) -> dict[str, Numbers]:
+    """What every probe finds, by its name; a probe that does not apply is left out."""
+    found = {name: probe(context) for name, probe in PROBES.items()}
+    return {name: numbers for name, numbers in found.items() if numbers is not None}

@@ -1,0 +1,171 @@
+"""Tiers and checks on evidence made by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rdp_bench.audit import checks_of_cells as cells
+from rdp_bench.audit import checks_of_probes as probes
+from rdp_bench.audit.card import card_of
+from rdp_bench.audit.evidence import Cell, Evidence, from_predictions
+from rdp_bench.audit.finding import FAIL, NA, PASS, WARN
+from rdp_bench.audit.formats import html, latex, markdown
+from rdp_bench.audit.parts import Subject, grids, slug
+from rdp_bench.audit.tiers import headline, tiers
+from rdp_bench.errors import UsageError
+from rdp_bench.metrics import stats
+
+SUBJECT = Subject("jpeg", "effnet-lite2")
+BASE = SUBJECT.settings.gradient[-1]
+
+
+def cell(part: str, attack: str, right: str, defense: str = "jpeg", eps: float = 4.0) -> Cell:
+    """A cell of a deterministic defense: "1101" says which images are right."""
+    label = np.zeros(len(right), np.int32)
+    return from_predictions(part, "-", attack, eps, defense, 1 - np.array([*map(int, right)], np.int32), label)
+
+
+def evidence(*found: Cell, random: bool = False, **probed: Any) -> Evidence:
+    return Evidence(SUBJECT, random, found, probed)
+
+
+CLEAN = cell("transfer", "clean", "1" * 20, eps=0.0)
+
+
+def test_a_tier_is_the_worst_attack_of_each_image() -> None:
+    found = evidence(
+        CLEAN,
+        cell("white-box", "pgd", "0" * 4 + "1" * 16),
+        cell("white-box", BASE, "1" * 4 + "0" * 5 + "1" * 11),
+        cell("white-box", "pgd", "0" * 20, defense="none"),
+        cell("transfer", "mi-fgsm", "0" + "1" * 19),
+    )
+    clean, transfer, white = tiers(found)
+    assert (clean.accuracy, transfer.accuracy, white.accuracy) == (100, 95, 55)
+    low, high = stats.wilson(11, 20)
+    assert (white.low, white.high) == pytest.approx((100 * low, 100 * high))
+    assert (white.undefended, transfer.undefended) == (0, None)
+    worst = headline([clean, transfer, white])
+    assert worst is white
+
+
+def test_mean_worst_and_vote_over_draws() -> None:
+    """Images: always right; right in 3 of 4 draws; in 1 of 4; never."""
+    predicted = np.array([[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1], [2, 1, 2, 2]], np.int32)
+    drawn = from_predictions("white-box", "-", "pgd", 4.0, "jpeg", predicted, np.zeros(4, np.int32))
+    (tier,) = tiers(evidence(drawn, random=True))
+    assert (tier.accuracy, tier.worst, tier.vote) == (50, 25, 50)
+
+
+def test_an_attacker_may_leave_an_image_as_it_is() -> None:
+    wrong = cell("transfer", "clean", "0" + "1" * 19, eps=0.0)
+    _, white = tiers(evidence(wrong, cell("white-box", "pgd", "1" * 20)))
+    assert white.accuracy == 95
+
+
+def test_undefended_rows() -> None:
+    none = cell("transfer", "clean", "1" * 20, "none", 0.0)
+
+    def status(ours: int, others: int) -> str:
+        made = [
+            cell("transfer", "fgsm", "1" * n + "0" * (20 - n), name) for n, name in ((ours, "jpeg"), (others, "none"))
+        ]
+        return cells.undefended(evidence(CLEAN, none, *made)).status
+
+    assert [status(18, 2), status(10, 10), status(2, 18)] == [PASS, WARN, FAIL]
+    assert cells.undefended(evidence(CLEAN)).status == NA
+
+
+def test_square_may_not_beat_the_gradient() -> None:
+    white = cell("white-box", BASE, "0" * 10 + "1" * 10)
+    same, better = cell("black-box", "square", "0" * 5 + "1" * 15), cell("black-box", "square", "1" * 19 + "0")
+    assert cells.gradient_free(evidence(white, same)).status == PASS
+    assert cells.gradient_free(evidence(white, better)).status == FAIL
+
+
+def test_doubled_steps_may_not_win_a_point() -> None:
+    base = cell("white-box", BASE, "1" * 10 + "0" * 10)
+    for right, status in (("1" * 10 + "0" * 10, PASS), ("1" * 9 + "0" * 11, WARN), ("1" * 7 + "0" * 13, FAIL)):
+        assert cells.converged(evidence(base, cell("doubled", "x", right))).status == status
+
+
+def test_who_knows_more_breaks_more_and_everything_breaks_at_a_large_eps() -> None:
+    white = cell("white-box", BASE, "1" * 10 + "0" * 10)
+    assert cells.order_of_attackers(evidence(white, cell("transfer", "fgsm", "1" * 15 + "0" * 5))).status == PASS
+    assert cells.order_of_attackers(evidence(white, cell("transfer", "fgsm", "1" * 5 + "0" * 15))).status == FAIL
+    for right, status in (("0" * 20, PASS), ("1" + "0" * 19, FAIL)):
+        assert cells.sweep(evidence(white, cell("eps", BASE, right, eps=64.0))).status == status
+    assert cells.noise_control(evidence(CLEAN, white, cell("noise", "noise", "1" * 20))).status == PASS
+    assert cells.noise_control(evidence(CLEAN, white, cell("noise", "noise", "1" * 10 + "0" * 10))).status == FAIL
+
+
+def test_failed_cells_are_named() -> None:
+    failed = Cell("white-box", "white-box", "apgd-ce", 4.0, "jpeg", reason="no gradient with respect to the images")
+    found = cells.attacks_ran(evidence(failed))
+    assert (found.status, found.meaning) == (FAIL, "the gradient does not pass the defense")
+    assert cells.all_tiers(evidence(CLEAN, failed)).evidence == "missing: transfer, white-box, black-box"
+    assert "apgd-ce" in card_of(evidence(CLEAN, failed)).failed[0]
+
+
+def test_few_images_are_said_to_be_few() -> None:
+    assert cells.statistics(evidence(cell("white-box", BASE, "10" * 10))).status == WARN
+    assert cells.statistics(evidence(cell("white-box", BASE, "10" * 200))).status == PASS
+
+
+@pytest.mark.parametrize(
+    ("check", "good", "bad"),
+    [
+        (
+            probes.deterministic, {"repeat": {"passes": 5, "difference": 1e-6}},
+            {"repeat": {"passes": 5, "difference": 1e-3}},
+        ),
+        (probes.gradients, {"gradient": {"n": 9, "zero": 0}}, {"gradient": {"n": 9, "zero": 1}}),
+        (probes.saturation, {"gradient": {"n": 9, "saturated": 0}}, {"gradient": {"n": 9, "saturated": 1}}),
+        (probes.state, {"state": {"difference": 0.0}}, {"state": {"difference": 0.1}}),
+        (
+            probes.direction, {"cosine": {"step": 0.25, "n": 8, "up": 8, "down": 0}},
+            {"cosine": {"step": 0.25, "n": 8, "up": 2, "down": 6}},
+        ),
+        (
+            probes.elsewhere, {"elsewhere": {"ratio": 1.1, "mirrored": 1.0}},
+            {"elsewhere": {"ratio": 0.1, "mirrored": 1.0}},
+        ),
+    ],
+)  # fmt: skip
+def test_probes_are_read(check: Any, good: dict[str, Any], bad: dict[str, Any]) -> None:
+    assert [check(evidence(**each)).status for each in (good, bad, {})] == [PASS, FAIL, NA]
+
+
+def test_the_verdict_is_a_sentence_with_the_interval_of_the_worst_tier() -> None:
+    found = evidence(CLEAN, cell("white-box", BASE, "0" * 20), cell("transfer", "fgsm", "1" * 20))
+    text = card_of(found).verdict
+    assert text.startswith("At eps 4 an attacker who knows jpeg leaves 0 to 16 % of images right")
+    assert "transfer numbers (100 %) say nothing about its robustness" in text
+
+
+def test_labels_from_users_are_no_markup() -> None:
+    subject = Subject("jpeg(quality=<b>)|x", "t")
+    card = card_of(Evidence(subject, False, (Cell("white-box", "-", "a", 4.0, "x", reason="<script>|"),)))
+    assert "<script>" not in html(card)
+    assert "<b>)" not in html(card)
+    assert "<script>\\|" in markdown(card).replace("\n", " ")
+    assert r"\%" in latex(card) or "%" not in card.verdict
+    assert slug("../../x y") == "x-y"
+
+
+def test_parts_of_a_random_defense() -> None:
+    from rdp_bench import plugins
+
+    plugins.load()
+    names = [[part for part, _ in grids(Subject(name, "effnet-lite2"))] for name in ("jpeg", "r&p")]
+    assert names[0] == ["transfer", "noise", "white-box", "black-box", "eps", "doubled"]
+    assert set(names[1]) - set(names[0]) == {"one-draw", "fixed"}
+    by_name = dict(grids(Subject("r&p", "effnet-lite2", eps=2.0, budget="standard")))
+    assert by_name["white-box"].axes.sources == ("white-box(20)",)
+    assert by_name["doubled"].axes.sources == ("white-box(40)",)
+    assert by_name["fixed"].axes.defenses == ("fixed(r&p)",)
+    assert by_name["eps"].axes.eps == (1.0, 4.0, 8.0, 32.0)
+    for bad in ({"budget": "huge"}, {"eps": 0.0}):
+        with pytest.raises(UsageError):
+            Subject("r&p", "effnet-lite2", **bad)  # type: ignore[arg-type]

@@ -1,0 +1,39 @@
+"""Audits of toy defenses, whole: plans, runs, probes and the card."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rdp_bench import plugins
+from rdp_bench.audit.card import Card
+from rdp_bench.audit.parts import BUDGETS, Subject
+from rdp_bench.audit.run import audit, planned
+from rdp_bench.cache.store import Store
+from rdp_bench.engine.grid import Grid
+from rdp_bench.engine.plan import Plan, make_plan
+from rdp_bench.engine.run import Run
+from rdp_bench.engine.worker import Worker
+from tests.helpers.commands import PLUGIN
+
+FAULTS = PLUGIN.parent / "faults.py"
+
+TOY = replace(
+    BUDGETS["quick"], transfer=("fgsm",), gradient=("apgd-ce(steps=10)",), doubled=("apgd-ce(steps=20)",),
+    black_box=("square(queries=60)",), sweep=(16.0,), eot=4, draws=4,
+)  # fmt: skip
+
+
+def card(folder: Path, defense: str, target: str = "fault/one", eps: float = 4.0, budget: str = "toy") -> Card:
+    """The card of an audit on the images of tests/plugin/faults.py."""
+    plugins.load((FAULTS,))
+    BUDGETS.setdefault("toy", TOY)
+    subject = Subject(defense, target, "fault/photos", eps, budget, ("fault/two",))
+
+    def plan_of(grid: Grid) -> Plan:
+        return make_plan(grid, Store(folder / "cache"), seed=0, device="cpu", limit=None, models_dir=None)
+
+    def perform(plan: Plan, heading: str) -> Run:
+        running = Run(plan, folder / "out", "")
+        running.execute(running.start(), Worker(plan))
+        return running
+
+    return audit(subject, planned(subject, plan_of), perform, "")

@@ -1,0 +1,232 @@
+"""Defenses and a target whose faults are known: what an audit must name. None of them is a defense to use."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, pad
+
+from rdp_bench import Classifier, Dataset, Purifier, dataset, defense, model
+from rdp_bench.rng import ImageRng
+
+
+class Exact(Purifier):
+    """A defense whose gradient is said to be autograd's."""
+
+    differentiable: ClassVar[bool] = True
+    backward = "exact"
+
+
+@defense("fault/identity", source="made up")
+@dataclass(frozen=True)
+class Identity(Exact):
+    """Nothing."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return x
+
+
+@defense("fault/staircase", source="made up")
+@dataclass(frozen=True)
+class Staircase(Exact):
+    """Rounds to few levels: autograd's gradient is zero."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return (x * 16).round() / 16
+
+
+@defense("fault/resize", source="made up")
+@dataclass(frozen=True)
+class Resize(Exact):
+    """A random shift of up to two pixels: one draw tells little of the next."""
+
+    random = True
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        places = rng.integers(0, 5, 2).tolist()
+        size = x.shape[-1]
+        padded = pad(x, (2, 2, 2, 2), value=0.5)
+        return torch.stack([one[:, t : t + size, k : k + size] for one, (t, k) in zip(padded, places, strict=True)])
+
+
+@defense("fault/noise", source="made up")
+@dataclass(frozen=True)
+class Noise(Exact):
+    """Strong noise: an image that one draw misclassifies, the next may not."""
+
+    random = True
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return (x + 0.2 * rng.normal(*x.shape[1:])).clamp(0, 1)
+
+
+class _Flipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return -grads[0]
+
+
+@defense("fault/sign", source="made up")
+@dataclass(frozen=True)
+class Sign(Exact):
+    """The gradient has the wrong sign."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        found: Tensor = _Flipped.apply(x)
+        return found
+
+
+@defense("fault/detach", source="made up")
+@dataclass(frozen=True)
+class Detach(Exact):
+    """No gradient passes."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return x.detach().clone()
+
+
+REACH = 0.14
+"""Mean distance of pixels within which two images look alike to `Leak` and `Memory`; photographs are farther apart."""
+
+
+def _nearest(known: Sequence[Tensor], x: Tensor, reach: float) -> Tensor:
+    """Each image replaced by the nearest of `known`, where one is within `reach` per pixel on average."""
+    if not known:
+        return x
+    stack = torch.stack(list(known)).to(x)
+    far = (x[:, None] - stack[None]).abs().mean((2, 3, 4))
+    near = far.min(1)
+    return torch.where((near.values < reach).view(-1, 1, 1, 1), stack[near.indices] + 0 * x, x)
+
+
+@defense("fault/leak", source="made up")
+@dataclass(frozen=True)
+class Leak(Exact):
+    """Remembers every image that it sees, and gives back the first that looks alike: the clean one."""
+
+    _seen: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        found = _nearest(self._seen, x, REACH)
+        fresh = [one.detach().clone() for one, back in zip(x, found, strict=True) if torch.equal(one, back)]
+        self._seen.extend(fresh)
+        return found
+
+    def resolved(self) -> dict[str, Any]:
+        return {}
+
+
+@defense("fault/memory", source="made up")
+@dataclass(frozen=True)
+class Memory(Exact):
+    """Knows the test images, and gives back the one that looks alike."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return _nearest([torch.from_numpy(_photo(i)) / 255 for i in range(COUNT)], x, REACH)
+
+
+@defense("fault/secret", source="made up")
+@dataclass(frozen=True)
+class Secret(Exact):
+    """Draws random numbers of its own, and says that it does not."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return (x + 0.05 * torch.randn_like(x)).clamp(0, 1)
+
+
+@defense("honest/average", source="made up")
+@dataclass(frozen=True)
+class Average(Exact):
+    """The mean of 3 x 3 pixels."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return avg_pool2d(pad(x, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+
+
+@defense("honest/half", source="made up")
+@dataclass(frozen=True)
+class Half(Exact):
+    """Averages 2 x 2 pixels: what is left of a perturbation of random signs is half."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return interpolate(avg_pool2d(x, 2), scale_factor=2, mode="nearest")
+
+
+SIZE, COUNT, CLASSES = 16, 16, 5
+
+
+def _photo(index: int) -> NDArray[np.uint8]:
+    """A smooth image: sixteen random colours, enlarged."""
+    small = np.random.default_rng(index).integers(40, 216, (3, 4, 4))
+    large = interpolate(torch.from_numpy(small)[None].float(), size=(SIZE, SIZE), mode="bicubic", align_corners=True)
+    found: NDArray[np.uint8] = large[0].round().clamp(0, 255).to(torch.uint8).numpy()
+    return found
+
+
+class Smooth:
+    """Logits that are linear in sixteen mean colours, and a little in the pixels; a factor scales them."""
+
+    classes = CLASSES
+
+    def __init__(self, name: str, seed: int, factor: float = 1.0) -> None:
+        self.name, self.seed, self.factor = name, seed, factor
+        generator = torch.Generator().manual_seed(7)
+        self.coarse = torch.randn(CLASSES, 48, generator=generator)
+        self.fine = 0.02 * torch.randn(CLASSES, 3 * SIZE * SIZE, generator=generator.manual_seed(seed))
+
+    def __call__(self, x: Tensor, zoom: float = 1.0) -> Tensor:
+        x = x - 0.5
+        return self.factor * (avg_pool2d(x, 4).flatten(1) @ self.coarse.T + x.flatten(1) @ self.fine.T)
+
+    def record(self) -> dict[str, Any]:
+        return {"seed": self.seed, "factor": self.factor}
+
+
+@model("fault/one", source="made up")
+def one() -> Classifier:
+    """The usual target."""
+    return Smooth("fault/one", 1)
+
+
+@model("fault/two", source="made up")
+def two() -> Classifier:
+    """A surrogate."""
+    return Smooth("fault/two", 2)
+
+
+@model("fault/saturated", source="made up")
+def saturated() -> Classifier:
+    """The target with logits ten thousand times as large: a saturated softmax."""
+    return Smooth("fault/saturated", 1, 1e4)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Smooth images, labelled by the usual target."""
+
+    name: str = "fault/photos"
+    size: int = SIZE
+    ids: Sequence[str] = tuple(f"photo-{i}" for i in range(COUNT))
+
+    @property
+    def labels(self) -> Sequence[int]:
+        images = torch.stack([torch.from_numpy(_photo(i)) for i in range(COUNT)]).float() / 255
+        found: list[int] = one()(images).argmax(1).tolist()
+        return found
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        return _photo(index)
+
+
+@dataset("fault/photos", source="made up")
+def photos() -> Dataset:
+    """Sixteen smooth images."""
+    return Photos()
