@@ -62,6 +62,12 @@ class EnsembleRule(Part):
         """Only known rules."""
         return {f"ensemble_rule is one of {get_args(Rule)}": self.ensemble_rule in get_args(Rule)}
 
+    def check(self, parts: Sequence[Part]) -> None:
+        """Losses are averaged as cross-entropies."""
+        objective = any(part.id == "objective" for part in parts)
+        require({"ensemble_rule=losses averages cross-entropies; leave out loss_function": (
+            self.ensemble_rule != "losses" or not objective)})  # fmt: skip
+
     def loss(self, run: Run, loss: Tensor, outputs: Sequence[Outputs], labels: Tensor) -> Tensor:  # noqa: ARG002
         """The mean of the members' losses, where they are averaged."""
         from torch.nn.functional import cross_entropy

@@ -16,7 +16,7 @@ class Restarts(Part):
     """Runs from several random starts; of the points, the first that is misclassified as it will be stored is kept."""
 
     id: ClassVar[str] = "restarts"
-    order: ClassVar[int] = 0
+    order: ClassVar[int] = 6
     off: ClassVar[Any] = 1
 
     restarts: int = 5

@@ -381,11 +381,11 @@ def test_out_of_memory_halves_the_batch_and_goes_on(grid: Path, monkeypatch: pyt
 
     real, sizes = _loop.craft, []
 
-    def small_device(parts: Any, source: Any, x: Any, y: Any, eps: float, rng: Any) -> Any:
+    def small_device(parts: Any, source: Any, x: Any, *more: Any) -> Any:
         sizes.append(len(x))
         if len(x) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(parts, source, x, y, eps, rng)
+        return real(parts, source, x, *more)
 
     monkeypatch.setattr(_loop, "craft", small_device)
     assert run(grid, "--attack", "fgsm").exit_code == 0
