@@ -17,8 +17,8 @@ COLUMNS = ("target", "eps", "defense", "clean_accuracy", "mean_error", "ci_low",
 WIDTH, HEIGHT = COLUMN, 3.1
 _PLOT = (0.55, 0.5, WIDTH - 0.65, HEIGHT - 0.6)
 """Left, bottom, width and height of the axes, in inches."""
-_LETTER, _LINE, _DOT, _GAP = 0.069, 0.13, 0.045, 0.035
-"""Inches: an average letter of a label, its height, the radius of a point, the space between the two."""
+_SMALL, _CAPITAL, _LINE, _DOT, _GAP = 0.071, 0.09, 0.14, 0.045, 0.035
+"""Inches: a letter of a label, a capital one, its height, the radius of a point, the space between the two."""
 _THIN = 0.01
 _RINGS = 10
 
@@ -144,8 +144,13 @@ def placed(
             covered = sum(box.overlap(other) for other in others)
             return 1e6 * box.outside(*size) + 1e5 * covered + sum(box.overlap(line) for line in lines) / _THIN + ring
 
-        found[i] = min(_around(spots[i], _LETTER * len(names[i])), key=lambda at: cost(*at))[1]
+        found[i] = min(_around(spots[i], _width(names[i])), key=lambda at: cost(*at))[1]
     return [found[i] for i in range(len(names))]
+
+
+def _width(name: str) -> float:
+    """Inches, generously: pages and files show a label in different fonts."""
+    return sum(_CAPITAL if letter.isupper() or letter in "&%@" else _SMALL for letter in name)
 
 
 def _near(spot: tuple[float, float], other: tuple[float, float]) -> bool:
