@@ -56,6 +56,7 @@ def verify(out: Path) -> Iterator[Verified]:
     try:
         columns, lines = csvtext.read((out / "results.csv").read_text("utf-8"))
         unread = "" if columns == COLUMNS else f"{out / 'results.csv'} has other columns than this version writes"
+        lines = [] if unread else lines
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         lines, unread = [], f"{out / 'results.csv'} cannot be read ({error})"
     known = set()

@@ -158,6 +158,22 @@ def test_every_flipped_byte_is_noticed_or_harmless(out: Path) -> None:
     assert noticed > len(content) // 211 // 2
 
 
+def test_an_exchanged_part_is_refused(out: Path) -> None:
+    """Other predictions in a file that is whole in every other way."""
+    import zstandard
+    from safetensors.numpy import load_file, save_file
+
+    path = file_of(out)
+    parts = load_file(path)
+    old = zstandard.ZstdDecompressor().decompress(parts["0.predicted"].tobytes())
+    other = zstandard.ZstdCompressor().compress(bytes((value + 1) % 5 for value in old))
+    save_file({**parts, "0.predicted": np.frombuffer(other, np.uint8)}, path)
+    run = load_run(out / "runs" / "toy.json", None)
+    assert "'0.predicted' does not have the hash it was written with" in run.rows[0]["reason"]
+    assert run.rows[0]["value"] == ""
+    assert cli("verify", out).exit_code == 1
+
+
 def test_the_cache_is_used_where_the_file_is_damaged(made: GridRuns, out: Path) -> None:
     rows = load_run(out / "runs" / "toy.json", None).rows
     file_of(out).unlink()
@@ -261,7 +277,7 @@ def test_the_same_arrays_written_again_pass(out: Path) -> None:
         (lambda text: text.rpartition("toy,")[0], "the row is missing in results.csv"),
         (lambda text: text + text.splitlines()[1] + "\n", "1 rows twice"),
         (lambda text: text + text.splitlines()[1].replace("none", "jpeg") + "\n", "in results.csv and not in the run"),
-        (lambda text: text.replace("eval_key", "key"), "has other columns"),
+        (lambda text: text.replace("grid,", "name,", 1), "has other columns"),
         (lambda text: text + text.splitlines()[1].replace("toy", "toys", 1) + "\n", "toys: results.csv has rows of it"),
     ],
 )
