@@ -326,7 +326,6 @@ def forbidding(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BaseHT
         everything = False
 
         def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self.command in ("GET", "HEAD") and not Handler.everything:
                 status, text = 404, ANSWER.format("NoSuchKey", "The specified key does not exist.")
                 if "list-type" in self.path:
@@ -335,6 +334,7 @@ def forbidding(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BaseHT
                 status, text = 403, ANSWER.format("AccessDenied", "Access Denied")
             self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
+            self.send_header("Connection", "close")  # what was sent with the request is not read
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(text.encode())
