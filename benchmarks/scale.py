@@ -1,8 +1,8 @@
 """What a run of many images costs besides its computations: `python -m benchmarks.scale [IMAGES ...]`.
 
-A store is filled with made-up predictions of every cell; then the commands run as a user runs them. Nothing is decoded,
-crafted or judged, so what is measured is planning, the store, the numbers and the report. Cost should grow linearly:
-the exponents at the end are those between the two largest sizes.
+A store is filled with made-up predictions of every cell; then the commands run as a user runs them. Nothing is
+decoded, crafted or evaluated, so what is measured is planning, the store, the numbers and the report. Cost should grow
+linearly: the exponents at the end are those between the two largest sizes.
 """
 
 import os

@@ -75,7 +75,7 @@ class Idle(Purifier):
 
     number: int = 0
 
-    def purify(self, x: Any, rng: Any) -> Any:  # noqa: ARG002
+    def purify(self, x: Any, rng: Any) -> Any:  # noqa: ARG002 - part of the protocol
         """Return the images."""
         return x
 

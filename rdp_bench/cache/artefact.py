@@ -12,6 +12,7 @@ from rdp_bench.cache.files import Location, read_file, write_atomic
 from rdp_bench.cache.merged import DamagedBatchesError, OpenShard, Single
 from rdp_bench.cache.shard import Packed, Place, compressed, serialized, shard_header
 from rdp_bench.cache.stored import MERGED_BYTES, StoredRows
+from rdp_bench.cache.url import UrlPath
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, UnreadableError
 from rdp_bench.keys import Record, key_of
 
@@ -73,10 +74,15 @@ class Artefact(StoredRows):
 
     @property
     def _record_written(self) -> bool:
+        if (self.kind, self.key) in self.store.recorded:
+            return True
         try:
-            return bool(key_of(json.loads(read_file(self.folder / "record.json"))) == self.key)
+            found = bool(key_of(json.loads(read_file(self.folder / "record.json"))) == self.key)
         except (RdpBenchError, ValueError, TypeError, RecursionError):
             return False
+        if found and isinstance(self.folder, UrlPath):
+            self.store.recorded.add((self.kind, self.key))
+        return found
 
     def merge(self) -> None:
         """Put the batches of a complete artefact into few files, unless they are few already.

@@ -80,6 +80,8 @@ class Store:
         """Batches of merged files that failed their check and could not be deleted."""
         self.lent: dict[str, list[tuple[int, int]]] = {}
         """By key, rows that a read-only store would have copied from other runs."""
+        self.recorded: set[tuple[str, str]] = set()
+        """Kind and key of artefacts at a URL whose records this process found whole: each is asked for once."""
         found = self._format()
         if found is not None and found > FORMAT:
             raise UsageError(
@@ -189,6 +191,7 @@ class Store:
 
     def delete(self, kind: str, key: str) -> int:
         """Remove the files of one artefact, and its folder if it is then empty; returns the bytes they held."""
+        self.recorded.discard((kind, key))
         folder = self.folder(kind, key)
         size = 0
         for path in children(folder):

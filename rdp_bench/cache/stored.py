@@ -40,6 +40,7 @@ class Home(Protocol):
     rejected: set[Location]
     rejected_rows: dict[Location, list[tuple[int, int]]]
     lent: dict[str, list[tuple[int, int]]]
+    recorded: set[tuple[str, str]]
 
     def folder(self, kind: str, key: str) -> Location: ...
     def mark(self, *, merged: bool = False) -> None: ...
@@ -94,6 +95,9 @@ class StoredRows:
         return self._holder(low, high) is not None
 
     def _holder(self, low: int, high: int) -> Location | None:
+        if isinstance(self.folder, UrlPath):  # one request instead of two
+            listed = {(first, last): path for first, last, path in self.shards()}
+            return listed.get((low, high)) or listed.get((0, self.n))
         for path in dict.fromkeys((self._path(low, high), self._path(0, self.n))):
             if path.exists() and path not in self.store.rejected and path not in self.store.rejected_rows:
                 return path
@@ -149,7 +153,8 @@ class StoredRows:
         """The rows, or why there are none, and whether files were gone that were there when they were listed."""
         import numpy as np
 
-        holder = self._holder(low, high)  # what a run reads: one batch as it was written, or everything
+        # What a run reads: one batch as it was written, or everything. An object store is asked once, for its listing.
+        holder = None if isinstance(self.folder, UrlPath) else self._holder(low, high)
         wanted = (
             [(*rows_of(holder), holder)]
             if holder

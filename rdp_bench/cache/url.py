@@ -95,8 +95,8 @@ class UrlPath:
 
     @property
     def _copy(self) -> copies.Copy:
-        """The name of the copy of the object as it is now: one that was replaced has another name."""
-        found = _call(self.fs.info, self._inside)
+        """The name of the copy of the object as it is, or was listed: one that was replaced has another name."""
+        found = self.info if self.info is not None else _call(self.fs.info, self._inside)
         stamp = found.get("ETag") or found.get("etag") or found.get("md5Hash") or _time(found)
         return copies.Copy(self.url, f"{stamp} {found.get('size')}")
 

@@ -3,16 +3,20 @@
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rdp_bench import csvtext
 from rdp_bench.cache.store import Store, write_atomic
-from rdp_bench.data.image_hashes import batch, digest, hash_images
+from rdp_bench.data.decoded import DecodedImages
+from rdp_bench.data.image_hashes import digest, hash_images
 from rdp_bench.data.open import open_dataset
 from rdp_bench.errors import DamagedError, UnreadableError, UsageError
 from rdp_bench.picture import to_png
@@ -60,7 +64,8 @@ def export(
         for run in runs
         if images or dataset or (predictions and not (run.stored and run.stored.file))
     }
-    rows = [row for run in runs if predictions for row in _predictions(run, opened.get(run.grid))]
+    data = {grid: found.dataset for grid, found in opened.items()}
+    rows = [row for run in runs if predictions for row in _predictions(run, data.get(run.grid))]
     if predictions:
         _write_predictions(to, rows, parquet)
     counts = [_write_images(run, store, opened[run.grid], to / "images") for run in runs] if images else []
@@ -68,7 +73,7 @@ def export(
     return {"predictions": len(rows), "images": found, "lacking": lacking}
 
 
-def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
+def _dataset(run: Run, named: str | None, store: Store) -> DecodedImages:
     about = run.record["dataset"]
     label = named or str(about.get("label") or about["name"])  # a name alone lacks its parameters: photos20(size=64)
     try:
@@ -77,12 +82,13 @@ def _dataset(run: Run, named: str | None, store: Store) -> Dataset:
         raise UsageError(
             f"the run's data set {about['name']} is needed again: name it with --dataset ({error})"
         ) from error
-    if digest(found, hash_images(found, store.local)) != about["images"]:
+    image_hashes = hash_images(found, store.local)
+    if digest(found, image_hashes) != about["images"]:
         raise UsageError(
             f"{label} does not hold the images and labels of the run {run.grid}; "
             "where runs have different images, export them one by one: --only GRID --dataset ... --to ..."
         )
-    return found
+    return DecodedImages(found, image_hashes, store.local)
 
 
 def _predictions(run: Run, dataset: Dataset | None) -> Iterator[dict[str, Any]]:
@@ -126,24 +132,33 @@ def _write_predictions(to: Path, rows: list[dict[str, Any]], parquet: bool) -> N
     write_atomic(to / "predictions.csv", utf8(csvtext.records(COLUMNS, rows)))
 
 
-def _write_images(run: Run, store: Store, dataset: Dataset, to: Path) -> tuple[int, int]:
+def _write_images(run: Run, store: Store, images: DecodedImages, to: Path) -> tuple[int, int]:
     """Every set of the run as PNG; returns the number of images, and of incomplete sets."""
     sets = {cell.adv_key: cell for cell in run.cells if cell.adv_key}
     lines, count = [], 0
     for key, cell in sets.items():
         try:
-            delta = store.open("adv", key).read()["delta"]
+            made = store.open("adv", key)
+            ranges = [(low, min(low + BATCH, made.n)) for low in range(0, made.n, BATCH)]
+            for low, high in ranges:
+                made.read(low, high)  # a set that is damaged is left out whole
         except (DamagedError, UnreadableError) as error:
             log.warning("set %s is left out: %s", key[:12], error)
             continue
         folder = to / key[:16]
-        for low in range(0, len(delta), BATCH):
-            clean = batch(dataset, low, min(low + BATCH, len(delta)))
-            for offset, adv in enumerate((clean + delta[low : low + BATCH].astype(np.int16)).astype(np.uint8)):
-                write_atomic(folder / f"{low + offset:05d}.png", to_png(adv))
-                count += 1
+        # Compression frees the interpreter lock, and so does waiting for the disk.
+        with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+            for low, high in ranges:
+                adv = (images.batch(low, high) + made.read(low, high)["delta"].astype(np.int16)).astype(np.uint8)
+                names = [folder / f"{index:05d}.png" for index in range(low, high)]
+                count += sum(pool.map(_write_png, names, adv))
         lines.append({"folder": key[:16], "source": cell.source, "attack": cell.attack, "eps": cell.eps, "key": key})
     about = {name: value for name, value in run.record["dataset"].items() if name != "label"}
-    record = {"dataset": about, "norm": run.norm, "ids": list(dataset.ids), "sets": lines}
+    record = {"dataset": about, "norm": run.norm, "ids": list(images.dataset.ids), "sets": lines}
     write_atomic(to / f"{run.grid}.json", json.dumps(record, indent=1).encode())
     return count, len(sets) - len(lines)
+
+
+def _write_png(path: Path, image: NDArray[np.uint8]) -> int:
+    write_atomic(path, to_png(image))
+    return 1
