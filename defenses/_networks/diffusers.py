@@ -24,9 +24,10 @@ class Pipeline(NoisePredicting):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        from diffusers import UNet2DModel
+        import diffusers
 
-        self.inner = UNet2DModel(**{key: value for key, value in config.items() if not key.startswith("_")})
+        kind: Any = diffusers.UNet2DModel
+        self.inner: Any = kind(**{key: value for key, value in config.items() if not key.startswith("_")})
         size = config.get("sample_size")
         self.size = size if isinstance(size, int) else None
         self.multiple = 2 ** (len(self.inner.config.block_out_channels) - 1)
