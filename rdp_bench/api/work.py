@@ -17,6 +17,9 @@ def lacks_results(running: "Run", jobs: "Sequence[Job]") -> bool:
 class Listener(Protocol):
     """What may follow the work besides the progress bar."""
 
+    remaining: "Callable[[], float] | None"
+    """Gives the estimated seconds that are left, once the jobs begin."""
+
     def start(self, jobs: "Sequence[Job]") -> None:
         """The jobs begin."""
 
@@ -47,7 +50,7 @@ def work(
         running.check_accuracy(None)
         running.save()
         return
-    from rdp_bench.engine.progress import Costs, ProgressBar, measure
+    from rdp_bench.engine.progress import Costs, ProgressBar
 
     bar = ProgressBar(jobs, Costs(running.plan), show_bar=show_bar)
     try:
@@ -56,12 +59,12 @@ def work(
 
         worker = Worker(running.plan, batch_size)
         running.check_accuracy(worker)
-        bar.set_description("timing each part on two images")
-        bar.set_costs(measure(running.plan, jobs))
         worker.report = bar
         if listener is not None:
+            listener.remaining = bar.remaining
             listener.start(running.plan.to_do(jobs))  # some are done by now
             worker.report = _both(bar, listener)
+        bar.start()
         running.execute(jobs, worker)
         if running.lacks_cost:
             bar.set_description("measuring what each defense costs")
