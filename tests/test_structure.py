@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "data": {"contract", "cache"},
     "download": {"contract", "cache", "data"},
     "results": {"contract", "cache", "metrics", "data"},
-    "engine": {"contract", "cache", "weights", "metrics", "models", "results", "data", "reports.figures"},
+    "engine": {"contract", "numerics", "cache", "weights", "metrics", "models", "results", "data", "reports.figures"},
     "train": {"contract", "cache", "weights", "metrics", "models", "attacks", "attacks._kernels", "defenses",
         "defenses._networks", "data",
     },

@@ -122,7 +122,7 @@ def run_options(flags: Mapping[str, Any]) -> "RunOptions":
     if batch != "auto" and not (batch.isdecimal() and batch.isascii()):
         raise UsageError(f"--batch-size {batch}: expected auto or a number above 0")
     names = (
-        "out", "cache", "models_dir", "profile", "limit", "seed", "device", "fresh", "dry_run", "measure",
+        "out", "cache", "models_dir", "profile", "limit", "seed", "device", "fresh", "dry_run", "measure", "precision",
         "progress",
     )  # fmt: skip
     return RunOptions(
@@ -202,6 +202,7 @@ def plan_of(grid: "Grid", options: "RunOptions") -> "Plan":
         device=environment.choose_device(options.device),
         limit=options.limit,
         models_dir=options.models_dir,
+        precision=options.precision,
     )
 
 

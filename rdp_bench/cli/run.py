@@ -13,6 +13,7 @@ from rdp_bench.cli import cache as cli_cache
 from rdp_bench.cli import complete, suite
 from rdp_bench.cli.blocks import Blocks
 from rdp_bench.cli.perform import DEFAULT_OUT, load_grid, next_step, perform, plan_of, run_options
+from rdp_bench.engine.precision import PRECISIONS
 from rdp_bench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,6 +89,13 @@ _grid: dict[str, Any] = {
 )
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="float32",
+    show_default=True,
+    help="Of networks. tf32: faster on GPUs. bfloat16: gradients and learned defenses; targets stay float32.",
+)
 @click.option(
     "--batch-size",
     default="auto",

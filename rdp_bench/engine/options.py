@@ -23,6 +23,7 @@ class RunOptions:
     profile: str = "embedded"
     limit: int | None = None  # at most this many images
     seed: int = 0
+    precision: str = "float32"  # of networks: float32, tf32 or bfloat16
     device: str = "auto"  # auto, cpu, cuda or cuda:<number>
     batch_size: int | None = None  # images at once; None: what suits the device
     fresh: bool = False  # compute everything again

@@ -113,6 +113,7 @@ class RunRecord:
     checks: tuple[CheckFacts, ...] = ()
     names: dict[str, str] = field(default_factory=dict)  # how reports write labels
     cost: Record | None = None  # of each defense; absent where nobody asked, None where it is not measured yet
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"  # of networks
 
 
 @dataclass(frozen=True)
