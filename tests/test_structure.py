@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "metrics": {"contract", "cache", "weights"},
     "models": {"contract", "weights", "numerics"},
     "numerics": set(),
-    "attacks._kernels": set(),
+    "attacks._kernels": {"contract"},
     "attacks.parts": {"contract", "attacks._kernels"},
     "attacks": {"contract", "attacks.parts", "attacks._kernels"},
     "defenses": {"contract", "weights", "numerics", "defenses._networks"},
