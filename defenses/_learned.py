@@ -136,12 +136,15 @@ class Learned(Purifier):
         """The network's output for `x` `[n, 3, h, w]`, reflect-padded to its `multiple`, then cropped."""
         from torch.nn.functional import pad
 
+        from rdp_bench.numerics.precision import lowered
+
         net = self.net(x.device)
         height, width = x.shape[2:]
         below, right = (-size % int(getattr(net, "multiple", 1)) for size in (height, width))
         if below or right:
             x = pad(x, (0, right, 0, below), mode="reflect")
-        out: Tensor = net(x, *more)
+        with lowered(x.device):
+            out: Tensor = net(x, *more).float()
         times = out.shape[-1] // x.shape[-1]  # super-resolution
         return out[..., : times * height, : times * width]
 

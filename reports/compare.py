@@ -22,7 +22,9 @@ COLUMNS = (
 PAIRED, APART = "paired", "two-sample"
 
 # Of a record, what makes one run another experiment.
-_TELLING = ("profile", "dataset", "seed", "axes", "sources", "models", "attacks", "defenses", "environment")
+_TELLING = (
+    "profile", "dataset", "seed", "precision", "axes", "sources", "models", "attacks", "defenses", "environment",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

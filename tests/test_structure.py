@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "data": {"contract", "cache"},
     "download": {"contract", "cache", "data"},
     "results": {"contract", "cache", "metrics", "data"},
-    "engine": {"contract", "cache", "weights", "metrics", "models", "results", "data", "reports.figures"},
+    "engine": {"contract", "numerics", "cache", "weights", "metrics", "models", "results", "data", "reports.figures"},
     "engine.executors": {"contract", "cache", "engine"},
     "audit": {
         "contract", "cache", "weights", "metrics", "models", "results", "data", "engine", "attacks._kernels",

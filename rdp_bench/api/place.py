@@ -28,6 +28,9 @@ Outcomes = Iterator["JobResult"]
 class Listener(Protocol):
     """What may follow the work besides the progress bar."""
 
+    remaining: Callable[[], float] | None
+    """Gives the estimated seconds that are left, once the jobs begin."""
+
     def start(self, jobs: "Sequence[Job]") -> None:
         """The jobs begin."""
 

@@ -51,7 +51,7 @@ def work(
         running.save()
         return ""
     from rdp_bench.api.place import tended
-    from rdp_bench.engine.progress import Costs, ProgressBar, measure
+    from rdp_bench.engine.progress import Costs, ProgressBar
     from rdp_bench.engine.schedule import run_here
 
     bar = ProgressBar(jobs, Costs(running.plan), show_bar=show_bar)
@@ -61,10 +61,11 @@ def work(
 
         worker = Worker(running.plan, batch_size)
         running.check_accuracy(worker)
-        bar.set_description("timing each part on two images")
-        bar.set_costs(measure(running.plan, jobs))
+        worker.report = bar
         if listener is not None:
+            listener.remaining = bar.remaining
             listener.start(running.plan.to_do(jobs))  # some are done by now
+        bar.start()
         with tended(running) as (count, noted):
             worker.report = _all(bar, count, listener)
             running.follow(noted(run_here(jobs, worker)))

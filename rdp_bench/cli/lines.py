@@ -19,6 +19,7 @@ class JobLines:
         self._job: Job | None = None
         self._images = 0
         self._began = self._told = time.monotonic()
+        self.remaining: Callable[[], float] | None = None
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Count these jobs."""
@@ -46,5 +47,6 @@ class JobLines:
 
     def _tell(self, what: str, now: float) -> None:
         total = f"/{self._count}" if self._count else ""
-        self._write(f"[{self._number}{total}] {self._job}: {what}")
+        left = f", about {duration(self.remaining())} left" if self.remaining else ""
+        self._write(f"[{self._number}{total}] {self._job}: {what}{left}")
         self._told = now

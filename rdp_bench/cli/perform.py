@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,21 @@ FLAGS = {"sources": "source", "targets": "target", "attacks": "attack", "defense
 """The flag of each axis."""
 
 
-def perform(plan: "Plan", options: "RunOptions", made: set[str] | None = None, heading: str = "") -> "Run":
+def perform(
+    plan: "Plan",
+    options: "RunOptions",
+    made: set[str] | None = None,
+    heading: str = "",
+    watch: "Callable[[Run], None] | None" = None,
+) -> "Run":
     """Do what a plan still lacks, with a bar, compare its networks with published numbers, and write OUT.
 
-    `made` holds the keys that `--fresh` has computed again so far.
+    Args:
+        plan: what is to be there at the end.
+        options: the flags of the command.
+        made: the keys that `--fresh` has computed again so far.
+        heading: what stands before the title of the grid.
+        watch: called with the run once it is known what is cached, and after each job.
     """
     from rdp_bench.engine.run import Run, summary
 
@@ -52,6 +63,9 @@ def perform(plan: "Plan", options: "RunOptions", made: set[str] | None = None, h
         f"{plan.n} images of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: {summary(running)}",
         err=True,
     )
+    if watch:
+        running.watch = watch
+        watch(running)
     if lacks_results(running, jobs):
         _writable(plan.store.root, "--cache")
     quiet = options.progress is None and not sys.stderr.isatty()
@@ -111,7 +125,10 @@ def run_options(flags: Mapping[str, Any]) -> "RunOptions":
     batch = flags["batch_size"]
     if batch != "auto" and not (batch.isdecimal() and batch.isascii()):
         raise UsageError(f"--batch-size {batch}: expected auto or a number above 0")
-    names = ("out", "cache", "models_dir", "profile", "limit", "seed", "device", "fresh", "dry_run", "progress")
+    names = (
+        "out", "cache", "models_dir", "profile", "limit", "seed", "device", "fresh", "dry_run", "measure", "precision",
+        "progress",
+    )  # fmt: skip
     return RunOptions(
         **{name: flags[name] for name in names},
         plugins=tuple(flags["plugins_"]),
@@ -196,6 +213,7 @@ def plan_of(grid: "Grid", options: "RunOptions") -> "Plan":
         device=where_of(grid, options).device(options.device),
         limit=options.limit,
         models_dir=options.models_dir,
+        precision=options.precision,
     )
 
 

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rdp_bench.budgets import NORMS, show_eps
+from rdp_bench.budgets import NORMS
 from rdp_bench.cli import cache as cli_cache
 from rdp_bench.cli import complete, suite, where
 from rdp_bench.cli.again import Again
+from rdp_bench.cli.blocks import Blocks
 from rdp_bench.cli.perform import DEFAULT_OUT, load_grid, next_step, perform, plan_of, run_options
-from rdp_bench.data.adversarial import ELSEWHERE
+from rdp_bench.engine.precision import PRECISIONS
 from rdp_bench.errors import UsageError
-from rdp_bench.terminal import printable
 
 if TYPE_CHECKING:
     from rdp_bench.engine.options import RunOptions
     from rdp_bench.engine.plan import Plan
-    from rdp_bench.engine.run import Run
 
 log = logging.getLogger("rdp_bench")
 
@@ -99,6 +98,13 @@ _grid: dict[str, Any] = {
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
 @click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="float32",
+    show_default=True,
+    help="Of networks. tf32: faster on GPUs. bfloat16: gradients and learned defenses; targets stay float32.",
+)
+@click.option(
     "--batch-size",
     default="auto",
     show_default=True,
@@ -110,6 +116,7 @@ _grid: dict[str, Any] = {
 @plugin_option
 @where.options
 @click.option("--dry-run", is_flag=True, help="Print the plan, what is cached, and an estimate of the remaining time.")
+@click.option("--measure", is_flag=True, help="With --dry-run: time each part on two images first.")
 @click.option("--fresh", is_flag=True, help="Compute the selected cells again; their cached results are deleted.")
 @click.option("--progress/--no-progress", default=None, help="Turn the progress bar on or off.")
 def run(grid_name: str | None, **flags: Any) -> None:
@@ -155,10 +162,11 @@ def _run_one(plan: "Plan", options: "RunOptions", again: Again | None = None) ->
     from rdp_bench.engine.run import summary
 
     if options.dry_run:
-        _dry_run(plan, fresh=options.fresh)
+        _dry_run(plan, options)
         return
-    running = perform(plan, options, set() if options.fresh else None)
-    _print_table(running)
+    blocks = Blocks(plan)
+    running = perform(plan, options, set() if options.fresh else None, watch=blocks)
+    blocks.finish(running)
     click.echo(f"\n{summary(running)}; {next_step(options.out, options.cache)}")
     for cell, reason in list(running.failed.items())[:5]:
         click.echo(f"failed: {cell}: {reason}", err=True)
@@ -167,57 +175,28 @@ def _run_one(plan: "Plan", options: "RunOptions", again: Again | None = None) ->
         sys.exit(1)
 
 
-def _dry_run(plan: "Plan", *, fresh: bool) -> None:
+def _dry_run(plan: "Plan", options: "RunOptions") -> None:
     from rdp_bench.engine import prefix_reuse
     from rdp_bench.engine.jobs import CraftJob, Job
-    from rdp_bench.engine.progress import duration, measure
+    from rdp_bench.engine.progress import Costs, duration, measure
 
     to_do: Sequence[Job] = plan.jobs
-    if not fresh:
+    if not options.fresh:
         prefix_reuse.drop_damaged(plan, plan.jobs)
         prefix_reuse.copy_shared_shards(plan)
         to_do = plan.to_do(plan.jobs)
     keys = {job.key for job in to_do}
-    costs = measure(plan, to_do) if to_do else None
+    costs = measure(plan, to_do) if to_do and options.measure else Costs(plan)
     for job in plan.jobs:
         if isinstance(job, CraftJob):
-            state = f"about {duration(costs.of(job))}" if costs and job.key in keys else "cached"
+            state = f"about {duration(costs.of(job))}" if job.key in keys else "cached"
             click.echo(f"{job.key[:8]}  {job!s:44} {plan.n} images  {state}")
             if job.key in keys and log.isEnabledFor(logging.INFO):
                 why = plan.store.closest_record_diff("adv", job.record)
                 click.echo(f"          nearest cached set differs in {'; '.join(why[:4]) or 'everything'}")
     judges = [job for job in to_do if not isinstance(job, CraftJob)]
     click.echo(f"{sum(1 for _ in plan.grid.cells())} cells; {len(judges)} evaluations to run")
-    total = sum(costs.of(job) for job in to_do) if costs else 0.0
+    total = sum(costs.of(job) for job in to_do)
     click.echo(f"estimated time: {duration(total)}" if to_do else "everything is cached")
-
-
-def _print_table(running: "Run") -> None:
-    """The measured numbers as plain text, a block a source and target, in table order."""
-    from rdp_bench.specs import CellKey
-
-    axes, rows = running.plan.grid.axes, running.rows
-    clean = axes.clean
-    columns = [printable(attack, lines=False) for attack in axes.attacks]
-    wide = [max(10, len(column)) for column in columns]  # never cut: two names may begin alike
-    width = max(len(label) for label in axes.defenses)
-
-    def number(cell: CellKey, width: int = 10) -> str:
-        value = rows[cell]["value"] if cell in rows else ""
-        return f"{float(value):{width}.1f}" if value not in ("", None) else f"{rows[cell]['status']:>{width}}"
-
-    for target in axes.targets + axes.baselines:
-        guards = [defense for defense in axes.defenses if target in axes.targets_for(defense)]
-        for eps in axes.eps if axes.attacks else ():
-            for source in axes.sources:
-                crafted = source if source == ELSEWHERE else f"on {source}"
-                click.echo(f"\nerror % of {target}, crafted {crafted}, eps {show_eps(eps, axes.norm)}")
-                heads = [f"{column:>{size}}" for column, size in zip(columns, wide, strict=True)]
-                click.echo(f"{'':{width}} {' '.join(heads)}")
-                for defense in guards:
-                    cells = [CellKey(source, attack, eps, target, defense) for attack in axes.attacks]
-                    click.echo(f"{defense:{width}} {' '.join(map(number, cells, wide))}")
-        if clean:
-            click.echo(f"\naccuracy % of {target} on clean images")
-            for defense in guards:
-                click.echo(f"{defense:{width}} {number(CellKey.clean(target, defense))}")
+    if not all(costs.known(job) for job in to_do):
+        click.echo(suite.ELSEWHERE_RATES)

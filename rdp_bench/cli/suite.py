@@ -13,7 +13,7 @@ from rdp_bench.budgets import parse_eps
 from rdp_bench.cli.perform import FLAGS, load_grid, next_step, perform, plan_of
 from rdp_bench.engine import prefix_reuse
 from rdp_bench.engine.jobs import CraftJob, Job
-from rdp_bench.engine.progress import duration, measure
+from rdp_bench.engine.progress import Costs, duration, measure
 from rdp_bench.engine.run import summary
 from rdp_bench.errors import RdpBenchError, StorageError, UsageError, unknown_name
 from rdp_bench.keys import key_of
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from rdp_bench.engine.options import RunOptions
 
 log = logging.getLogger("rdp_bench")
+
+
+ELSEWHERE_RATES = (
+    "(this machine has not yet measured all of it: the rest is estimated from another machine's rates; "
+    "--measure times each part on two images)"
+)
+"""What stands below an estimate that is not this machine's own."""
 
 
 def run_all(names: list[str], options: "RunOptions") -> int:
@@ -101,7 +108,7 @@ def _chosen(names: list[str], options: "RunOptions") -> list["Grid"]:
 
 def _dry_run(grids: list["Grid"], options: "RunOptions", width: int) -> int:
     seen: set[str] = set()
-    total, worst = 0.0, 0
+    total, worst, foreign = 0.0, 0, False
     for grid in grids:
         try:
             plan = plan_of(grid, options)
@@ -117,14 +124,17 @@ def _dry_run(grids: list["Grid"], options: "RunOptions", width: int) -> int:
             continue
         seen |= {key for job in jobs for key in _makes(job)}
         sets = sum(isinstance(job, CraftJob) for job in jobs)
-        costs = measure(plan, jobs) if jobs else None
-        seconds = sum(costs.of(job) for job in jobs) if costs else 0.0
+        costs = measure(plan, jobs) if jobs and options.measure else Costs(plan)
+        seconds = sum(costs.of(job) for job in jobs)
+        foreign |= not all(costs.known(job) for job in jobs)
         total += seconds
         click.echo(
             f"{grid.name:{width}}  {sum(1 for _ in grid.cells())} cells on {plan.n} images; {sets} sets and "
             f"{len(jobs) - sets} evaluations to run, about {duration(seconds)}"
         )
     click.echo(f"estimated time: {duration(total)}; what two grids share is counted once")
+    if foreign:
+        click.echo(ELSEWHERE_RATES)
     return worst
 
 

@@ -18,6 +18,7 @@ from rdp_bench.engine import crosscheck
 from rdp_bench.engine.crosscheck import Rate
 from rdp_bench.engine.grid import Axes, Grid, settle
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
+from rdp_bench.engine.precision import check as check_precision
 from rdp_bench.errors import UsageError, wrap_errors
 from rdp_bench.keys import Record, hash_many, key_of, plain
 from rdp_bench.metrics import measurements
@@ -67,6 +68,7 @@ class Plan:
     Attributes:
         checks: models that only the cross-check needs.
         remarks: what a reader of the results must know of the images and budgets.
+        precision: of the networks, see `numerics.precision`.
         jobs: all work of the grid in order: clean images first, then each set followed by its defenses. Jobs whose
             results are all in the store are listed too; see `to_do`.
         clean_checks: jobs that measure the clean accuracy of every model of the grid, one a model.
@@ -86,6 +88,7 @@ class Plan:
     targets: Mapping[str, AnyModelRef]
     checks: Mapping[str, AnyModelRef] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    precision: str = "float32"
     jobs: tuple[Job, ...] = field(init=False)
     clean_checks: tuple[EvaluateJob, ...] = field(init=False)
     cross_checks: tuple[tuple[Rate, Record], ...] = field(init=False)
@@ -143,6 +146,7 @@ class Plan:
             "seed": self.seed,
             # Arithmetic differs in its last bits between kinds of device, and then so may a pixel.
             "device": self.device.partition(":")[0],
+            **({} if self.precision == "float32" else {"precision": self.precision}),
         }
 
     def set_record(self, source: str, attack: str, eps: float) -> Record:
@@ -327,7 +331,16 @@ def _record(part: AnyModelRef | SourceSpec) -> Record:
         return record
 
 
-def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | None, models_dir: Path | None) -> Plan:
+def make_plan(
+    grid: Grid,
+    store: Store,
+    *,
+    seed: int,
+    device: str,
+    limit: int | None,
+    models_dir: Path | None,
+    precision: str = "float32",
+) -> Plan:
     """Settle the grid, resolve every label of it and read the images' hashes.
 
     Raises:
@@ -386,8 +399,10 @@ def make_plan(grid: Grid, store: Store, *, seed: int, device: str, limit: int | 
         ]
     plan = Plan(
         grid, store, seed, device, dataset, tuple(image_hashes), attacks, defenses, sources, targets, checks,
-        tuple(remarks),
+        tuple(remarks), precision,
     )  # fmt: skip
+    crafts = any(not isinstance(made.value, AdversarialFiles) for made in attacks.values())
+    check_precision(precision, device, [made.value for made in plan.defenses.values()], crafts=crafts)
     plan.refuse_shared_keys()
     _check_files(plan)
     return plan

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rdp_bench.engine.jobs import CraftJob, Job
 from rdp_bench.engine.plan import Plan
+from rdp_bench.engine.rates import Estimates, Rates, of_plan
 from rdp_bench.protocols import StochasticLogits
 from rdp_bench.specs import show
 from rdp_bench.terminal import printable
@@ -23,15 +24,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TYPICAL = {"gradient": 0.04, "forward": 0.015, "purify": 0.02}
-"""Seconds an image before anything has been measured; only their proportions matter for the bar."""
-
 
 class Costs:
-    """Seconds a job takes, from per-image times that `measure` (or a guess) gives."""
+    """Seconds that jobs take, from the rates that this machine remembers, or from what `measure` found."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, rates: Rates | None = None) -> None:
         self.plan = plan
+        self.estimates = Estimates(plan, of_plan(plan) if rates is None else rates)
         self.gradient: dict[str, float] = {}
         self.forward: dict[str, float] = {}
         self.purify: dict[str, float] = {}
@@ -41,22 +40,33 @@ class Costs:
         return self.each(job) * self.images(job)
 
     def each(self, job: Job) -> float:
-        """Estimated seconds an image."""
-        if isinstance(job, CraftJob):
-            count = self.plan.attacks[job.attack].value.gradients(job.eps)
-            source = self.plan.sources[job.source]
-            samples = source.attacked_defense.samples if source.attacked_defense else 1
-            names = [_name(source, member) for member in source.members]
-            return count * samples * sum(self.gradient.get(name, TYPICAL["gradient"]) for name in names)
-        passes = self.plan.defenses[job.defense].value.passes
-        looks = sum(self.forward.get(label, TYPICAL["forward"]) for label, _ in job.evals)
-        return passes * job.defense_samples * (self.purify.get(job.defense, TYPICAL["purify"]) + looks)
+        """Estimated seconds per image."""
+        found = self._measured(job)
+        return self.estimates.each(job) if found is None else found
+
+    def known(self, job: Job) -> bool:
+        """Whether this machine has measured such a job."""
+        return self._measured(job) is not None or self.estimates.known(job)
+
+    def _measured(self, job: Job) -> float | None:
+        """What `measure` found of all parts of `job`; None where it lacks one."""
+        try:
+            if isinstance(job, CraftJob):
+                count = self.plan.attacks[job.attack].value.gradients(job.eps)
+                source = self.plan.sources[job.source]
+                samples = source.attacked_defense.samples if source.attacked_defense else 1
+                return count * samples * sum(self.gradient[_name(source, member)] for member in source.members)
+            passes = self.plan.defenses[job.defense].value.passes
+            looks = sum(self.forward[label] for label, _ in job.evals)
+            return passes * job.defense_samples * (self.purify[job.defense] + looks)
+        except KeyError:
+            return None
 
     def images(self, job: Job) -> int:
         """Images of `job` that are not in the store."""
         records = [job.record] if isinstance(job, CraftJob) else job.measurements
         missing = [self.plan.artefact(record).missing(self.plan.n) for record in records]
-        return max(sum(high - low for low, high in ranges) for ranges in missing)
+        return max((sum(high - low for low, high in ranges) for ranges in missing), default=0)
 
 
 def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
@@ -122,45 +132,53 @@ def _name(source: SourceSpec, member: AnyModelRef) -> str:
 
 
 class ProgressBar:
-    """A progress bar over estimated seconds of work; silent where stderr is no terminal, unless told otherwise."""
+    """A progress bar over estimated seconds; silent where stderr is no terminal, unless told otherwise.
+
+    Every batch that is reported corrects the estimates: its time counts for the rest of its job and for related jobs.
+    """
 
     def __init__(self, jobs: Sequence[Job], costs: Costs, *, show_bar: bool | None = None) -> None:
         from tqdm import tqdm
 
-        self.jobs = jobs
-        self.began = time.perf_counter()
+        self.jobs, self.costs = {job.key: job for job in jobs}, costs
+        self.left = {job.key: costs.images(job) for job in jobs}
+        self.began = self.since = time.perf_counter()
         off = not sys.stderr.isatty() if show_bar is None else not show_bar
         line = "{percentage:3.0f}% |{bar:24}| {desc}"
-        self.bar = tqdm(total=0.0, disable=off, file=sys.stderr, dynamic_ncols=True, bar_format=line)
-        self.set_costs(costs)
+        self.bar = tqdm(total=1.0, disable=off, file=sys.stderr, dynamic_ncols=True, bar_format=line)
 
-    def set_costs(self, costs: Costs) -> None:
-        """Start counting with these estimates."""
-        self.costs = {job.key: costs.each(job) for job in self.jobs}
-        self.total = sum(costs.of(job) for job in self.jobs)
-        self.done, self.since = 0.0, time.perf_counter()
-        self.bar.reset(self.total)
+    def remaining(self) -> float:
+        """Estimated seconds until all jobs are done."""
+        return sum(count * self.costs.each(self.jobs[key]) for key, count in self.left.items() if count)
+
+    def start(self) -> None:
+        """The first job begins now."""
+        self.since = time.perf_counter()
 
     def __call__(self, job: Job, images: int) -> None:
         """Count `images` of `job` as finished."""
-        step = images * self.costs.get(job.key, 0.0)
-        self.done += step
+        now = time.perf_counter()
+        if images and job.key in self.left:
+            self.costs.estimates.note(job, (now - self.since) / images)
+            self.left[job.key] = max(0, self.left[job.key] - images)
+        self.since = now
         self.set_description(str(job), refresh=False)
-        self.bar.update(step)
 
     def set_description(self, what: str, *, refresh: bool = True) -> None:
         """Show what is being done, since when, and how long the rest will take."""
-        now = time.perf_counter()
-        share = min(1.0, self.done / self.total) if self.total else 1.0
-        # The estimate, and more and more how it has fared so far.
-        pace = (1 - share) + share * (now - self.since) / self.done if self.done else 1.0
-        left = duration(max(0.0, self.total - self.done) * pace)
-        text = f"{duration(now - self.began)} gone, about {left} left: {printable(what, lines=False)}"
+        if self.bar.disable:
+            return
+        gone, left = time.perf_counter() - self.began, self.remaining()
+        self.bar.total = gone + left
+        self.bar.n = min(gone, self.bar.total)
+        text = f"{duration(gone)} gone, about {duration(left)} left: {printable(what, lines=False)}"
         self.bar.set_description_str(text, refresh=refresh)
+        self.bar.update(0)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Leave the bar as it stands, and keep what was learned of this machine."""
         self.bar.close()
+        self.costs.estimates.rates.save()
 
 
 def duration(seconds: float) -> str:

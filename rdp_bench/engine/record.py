@@ -62,6 +62,7 @@ def header(plan: Plan, command: str) -> Record:
             **({"targets": list(plan.targets_of_images)} if _aim(plan) else {}),
         },
         "seed": plan.seed,
+        "precision": plan.precision,
         "command": command,
         "started": now(),
         "finished": None,

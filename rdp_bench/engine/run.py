@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class Run:
     wrong: dict[CellKey, Any] = field(default_factory=dict)
     """Which images are wrong, `[n]`, in the first draw; of every cell that is done."""
     failures: dict[str, str] = field(default_factory=dict)
+    watch: "Callable[[Run], None] | None" = None
+    """Called after each evaluation, when its cells are known."""
     _begin: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -150,6 +152,8 @@ class Run:
                 self._warn_of(outcome.remarks)
                 if isinstance(outcome.job, EvaluateJob):
                     self.refresh(self._cells_of[outcome.job.key])
+                    if self.watch:
+                        self.watch(self)
                 if time.perf_counter() - kept > KEEP_EVERY:
                     self.keep_predictions()
                     saved = kept = time.perf_counter()

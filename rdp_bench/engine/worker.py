@@ -28,6 +28,7 @@ from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import measurements
 from rdp_bench.models.entry_calls import checked_images, checked_logits, is_out_of_memory, naming_entry
+from rdp_bench.numerics import precision
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
 from rdp_bench.rng import ImageRng
 from rdp_bench.user_reads import noting_unkeyed, unkeyed
@@ -105,10 +106,11 @@ class Worker:
         if type(job) is not self._phase:
             self._phase = type(job)
             release_memory()
-        if isinstance(job, CraftJob):
-            self._craft(job)
-        else:
-            self._evaluate(job)
+        with precision.using(self.plan.precision):
+            if isinstance(job, CraftJob):
+                self._craft(job)
+            else:
+                self._evaluate(job)
         remarks, self._remarks = [*self._remarks, *unkeyed], []
         return remarks
 

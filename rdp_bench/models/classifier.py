@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rdp_bench.models import families
 from rdp_bench.models.card import ABOUT, NUMERICS, Card, convert_first
 from rdp_bench.models.fold_batch_norm import fold_batch_norm, fuse_relu6, norm_pairs
 from rdp_bench.numerics.fixed_layers import fix_layers
+from rdp_bench.numerics.precision import lowered
 from rdp_bench.numerics.resizing import resize, resize_gathered
 from rdp_bench.weights import files as weight_files
 from rdp_bench.weights import state_dict
@@ -93,8 +95,11 @@ class PixelClassifier(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.net(x)
-        return logits[:, self.card.label_offset :]
+        # A decision that is counted is never rounded; a gradient may be.
+        crafting = x.requires_grad and torch.is_grad_enabled()
+        with lowered(x.device) if crafting else nullcontext():
+            logits: Tensor = self.net(x)
+        return logits[:, self.card.label_offset :].float()
 
     def record(self) -> dict[str, Any]:
         """Return the identity for cache keys, as in `zoo.ModelRef.record`."""

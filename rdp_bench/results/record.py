@@ -152,6 +152,7 @@ class RunRecord:
     predictions: PredictionFacts | None = None
     request: RequestFacts | None = None
     code: tuple[CodeFacts, ...] = ()
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"  # of networks
 
 
 @dataclass(frozen=True)

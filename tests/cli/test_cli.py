@@ -88,7 +88,7 @@ def test_every_flag_reaches_the_plan(tmp_path: Path) -> None:
 
     seen: dict[str, Any] = {}
 
-    def spy(plan: Any, options: Any, *_: object) -> Any:
+    def spy(plan: Any, options: Any, *_: object, **__: object) -> Any:
         seen.update(plan=plan, batch=options.batch_size)
         raise SystemExit(7)
 

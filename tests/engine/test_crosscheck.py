@@ -167,7 +167,7 @@ def test_a_paper_run_prints_its_cross_check_first(tiny: Path) -> None:
     assert lines[1].startswith("networks and attacks against others' numbers")
     assert lines[2].startswith("FAIL fgsm from tiny/one, eps 16, on tiny/one: takes 100.0 % of 12 right answers")
     assert "fgsm from tiny/one, eps 16, on tiny/two: takes " in lines[3]  # no target of the grid, measured all the same
-    assert lines[5].startswith("error % of tiny/one")
+    assert lines[5].startswith("accuracy % of tiny/one")
     assert "tiny/two" not in "".join(lines[4:])
     assert [check["text"] for check in record["checks"]] == [line[5:] for line in lines[2:4]]
     assert any(text.startswith("cross-check failed: fgsm from tiny/one") for text in record["warnings"])

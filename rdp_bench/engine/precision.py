@@ -1,0 +1,56 @@
+"""Which precisions a run can have: one without effect is refused. No torch."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rdp_bench.errors import UsageError
+from rdp_bench.protocols import Chained, Defense, HasNetwork
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Names of bfloat16 instructions in /proc/cpuinfo, of x86 and of ARM."""
+
+
+def check(precision: str, device: str, defenses: Iterable[Defense], *, crafts: bool) -> None:
+    """Refuse a precision that changes nothing or makes nothing faster.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        device: the device of the run.
+        defenses: the defenses of the run.
+        crafts: whether the run crafts adversarial images on a source.
+
+    Raises:
+        UsageError: the precision would have no effect here.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
+    if precision == "float32":
+        return
+    on_cpu = device == "cpu"
+    if precision == "tf32" and on_cpu:
+        raise UsageError("--precision tf32 is arithmetic of NVIDIA GPUs, and this run is on the CPU; leave it out")
+    if precision == "bfloat16" and on_cpu and not _has_bfloat16():
+        raise UsageError(
+            "--precision bfloat16: this processor has no instructions for it (AVX512-BF16 or AMX), so that it would "
+            "be slower than float32; leave it out"
+        )
+    if precision == "bfloat16" and not crafts and not any(map(_has_network, defenses)):
+        raise UsageError(
+            "--precision bfloat16 changes the gradients of attacks and the networks of learned defenses, and this run "
+            "has neither; leave it out"
+        )
+
+
+def _has_network(defense: Defense) -> bool:
+    return any(map(_has_network, defense.parts)) if isinstance(defense, Chained) else isinstance(defense, HasNetwork)
+
+
+def _has_bfloat16(file: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has the instructions; yes where nothing can be known."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return True
+    flags = [set(line.partition(":")[2].split()) for line in lines if line.lower().startswith(("flags", "features"))]
+    return not flags or bool(flags[0] & _FLAGS)

@@ -1,0 +1,115 @@
+"""--precision: what it changes, what it leaves, what it is refused for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rdp_bench import registry
+from rdp_bench.engine import precision as rules
+from rdp_bench.errors import UsageError
+from rdp_bench.keys import key_of
+from rdp_bench.models import zoo
+from rdp_bench.numerics import precision
+from rdp_bench.rng import ImageRng
+from tests.helpers import plans, toy
+from tests.helpers.commands import PLUGIN
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "_has_bfloat16", lambda: True)
+
+
+def test_gradients_and_purifiers_are_lowered_and_decisions_are_not() -> None:
+    model, rdp, x = zoo.find("effnet-lite0").load("cpu"), registry.defense.resolve("rdp").value, toy.images(2, 64)
+
+    def seen(name: str) -> tuple[torch.Tensor, ...]:
+        with precision.using(name):
+            leaf = x.clone().requires_grad_()
+            (grad,) = torch.autograd.grad(model(leaf).logsumexp(1).sum(), leaf)
+            with torch.no_grad():
+                return grad, rdp.purify(x.clone(), ImageRng(["", ""])), model(x)
+
+    usual, low = seen("float32"), seen("bfloat16")
+    assert all(one.dtype == torch.float32 for one in low)
+    for one, two in zip(usual[:2], low[:2], strict=True):
+        assert not torch.equal(one, two)
+        assert torch.nn.functional.cosine_similarity(one.flatten(), two.flatten(), dim=0) > 0.9
+    assert torch.equal(usual[2], low[2])
+    for one, two in zip(usual, seen("float32"), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_settings_of_torch_are_restored() -> None:
+    torch.backends.cudnn.allow_tf32 = False
+    with precision.using("tf32"):
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_it_is_part_of_keys_unless_it_is_float32(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    plan = plans.plan(tmp_path)
+    low = replace(plan, precision="bfloat16")
+    for one, two in zip(plan.jobs, low.jobs, strict=True):
+        assert one.key != two.key
+        assert "precision" not in one.record
+    assert {key_of(record) for job in plan.jobs for record in job.records}.isdisjoint(
+        key_of(record) for job in low.jobs for record in job.records
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "crafts", "defenses", "why"),
+    [
+        ("float16", "cpu", True, (), "expected one of float32, tf32, bfloat16"),
+        ("tf32", "cpu", True, ("rdp",), "NVIDIA"),
+        ("bfloat16", "cpu", False, ("none", "jpeg"), "this run has neither"),
+        ("bfloat16", "cuda", False, ("jpeg >> tvm",), "this run has neither"),
+    ],
+)
+def test_what_has_no_effect_is_refused(
+    name: str, device: str, crafts: bool, defenses: tuple[str, ...], why: str, native: None
+) -> None:
+    with pytest.raises(UsageError, match=why):
+        rules.check(name, device, [registry.defense.resolve(each).value for each in defenses], crafts=crafts)
+
+
+def test_what_has_an_effect_is_not(native: None) -> None:
+    for name, device, defenses in (
+        ("tf32", "cuda:1", ()),
+        ("bfloat16", "cpu", ("jpeg >> rdp",)),
+        ("float32", "cpu", ()),
+    ):
+        rules.check(name, device, [registry.defense.resolve(each).value for each in defenses], crafts=False)
+
+
+def test_a_processor_without_the_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("model name: x\nflags\t\t: fpu avx512f avx512_bf16\n")
+    assert rules._has_bfloat16(file)
+    file.write_text("Features : fp asimd\n")
+    assert not rules._has_bfloat16(file)
+    assert rules._has_bfloat16(tmp_path / "none")
+    monkeypatch.setattr(rules, "_has_bfloat16", lambda: False)
+    with pytest.raises(UsageError, match="slower"):
+        rules.check("bfloat16", "cpu", (), crafts=True)
+
+
+def test_the_record_states_it(tmp_path: Path, native: None) -> None:
+    from click.testing import CliRunner
+
+    from rdp_bench.cli.main import main
+
+    flags = ["--plugin", str(PLUGIN), "--dataset", "tiny/noise", "--source", "tiny/one", "--target", "tiny/two"]
+    flags += ["--attack", "fgsm", "--defense", "none", "--limit", "2", "--out", str(tmp_path / "out")]
+    env = {"RDP_BENCH_CACHE": str(tmp_path / "cache")}
+    found = CliRunner().invoke(main, ["run", "table1", *flags, "--precision", "bfloat16"], env=env)
+    assert found.exit_code == 0, found.output
+    record = json.loads((tmp_path / "out" / "runs" / "table1.json").read_text())
+    assert record["precision"] == "bfloat16"
