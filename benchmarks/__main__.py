@@ -1,6 +1,6 @@
 """Every benchmark in turn, as one table: `python -m benchmarks`. Wants a machine with nothing else to do."""
 
-from benchmarks import attacks, defenses, system, training
+from benchmarks import attacks, defenses, purifiers, system, training
 
 
 def main() -> None:
@@ -8,6 +8,7 @@ def main() -> None:
     parts = {
         "Attack engine": attacks.rows,
         "Defenses": defenses.rows,
+        "Score-based purifiers": purifiers.rows,
         "Store and commands": system.rows,
         "Training": training.rows,
     }
