@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "download": {"contract", "cache", "data"},
     "results": {"contract", "cache", "metrics", "data"},
     "engine": {"contract", "cache", "weights", "metrics", "models", "results", "data", "reports.figures"},
-    "audit": {
+    "audits": {
         "contract", "cache", "weights", "metrics", "models", "results", "data", "engine", "attacks._kernels",
     },
     "train": {"contract", "cache", "weights", "metrics", "models", "attacks", "attacks._kernels", "defenses",

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from rdp_bench.audit.card import Card
+from rdp_bench.audits.card import Card
 from tests.helpers import audits
 
 TRUTH = {
