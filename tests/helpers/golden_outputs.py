@@ -46,7 +46,8 @@ TOLERANCE_OF = {
 }
 
 
-SHORTER = {
+LABELS = {
+    "ilpd": "ilpd(decay_layer=1, steps=10)",
     "apgd-ce": "apgd-ce(steps=20)",
     "apgd-dlr": "apgd-dlr(steps=20)",
     "apgd-t": "apgd-t(steps=10, targets=2)",
@@ -56,7 +57,7 @@ SHORTER = {
     "autoattack": "autoattack(steps=10, targets=2, queries=20)",
     "autoattack-rand": "autoattack-rand(steps=10)",
 }
-"""What is pinned of attacks that take minutes as they are."""
+"""Labels of entries that need arguments on the toy networks, or that take minutes as they are."""
 
 
 class Featured(toy.Toy):
@@ -68,6 +69,14 @@ class Featured(toy.Toy):
 
     def features(self, x: torch.Tensor, levels: tuple[int, ...] = (2,), zoom: float = 1.0) -> list[torch.Tensor]:
         return [self.net[:2](x) for _ in levels]
+
+
+class Transformer(toy.Toy):
+    """The toy transformer, for attacks on its tokens."""
+
+    def __init__(self) -> None:
+        self.net = toy.transformer(64)
+        super().__init__(self.net, 5, "transformer")
 
 
 def photos(size: int) -> NDArray[np.uint8]:
@@ -86,8 +95,8 @@ def made(kind: str, name: str) -> NDArray[Any]:
     x = torch.from_numpy(photos(64)).float() / 255
     rng = ImageRng(["golden 0", "golden 1"])
     if kind == "attack":
-        attack = registry.attack.resolve(SHORTER.get(name, name)).value
-        out = attack(toy.source(Featured()), x, torch.tensor([0, 3]), 16 / 255, rng)
+        attack = registry.attack.resolve(LABELS.get(name, name)).value
+        out = attack(toy.source(Transformer() if name == "tgr" else Featured()), x, torch.tensor([0, 3]), 16 / 255, rng)
     else:
         with torch.no_grad():
             out = defense(name).purify(x, rng)
