@@ -100,6 +100,39 @@ def test_who_knows_more_breaks_more_and_everything_breaks_at_a_large_eps() -> No
     assert cells.noise_control(evidence(CLEAN, white, cell("noise", "noise", "1" * 10 + "0" * 10))).status == FAIL
 
 
+def drawn(part: str, attack: str, *shares: float, defense: str = "jpeg", eps: float = 4.0) -> Cell:
+    """A cell of a random defense: of each image the share of ten draws that are right."""
+    predicted = np.array([[0] * round(10 * share) + [1] * (10 - round(10 * share)) for share in shares], np.int32)
+    return from_predictions(part, "-", attack, eps, defense, predicted, np.zeros(len(shares), np.int32))
+
+
+def test_of_a_random_defense_luck_is_told_from_robustness() -> None:
+    clean = drawn("transfer", "clean", *[1.0] * 10, eps=0.0)
+    white = drawn("white-box", BASE, *[0.5] * 10)
+    steady, lucky = (drawn("fixed", BASE, *[share] * 10, defense="fixed(jpeg)") for share in (0.5, 0.1))
+    assert cells.random_defense(evidence(clean, white, steady, random=True)).status == PASS
+    assert cells.random_defense(evidence(clean, white, lucky, random=True)).status == FAIL
+    shaky = drawn("transfer", "clean", *[0.9] * 10, eps=0.0)
+    assert cells.random_defense(evidence(shaky, white, steady, random=True)).status == WARN
+    assert cells.random_defense(evidence(clean, white)).status == NA
+    assert [tier.name for tier in tiers(evidence(clean, white, lucky, random=True))] == ["clean", "white-box", "fixed"]
+
+
+def test_one_draw_per_gradient_may_not_look_much_weaker() -> None:
+    white = drawn("white-box", BASE, *[0.5] * 10)
+    for share, status in ((0.5, PASS), (0.7, FAIL)):
+        one = drawn("one-draw", BASE, *[share] * 10)
+        assert cells.one_draw(evidence(white, one, random=True)).status == status
+    assert cells.one_draw(evidence(white)).status == NA
+
+
+def test_attacks_on_a_random_defense_are_compared_as_they_are() -> None:
+    """Each is right in half of the draws of every image, in other draws by chance: the minimum would be lower."""
+    white, black = drawn("white-box", BASE, *[0.4, 0.6] * 5), drawn("black-box", "square", *[0.6, 0.4] * 5)
+    assert cells.gradient_free(evidence(white, black, random=True)).status == PASS
+    assert cells.gradient_free(evidence(white, black)).status == FAIL
+
+
 def test_failed_cells_are_named() -> None:
     failed = Cell("white-box", "white-box", "apgd-ce", 4.0, "jpeg", reason="no gradient with respect to the images")
     found = cells.attacks_ran(evidence(failed))
