@@ -91,7 +91,7 @@ class GradientSign:
         from rdp_bench.attacks._adaptive.victim import Victim, hardest
 
         def run(victim: Victim) -> Tensor:
-            return _loop.craft(self.parts, source, victim.x, victim.y, eps, victim.noise)
+            return _loop.craft(self.parts, source, victim.x, victim.y, eps, victim.noise, self.mates)
 
         return hardest(Victim.of(source, x, y, eps, self.norm, rng), [run] * count)
 

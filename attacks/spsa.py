@@ -49,13 +49,9 @@ class Spsa(Adaptive):
 
     def runs(self, classes: int) -> Iterator[Run]:  # noqa: ARG002
         """See `Adaptive`."""
+        from rdp_bench.attacks._adaptive import cascade
 
-        def run(victim):  # type: ignore[no-untyped-def]
-            from rdp_bench.attacks._adaptive import spsa
-
-            return spsa.descend(victim, self.steps, self.samples, self.delta, self.step)
-
-        return iter([run])
+        return cascade.spsa_runs(self.steps, self.samples, self.delta, self.step)
 
     def gradients(self, eps_255: float) -> int:  # noqa: ARG002
         """In the time of a gradient, about three times a query's."""

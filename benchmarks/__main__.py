@@ -1,12 +1,13 @@
 """Every benchmark in turn, as one table: `python -m benchmarks`. Wants a machine with nothing else to do."""
 
-from benchmarks import attacks, defenses, purifiers, system, training
+from benchmarks import adaptive, attacks, defenses, purifiers, system, training
 
 
 def main() -> None:
     """Print each part as it is measured."""
     parts = {
         "Attack engine": attacks.rows,
+        "Adaptive attacks": adaptive.rows,
         "Defenses": defenses.rows,
         "Score-based purifiers": purifiers.rows,
         "Store and commands": system.rows,

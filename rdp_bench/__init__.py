@@ -14,6 +14,7 @@ from rdp_bench.registry import attack, dataset, defense, model
 if TYPE_CHECKING:
     from rdp_bench.api import (
         Result,
+        audit,
         evaluate,
         load_attack,
         load_dataset,
@@ -36,6 +37,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "attack",
+    "audit",
     "dataset",
     "defense",
     "evaluate",
@@ -47,7 +49,7 @@ __all__ = [
     "model",
 ]
 
-_LATER = ("Result", "evaluate", "load_attack", "load_dataset", "load_defense", "load_model", "load_results")
+_LATER = ("Result", "audit", "evaluate", "load_attack", "load_dataset", "load_defense", "load_model", "load_results")
 """Names of `rdp_bench.api`, which is imported when one of them is first used."""
 
 

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "results": {"contract", "cache", "metrics", "data"},
     "engine": {"contract", "numerics", "cache", "weights", "metrics", "models", "results", "data", "reports.figures"},
     "engine.executors": {"contract", "cache", "engine"},
-    "audit": {
+    "audits": {
         "contract", "cache", "weights", "metrics", "models", "results", "data", "engine", "attacks._kernels",
     },
     "train": {"contract", "cache", "weights", "metrics", "models", "attacks", "attacks._kernels", "defenses",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from rdp_bench.attacks._adaptive import apgd, fab, square
+from rdp_bench.attacks._adaptive import apgd, fab, spsa, square
 from rdp_bench.attacks._adaptive.victim import Run, Victim
 from rdp_bench.attacks._kernels.losses import LOSSES, targeted_dlr
 
@@ -48,6 +48,11 @@ def fab_runs(steps: int, restarts: int, targets: int, constants: fab.Constants, 
 def square_runs(queries: int, restarts: int, first: float) -> Iterator[Run]:
     """One run a restart."""
     yield from [lambda victim: square.search(victim, queries, first)] * restarts
+
+
+def spsa_runs(steps: int, samples: int, delta: float, step: float) -> Iterator[Run]:
+    """One run."""
+    yield lambda victim: spsa.descend(victim, steps, samples, delta, step)
 
 
 def likely_class(victim: Victim, rank: int) -> Tensor:

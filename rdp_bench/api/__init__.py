@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.api import loaded, wrap
+from rdp_bench.api.audits import audit as audit
 from rdp_bench.api.loaded import LoadedAttack, LoadedDefense
 from rdp_bench.api.names import names_of
 from rdp_bench.api.result import Result, read
@@ -24,6 +25,7 @@ __all__ = [
     "LoadedAttack",
     "LoadedDefense",
     "Result",
+    "audit",
     "evaluate",
     "load_attack",
     "load_dataset",

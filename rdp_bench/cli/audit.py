@@ -46,10 +46,10 @@ def audit(defense: str, target: str, source: tuple[str, ...], eps: str, budget: 
     import shlex
 
     from rdp_bench import plugins
-    from rdp_bench.audit import formats
-    from rdp_bench.audit.parts import Subject
-    from rdp_bench.audit.run import audit as run_audit
-    from rdp_bench.audit.run import planned
+    from rdp_bench.audits import formats
+    from rdp_bench.audits.parts import Subject
+    from rdp_bench.audits.run import audit as run_audit
+    from rdp_bench.audits.run import planned
 
     image_size = flags.pop("image_size")
     subject = Subject(

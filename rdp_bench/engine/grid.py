@@ -177,15 +177,23 @@ def settle(grid: Grid, models_dir: Path | None) -> Grid:
 
 
 def from_axes(
-    name: str, title: str, axes: Mapping[str, Any], profile: str = "embedded", changes: Mapping[str, Any] | None = None
+    name: str,
+    title: str,
+    axes: Mapping[str, Any],
+    profile: str = "embedded",
+    changes: Mapping[str, Any] | None = None,
+    *,
+    alone: bool = True,
 ) -> Grid:
     """A grid without a file: `axes` as the `[axes]` table of a grid file holds them, with `changes` to them.
+
+    Where it is not `alone`, the undefended row may be in another grid.
 
     Raises:
         UsageError: as `load`.
     """
     file = schema.read({"title": title, "axes": dict(axes)}, _GridFile, f"grid {name}")
-    return _read(name, file, profile, changes or {}, Path())
+    return _read(name, file, profile, changes or {}, Path(), alone=alone)
 
 
 def extend(grid: Grid, more: Mapping[str, Sequence[str]]) -> Grid:
@@ -274,7 +282,9 @@ def narrow(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | No
     return chosen if any(True for _ in chosen.cells()) else None
 
 
-def _read(name: str, file: _GridFile, profile: str, changes: Mapping[str, Any], folder: Path) -> Grid:
+def _read(
+    name: str, file: _GridFile, profile: str, changes: Mapping[str, Any], folder: Path, *, alone: bool = True
+) -> Grid:
     if file.profile and profile not in file.profile:
         raise unknown_name(f"profile of grid {name}", profile, file.profile)
     values = {**file.axes, **file.profile.get(profile, {})}
@@ -290,7 +300,7 @@ def _read(name: str, file: _GridFile, profile: str, changes: Mapping[str, Any], 
         raise unknown_name(f"norm of grid {name}", norm, NORMS)
     eps = tuple(parse_eps(value, norm) for value in changes.get("eps", budgets))
     axes = replace(read, **{**changes, "eps": eps})
-    _check_settings(name, axes)
+    _check_settings(name, axes, alone=alone)
     folders = {axis: folder for axis in values if axis not in changes}
     schema.read(file.run, Placement, f"[run] of grid {name}", "key of {}".format)
     return Grid(name, file.title or name, profile, axes, folders, file.names, run=file.run)
@@ -337,9 +347,9 @@ def _usable(name: str, label: str, search: FileSearch) -> bool:
     return True
 
 
-def _check_settings(grid: str, axes: Axes) -> None:
+def _check_settings(grid: str, axes: Axes, *, alone: bool) -> None:
     """Refuse what no plugin can make valid."""
-    if axes.defenses and not {UNDEFENDED, f"{UNDEFENDED}?"} & {*axes.defenses}:
+    if alone and axes.defenses and not {UNDEFENDED, f"{UNDEFENDED}?"} & {*axes.defenses}:
         log.warning("no undefended row to compare with; --defense none brings it")
     _check_labels(grid, axes)
     if not axes.attacks and not axes.clean:

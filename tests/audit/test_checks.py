@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rdp_bench.audit import checks_of_cells as cells
-from rdp_bench.audit import checks_of_probes as probes
-from rdp_bench.audit.card import card_of
-from rdp_bench.audit.evidence import Cell, Evidence, from_predictions
-from rdp_bench.audit.finding import FAIL, NA, PASS, WARN
-from rdp_bench.audit.formats import html, latex, markdown
-from rdp_bench.audit.parts import Subject, grids, slug
-from rdp_bench.audit.tiers import headline, tiers
+from rdp_bench.audits import checks_of_cells as cells
+from rdp_bench.audits import checks_of_probes as probes
+from rdp_bench.audits.card import card_of
+from rdp_bench.audits.evidence import Cell, Evidence, from_predictions
+from rdp_bench.audits.finding import FAIL, NA, PASS, WARN
+from rdp_bench.audits.formats import html, latex, markdown
+from rdp_bench.audits.parts import Subject, grids, slug
+from rdp_bench.audits.tiers import headline, tiers
 from rdp_bench.errors import UsageError
 from rdp_bench.metrics import stats
 
@@ -42,7 +42,7 @@ def test_a_tier_is_the_worst_attack_of_each_image() -> None:
         cell("transfer", "mi-fgsm", "0" + "1" * 19),
     )
     clean, transfer, white = tiers(found)
-    assert (clean.accuracy, transfer.accuracy, white.accuracy) == (100, 95, 55)
+    assert [each.accuracy for each in (clean, transfer, white)] == pytest.approx([100, 95, 55])
     low, high = stats.wilson(11, 20)
     assert (white.low, white.high) == pytest.approx((100 * low, 100 * high))
     assert (white.undefended, transfer.undefended) == (0, None)
@@ -100,6 +100,39 @@ def test_who_knows_more_breaks_more_and_everything_breaks_at_a_large_eps() -> No
     assert cells.noise_control(evidence(CLEAN, white, cell("noise", "noise", "1" * 10 + "0" * 10))).status == FAIL
 
 
+def drawn(part: str, attack: str, *shares: float, defense: str = "jpeg", eps: float = 4.0) -> Cell:
+    """A cell of a random defense: of each image the share of ten draws that are right."""
+    predicted = np.array([[0] * round(10 * share) + [1] * (10 - round(10 * share)) for share in shares], np.int32)
+    return from_predictions(part, "-", attack, eps, defense, predicted, np.zeros(len(shares), np.int32))
+
+
+def test_of_a_random_defense_luck_is_told_from_robustness() -> None:
+    clean = drawn("transfer", "clean", *[1.0] * 10, eps=0.0)
+    white = drawn("white-box", BASE, *[0.5] * 10)
+    steady, lucky = (drawn("fixed", BASE, *[share] * 10, defense="fixed(jpeg)") for share in (0.5, 0.1))
+    assert cells.random_defense(evidence(clean, white, steady, random=True)).status == PASS
+    assert cells.random_defense(evidence(clean, white, lucky, random=True)).status == FAIL
+    shaky = drawn("transfer", "clean", *[0.9] * 10, eps=0.0)
+    assert cells.random_defense(evidence(shaky, white, steady, random=True)).status == WARN
+    assert cells.random_defense(evidence(clean, white)).status == NA
+    assert [tier.name for tier in tiers(evidence(clean, white, lucky, random=True))] == ["clean", "white-box", "fixed"]
+
+
+def test_one_draw_per_gradient_may_not_look_much_weaker() -> None:
+    white = drawn("white-box", BASE, *[0.5] * 10)
+    for share, status in ((0.5, PASS), (0.7, FAIL)):
+        one = drawn("one-draw", BASE, *[share] * 10)
+        assert cells.one_draw(evidence(white, one, random=True)).status == status
+    assert cells.one_draw(evidence(white)).status == NA
+
+
+def test_attacks_on_a_random_defense_are_compared_as_they_are() -> None:
+    """Each is right in half of the draws of every image, in other draws by chance: the minimum would be lower."""
+    white, black = drawn("white-box", BASE, *[0.4, 0.6] * 5), drawn("black-box", "square", *[0.6, 0.4] * 5)
+    assert cells.gradient_free(evidence(white, black, random=True)).status == PASS
+    assert cells.gradient_free(evidence(white, black)).status == FAIL
+
+
 def test_failed_cells_are_named() -> None:
     failed = Cell("white-box", "white-box", "apgd-ce", 4.0, "jpeg", reason="no gradient with respect to the images")
     found = cells.attacks_ran(evidence(failed))
@@ -114,27 +147,18 @@ def test_few_images_are_said_to_be_few() -> None:
 
 
 @pytest.mark.parametrize(
-    ("check", "good", "bad"),
+    ("check", "probe", "good", "bad"),
     [
-        (
-            probes.deterministic, {"repeat": {"passes": 5, "difference": 1e-6}},
-            {"repeat": {"passes": 5, "difference": 1e-3}},
-        ),
-        (probes.gradients, {"gradient": {"n": 9, "zero": 0}}, {"gradient": {"n": 9, "zero": 1}}),
-        (probes.saturation, {"gradient": {"n": 9, "saturated": 0}}, {"gradient": {"n": 9, "saturated": 1}}),
-        (probes.state, {"state": {"difference": 0.0}}, {"state": {"difference": 0.1}}),
-        (
-            probes.direction, {"cosine": {"step": 0.25, "n": 8, "up": 8, "down": 0}},
-            {"cosine": {"step": 0.25, "n": 8, "up": 2, "down": 6}},
-        ),
-        (
-            probes.elsewhere, {"elsewhere": {"ratio": 1.1, "mirrored": 1.0}},
-            {"elsewhere": {"ratio": 0.1, "mirrored": 1.0}},
-        ),
+        (probes.deterministic, "repeat", {"passes": 5, "difference": 1e-6}, {"passes": 5, "difference": 1e-3}),
+        (probes.gradients, "gradient", {"n": 9, "zero": 0}, {"n": 9, "zero": 1}),
+        (probes.saturation, "gradient", {"n": 9, "saturated": 0}, {"n": 9, "saturated": 1}),
+        (probes.state, "state", {"difference": 0.0}, {"difference": 0.1}),
+        (probes.direction, "cosine", {"step": 1, "n": 8, "up": 8, "down": 0}, {"step": 1, "n": 8, "up": 2, "down": 6}),
+        (probes.elsewhere, "elsewhere", {"ratio": 1.1, "mirrored": 1.0}, {"ratio": 0.1, "mirrored": 1.0}),
     ],
-)  # fmt: skip
-def test_probes_are_read(check: Any, good: dict[str, Any], bad: dict[str, Any]) -> None:
-    assert [check(evidence(**each)).status for each in (good, bad, {})] == [PASS, FAIL, NA]
+)
+def test_probes_are_read(check: Any, probe: str, good: dict[str, Any], bad: dict[str, Any]) -> None:
+    assert [check(evidence(**each)).status for each in ({probe: good}, {probe: bad}, {})] == [PASS, FAIL, NA]
 
 
 def test_the_verdict_is_a_sentence_with_the_interval_of_the_worst_tier() -> None:

@@ -10,13 +10,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from rdp_bench.audit.card import Card
+from rdp_bench.audits.card import Card
 from tests.helpers import audits
 
 TRUTH = {
     "fault/staircase": {"C3.c"},
-    "fault/resize": {"C6"},
-    "fault/noise": {"C6"},
+    "fault/resize": {"C6.b", "C9"},
+    "fault/noise": {"C6.b"},
     "fault/sign": {"C5"},
     "fault/detach": {"C4.a"},
     "fault/leak": {"C3.f"},

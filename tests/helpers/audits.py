@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from rdp_bench import plugins
-from rdp_bench.audit.card import Card
-from rdp_bench.audit.parts import BUDGETS, Subject
-from rdp_bench.audit.run import audit, planned
+from rdp_bench.audits.card import Card
+from rdp_bench.audits.parts import BUDGETS, Subject
+from rdp_bench.audits.run import audit, planned
 from rdp_bench.cache.store import Store
 from rdp_bench.engine.grid import Grid
 from rdp_bench.engine.plan import Plan, make_plan

@@ -46,15 +46,14 @@ TOLERANCE_OF = {
 }
 
 
-LABELS = {"ilpd": "ilpd(decay_layer=1, steps=10)"}
-"""Labels of entries that need arguments on the toy networks."""
 SMALLER = {
     "dip": "dip(steps=3, width=4, levels=3)",
     "diffpure": "diffpure(stride=10)",
     "gradual": "gradual(stride=10)",
 }
 """Entries whose defaults take too long, with fewer steps."""
-SHORTER = {
+LABELS = {
+    "ilpd": "ilpd(decay_layer=1, steps=10)",
     "apgd-ce": "apgd-ce(steps=20)",
     "apgd-dlr": "apgd-dlr(steps=20)",
     "apgd-t": "apgd-t(steps=10, targets=2)",
@@ -64,7 +63,7 @@ SHORTER = {
     "autoattack": "autoattack(steps=10, targets=2, queries=20)",
     "autoattack-rand": "autoattack-rand(steps=10)",
 }
-"""What is pinned of attacks that take minutes as they are."""
+"""Labels of entries that need arguments on the toy networks, or that take minutes as they are."""
 
 
 class Featured(toy.Toy):
@@ -102,7 +101,7 @@ def made(kind: str, name: str) -> NDArray[Any]:
     x = torch.from_numpy(photos(64)).float() / 255
     rng = ImageRng(["golden 0", "golden 1"])
     if kind == "attack":
-        attack = registry.attack.resolve((LABELS | SHORTER).get(name, name)).value
+        attack = registry.attack.resolve(LABELS.get(name, name)).value
         out = attack(toy.source(Transformer() if name == "tgr" else Featured()), x, torch.tensor([0, 3]), 16 / 255, rng)
     else:
         with torch.no_grad():

@@ -56,12 +56,13 @@ class Resize(Exact):
 @defense("fault/noise", source="made up")
 @dataclass(frozen=True)
 class Noise(Exact):
-    """Strong noise: an image that one draw misclassifies, the next may not."""
+    """Shows a fifth of the colours: the gradient of one draw is zero elsewhere, and its loss is luck."""
 
     random = True
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
-        return (x + 0.2 * rng.normal(*x.shape[1:])).clamp(0, 1)
+        shown = (rng.uniform(*x.shape[1:]) < 0.2).to(x)
+        return (0.5 + 2 * (x - 0.5) * shown).clamp(0, 1)
 
 
 class _Flipped(torch.autograd.Function):

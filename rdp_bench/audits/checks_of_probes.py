@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rdp_bench.audit.evidence import Evidence
-from rdp_bench.audit.finding import FAIL, PASS, WARN, Finding, missing
+from rdp_bench.audits.evidence import Evidence
+from rdp_bench.audits.finding import FAIL, PASS, WARN, Finding, missing
 
 DIFFERENT = 1e-4
 """L2 distance of normalised logits of two calls that counts as random (fra31/auto-attack)."""

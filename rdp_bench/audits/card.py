@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rdp_bench.audit.checks import FAIL, Finding, findings
-from rdp_bench.audit.evidence import Evidence
-from rdp_bench.audit.tiers import Tier, headline, tiers
+from rdp_bench.audits.checks import FAIL, Finding, findings
+from rdp_bench.audits.evidence import Evidence
+from rdp_bench.audits.tiers import Tier, headline, tiers
 
 FORMAT = 1
 """Of the JSON."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
-from rdp_bench.audit.evidence import Cell, Evidence
-from rdp_bench.audit.finding import FAIL, PASS, WARN, Finding, missing
-from rdp_bench.audit.parts import BLACK_BOX, DOUBLED, EPS, FIXED, NOISE, ONE_DRAW, TRANSFER, WHITE_BOX
-from rdp_bench.audit.tiers import hardest, tiers
+from rdp_bench.audits.evidence import Cell, Evidence
+from rdp_bench.audits.finding import FAIL, PASS, WARN, Finding, missing
+from rdp_bench.audits.parts import BLACK_BOX, DOUBLED, EPS, FIXED, NOISE, ONE_DRAW, TRANSFER, WHITE_BOX
+from rdp_bench.audits.tiers import hardest, tiers
 from rdp_bench.metrics import stats
 from rdp_bench.specs import UNDEFENDED
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from rdp_bench.audit.card import Card
-from rdp_bench.audit.checks import FAIL, NA, PASS, WARN, Finding
-from rdp_bench.audit.parts import slug
-from rdp_bench.audit.tiers import NAMES, Tier
+from rdp_bench.audits.card import Card
+from rdp_bench.audits.checks import FAIL, NA, PASS, WARN, Finding
+from rdp_bench.audits.parts import slug
+from rdp_bench.audits.tiers import NAMES, Tier
 from rdp_bench.cache.store import write_atomic
 
 COLOURS = {PASS: "#2a7", WARN: "#b80", FAIL: "#c33", NA: "#888"}

@@ -38,7 +38,7 @@ class Context:
     draws: int
     """Evaluations that a mean is taken over where the defense is random."""
     fresh: Callable[[], Source] | None = None
-    """The same source with a new defense, which has seen nothing."""
+    """The same source with a copy of its defense; None without a defense."""
 
     def rng(self, name: str) -> ImageRng:
         """Streams for the images; equal names give equal streams."""
@@ -118,7 +118,7 @@ def gradient(context: Context) -> Numbers:
 
 @torch.no_grad()
 def state(context: Context) -> Numbers | None:
-    """Whether seeing an image changes the output for a similar one: a new defense saw it, another new one did not."""
+    """Whether seeing an image changes the output for a similar one: one copy of the defense saw it, another did not."""
     if context.fresh is None:
         return None
     strangers = context.rng("strangers").uniform(*context.x.shape[1:])

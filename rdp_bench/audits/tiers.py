@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rdp_bench.audit.evidence import Cell, Evidence
-from rdp_bench.audit.parts import BLACK_BOX, DOUBLED, FIXED, TRANSFER, WHITE_BOX
+from rdp_bench.audits.evidence import Cell, Evidence
+from rdp_bench.audits.parts import BLACK_BOX, DOUBLED, FIXED, TRANSFER, WHITE_BOX
 from rdp_bench.metrics import stats
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 """The checks of an audit, C1 to C13: each reads the evidence and says how far the attacks can be believed."""
 
-from rdp_bench.audit.checks_of_cells import CHECKS as FROM_CELLS
-from rdp_bench.audit.checks_of_probes import CHECKS as FROM_PROBES
-from rdp_bench.audit.evidence import Evidence
-from rdp_bench.audit.finding import FAIL, NA, PASS, WARN, Finding
+from rdp_bench.audits.checks_of_cells import CHECKS as FROM_CELLS
+from rdp_bench.audits.checks_of_probes import CHECKS as FROM_PROBES
+from rdp_bench.audits.evidence import Evidence
+from rdp_bench.audits.finding import FAIL, NA, PASS, WARN, Finding
 
 __all__ = ["FAIL", "NA", "PASS", "WARN", "Finding", "findings"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.audit.parts import Subject
+from rdp_bench.audits.parts import Subject
 from rdp_bench.errors import DamagedError, UnreadableError
 from rdp_bench.metrics.correctness import majority
 from rdp_bench.specs import CLEAN

@@ -152,7 +152,7 @@ def _grid(
     }  # fmt: skip
     name = f"audit-{slug(subject.defense)}-{slug(subject.target)}-{part}"
     axes = {axis: value for axis, value in axes.items() if value is not None}
-    return from_axes(name, f"Audit of {subject.defense}: {part}", axes)
+    return from_axes(name, f"Audit of {subject.defense}: {part}", axes, alone=False)
 
 
 def slug(label: str) -> str:

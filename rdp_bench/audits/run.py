@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.audit.card import Card, card_of
-from rdp_bench.audit.evidence import Cell, Evidence, cells_of
-from rdp_bench.audit.parts import WHITE_BOX, Subject, grids
+from rdp_bench.audits.card import Card, card_of
+from rdp_bench.audits.evidence import Cell, Evidence, cells_of
+from rdp_bench.audits.parts import WHITE_BOX, Subject, grids
 from rdp_bench.errors import RdpBenchError
 
 if TYPE_CHECKING:
     from rdp_bench.engine.grid import Grid
     from rdp_bench.engine.plan import Plan
     from rdp_bench.engine.run import Run
-    from rdp_bench.models.zoo import LoadedSource
+    from rdp_bench.models.zoo import LoadedSource, SourceSpec
 
 log = logging.getLogger(__name__)
 
@@ -62,23 +65,26 @@ def _probes(subject: Subject, plan: Plan) -> dict[str, Any]:
     """The probes of the source that the white-box part attacks, on its first images."""
     import torch
 
-    from rdp_bench.audit import probes
+    from rdp_bench.audits import probes
     from rdp_bench.data.image_hashes import batch
-    from rdp_bench.models.zoo import find_source
 
     (label,) = [name for name in plan.sources if name != subject.target] or [subject.target]
     n = min(plan.n, probes.MOST_IMAGES)
     try:
         x = torch.from_numpy(batch(plan.dataset, 0, n, plan.image_hashes)).to(plan.device).float() / 255
         y = torch.tensor(list(plan.dataset.labels[:n]), device=plan.device)
-        source = plan.sources[label]
-        files = plan.grid.files("defenses", subject.models_dir)
-
-        def fresh() -> LoadedSource:
-            return find_source(label, plan.grid.axes.ensembles, files).load(plan.device)
-
-        context = probes.Context(source.load(plan.device), x, y, subject.random, subject.settings.eot, fresh)
+        spec = plan.sources[label]
+        fresh = partial(_copy, spec, plan.device) if spec.attacked_defense else None
+        context = probes.Context(spec.load(plan.device), x, y, subject.random, subject.settings.eot, fresh)
         return probes.measure(context)
     except RdpBenchError as error:
         log.warning("probes of %s: %s", label, error)
         return {}
+
+
+def _copy(spec: SourceSpec, device: str) -> LoadedSource:
+    """The source with a copy of its defense, which keeps from here on what it sees to itself."""
+    behind = spec.attacked_defense
+    assert behind is not None
+    own = replace(behind.defense, value=copy.deepcopy(behind.defense.value))
+    return replace(spec, attacked_defense=replace(behind, defense=own)).load(device)
