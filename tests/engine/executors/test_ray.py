@@ -22,7 +22,7 @@ from tests.helpers.stores import contents
 GRID = f"""
 plugins = ["{PLUGIN}"]
 [axes]
-attacks = ["tiny/sleepy(seconds=0.3)", "fgsm"]
+attacks = ["tiny/sleepy(seconds=1)", "fgsm"]
 defenses = ["none", "tiny/dither"]
 eps = [8]
 dataset = "tiny/noise"
@@ -57,7 +57,7 @@ def cluster() -> Iterator[Any]:
 def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, str]:
     """What a run in one process stores."""
     folder = tmp_path_factory.mktemp("serial")
-    (folder / "toy.toml").write_text(GRID.replace("seconds=0.3", "seconds=0"))
+    (folder / "toy.toml").write_text(GRID.replace("seconds=1", "seconds=0"))
     assert cli(*run(folder)).exit_code == 0
     return contents(folder / "cache")
 
@@ -95,8 +95,9 @@ def test_dead_workers_nodes_and_drivers_lose_nothing(
     def strike() -> None:
         until(lambda: len(shards(cache, "adv")) >= len(before) + 2)
         os.kill(pids(cache)[-1], signal.SIGKILL)
-        until(lambda: len(shards(cache, "adv")) >= len(before) + 5)
-        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        until(lambda: len(shards(cache, "adv")) >= len(before) + 3)
+        for node in list(cluster.worker_nodes)[:2]:  # one at least has a worker that lives
+            cluster.remove_node(node, allow_graceful=False)
 
     striking = threading.Thread(target=strike)
     striking.start()
