@@ -28,7 +28,7 @@ Cost = Callable[[Job], float]
 
 
 def nominal_cost(plan: Plan) -> Cost:
-    """Costs in gradients of one network, the same on every machine: shares of a plan must not depend on measurements."""
+    """Costs in gradients of one network, equal on all machines: shares of a plan must not depend on measurements."""
 
     def cost(job: Job) -> float:
         if isinstance(job, CraftJob):
