@@ -464,8 +464,8 @@ def test_the_program_that_loads_a_plugin_is_no_part_of_it(tmp_path: Path) -> Non
     found = []
     for name, first in (("one.py", ""), ("two.py", "import multiprocessing\n")):
         (tmp_path / name).write_text(
-            f"{first}from pathlib import Path\nfrom rdp_bench import plugins, registry\n"
-            "plugins.load((Path(__file__).parent / 'mine.py',), ())\nprint(registry.defense.get('mine/scale').version)\n"
+            f"{first}from pathlib import Path\nfrom rdp_bench import plugins\nfrom rdp_bench.registry import defense\n"
+            "plugins.load((Path(__file__).parent / 'mine.py',), ())\nprint(defense.get('mine/scale').version)\n"
         )
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         found.append(subprocess.run([sys.executable, tmp_path / name], capture_output=True, check=True, env=env).stdout)
