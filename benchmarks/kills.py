@@ -64,11 +64,9 @@ class Killer:
         self.cluster, self.draw, self.count = cluster, random.Random(seed), Counter[str]()
 
     def kill(self, cache: Path, driver: subprocess.Popen[bytes]) -> None:
-        kind = self.draw.choices(["worker", "node", "driver"], [6, 2, 1])[0]
+        alive = [pid for pid in workers(cache) if Path(f"/proc/{pid}").exists()]
+        kind = self.draw.choices(["worker", "node", "driver"], [6 if alive else 0, 2, 1])[0]
         if kind == "worker":
-            alive = [pid for pid in workers(cache) if Path(f"/proc/{pid}").exists()]
-            if not alive:
-                return
             os.kill(self.draw.choice(alive), signal.SIGKILL)
         elif kind == "node":
             node = self.draw.choice(list(self.cluster.worker_nodes))
@@ -88,7 +86,7 @@ def one_run(folder: Path, killer: Killer, least: int) -> tuple[int, bool]:
         with (folder / "log.txt").open("ab") as log:
             driver = subprocess.Popen(command(folder, *more), stdout=log, stderr=log)
             while driver.poll() is None:
-                time.sleep(killer.draw.uniform(0.5, 4.0))
+                time.sleep(killer.draw.uniform(0.5, 8.0))
                 if not any((folder / "cache").glob("*/??/*/*.safetensors")) or killer.count.total() >= least:
                     continue  # nothing to lose yet, or enough
                 before = shards(folder / "cache")

@@ -159,14 +159,13 @@ def share_here(running: "Run", where: Where, report: Report, listener: Listener 
     A set is crafted and judged by one share, so shares need nothing of each other. Which jobs are whose follows
     from the plan, the number of shares and the batch size alone.
     """
-    from rdp_bench.engine.progress import Costs
     from rdp_bench.engine.schedule import Schedule, SerialExecutor
-    from rdp_bench.engine.tasks import batch_of, distinct, portions, share, stored
+    from rdp_bench.engine.tasks import batch_of, distinct, nominal_cost, portions, share, stored
     from rdp_bench.engine.worker import Worker
 
     plan, shard = running.plan, where.shard
     assert shard is not None
-    found = portions(plan, distinct(plan), Costs(plan).each, shard.count, batch_of(plan, where.batch_size))
+    found = portions(plan, distinct(plan), nominal_cost(plan), shard.count, batch_of(plan, where.batch_size))
     mine = share(found, shard.count)[shard.number - 1]
     parts = [part for portion in mine for part in portion if not stored(plan, part.job, part.task.low, part.task.high)]
     jobs = {part.task: part.job for part in parts}

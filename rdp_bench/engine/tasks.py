@@ -20,8 +20,25 @@ BATCH = {"cpu": 20, "cuda": 64}
 PARTS_PER_WORKER = 4
 """Work is cut so finely that each worker gets about so many tasks: enough for all to end at about the same time."""
 
+FORWARD, PURIFICATION = 0.4, 0.5
+"""What a prediction and a purification cost, in gradients."""
+
 Cost = Callable[[Job], float]
-"""Estimated seconds an image."""
+"""Estimated cost per image, mostly in seconds."""
+
+
+def nominal_cost(plan: Plan) -> Cost:
+    """Costs in gradients of one network, equal on all machines: shares of a plan must not depend on measurements."""
+
+    def cost(job: Job) -> float:
+        if isinstance(job, CraftJob):
+            source = plan.sources[job.source]
+            samples = source.attacked_defense.samples if source.attacked_defense else 1
+            return float(plan.attacks[job.attack].value.gradients(job.eps) * samples * max(1, len(source.members)))
+        looks = plan.defenses[job.defense].value.passes * job.defense_samples
+        return looks * (PURIFICATION + FORWARD * len(job.evals))
+
+    return cost
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Part:
-    """A task, the job that it belongs to, and its estimated seconds."""
+    """A task, the job that it belongs to, and its estimated cost."""
 
     task: Task
     job: Job

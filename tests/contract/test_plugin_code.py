@@ -456,3 +456,17 @@ def test_a_module_that_a_script_imports_is_known_by_its_files(tmp_path: Path, mo
 def test_entries_of_this_package_have_plain_versions() -> None:
     made: Any = defense.entries
     assert {entry.version for name, entry in made.items() if "/" not in name} == {"1"}
+
+
+def test_the_program_that_loads_a_plugin_is_no_part_of_it(tmp_path: Path) -> None:
+    """multiprocessing, which torch imports, gives the program a second name; its keys then named the installation."""
+    write(tmp_path, {"mine.py": "import multiprocessing\nfactor = lambda: 2.0\n" + BODY})
+    found = []
+    for name, first in (("one.py", ""), ("two.py", "import multiprocessing\n")):
+        (tmp_path / name).write_text(
+            f"{first}from pathlib import Path\nfrom rdp_bench import plugins\nfrom rdp_bench.registry import defense\n"
+            "plugins.load((Path(__file__).parent / 'mine.py',), ())\nprint(defense.get('mine/scale').version)\n"
+        )
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        found.append(subprocess.run([sys.executable, tmp_path / name], capture_output=True, check=True, env=env).stdout)
+    assert found[0] == found[1]

@@ -6,7 +6,7 @@ import pytest
 
 from rdp_bench.engine.jobs import CraftJob
 from rdp_bench.engine.plan import Plan
-from rdp_bench.engine.tasks import Part, distinct, numbered, portions, share, split, stored
+from rdp_bench.engine.tasks import Part, distinct, nominal_cost, numbered, portions, share, split, stored
 from tests.helpers.plans import new_process, plan
 
 
@@ -75,6 +75,22 @@ def test_shares_are_about_equal(made: Plan) -> None:
     piles = share(portions(made, distinct(made), cost, 4, 2), 4)
     seconds = [sum(part.cost for portion in pile for part in portion) for pile in piles]
     assert max(seconds) <= 1.25 * sum(seconds) / 4
+
+
+def test_costs_of_shares_count_gradients_passes_and_targets(tmp_path: Path) -> None:
+    with new_process():
+        axes = {
+            "attacks": ("mi-fgsm(steps=7)",),
+            "defenses": ("none", "tiny/dither"),
+            "targets": ("tiny/one", "tiny/two"),
+        }
+        made = plan(tmp_path, sources=("tiny/one", "both"), ensembles={"both": ("tiny/one", "tiny/two")}, **axes)
+        price = nominal_cost(made)
+        found = {str(job): price(job) for job in made.jobs}
+    assert found["mi-fgsm(steps=7) on tiny/one"] == 7
+    assert found["mi-fgsm(steps=7) on both"] == 14
+    assert found["none against clean images"] == pytest.approx(0.5 + 2 * 0.4)
+    assert found["tiny/dither against clean images"] == pytest.approx(3 * (0.5 + 2 * 0.4))
 
 
 def test_shares_do_not_depend_on_what_is_stored(made: Plan) -> None:

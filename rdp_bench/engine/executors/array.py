@@ -9,9 +9,8 @@ from collections.abc import Iterator
 
 from rdp_bench.engine.executors.remote import Remote
 from rdp_bench.engine.jobs import JobResult
-from rdp_bench.engine.progress import Costs
 from rdp_bench.engine.schedule import Refused, Schedule, SerialExecutor
-from rdp_bench.engine.tasks import Part, Task, batch_of, distinct, portions, share, stored
+from rdp_bench.engine.tasks import Part, Task, batch_of, distinct, nominal_cost, portions, share, stored
 from rdp_bench.errors import RdpBenchError, StorageError
 
 
@@ -23,7 +22,7 @@ def work(remote: Remote, index: int, count: int) -> int:
     """
     plan = remote.worker.plan
     batch = batch_of(plan, remote.worker.batch)
-    found = portions(plan, distinct(plan), Costs(plan).each, count, batch)
+    found = portions(plan, distinct(plan), nominal_cost(plan), count, batch)
     piles = share(found, count)
     order = [portion for shift in range(count) for portion in piles[(index + shift) % count]]
     done = 0

@@ -15,12 +15,15 @@ import contextlib
 import json
 import logging
 import os
+import re
+import shutil
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rdp_bench.cache.store import Store, write_atomic
@@ -37,6 +40,9 @@ BEAT = 10.0
 
 EXPIRES = 90.0
 """Seconds after its last sign of life when a worker counts as gone. Clocks may differ by less than that."""
+
+_RUN = re.compile(r"[0-9a-f]{32}")
+"""The name of a folder of notes."""
 
 KEPT = 30 * 86400.0
 """Seconds after which the notes of a run are deleted."""
@@ -137,7 +143,7 @@ class Board:
         if reason:
             self._write(failed, {**about, "reason": reason})
         else:
-            _remove(self.folder / failed)
+            _remove(self._path(failed))
         if remarks:
             self._write(f"remarks/{part.task.name}.json", {**about, "remarks": list(remarks)})
 
@@ -180,20 +186,21 @@ class Board:
         return [str(note["why"]) for note in notes if note and note.get("time", 0) >= since]
 
     def _files(self, kind: str) -> list[Any]:
-        with contextlib.suppress(OSError):
-            return sorted((path for path in (self.folder / kind).iterdir() if path.name.endswith(".json")), key=str)
-        return []
+        return [path for path in _children(self.folder / kind) if path.name.endswith(".json")]
+
+    def _path(self, name: str) -> Any:
+        path = self.folder
+        for part in name.split("/"):
+            path = path / part
+        return path
 
     def _write(self, name: str, content: Record) -> None:
-        write_atomic(self.folder / name, json.dumps(content).encode())
+        write_atomic(self._path(name), json.dumps(content).encode())
 
 
 def boards(store: Store) -> list[Board]:
     """The runs that left notes in a store, the last one first."""
-    found: list[Board] = []
-    with contextlib.suppress(OSError):
-        runs = [path for path in (store.root / "notes").iterdir() if (path / "run.json").exists()]
-        found += [Board(store, path.name) for path in runs]
+    found = [Board(store, path.name) for path in _children(store.root / "notes")]
     return sorted(found, key=lambda board: -float((board.about() or {}).get("time", 0.0)))
 
 
@@ -201,11 +208,16 @@ def sweep(store: Store) -> None:
     """Delete the notes of runs that began long ago."""
     for board in boards(store):
         about = board.about()
-        if about and _age(about) > KEPT and not board.workers():
-            for kind in ("workers", "claims", "failed", "remarks", "refused"):
-                for path in board._files(kind):
-                    _remove(path)
-            _remove(board.folder / "run.json")
+        if not about or _age(about) < KEPT or board.workers() or not _RUN.fullmatch(board.run):
+            continue
+        if isinstance(board.folder, Path):
+            shutil.rmtree(board.folder, ignore_errors=True)
+            continue
+        for kind in ("workers", "claims", "failed", "remarks", "refused"):
+            for path in board._files(kind):
+                _remove(path)
+        for path in _children(board.folder):
+            _remove(path)
 
 
 @dataclass
@@ -274,18 +286,30 @@ def _age(facts: Record) -> float:
         return float("inf")
 
 
+def _children(folder: Any) -> list[Any]:
+    """What a folder contains, by name; nothing where there is no folder."""
+    with contextlib.suppress(OSError):
+        return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
+    return []
+
+
 def _create(path: Any, content: bytes) -> bool:
-    """Write a file that is not there yet; False where it is."""
+    """Write a file that does not exist yet; False if it does. In an object store, two processes may both succeed."""
+    if not isinstance(path, Path):
+        if path.exists():
+            return False
+        write_atomic(path, content)
+        return True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
             file.write(content)
     except FileExistsError:
         return False
-    except (OSError, ValueError, NotImplementedError):  # an object store may not know how
-        if path.exists():
-            return False
-        write_atomic(path, content)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}. Free space, or name another folder"
+        ) from error
     return True
 
 

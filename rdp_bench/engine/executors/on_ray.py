@@ -52,6 +52,7 @@ class RayExecutor:
         self._connect(address, placement.count)
         self._where = f"the Ray cluster {address}" if address else "Ray on this machine"
         self._head = str(ray.get_runtime_context().gcs_address)
+        self._refuse_gone()  # where an earlier run of this process is still connected
         room = self._room()
         if not room:
             have = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}

@@ -69,4 +69,7 @@ def test_notes_of_long_ago_are_deleted(board: Board, monkeypatch: pytest.MonkeyP
     board.keep("run.json", {"time": boards.time.time() - boards.KEPT - 1, "jobs": {}})
     board.refuse("one", "no torch")
     boards.sweep(board.store)
-    assert not [path for path in board.folder.rglob("*") if path.is_file()]
+    assert not board.folder.exists()
+    board.keep("run.json", {"time": boards.time.time() - boards.KEPT + 60, "jobs": {}})
+    boards.sweep(board.store)
+    assert board.about()

@@ -3,7 +3,6 @@
 import os
 import signal
 from importlib.metadata import EntryPoint
-from multiprocessing import active_children
 from pathlib import Path
 from threading import Thread
 
@@ -11,8 +10,8 @@ import pytest
 
 from docs.examples.executor import Processes
 from rdp_bench.engine import executors
-from tests.helpers.commands import PLUGIN, cli
-from tests.helpers.slurm import shards, until
+from tests.helpers.clusters import IMAGES, Gated, serial, until
+from tests.helpers.commands import cli
 from tests.helpers.stores import contents
 
 
@@ -20,26 +19,24 @@ def test_processes_of_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     point = EntryPoint("processes", f"{Processes.__module__}:Processes", executors.GROUP)
     monkeypatch.setattr(executors, "entry_points", lambda group: [point] if group == executors.GROUP else [])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-    def run(name: str, seconds: float, *more: str) -> Path:
-        grid = tmp_path / "toy.toml"
-        grid.write_text(
-            f'plugins = ["{PLUGIN}"]\n[axes]\nattacks = ["tiny/sleepy(seconds={seconds})"]\ndefenses = ["none"]\n'
-            'eps = [8]\ndataset = "tiny/noise"\nsources = ["tiny/one"]\ntargets = ["tiny/two"]\n'
-        )
-        folder = tmp_path / name
-        flags = ("--cache", folder / "cache", "--out", folder / "out", "--batch-size", "1", *more)
-        result = cli("run", grid, *flags)
-        assert result.exit_code == 0, result.output
-        assert "2 of 2 cells done" in result.output
-        return folder / "cache"
+    (tmp_path / "serial").mkdir()
+    run = Gated(tmp_path)
+    run.let(2)
+    killed: list[int] = []
 
     def strike() -> None:
-        until(lambda: len(shards(tmp_path / "spread/cache", "adv")) > 2)
-        os.kill(active_children()[0].pid or 0, signal.SIGKILL)
+        try:
+            until(lambda: len(run.crafted()) == 2 and run.busy())
+            os.kill(run.busy()[0], signal.SIGKILL)
+            killed.append(1)
+        finally:
+            run.let(IMAGES)
 
     striking = Thread(target=strike)
     striking.start()
-    spread = run("spread", 0.2, "--executor", "processes", "--workers", "2")
+    result = cli(*run.command("--executor", "processes", "--workers", "2"))
     striking.join()
-    assert contents(spread) == contents(run("serial", 0.0))
+    assert killed
+    assert result.exit_code == 0, result.output
+    assert "4 of 4 cells done" in result.output
+    assert contents(run.cache) == serial(tmp_path / "serial")

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,77 +13,36 @@ import pytest
 from rdp_bench.engine.executors import on_slurm
 from rdp_bench.engine.executors.on_slurm import minutes, parse, wants_gpu
 from rdp_bench.errors import UsageError
-from tests.helpers import slurm
-from tests.helpers.commands import PLUGIN, cli
+from tests.helpers import clusters
+from tests.helpers.clusters import IMAGES, Gated, serial, told, until
+from tests.helpers.commands import cli
 from tests.helpers.paths import ROOT
-from tests.helpers.slurm import shards, told, until
 from tests.helpers.stores import contents
-
-GRID = f"""
-plugins = ["{PLUGIN}"]
-[axes]
-attacks = ["tiny/sleepy(seconds=0.4)", "fgsm"]
-defenses = ["none", "tiny/dither"]
-eps = [8]
-dataset = "tiny/noise"
-sources = ["tiny/one"]
-targets = ["tiny/two"]
-[run]
-executor = "slurm"
-workers = 2
-"""
 
 
 @pytest.fixture(scope="module")
 def _slurm() -> None:
-    if not slurm.INSTALLED:
+    if not clusters.SLURM:
         pytest.skip("needs Slurm (apt-get install slurm-wlm munge), started as root")
-    slurm.start()
+    clusters.start_slurm()
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "toy.toml"
-    path.write_text(GRID)
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gated:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return path
+    return Gated(tmp_path, '[run]\nexecutor = "slurm"\nworkers = 2\n')
 
 
-@pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[object, str]:
-    """What a run in one process stores."""
-    folder = tmp_path_factory.mktemp("serial")
-    (folder / "toy.toml").write_text(GRID.replace("seconds=0.4", "seconds=0"))
-    result = cli(*run(folder / "toy.toml", folder), "--executor", "serial", "--workers", "1")
-    assert result.exit_code == 0, result.output
-    return dict(contents(folder / "cache"))
-
-
-def run(grid: Path, folder: Path, *more: str) -> list[str]:
-    return [
-        "run",
-        str(grid),
-        "--cache",
-        str(folder / "cache"),
-        "--out",
-        str(folder / "out"),
-        "--batch-size",
-        "1",
-        *more,
-    ]
-
-
-def started(arguments: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "rdp_bench", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def array(cache: Path) -> str:
+def array(run: Gated) -> str:
     """The number of the array, once it is submitted."""
-    until(lambda: list(cache.glob("notes/*/array.json")))
-    (note,) = cache.glob("notes/*/array.json")
+    until(lambda: list(run.cache.glob("notes/*/array.json")))
+    (note,) = run.cache.glob("notes/*/array.json")
     return str(json.loads(note.read_bytes())["id"])
+
+
+def state(job: str) -> str:
+    return told("squeue", "--noheader", "--jobs", job, "--format", "%T")
 
 
 @pytest.fixture
@@ -94,76 +52,69 @@ def _none_left() -> Iterator[None]:
         subprocess.run(["scancel", number], check=False)
 
 
-def pids(cache: Path, index: int) -> list[int]:
-    """The process of a worker of the array."""
-    notes = [json.loads(path.read_bytes()) for path in cache.glob(f"notes/*/workers/*-{index}.json")]
-    return [note["pid"] for note in notes if "pid" in note]
-
-
 @pytest.mark.usefixtures("_slurm", "_none_left")
-def test_workers_are_requeued_at_their_time_limit_killed_and_cancelled(
-    tmp_path: Path, toy: Path, wanted: dict[object, str]
+def test_workers_are_requeued_at_their_time_limit_and_killed(
+    run: Gated, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    cache = tmp_path / "cache"
-    driver = started(run(toy, tmp_path))
-    number = array(cache)
-    until(lambda: len(shards(cache, "adv")) > 1 and pids(cache, 0) and pids(cache, 1))
-    before = shards(cache)
+    run.let(2)
+    driver = run.start()
+    number = array(run)
+    until(lambda: len(run.crafted()) == 2 and run.busy("*-0") and run.busy("*-1"))
+    before = {path: path.stat().st_mtime_ns for path in run.crafted()}
     # What Slurm sends before the time is up: the worker requeues itself.
     told("scancel", "--signal=USR2", f"{number}_0")
-    until(lambda: told("squeue", "--noheader", "--jobs", f"{number}_0", "--format", "%T") != "RUNNING")
-    os.kill(pids(cache, 1)[0], signal.SIGKILL)  # the out-of-memory killer
-    until(lambda: told("squeue", "--noheader", "--jobs", f"{number}_0", "--format", "%T") == "RUNNING")
-    assert before <= shards(cache)
-    output, _ = driver.communicate(timeout=300)
+    until(lambda: state(f"{number}_0") != "RUNNING")
+    os.kill(run.busy("*-1")[0], signal.SIGKILL)  # as the out-of-memory killer does
+    run.let(IMAGES)  # only one worker is left, and does what the other had begun
+    output, _ = driver.communicate(timeout=400)
     assert driver.returncode == 0, output
-    assert "6 of 6 cells done" in output
-    assert contents(cache) == wanted
-    status = cli("status", toy, "--cache", cache)
-    assert (status.exit_code, "9 jobs: 9 done" in status.output) == (0, True), status.output
+    assert "4 of 4 cells done" in output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert contents(run.cache) == serial(tmp_path_factory.mktemp("serial"))
+    status = cli("status", run.grid, "--cache", run.cache)
+    assert (status.exit_code, "done; 0 workers" in status.output) == (0, True), status.output
 
 
 @pytest.mark.usefixtures("_slurm", "_none_left")
-def test_nobody_waits_and_a_cancelled_array_is_one_line(tmp_path: Path, toy: Path, wanted: dict[object, str]) -> None:
-    cache = tmp_path / "cache"
-    toy.write_text(GRID.replace("seconds=0.4", "seconds=10"))  # it is never done by itself
-    result = cli(*run(toy, tmp_path, "--no-wait"))
+def test_nobody_waits_and_a_cancelled_array_is_one_line(run: Gated, tmp_path_factory: pytest.TempPathFactory) -> None:
+    run.let(2)
+    result = cli(*run.command("--no-wait"))
     assert result.exit_code == 0, result.output
     assert "of 2 workers does the rest; see: rdp-bench status" in result.output
-    number = array(cache)
-    until(lambda: shards(cache, "adv"))
-    status = cli("status", tmp_path / "out", "--cache", cache)
+    number = array(run)
+    until(lambda: len(run.crafted()) == 2 and run.busy())
+    status = cli("status", run.folder / "out", "--cache", run.cache)
     assert " running, " in status.output
     assert f"worker slurm-{number}-" in status.output
     # The same command follows the array, and submits no other.
-    driver = started(run(toy, tmp_path))
-    assert driver.stdout
-    until(lambda: "following it" in driver.stdout.readline())  # type: ignore[union-attr]
+    driver = run.start()
+    lines = iter(driver.stdout or ())
+    assert any("following it" in line for line in lines)
     told("scancel", number)
-    output, _ = driver.communicate(timeout=120)
-    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert driver.returncode == 1
+    (line,) = [line for line in lines if line.startswith("error: ")]
+    assert driver.wait() == 1
     assert f"Slurm array {number} has ended and " in line
     assert "the same command goes on from there" in line
-    before = {path: path.stat().st_mtime_ns for path in shards(cache)}
-    toy.write_text(GRID.replace("seconds=0.4", "seconds=0"))
-    assert cli(*run(toy, tmp_path, "--executor", "serial", "--workers", "auto")).exit_code == 0
-    assert contents(cache) == wanted
+    before = {path: path.stat().st_mtime_ns for path in run.crafted()}
+    assert len(before) == 2
+    run.ungated()
+    assert cli(*run.command()).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert contents(run.cache) == serial(tmp_path_factory.mktemp("serial"))
 
 
 @pytest.mark.usefixtures("_slurm")
-def test_what_sbatch_refuses_is_one_line(tmp_path: Path, toy: Path) -> None:
-    result = cli(*run(toy, tmp_path, "--slurm", "partition=nowhere"))
+def test_what_sbatch_refuses_is_one_line(run: Gated) -> None:
+    result = cli(*run.command("--slurm", "partition=nowhere"))
     assert result.exit_code == 2
     assert "--slurm: sbatch refused the array: " in result.output
     assert "invalid partition" in result.output
     assert "Traceback" not in result.output
 
 
-def test_without_slurm_the_error_names_the_host(tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_slurm_the_error_names_the_host(run: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    result = cli(*run(toy, tmp_path))
+    result = cli(*run.command())
     assert result.exit_code == 2
     assert f"host {on_slurm.socket.gethostname()} has no sbatch; run on a login node" in result.output
 
