@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,25 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rdp_bench.attacks.parts.ball import Ball
-from rdp_bench.attacks.parts.base import Part, Run, View, find, identity
+from rdp_bench.attacks.parts.base import Part, Run, find, identity, look, mean, prediction
 from rdp_bench.attacks.parts.steps import Steps
 from rdp_bench.protocols import samples_of
 from rdp_bench.rng import ImageRng
 
 if TYPE_CHECKING:
-    from rdp_bench.attacks.parts.base import Outputs, Transform
+    from rdp_bench.attacks.parts.base import Mates, Transform
     from rdp_bench.protocols import Classifier, Source
 
 
-def craft(parts: Sequence[Part], source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
+def craft(
+    parts: Sequence[Part],
+    source: Source,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    rng: ImageRng,
+    mates: Mates | None = None,
+) -> Tensor:
     """Adversarial images within `eps` of `x` and in [0, 1].
 
     Args:
@@ -31,16 +40,24 @@ def craft(parts: Sequence[Part], source: Source, x: Tensor, y: Tensor, eps: floa
         y: labels int64 `[n]`; for an attack that approaches the data set's targets, those.
         eps: budget in [0, 1], or an L2 norm.
         rng: one stream per image.
+        mates: draws other images of the data set; None: parts that need them take those of `x`.
     """
     ball, steps = find(parts, Ball) or Ball(), find(parts, Steps) or Steps()
     written = eps * ball.unit
     run = begin(parts, source, x, y, eps, steps.size(written) / ball.unit, rng)
+    run.mates = mates
     adv = x.clone()
     for part in parts:
         adv = part.start(run, adv)
     for part in parts:
         run.labels = part.goal(run, run.labels)
-    return ascend(run, adv, ball.stepper(run), steps.count(written))
+    step = ball.stepper(run)
+    for part in reversed(parts):
+        step = partial(part.step, run, step)
+    with ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(part.around(run))
+        return ascend(run, adv, step, steps.count(written))
 
 
 def begin(
@@ -74,9 +91,9 @@ def loss_gradient(run: Run, at: Tensor) -> Tensor:
     for transform in [each for each in _copies(run) for _ in range(samples_of(run.source))]:
         leaf = at.detach().requires_grad_()
         images = transform(leaf)
-        outputs = [_look(run, member, images) for member in run.source.members]
+        outputs = [look(run, member, images) for member in run.source.members]
         if run.labels is None:
-            run.labels = mean([main.detach().softmax(1) for main, _ in outputs]).argmax(1)
+            run.labels = prediction(outputs)
         # A sum, not a mean, over the batch: an image's gradient must not depend on its neighbours.
         loss = cross_entropy(mean([main for main, _ in outputs]), run.labels, reduction="sum")
         for part in reversed(run.parts):
@@ -88,11 +105,6 @@ def loss_gradient(run: Run, at: Tensor) -> Tensor:
     return total
 
 
-def mean(parts: list[Tensor]) -> Tensor:
-    """The mean of tensors of one shape."""
-    return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
-
-
 def _copies(run: Run) -> list[Transform]:
     found: list[Transform] = [identity]
     for part in run.parts:
@@ -102,12 +114,6 @@ def _copies(run: Run) -> list[Transform]:
 
 def _then(first: Transform, second: Transform) -> Transform:
     return second if first is identity else first if second is identity else lambda images: second(first(images))
-
-
-def _look(run: Run, member: Classifier, images: Tensor) -> Outputs:
-    view = View(run, member)
-    part = next((part for part in run.parts if type(part).look is not Part.look), None)
-    return part.look(run, view, images) if part else view(images)
 
 
 class Function:

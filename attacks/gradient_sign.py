@@ -14,7 +14,7 @@ towards 0 into mid-grey .5.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +31,7 @@ from rdp_bench.specs import Spec, parse_spec, split, values
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rdp_bench.attacks.parts.base import Mates
     from rdp_bench.protocols import Source
     from rdp_bench.rng import ImageRng
 
@@ -52,6 +53,7 @@ class GradientSign:
     """
 
     parts: tuple[Part, ...] = ()
+    mates: Mates | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         kinds = [type(part) for part in self.parts]
@@ -59,7 +61,7 @@ class GradientSign:
             raise ValueError(f"part {twice[0]} is given twice")
         parts = [*self.parts, *(part for part in ALWAYS if type(part) not in kinds)]
         used = tuple(sorted((part for part in parts if not part.idle), key=lambda part: (part.order, part.id)))
-        names = [field.name for part in used for field in fields(part)]
+        names = [each.name for part in used for each in fields(part)]
         ids = [part.id for part in used]
         if shared := [each for each in ids if ids.count(each) > 1]:
             raise ValueError(f"two parts have the id {shared[0]}")
@@ -75,7 +77,7 @@ class GradientSign:
         """Adversarial images for `x` `[n, 3, h, w]` in [0, 1]; `eps` in [0, 1], or an L2 norm; see `Attack`."""
         from rdp_bench.attacks import _loop
 
-        return _loop.craft(self.parts, source, x, y, eps, rng)
+        return _loop.craft(self.parts, source, x, y, eps, rng, self.mates)
 
     def part(self, kind: type[P]) -> P | None:
         """The part of this kind, if the attack has one."""
@@ -96,6 +98,15 @@ class GradientSign:
         """Whether it approaches the data set's target classes."""
         targeted = self.part(Targeted)
         return targeted is not None and targeted.target == "dataset"
+
+    @property
+    def draws_mates(self) -> bool:
+        """Whether it mixes other images of the data set into an image; see `protocols.DrawsMates`."""
+        return any(part.draws_mates for part in self.parts)
+
+    def with_mates(self, mates: Mates) -> GradientSign:
+        """The same attack with a source of other images; see `protocols.DrawsMates`."""
+        return replace(self, mates=mates)
 
     def with_part(self, part: Part) -> GradientSign:
         """The same attack with `part` in place of its own part of that kind, if it has one."""
@@ -178,7 +189,7 @@ def _set(parts: dict[type[Part], Part], spec: Spec, kind: str) -> tuple[Part, ..
 def _known() -> dict[str, Part]:
     """Every field of every part that has a word, or that all attacks have -> a default part of its kind."""
     kinds = [type(part) for part in ALWAYS] + [type(part) for word in WORDS.values() for part in word.parts]
-    return {field.name: kind() for kind in dict.fromkeys(kinds) for field in fields(kind)}
+    return {each.name: kind() for kind in dict.fromkeys(kinds) for each in fields(kind)}
 
 
 def compose(text: str) -> GradientSign:

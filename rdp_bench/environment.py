@@ -10,7 +10,18 @@ from pathlib import Path
 from rdp_bench.errors import UsageError
 from rdp_bench.keys import Record
 
-PACKAGES = ("rdp-bench", "torch", "timm", "torchvision", "torchattacks", "spandrel", "numpy", "pillow", "safetensors")
+PACKAGES = (
+    "rdp-bench",
+    "torch",
+    "timm",
+    "torchvision",
+    "torchattacks",
+    "torchattack",
+    "spandrel",
+    "numpy",
+    "pillow",
+    "safetensors",
+)
 
 
 def versions() -> dict[str, str]:

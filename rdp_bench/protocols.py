@@ -102,6 +102,25 @@ class StochasticLogits(Protocol):
 
 
 @runtime_checkable
+class HasNet(Protocol):
+    """A classifier around a `torch.nn.Module`, for attacks that hook into layers."""
+
+    @property
+    def net(self) -> nn.Module: ...
+
+
+@runtime_checkable
+class BehindDefense(Protocol):
+    """A classifier with a defense in front of another one."""
+
+    @property
+    def inner(self) -> Classifier: ...
+
+    @property
+    def attacked_defense(self) -> Any: ...
+
+
+@runtime_checkable
 class Movable(Protocol):
     """A classifier that can be moved to another device, as a `torch.nn.Module` can."""
 
@@ -222,6 +241,33 @@ class AimsAtTargets(Protocol):
 def aims_at_targets(attack: Attack) -> bool:
     """Whether an attack approaches the data set's target classes."""
     return isinstance(attack, AimsAtTargets) and bool(attack.aims_at_targets)
+
+
+@runtime_checkable
+class DrawsMates(Protocol):
+    """An attack that may mix other images of the data set into an image; optional.
+
+    The key of its sets contains all images of the run, and its results are not shared between runs of different length.
+    """
+
+    @property
+    def draws_mates(self) -> bool:
+        """Whether it does."""
+        ...
+
+    def with_mates(self, mates: Callable[[ImageRng], Tensor]) -> Attack:
+        """The same attack with `mates`: streams of a batch -> another image for each of its images, `[n, 3, h, w]`."""
+        ...
+
+
+def draws_mates(attack: Attack) -> bool:
+    """Whether an attack mixes other images of the data set into an image."""
+    return isinstance(attack, DrawsMates) and bool(attack.draws_mates)
+
+
+def with_mates(attack: Attack, mates: Callable[[ImageRng], Tensor]) -> Attack:
+    """`attack` with a source of other images, where it uses them; see `DrawsMates`."""
+    return attack.with_mates(mates) if isinstance(attack, DrawsMates) and attack.draws_mates else attack
 
 
 @runtime_checkable

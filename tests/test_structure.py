@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "weights": {"contract", "cache"},
     "metrics": {"contract", "cache", "weights"},
     "models": {"contract", "weights"},
-    "attacks._kernels": set(),
+    "attacks._kernels": {"contract"},
     "attacks.parts": {"contract", "attacks._kernels"},
     "attacks": {"contract", "attacks.parts", "attacks._kernels"},
     "defenses": {"contract", "weights", "defenses._networks"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -18,8 +19,14 @@ if TYPE_CHECKING:
     Gradient = Callable[[Tensor], Tensor]
     """Images `[n, 3, h, w]` -> gradients of the loss at them, of the same shape."""
 
+    Step = Callable[[Tensor, Tensor], Tensor]
+    """Images and the direction of a step -> the images after it; it may write into the images."""
+
     Transform = Callable[[Tensor], Tensor]
     """A differentiable map of images to images of the same size."""
+
+    Mates = Callable[[ImageRng], Tensor]
+    """Random streams `[n]` -> for each image of the batch another image of its data set, `[n, 3, h, w]` in [0, 1]."""
 
     Outputs = tuple[Tensor, Tensor | None]
     """Logits `[n, classes]`, and those of an auxiliary head where they are wanted and the network has one."""
@@ -46,6 +53,10 @@ class Run:
     """g_t, the direction of the previous step; zeros at first."""
     memory: dict[str, Tensor] = field(default_factory=dict)
     """What parts keep between steps, by their id."""
+    tools: dict[str, Any] = field(default_factory=dict)
+    """What `Part.around` makes for the steps, by id."""
+    mates: Mates | None = None
+    """Draws another image of the data set for each image of the batch; None: only this batch is known."""
 
     def part(self, kind: type[P]) -> P | None:
         """The part of this kind, if the attack has one."""
@@ -73,6 +84,8 @@ class Part:
     """Short names of fields in compositions."""
     auxiliary: ClassVar[bool] = False
     """Whether the part's loss needs logits of auxiliary heads."""
+    draws_mates: ClassVar[bool] = False
+    """Whether the part uses other images of the data set (`Run.mates`)."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that are not finite, then whatever `rules` refuses."""
@@ -116,6 +129,14 @@ class Part:
     def gradient(self, run: Run, inner: Gradient, at: Tensor) -> Tensor:  # noqa: ARG002
         """The gradient at `at`; `inner` is the gradient as the parts inside this one give it."""
         return inner(at)
+
+    def step(self, run: Run, inner: Step, adv: Tensor, g: Tensor) -> Tensor:  # noqa: ARG002
+        """The images after a step from `adv` along `g`; `inner` is the step as the parts inside this one make it."""
+        return inner(adv, g)
+
+    def around(self, run: Run) -> AbstractContextManager[None]:  # noqa: ARG002
+        """What surrounds the whole iteration, such as hooks in the networks of the source."""
+        return nullcontext()
 
     def copies(self, run: Run) -> Iterable[Transform]:  # noqa: ARG002
         """Transformed copies of the images whose loss gradients are summed."""
@@ -176,6 +197,25 @@ class View:
 def find(parts: Iterable[Part], kind: type[P]) -> P | None:
     """The part of this kind among `parts`."""
     return next((part for part in parts if type(part) is kind), None)
+
+
+def look(run: Run, member: Classifier, images: Tensor) -> Outputs:
+    """Outputs of one member of the source for `images`, as the part that decides what the source sees gives them."""
+    view = View(run, member)
+    part = next((part for part in run.parts if type(part).look is not Part.look), None)
+    return part.look(run, view, images) if part else view(images)
+
+
+def prediction(outputs: Sequence[Outputs]) -> Tensor:
+    """Classes int64 `[n]` of largest mean probability over the members."""
+    return mean([main.detach().softmax(1) for main, _ in outputs]).argmax(1)
+
+
+def mean(tensors: Sequence[Tensor]) -> Tensor:
+    """The mean of tensors of one shape."""
+    import torch
+
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).mean(0)
 
 
 def identity(images: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def doctor(models_dir: Path | None, cache: Location | None) -> None:
     files = FileSearch(models_dir=models_dir)
     for name, value in environment.versions().items():
         click.echo(f"{name:14} {value}")
-    for extra in ("torchattacks", "spandrel"):
+    for extra in ("torchattacks", "torchattack", "spandrel"):
         if extra not in environment.versions():
             click.echo(f"{extra:14} absent (optional): pip install 'rdp-bench[{extra}]'")
     click.echo(f"{'processor':14} {environment.processor()}, {os.cpu_count()} threads")

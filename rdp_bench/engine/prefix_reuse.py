@@ -7,8 +7,9 @@ writes the list of its images into the cache:
     CACHE/lists/3f2a....json    pixel hashes and labels, in order
 
 Where one list begins with the other, the same plan is keyed with the other list, and the shards stored under those keys
-are copied to the new key. A list is used only if its content has the hash in its name. Keys are computed from the list,
-so shards of other images cannot be found.
+are copied to the new key, except for attacks that mix other images of the run into an image (`protocols.DrawsMates`). A
+list is used only if its content has the hash in its name. Keys are computed from the list, so shards of other images
+cannot be found.
 """
 
 import contextlib
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from rdp_bench.cache.files import Location, children, write_atomic
 from rdp_bench.data.image_hashes import digest
-from rdp_bench.engine.jobs import Job
+from rdp_bench.engine.jobs import CraftJob, Job
 from rdp_bench.engine.plan import Plan
+from rdp_bench.protocols import draws_mates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,11 +77,18 @@ def copy_shared_shards(plan: Plan) -> int:
         count += sum(
             plan.artefact(mine).copy_shards_of(other.artefact(theirs))
             for pair in pairs
+            if not _depends_on_all_images(plan, pair[0])
             for mine, theirs in zip(*(job.records for job in pair), strict=True)
         )
     if count:
         log.info("%d shards are those of runs of fewer or more images", count)
     return count
+
+
+def _depends_on_all_images(plan: Plan, job: Job) -> bool:
+    """Whether an image of the job's set depends on other images of the run."""
+    craft = job if isinstance(job, CraftJob) else job.craft
+    return craft is not None and draws_mates(plan.attacks[craft.attack].value)
 
 
 def _others(plan: Plan) -> Iterator[Plan]:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import TypeVar
 
@@ -25,7 +26,7 @@ from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import measurements
 from rdp_bench.models.entry_calls import checked_logits, is_out_of_memory, naming_entry
-from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of
+from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
 from rdp_bench.rng import ImageRng
 from rdp_bench.user_reads import noting_unkeyed, unkeyed
 
@@ -144,7 +145,8 @@ class Worker:
                 else:
                     # A copy: what comes back is compared with the engine's own images.
                     eps = job.eps / 255 if plan.norm == LINF else job.eps
-                    adv = attack(source, x.clone(), aims(low, high), eps, rng)
+                    bound = with_mates(attack, partial(self._mates, low))
+                    adv = bound(source, x.clone(), aims(low, high), eps, rng)
             return {"delta": to_delta(adv, x, u8, job.eps, str(job), plan.norm)}
 
         size = self.size
@@ -158,6 +160,12 @@ class Worker:
         artefact.merge()
         if isinstance(attack, Notes):
             self._remarks += attack.notes()
+
+    def _mates(self, low: int, rng: ImageRng) -> Tensor:
+        """For each of the images from `low` on, one per stream, another image of the data set."""
+        n = self.plan.n
+        index = (torch.arange(low, low + len(rng)) + (rng.integers(1, n) if n > 1 else 0)) % n
+        return to_float(np.concatenate([self.clean(i, i + 1) for i in index.tolist()]), self.plan.device)
 
     def images(self, craft: CraftJob | None, low: int, high: int) -> NDArray[np.uint8]:
         """Images `low..high` of the adversarial set that `craft` makes, or of the data set, as uint8."""

@@ -14,6 +14,7 @@ from rdp_bench.attacks import _loop
 from rdp_bench.attacks._kernels.gather import gather_pixels
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.attacks.parts import Diversity
+from rdp_bench.attacks.parts.base import look
 from rdp_bench.rng import ImageRng
 from tests.helpers import toy
 from tests.helpers.settings import setting
@@ -23,7 +24,7 @@ EPS = 16 / 255
 
 def outputs(attack: GradientSign, member: Any, x: Tensor, rng: ImageRng) -> tuple[Tensor, Tensor | None]:
     """What one member of a source says of `x` in one gradient of `attack`."""
-    return _loop._look(_loop.begin(attack.parts, toy.source(member), x, None, 0.0, 0.0, rng), member, x)
+    return look(_loop.begin(attack.parts, toy.source(member), x, None, 0.0, 0.0, rng), member, x)
 
 
 @pytest.mark.parametrize("rest_share", [0.0, 0.5, 1.0])

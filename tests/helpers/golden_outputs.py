@@ -46,6 +46,10 @@ TOLERANCE_OF = {
 }
 
 
+LABELS = {"ilpd": "ilpd(decay_layer=1, steps=10)"}
+"""Labels of entries that need arguments on the toy networks."""
+
+
 class Featured(toy.Toy):
     """The toy network with its first layers as a feature map, for attacks on features."""
 
@@ -55,6 +59,14 @@ class Featured(toy.Toy):
 
     def features(self, x: torch.Tensor, levels: tuple[int, ...] = (2,), zoom: float = 1.0) -> list[torch.Tensor]:
         return [self.net[:2](x) for _ in levels]
+
+
+class Transformer(toy.Toy):
+    """The toy transformer, for attacks on its tokens."""
+
+    def __init__(self) -> None:
+        self.net = toy.transformer(64)
+        super().__init__(self.net, 5, "transformer")
 
 
 def photos(size: int) -> NDArray[np.uint8]:
@@ -73,8 +85,8 @@ def made(kind: str, name: str) -> NDArray[Any]:
     x = torch.from_numpy(photos(64)).float() / 255
     rng = ImageRng(["golden 0", "golden 1"])
     if kind == "attack":
-        attack = registry.attack.resolve(name).value
-        out = attack(toy.source(Featured()), x, torch.tensor([0, 3]), 16 / 255, rng)
+        attack = registry.attack.resolve(LABELS.get(name, name)).value
+        out = attack(toy.source(Transformer() if name == "tgr" else Featured()), x, torch.tensor([0, 3]), 16 / 255, rng)
     else:
         with torch.no_grad():
             out = defense(name).purify(x, rng)

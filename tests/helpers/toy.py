@@ -71,6 +71,18 @@ def network(classes: int = 5, seed: int = 0) -> nn.Sequential:
     return net.requires_grad_(False).eval()
 
 
+def transformer(size: int = 24, classes: int = 5) -> Any:
+    """A vision transformer of timm with two blocks."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        net = VisionTransformer(img_size=size, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=classes)
+    with torch.no_grad():
+        for number, weight in enumerate(net.parameters()):
+            weight.copy_(random(*weight.shape, seed=number) * 0.3)
+    return net.requires_grad_(False).eval()
+
+
 def conv(classes: int = 5, seed: int = 0) -> Toy:
     """`network` as a classifier."""
     return Toy(network(classes, seed), classes, f"conv-{seed}")

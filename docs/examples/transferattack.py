@@ -1,0 +1,57 @@
+"""Attacks of TransferAttack as entries of rdp-bench.
+
+TransferAttack is a repository, not a package: clone it, and put the clone on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rdp_bench import Attack, attack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdp_bench.protocols import Source
+    from rdp_bench.rng import ImageRng
+
+
+@attack("transferattack", source="Trustworthy-AI-Group/TransferAttack")
+@dataclass(frozen=True)
+class TransferAttack(Attack):
+    """The class of TransferAttack called `name`, such as `bsr`; steps of eps/10."""
+
+    name: str = "mifgsm"
+    steps: int = 10
+
+    def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
+        """Return adversarial images of `x` `[n, 3, h, w]`, made one at a time from a seed of each."""
+        import numpy as np
+        import torch
+        from transferattack import load_attack_class
+
+        class Network(torch.nn.Module):
+            """The mean of the members' logits; TransferAttack asks its model for a parameter."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.anchor = torch.nn.Parameter(torch.zeros((), device=x.device))
+
+            def forward(self, images: Tensor) -> Tensor:
+                return torch.stack([member(images) for member in source.members]).mean(0)
+
+        class OnOurSource(load_attack_class(self.name)):  # type: ignore[misc]
+            def load_model(self, model_name: Any) -> Any:
+                return Network().eval()
+
+        method = OnOurSource("our source", epsilon=eps, alpha=eps / self.steps, epoch=self.steps, device=x.device)
+        out = []
+        for i, seed in enumerate(rng.integers(0, 2**32).tolist()):
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 - the streams that TransferAttack draws from
+            torch.manual_seed(seed)
+            delta = method(x[i : i + 1], y[i : i + 1])
+            out.append((x[i : i + 1] + delta).clamp(0, 1))
+        return torch.cat(out).detach()
