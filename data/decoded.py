@@ -62,9 +62,12 @@ class DecodedImages:
                 self._memory[low:high] = batch(self.dataset, low, high, self.image_hashes)
                 self._known[low:high] = bytes([1]) * (high - low)
             return self._memory[low:high]
-        if self._last is None or self._last[0] != (low, high):
-            self._last = (low, high), self._read(low, high)
-        return self._last[1]
+        if self._last is not None and self._last[0] == (low, high):
+            return self._last[1]
+        found = self._read(low, high)
+        if high - low > 1:  # a batch, which several jobs' steps ask for in turn; not one that an attack mixes in
+            self._last = (low, high), found
+        return found
 
     @cached_property
     def _memory(self) -> NDArray[np.uint8]:

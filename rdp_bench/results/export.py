@@ -140,8 +140,8 @@ def _write_images(run: Run, store: Store, images: DecodedImages, to: Path) -> tu
         try:
             made = store.open("adv", key)
             ranges = [(low, min(low + BATCH, made.n)) for low in range(0, made.n, BATCH)]
-            for low, high in ranges:
-                made.read(low, high)  # a set that is damaged is left out whole
+            for low, high in ranges:  # a set that is damaged is left out whole
+                found = made.read(low, high)["delta"]
         except (DamagedError, UnreadableError) as error:
             log.warning("set %s is left out: %s", key[:12], error)
             continue
@@ -149,7 +149,8 @@ def _write_images(run: Run, store: Store, images: DecodedImages, to: Path) -> tu
         # Compression frees the interpreter lock, and so does waiting for the disk.
         with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
             for low, high in ranges:
-                adv = (images.batch(low, high) + made.read(low, high)["delta"].astype(np.int16)).astype(np.uint8)
+                delta = found if len(ranges) == 1 else made.read(low, high)["delta"]
+                adv = (images.batch(low, high) + delta.astype(np.int16)).astype(np.uint8)
                 names = [folder / f"{index:05d}.png" for index in range(low, high)]
                 count += sum(pool.map(_write_png, names, adv))
         lines.append({"folder": key[:16], "source": cell.source, "attack": cell.attack, "eps": cell.eps, "key": key})
