@@ -357,7 +357,7 @@ def test_fixed_noise_is_the_same_for_every_image_and_call() -> None:
 
 def test_the_attacker_of_a_fixed_defense_sees_what_is_evaluated(tmp_path: Path) -> None:
     """White-box through fixed noise: what the attack counts as broken is what the cells count as errors."""
-    from rdp_bench.engine.jobs import SerialExecutor
+    from rdp_bench.engine.schedule import run_here
     from rdp_bench.engine.worker import Worker
 
     made = plans.plan(
@@ -366,7 +366,7 @@ def test_the_attacker_of_a_fixed_defense_sees_what_is_evaluated(tmp_path: Path) 
     )  # fmt: skip
     assert made.grid.axes.defenses == ("fixed(r&p)",)
     assert "adaptive(fixed(r&p), tiny/one)" in made.sources
-    results = list(SerialExecutor().run(made.jobs, Worker(made)))
+    results = list(run_here(made.jobs, Worker(made)))
     assert not [result.reason for result in results if result.reason]
     (cell,) = [cell for cell in made.cells if cell.attack != "clean"]
     stored = made.cells[cell].eval.read()

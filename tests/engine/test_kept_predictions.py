@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from rdp_bench.engine import run as engine
-from rdp_bench.engine.jobs import EvaluateJob, Job, JobResult, SerialExecutor, Work
+from rdp_bench.engine.jobs import EvaluateJob, Job, JobResult, Work
 from rdp_bench.engine.run import Run
+from rdp_bench.engine.schedule import run_here
 from rdp_bench.engine.worker import Worker
 from rdp_bench.results.prediction_file import PredictionWriter
 from rdp_bench.results.rows import load_run
@@ -16,17 +17,12 @@ from rdp_bench.results.verify import verify
 from tests.helpers.plans import plan
 
 
-class Stopped:
+def stopped(jobs: Iterable[Job], work: Work, after: int) -> Iterator[JobResult]:
     """Does so many jobs, then is interrupted."""
-
-    def __init__(self, jobs: int) -> None:
-        self.jobs = jobs
-
-    def run(self, jobs: Iterable[Job], work: Work) -> Iterator[JobResult]:
-        for number, outcome in enumerate(SerialExecutor().run(jobs, work)):
-            if number == self.jobs:
-                raise KeyboardInterrupt
-            yield outcome
+    for number, outcome in enumerate(run_here(list(jobs), work)):
+        if number == after:
+            raise KeyboardInterrupt
+        yield outcome
 
 
 @pytest.fixture
@@ -52,7 +48,7 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_an_interrupted_run_keeps_what_is_done(running: Run) -> None:
     jobs = running.start()
     with pytest.raises(KeyboardInterrupt):
-        running.execute(jobs, Worker(running.plan, 4), Stopped(5))
+        running.follow(stopped(jobs, Worker(running.plan, 4), 5))
     done = sum(isinstance(job, EvaluateJob) for job in jobs[:5])
     assert done == 4
     found = load_run(running.out / "runs" / "toy.json", None)
@@ -71,7 +67,7 @@ def test_a_save_does_not_write_predictions(running: Run, commits: list[int], mon
     saves: list[str] = []
     real = Run.save
     monkeypatch.setattr(Run, "save", lambda self: (saves.append(""), real(self)))
-    running.execute(jobs, Worker(running.plan, 4), save_every=0)
+    running.follow(run_here(jobs, Worker(running.plan, 4)), save_every=0)
     assert commits == [0, 6]
     assert len(saves) > 6
 
