@@ -39,6 +39,12 @@ class ImageRng:
         part._streams = [self._streams[i] for i in index.tolist()]
         return part
 
+    def on_host(self) -> "ImageRng":
+        """These streams, shared, with tensors on the CPU: for draws that decide what the host does."""
+        part = ImageRng([], "cpu")
+        part.seeds, part._streams = self.seeds, self._streams
+        return part
+
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform on [low, high), float32 `[n, *shape]`."""
         unit = torch.stack([torch.rand(shape, generator=stream) for stream in self._streams])

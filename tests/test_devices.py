@@ -84,6 +84,36 @@ def test_attacks(name: str, device: str) -> None:
     assert (found - x).abs().max() > 1 / 255
 
 
+TABLE_1 = ["fgsm", "mi-fgsm", "dim", "ti-dim", "sini-tidim"]
+
+
+@pytest.mark.parametrize("source", ["toy/one", "both"])
+@pytest.mark.parametrize("name", TABLE_1)
+def test_no_step_waits_for_the_host(name: str, source: str, device: str) -> None:
+    """The attacks of Table 1: three steps wait as often as one."""
+
+    def waits(steps: int) -> dict[str, int]:
+        far.waits.clear()
+        crafted(name if name == "fgsm" else f"{name}(steps={steps})", source, toy.images(3, 40), device)
+        return dict(far.waits)
+
+    waits(1)  # kernels and matrices that are kept
+    once = waits(1)
+    assert once  # images, labels and draws go there, and the result comes back
+    assert waits(3) == once
+
+
+def test_waiting_is_counted(device: str) -> None:
+    there = torch.arange(4, device=device)
+    far.waits.clear()
+    assert int(there.max()) == 3
+    there[there > 1]
+    there[torch.tensor([0])]
+    there.cpu()
+    there + 1
+    assert sum(far.waits.values()) == 4
+
+
 @pytest.mark.parametrize("attack", ["torchattacks:PGD(steps=2)", "torchattacks:MIFGSM(steps=2)"])
 def test_foreign_attacks(attack: str, device: str) -> None:
     pytest.importorskip("torchattacks")

@@ -12,12 +12,13 @@ GREY = 0.5
 """What stands for padding: the middle of [0, 1], 0 on the authors' scale of [-1, 1]."""
 
 
-def gather_pixels(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def gather_pixels(x: Tensor, rows: Tensor, columns: Tensor, reach: int | None = None) -> Tensor:
     """Output pixel (i, j) of image k is `x[k, :, rows[k, i], columns[k, j]]`, or mid-grey where either is -1.
 
     `x` `[n, c, h, w]`; `rows` `[n, H]` and `columns` `[n, W]` grow along each image. Differentiable in `x`.
+    `reach` is how often a row or column appears at most; None counts, for which a GPU waits.
     """
-    out: Tensor = _GatherPixels.apply(x, rows, columns)
+    out: Tensor = _GatherPixels.apply(x, rows.to(x.device), columns.to(x.device), reach)
     return out
 
 
@@ -25,33 +26,33 @@ class _GatherPixels(torch.autograd.Function):
     """A gather whose backward is a gather too: fast, and free of the order of atomic additions."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: Tensor, columns: Tensor, reach: int | None) -> Tensor:
         n, c, h, w = x.shape
-        ctx.size = (h, w)
+        ctx.size, ctx.reach = (h, w), reach
         ctx.save_for_backward(rows, columns)
         # One grey pixel behind the last stands for the padding.
         flat = pad(x.reshape(n, c, h * w), (0, 1), value=GREY)
         index = rows[:, :, None] * w + columns[:, None, :]
-        index[(rows < 0)[:, :, None] | (columns < 0)[:, None, :]] = h * w
-        index = index.reshape(n, 1, -1).to(x.device)
+        outside = (rows < 0)[:, :, None] | (columns < 0)[:, None, :]
+        index = index.masked_fill_(outside, h * w).reshape(n, 1, -1)
         return flat.gather(2, index.expand(n, c, -1)).view(n, c, rows.shape[1], columns.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
         rows, columns = ctx.saved_tensors
         h, w = ctx.size
-        grad = _collect(grad, rows, h, 2)
-        return _collect(grad, columns, w, 3), None, None
+        grad = _collect(grad, rows, h, 2, ctx.reach)
+        return _collect(grad, columns, w, 3, ctx.reach), None, None, None
 
 
-def _collect(grad: Tensor, index: Tensor, size: int, dim: int) -> Tensor:
+def _collect(grad: Tensor, index: Tensor, size: int, dim: int, reach: int | None) -> Tensor:
     """Sum along `dim` of the entries that came from each of `size` places: the transpose of taking them.
 
     `index` grows, so the entries of one place are neighbours: at most `reach` of them.
     """
     n, length = index.shape
-    counts = torch.zeros(n, size + 1, dtype=torch.long)
+    counts = torch.zeros(n, size + 1, dtype=torch.long, device=index.device)
     counts.scatter_add_(1, index + 1, torch.ones_like(index))  # column 0 counts the padding
     # Leading padding comes before place 0; padding behind comes after the last place.
     leading = (index < 0).long().cumprod(1).sum(1, keepdim=True)
@@ -62,9 +63,9 @@ def _collect(grad: Tensor, index: Tensor, size: int, dim: int) -> Tensor:
     full = list(grad.shape)
     full[dim] = size
     total = torch.zeros(full, dtype=grad.dtype, device=grad.device)
-    for k in range(int(counts.max())):
-        at = (first + k).clamp(max=length - 1).view(shape).to(grad.device)
-        there = (counts > k).view(shape).to(grad.device)
+    for k in range(int(counts.max()) if reach is None else reach):
+        at = (first + k).clamp(max=length - 1).view(shape)
+        there = (counts > k).view(shape)
         total += grad.gather(dim, at.expand(full)) * there
     return total
 

@@ -12,10 +12,10 @@ STRIP = 75  # columns: of many widths tried, the fastest on a CPU
 
 
 @lru_cache(maxsize=8)
-def gaussian(length: int) -> Tensor:
-    """Normal density at `length` points of [-3, 3], summing to 1 (Dong et al. 2019, their code)."""
+def gaussian(length: int, device: torch.device | str = "cpu") -> Tensor:
+    """Normal density at `length` points of [-3, 3], summing to 1 (Dong et al. 2019, their code), on `device`."""
     density = torch.exp(-(torch.linspace(-3, 3, length, dtype=torch.float64) ** 2) / 2)
-    return (density / density.sum()).float()
+    return (density / density.sum()).float().to(device)
 
 
 def smooth(grad: Tensor, length: int) -> Tensor:
@@ -27,7 +27,7 @@ def smooth(grad: Tensor, length: int) -> Tensor:
     """
     n, c, h, w = grad.shape
     half = length // 2
-    kernel = gaussian(length).to(grad.device).view(1, 1, -1, 1).expand(w, 1, -1, 1)
+    kernel = gaussian(length, grad.device).view(1, 1, -1, 1).expand(w, 1, -1, 1)
     columns = grad.reshape(n * c, h, 1, w).permute(0, 3, 1, 2)
     with torch.autocast(grad.device.type, enabled=False):  # a training under way may have lowered the precision
         rows = conv2d(columns, kernel, padding=(half, 0), groups=w).permute(0, 2, 3, 1).reshape(-1, w)

@@ -182,8 +182,9 @@ class View:
         which: Tensor | None = None,
         *,
         fuse: bool = True,
+        reach: int | None = None,
     ) -> Outputs:
-        """Outputs for `gather_pixels(images, rows, columns)`.
+        """Outputs for `gather_pixels(images, rows, columns, reach)`.
 
         With `fuse`, a classifier that has the ability computes them without making those images (`GatheredLogits`).
         """
@@ -191,7 +192,7 @@ class View:
 
         if fuse and not self.auxiliary and isinstance(self.member, GatheredLogits):
             return self.member.logits_of_gathered(images, rows, columns, zoom), None
-        return self(gather_pixels(images, rows, columns), zoom, which)
+        return self(gather_pixels(images, rows, columns, reach), zoom, which)
 
 
 def find(parts: Iterable[Part], kind: type[P]) -> P | None:

@@ -27,6 +27,10 @@ from rdp_bench.weights.legacy import legacy_format
 log = logging.getLogger(__name__)
 
 
+ZOOMED = 20
+"""Images of the usual size whose memory a CPU takes to classify enlarged ones, which are as fast a few at a time."""
+
+
 class PixelClassifier(nn.Module):
     """A network with its preprocessing; see `protocols.Classifier`."""
 
@@ -47,7 +51,11 @@ class PixelClassifier(nn.Module):
 
     def forward(self, x: Tensor, zoom: float = 1.0) -> Tensor:
         """Return logits `[n, classes]` of `x` `[n, 3, h, h]` in [0, 1]; see `protocols.Classifier`."""
-        return self._logits(resize(x, self._size(zoom), self.card.interpolation, self.card.crop))
+        size = self._size(zoom)
+        at_once = len(x) if torch.is_grad_enabled() else max(1, round(ZOOMED / (size / self.card.input_size) ** 2))
+        if x.device.type == "cpu" and size > 1.5 * self.card.input_size and len(x) > at_once:
+            return torch.cat([self.forward(part, zoom) for part in torch.split(x, at_once)])
+        return self._logits(resize(x, size, self.card.interpolation, self.card.crop))
 
     def logits_of_gathered(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
         """Return `forward(gather_pixels(x, rows, columns), zoom)` up to rounding, without creating that image."""
@@ -235,6 +243,11 @@ def _load(card: Card, file: Path | None, weights_hash: str) -> PixelClassifier:
             load_state(net, read(file, card.name), card, file)
     else:
         weights_hash = _state_hash(net)
+    return prepared(net, card, weights_hash)
+
+
+def prepared(net: nn.Module, card: Card, weights_hash: str) -> PixelClassifier:
+    """Return the classifier of a network with its weights: layers folded and fixed, in channels-last."""
     net.requires_grad_(False).eval()
     weight_files.channels_last(net)
     example = torch.rand(1, 3, card.input_size, card.input_size, generator=torch.Generator().manual_seed(0))

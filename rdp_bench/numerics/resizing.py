@@ -134,7 +134,7 @@ def resize_gathered(x: Tensor, rows: Tensor, columns: Tensor, size: int, mode: s
 def gather_matrix(matrix: Tensor, index: Tensor, size: int) -> Tensor:
     """Return `matrix` `[new, old]` times the gathering of `index` `[n, old]` from `size` entries; -1 gathers none."""
     n, new = len(index), len(matrix)
-    where = torch.where(index < 0, size, index)[:, None].expand(n, new, -1)
+    where = index.masked_fill(index < 0, size)[:, None].expand(n, new, -1)
     out = matrix.new_zeros(n, new, size + 1).scatter_add_(2, where, matrix.expand(n, -1, -1))
     return out[:, :, :size]
 

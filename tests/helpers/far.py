@@ -8,6 +8,7 @@ autocast) is not shown by this.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
@@ -49,6 +50,7 @@ class Far(Tensor):
 
     def tolist(self) -> Any:
         """As CUDA's tensors do it; torch refuses it for all subclasses."""
+        waits["tolist"] += 1
         return self.near.tolist()
 
     @classmethod
@@ -59,9 +61,40 @@ class Far(Tensor):
         return _run(func, args, kwargs or {})
 
 
+waits: Counter[str] = Counter()
+"""Calls for which a GPU would wait for the host or the host for it, by operator, since `device` was entered."""
+
+_WAITING = {
+    torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default,
+    torch.ops.aten.equal.default, torch.ops.aten.is_nonzero.default, torch.ops.aten._unique2.default,
+}  # fmt: skip
+
+
+def _count(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
+    if not any(isinstance(each, Far) for each in tensors) and func not in _COPIES:
+        return
+    if func in _COPIES:
+        there = isinstance(args[0], Far)
+        to = isinstance(args[1], Far) if func is torch.ops.aten.copy_.default else _goes_far(there, kwargs)
+        if there != to:
+            waits[f"{func} between devices"] += 1
+    elif func in _WAITING:
+        waits[str(func)] += 1
+    elif func in _INDEXED:
+        for index in args[1]:
+            if index is not None and (not isinstance(index, Far) or index.dtype == torch.bool):
+                waits[f"{func} by {'a mask' if index.dtype == torch.bool else 'an index of the host'}"] += 1
+
+
+def _goes_far(there: bool, kwargs: dict[str, Any]) -> bool:
+    return there if kwargs.get("device") is None else torch.device(kwargs["device"]).type == DEVICE
+
+
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func is torch.ops.prim.device.default:
         return torch.device(DEVICE)
+    _count(func, args, kwargs)
     tied = (args[0], *args[2:]) if func in _INDEXED else args  # CUDA takes indices from the CPU
     tensors = [each for each in tree_flatten((tied, kwargs))[0] if isinstance(each, Tensor)]
     there = any(isinstance(each, Far) for each in tensors)
@@ -112,6 +145,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         torch, "autocast", lambda kind, *args, **kw: real("cpu" if kind == DEVICE else kind, *args, **kw)
     )
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    waits.clear()
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # `.to` cannot turn a Parameter into a `Far` one
     try:

@@ -1,0 +1,207 @@
+"""What a GPU does with the paper's networks: `python -m benchmarks.gpu`.
+
+Weights are random, for only shapes decide how long a network takes; nothing is downloaded. For each precision it prints
+image-steps per second of MI-FGSM on each source beside a bare loop of forward and backward passes, the share of the
+measured peak, the peak memory, images per second of each defense and of the target, and the time of exhibits at 1,000
+images that follows.
+`--device cpu --networks effnet-lite0 --batch 2` tries it anywhere.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from rdp_bench import plugins, registry
+from rdp_bench.attacks.gradient_sign import compose
+from rdp_bench.engine import grid
+from rdp_bench.engine.worker import configure_torch
+from rdp_bench.errors import RdpBenchError
+from rdp_bench.models import classifier
+from rdp_bench.models.card import cards
+from rdp_bench.models.zoo import LoadedSource
+from rdp_bench.numerics import precision
+from rdp_bench.rng import ImageRng
+
+NETWORKS = ("inc-v3", "inc-v4", "resnet-v2-101", "resnet-v2-152")
+TARGET = "incres-v2-ens"
+SIZE = 299
+EXHIBITS = ("table1", "table3", "table4", "figure4")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per image, and what the device held at most meanwhile."""
+
+    seconds: float
+    bytes: int = 0
+
+
+def synchronise(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def clock(job: Callable[[], object], images: int, device: str, seconds: float = 2.0) -> Speed:
+    """Repeat `job` for about `seconds` after two calls to warm up."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(2):
+        job()
+    synchronise(device)
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds or not count:
+        job()
+        synchronise(device)
+        count += 1
+    spent = (time.perf_counter() - begin) / count / images
+    return Speed(spent, torch.cuda.max_memory_allocated(device) if device != "cpu" else 0)
+
+
+def prepared(name: str, device: str) -> classifier.PixelClassifier:
+    """The network of a card as a run prepares it, with random weights."""
+    card = cards()[name]
+    torch.manual_seed(0)
+    return classifier.prepared(classifier.create(card), card, "random").to(device)
+
+
+def peak(device: str, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product: what a network could reach at best."""
+    side = 8192 if device != "cpu" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / clock(lambda: a @ b, 1, device).seconds
+
+
+def operations(model: classifier.PixelClassifier) -> float:
+    """Floating-point operations of a gradient of one image: those of its forward pass twice, as weights need none."""
+    shapes = copy.deepcopy(model).to("meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        shapes(torch.empty(1, 3, SIZE, SIZE, device="meta"))
+    return 2.0 * counter.get_total_flops()
+
+
+def bare(model: Any, x: Tensor, y: Tensor) -> Tensor:
+    """A gradient of the loss at `x`."""
+    leaf = x.detach().requires_grad_()
+    return torch.autograd.grad(cross_entropy(model(leaf), y, reduction="sum"), leaf)[0]
+
+
+def largest_batch(job: Callable[[int], object], device: str, start: int = 16, most: int = 1024) -> int:
+    """The largest power of two, or `start`, that fits into memory and still makes `job` faster per image."""
+    best, found, batch = float("inf"), start, start
+    while batch <= most:
+        try:
+            seconds = clock(lambda size=batch: job(size), batch, device, 0.5).seconds  # type: ignore[misc]
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        if seconds > 0.98 * best:
+            break
+        best, found, batch = seconds, batch, 2 * batch
+    return found
+
+
+def sources(names: Sequence[str], device: str, batch: int | None, ceiling: float, steps: int = 3) -> dict[str, float]:
+    """Print a line per network; returns seconds per gradient of an image."""
+    found = {}
+    attack = compose(f"I({steps})|MI")
+    for name in names:
+        model = prepared(name, device)
+
+        def images(count: int) -> tuple[Tensor, Tensor]:
+            torch.manual_seed(0)
+            return torch.rand(count, 3, SIZE, SIZE, device=device), torch.zeros(count, dtype=torch.long, device=device)
+
+        size = batch or largest_batch(lambda count, model=model: bare(model, *images(count)), device)  # type: ignore[misc]
+        x, y = images(size)
+        source, rng = LoadedSource(name, [model]), ImageRng([str(i) for i in range(size)], device)
+        ours = clock(lambda: attack(source, x, y, 16 / 255, rng), size * steps, device)  # noqa: B023
+        plain = clock(lambda: bare(model, x, y), size, device)  # noqa: B023
+        share = operations(model) / ours.seconds / ceiling
+        found[name] = ours.seconds
+        print(
+            f"  MI-FGSM on {name:16} {1 / ours.seconds:10.1f} image-steps/s, "
+            f"{plain.seconds / ours.seconds:5.2f} x a bare loop, {100 * share:5.1f} % of the peak, {ours.bytes / 1e9:6.2f} GB, batch {size}",
+            flush=True,
+        )
+    return found
+
+
+@torch.no_grad()
+def judging(names: Sequence[str], target: str, device: str, batch: int) -> dict[str, float]:
+    """Print a line per defense; returns seconds per image and pass, the target's included."""
+    model, found = prepared(target, device), {}
+    x = torch.rand(batch, 3, SIZE, SIZE, device=device)
+    for name in names:
+        try:
+            entry = registry.defense.resolve(name).value
+            rng = ImageRng([str(i) for i in range(batch)], device)
+            purified = entry.purify(x.clone(), rng)
+            alone = clock(lambda: entry.purify(x.clone(), rng), batch, device)  # noqa: B023
+            behind = clock(lambda: model(purified, purified.shape[-1] / SIZE), batch, device)  # noqa: B023
+        except (RdpBenchError, RuntimeError) as error:
+            print(f"  {name:26} not measured: {error}")
+            continue
+        found[name] = (alone.seconds + behind.seconds) * entry.passes
+        memory = max(alone.bytes, behind.bytes) / 1e9
+        print(
+            f"  {name:26} {1 / alone.seconds:10.1f} images/s purified, {1 / behind.seconds:10.1f} judged, "
+            f"{memory:6.2f} GB",
+            flush=True,
+        )
+    return found
+
+
+def exhibit(name: str, gradients: dict[str, float], judged: dict[str, float], images: int = 1000) -> float | None:
+    """Seconds of a built-in grid under the paper profile, from measured rates; None where a rate is missing."""
+    axes = grid.settle(grid.load(name, "paper", {})[0], None).axes
+    members = [axes.ensembles.get(source, (source,)) for source in axes.sources]
+    if not all(member in gradients for each in members for member in each):
+        return None
+    total = 0.0
+    passes = [judged[defense] for defense in axes.defenses if defense in judged]
+    for eps in axes.eps:
+        for label in axes.attacks:
+            count = registry.attack.resolve(label).value.gradients(eps)
+            total += sum(count * gradients[member] for each in members for member in each)
+            total += len(members) * len(axes.targets) * sum(passes)
+    return images * (total + len(axes.targets) * sum(passes))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--target", default=TARGET)
+    parser.add_argument("--batch", type=int, help="default: the fastest power of two")
+    parser.add_argument("--precision", nargs="+", default=("float32", "tf32", "bfloat16"))
+    parser.add_argument("--no-defenses", action="store_true")
+    arguments = parser.parse_args()
+    device = arguments.device
+    plugins.load()
+    configure_torch(device)
+    name = torch.cuda.get_device_name(device) if device != "cpu" else "CPU"
+    print(f"{name}, torch {torch.__version__}")
+    defenses = [] if arguments.no_defenses else grid.settle(grid.load("table1", "paper", {})[0], None).axes.defenses
+    for each in arguments.precision:
+        with precision.using(each):
+            ceiling = peak(device, torch.bfloat16 if each == "bfloat16" else torch.float32)
+            print(f"\n{each}: a matrix product reaches {ceiling / 1e12:.1f} TFLOP/s")
+            gradients = sources(arguments.networks, device, arguments.batch, ceiling)
+            judged = judging(defenses, arguments.target, device, arguments.batch or 64)
+            for label in EXHIBITS:
+                seconds = exhibit(label, gradients, judged)
+                shown = "sources not measured" if seconds is None else f"{seconds / 60:.1f} min at 1,000 images"
+                print(f"  {label:26} {shown}")
+
+
+if __name__ == "__main__":
+    main()
