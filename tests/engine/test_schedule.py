@@ -159,14 +159,14 @@ def test_without_workers_the_run_ends_and_says_why() -> None:
 
 
 def test_long_tasks_come_first() -> None:
-    short, long = judge(None, "short"), judge(None, "long")
-    made = [*parts(short), *parts(short, long, cost=5.0)[1:]]
-    executor = Scripted(1)
-    list(Schedule(made).run(executor))
-    assert executor.order == ["long clean[0:1]", "short clean[0:1]"]
-    executor = Scripted(1)
-    list(Schedule(made, in_order=True).run(executor))
-    assert executor.order == ["short clean[0:1]", "long clean[0:1]"]
+    for short, long in ((craft("short"), craft("long")), (craft("short", "a"), craft("long", "b"))):
+        made = [*parts(short), *parts(short, long, cost=5.0)[1:]]
+        executor = Scripted(1)
+        list(Schedule(made).run(executor))
+        assert executor.order == ["long[0:1]", "short[0:1]"]
+        executor = Scripted(1)
+        list(Schedule(made, in_order=True).run(executor))
+        assert executor.order == ["short[0:1]", "long[0:1]"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
