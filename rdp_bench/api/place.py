@@ -94,10 +94,10 @@ def placement(given: Mapping[str, Any], in_grid: Mapping[str, Any], grid: str) -
 
 
 def spread(running: "Run", where: Where, report: Report, listener: Listener | None = None) -> str:
-    """Have the workers of an executor do what the run lacks; clean accuracies too.
+    """Let the workers of an executor do what the run lacks, the measurement of clean accuracies included.
 
     Returns:
-        What is going on where nobody waits for it; else nothing.
+        What goes on after this returns (`--no-wait`); mostly nothing.
 
     Raises:
         RdpBenchError: the workers are gone, or refuse. What they have finished is in the store.
@@ -156,7 +156,7 @@ def _submitted(
 def share_here(running: "Run", where: Where, report: Report, listener: Listener | None = None) -> None:
     """Do one share of the plan in this process.
 
-    A set is crafted and judged by one share, so shares need nothing of each other. Which jobs are whose follows
+    A set is crafted and evaluated by one share, so shares need nothing of each other. Which jobs are whose follows
     from the plan, the number of shares and the batch size alone.
     """
     from rdp_bench.engine.schedule import Schedule, SerialExecutor

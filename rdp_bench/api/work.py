@@ -40,15 +40,12 @@ def work(
         What goes on elsewhere after this returns; mostly nothing.
     """
     missing = lacks_results(running, jobs)
-    if missing and where and (where.shard or not where.here):
+    away = where is not None and (where.shard is not None or not where.here)
+    if missing and away:
+        assert where is not None
         return _elsewhere(running, jobs, show_bar, listener, where)
-    if not (missing or running.lacks_cost):
-        from rdp_bench.api.place import remarks_of
-
-        for remark in remarks_of(running):
-            running.warn(remark)
-        running.check_accuracy(None)
-        running.save()
+    if away or not (missing or running.lacks_cost):
+        _read_results(running)
         return ""
     from rdp_bench.api.place import tended
     from rdp_bench.engine.progress import Costs, ProgressBar
@@ -84,7 +81,7 @@ def work(
 def _elsewhere(
     running: "Run", jobs: "Sequence[Job]", show_bar: bool | None, listener: "Listener | None", where: "Where"
 ) -> str:
-    from rdp_bench.api.place import remarks_of, share_here, spread
+    from rdp_bench.api.place import share_here, spread
     from rdp_bench.engine.progress import Costs, ProgressBar
 
     bar = ProgressBar(jobs, Costs(running.plan), show_bar=show_bar)
@@ -99,16 +96,23 @@ def _elsewhere(
         bar.close()
         if listener is not None:
             listener.close()
-    for remark in remarks_of(running):
-        running.warn(remark)
-    running.check_accuracy(None)
-    running.save()
+    _read_results(running)
     if running.lacks_cost and not said:
         log.warning(
             "what each defense costs is not measured on other machines; the same command with --executor serial "
             "measures it on this one"
         )
     return said
+
+
+def _read_results(running: "Run") -> None:
+    """Bring what the store holds into the record: clean accuracies, and what workers elsewhere remarked."""
+    from rdp_bench.api.place import remarks_of
+
+    for remark in remarks_of(running):
+        running.warn(remark)
+    running.check_accuracy(None)
+    running.save()
 
 
 def _all(*reports: "Callable[[Job, int], None] | None") -> "Callable[[Job, int], None]":

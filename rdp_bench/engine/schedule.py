@@ -1,7 +1,7 @@
 """What is done when and by whom: above all executors, and the only place that knows what waits for what.
 
 An executor has workers and carries tasks to them (`Executor`). The schedule decides which task a worker gets: an
-adversarial set before what judges it, networks that the worker has loaded before others, long tasks before short ones.
+adversarial set before its evaluations, networks that the worker has loaded before others, long tasks before short ones.
 A task whose worker is lost goes to another worker. A job ends when all its tasks have ended, or when its adversarial
 set has failed.
 """
@@ -139,7 +139,7 @@ class Schedule:
         crafts: dict[str, list[Part]] = {}
         self._blocked: dict[Task, set[Task]] = {}  # what a task waits for
         self._unblocks: dict[Task, list[Part]] = {}
-        self._judges: dict[str, list[int]] = {}  # by the key of a set, the numbers of the jobs that read it
+        self._readers: dict[str, list[int]] = {}  # by the key of a set, the numbers of the jobs that read it
         self._heaps: dict[str, list[tuple[float, int, Part]]] = {}
         self._seconds: Counter[str] = Counter()  # left to hand out, by family
         self._tries: Counter[Task] = Counter()
@@ -155,9 +155,9 @@ class Schedule:
         for part in parts:
             key = needs(part.job)
             if key in crafts:
-                judges = self._judges.setdefault(str(key), [])
-                if part.task.number not in judges:
-                    judges.append(part.task.number)
+                readers = self._readers.setdefault(str(key), [])
+                if part.task.number not in readers:
+                    readers.append(part.task.number)
                 before = {
                     c.task for c in crafts[str(key)] if c.task.low < part.task.high and part.task.low < c.task.high
                 }
@@ -168,7 +168,7 @@ class Schedule:
                 self._queue(part)
 
     def run(self, executor: Executor, report: Report | None = None) -> Iterator[JobResult]:
-        """Have everything done; each job is reported as it ends.
+        """Do all tasks; yields each job as it ends.
 
         Raises:
             RdpBenchError: no worker is left. Finished batches are in the store.
@@ -269,8 +269,8 @@ class Schedule:
         reason = about.reasons[min(about.reasons)] if about.reasons else ""
         yield JobResult(about.job, reason, tuple(about.remarks))
         if reason and isinstance(about.job, CraftJob):
-            for judge in self._judges.get(about.job.key, []):
-                if failed := self._open.pop(judge, None):
+            for reader in self._readers.get(about.job.key, []):
+                if failed := self._open.pop(reader, None):
                     yield JobResult(failed.job, f"its adversarial set failed: {reason}")
 
     def _lost(self, part: Part, why: str) -> Iterator[JobResult]:
@@ -326,7 +326,7 @@ class SerialExecutor:
 
 
 def answer(worker: str, task: Task, do: Callable[[Task], Iterable[str] | None]) -> Answer:
-    """Do a task; what an entry raises is the reason why it failed.
+    """Do a task; an exception of an entry becomes the reason why the task failed.
 
     Raises:
         StorageError: nothing can be kept.

@@ -111,7 +111,7 @@ def split(plan: Plan, numbers: Sequence[int], cost: Cost, workers: int, batch: i
 
 
 def portions(plan: Plan, numbers: Sequence[int], cost: Cost, workers: int, batch: int) -> list[list[Part]]:
-    """The jobs of these numbers as portions: a set is crafted and judged, or rows of it, in one portion.
+    """The jobs of these numbers as portions; a portion crafts and evaluates a set, or rows of it.
 
     They depend on the plan, `cost`, `workers` and `batch` alone, not on what is stored or done.
     """
@@ -136,7 +136,7 @@ def portions(plan: Plan, numbers: Sequence[int], cost: Cost, workers: int, batch
 
 
 def share(found: Sequence[list[Part]], count: int) -> list[list[list[Part]]]:
-    """Portions dealt to `count` workers: the longest first, each to the one that has least so far."""
+    """Distribute portions to `count` workers: the longest first, each to the worker with the lowest total so far."""
     piles: list[list[int]] = [[] for _ in range(count)]
     loads = [(0.0, pile) for pile in range(count)]
     costs = [sum(part.cost for part in portion) for portion in found]
@@ -174,4 +174,4 @@ def family(job: Job) -> str:
     """Jobs of one family use the same networks; a worker that has them loaded goes on with them."""
     if isinstance(job, CraftJob):
         return f"craft {job.source}"
-    return f"judge {job.defense} {' '.join(label for label, _ in job.evals)}"
+    return f"evaluate {job.defense} {' '.join(label for label, _ in job.evals)}"

@@ -15,7 +15,7 @@ from rdp_bench.errors import RdpBenchError, StorageError
 
 
 def work(remote: Remote, index: int, count: int) -> int:
-    """Be worker `index` of `count`; returns how many portions it did.
+    """Do the tasks of worker `index` of `count`; returns the number of portions done.
 
     Raises:
         StorageError: nothing can be kept.

@@ -61,6 +61,8 @@ class RayExecutor:
                 f"{self._where} has no room for a worker: one takes {_amounts(self._need)}, a node has at most "
                 f"{_amounts(have)} free or not; use another --device, or set OMP_NUM_THREADS"
             )
+        if spec.device == "cpu" and ray.cluster_resources().get("GPU"):
+            log.warning("%s has GPUs, and this run uses CPUs only; --device cuda uses them", self._where)
         self.workers = placement.count or room
         if self.workers > room:
             log.warning("%s has room for %d of %d workers; the others wait", self._where, room, self.workers)

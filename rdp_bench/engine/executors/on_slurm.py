@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +138,26 @@ class ArrayWorker:
             with contextlib.suppress(RdpBenchError):
                 board.refuse(name, str(error))
             raise
-        try:
-            return array.work(remote, self.index, self.count)
-        finally:
-            remote.close()
+        done: list[int] = []
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                done.append(array.work(remote, self.index, self.count))
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                remote.close()
+
+        # submitit's handler of signals runs in this thread. What it raises must not look like an error of an entry, so
+        # the entries work in another thread, which ends with the process.
+        thread = threading.Thread(target=work, daemon=True, name="work")
+        thread.start()
+        while thread.is_alive():
+            thread.join(1.0)
+        if errors:
+            raise errors[0]
+        return done[0]
 
     def checkpoint(self) -> Any:
         """The time is up: begin again, where the finished batches are found."""

@@ -5,18 +5,26 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rdp_bench import plugins
+from rdp_bench.cache.store import Store
+from rdp_bench.engine import grid
 from rdp_bench.engine.executors import on_slurm
+from rdp_bench.engine.executors.board import Board
 from rdp_bench.engine.executors.on_slurm import minutes, parse, wants_gpu
+from rdp_bench.engine.executors.spec import spec_of
+from rdp_bench.engine.plan import make_plan
 from rdp_bench.errors import UsageError
 from tests.helpers import clusters
 from tests.helpers.clusters import IMAGES, Gated, serial, told, until
-from tests.helpers.commands import cli
+from tests.helpers.commands import PLUGIN, cli
 from tests.helpers.paths import ROOT
+from tests.helpers.plans import new_process
 from tests.helpers.stores import contents
 
 
@@ -48,8 +56,7 @@ def state(job: str) -> str:
 @pytest.fixture
 def _none_left() -> Iterator[None]:
     yield
-    for number in told("squeue", "--noheader", "--format", "%A").split():
-        subprocess.run(["scancel", number], check=False)
+    subprocess.run(["scancel", "--name", "rdp-bench-toy"], check=False)
 
 
 @pytest.mark.usefixtures("_slurm", "_none_left")
@@ -101,6 +108,31 @@ def test_nobody_waits_and_a_cancelled_array_is_one_line(run: Gated, tmp_path_fac
     assert cli(*run.command()).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert contents(run.cache) == serial(tmp_path_factory.mktemp("serial"))
+
+
+def test_what_a_handler_of_signals_raises_fails_no_cell(run: Gated) -> None:
+    """submitit's raised within the attack when Slurm ended the worker while it requeued itself."""
+    script = run.folder / "worker.py"
+    script.write_text(
+        "import os, signal, sys, threading\nfrom rdp_bench.engine.executors.on_slurm import ArrayWorker\n\n"
+        "def handle(*_):\n    raise ValueError('scontrol was killed')\n\n"
+        "signal.signal(signal.SIGUSR2, handle)\nArrayWorker(sys.argv[1], 0, 1)()\n"
+    )
+    with new_process():
+        plugins.load((PLUGIN, PLUGIN.parent / "gate.py"))
+        chosen, _ = grid.load(str(run.grid), "embedded", {})
+        made = make_plan(chosen, Store(run.cache), seed=0, device="cpu", limit=None, models_dir=None)
+        made.store.mark()
+        spec = spec_of(made, limit=None, batch_size=1, models_dir=None)
+        board = Board(made.store, spec.plan)
+        board.begin(made, {})
+        board.keep("spec.json", spec.json())
+    worker = subprocess.Popen([sys.executable, script, board.folder / "spec.json"], stderr=subprocess.PIPE, text=True)
+    until(lambda: run.busy())
+    worker.send_signal(signal.SIGUSR2)
+    _, errors = worker.communicate(timeout=120)
+    assert "ValueError: scontrol was killed" in errors
+    assert board.failures() == {}
 
 
 @pytest.mark.usefixtures("_slurm")
