@@ -3,11 +3,13 @@
 import contextlib
 import ctypes
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -76,6 +78,17 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+KEPT = 5 << 28
+"""Bytes that a process may hold when a job begins; beyond, what earlier jobs freed is returned to the system."""
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 @dataclass
 class Worker:
     """Does the jobs of a plan on one device; calls `report` after each batch."""
@@ -103,7 +116,9 @@ class Worker:
         Returns what a reader of its results must know.
         """
         self._rows = rows or (0, self.plan.n)
-        if type(job) is not self._phase:
+        # Jobs of one kind may need blocks of other sizes, too: each defense has a network of its own. Below `KEPT`,
+        # freed memory is kept, because faulting it in again takes a quarter of a second per gigabyte.
+        if type(job) is not self._phase or resident() > KEPT:
             self._phase = type(job)
             release_memory()
         with precision.using(self.plan.precision):

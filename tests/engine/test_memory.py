@@ -39,6 +39,7 @@ def test_what_was_freed_is_returned() -> None:
 def test_it_is_returned_between_phases_and_not_within_one(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(work, "release_memory", lambda: done.append("release"))
+    monkeypatch.setattr(work, "resident", lambda: 0)
     monkeypatch.setattr(work.Worker, "_craft", lambda *_: done.append("craft"))
     monkeypatch.setattr(work.Worker, "_evaluate", lambda *_: done.append("judge"))
     worker = work.Worker.__new__(work.Worker)
@@ -46,3 +47,47 @@ def test_it_is_returned_between_phases_and_not_within_one(monkeypatch: pytest.Mo
     for kind in (CraftJob, CraftJob, EvaluateJob, EvaluateJob, CraftJob):
         worker(cast("Any", kind.__new__(kind)))
     assert done == ["release", "craft", "craft", "release", "judge", "judge", "release", "craft"]
+
+
+def test_it_is_returned_between_jobs_where_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    held = iter([0, work.KEPT + 1, work.KEPT - 1])
+    monkeypatch.setattr(work, "resident", lambda: next(held))
+    monkeypatch.setattr(work, "release_memory", lambda: done.append("release"))
+    monkeypatch.setattr(work.Worker, "_evaluate", lambda *_: done.append("judge"))
+    worker = work.Worker.__new__(work.Worker)
+    worker._remarks, worker._phase = [], EvaluateJob
+    for _ in range(3):
+        worker(cast("Any", EvaluateJob.__new__(EvaluateJob)))
+    assert done == ["judge", "release", "judge", "judge"]
+
+
+PHASES = """
+import torch
+from rdp_bench.engine import worker as work
+from rdp_bench.engine.jobs import EvaluateJob
+
+work.configure_torch("cpu")
+peaks, pins = [], []
+
+def phase(self, job):
+    size = 2 ** (16 + len(peaks))  # larger blocks than any that was freed
+    blocks = [torch.ones(size) for _ in range(2**27 // size)]  # 512 MiB
+    pins.extend(torch.ones(64) for _ in blocks)
+    peaks.append(work.resident() / 2**20)
+
+work.Worker._evaluate = phase
+worker = work.Worker.__new__(work.Worker)
+worker._remarks, worker._phase = [], EvaluateJob
+work.KEPT = 600 << 20
+for _ in range(8):
+    worker(EvaluateJob.__new__(EvaluateJob))
+print(peaks[0], max(peaks))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_peaks_of_jobs_do_not_add_up() -> None:
+    done = subprocess.run([sys.executable, "-c", PHASES], capture_output=True, text=True, check=True)
+    first, largest = map(float, done.stdout.split())
+    assert largest < first + 100  # 250 more without the bound
