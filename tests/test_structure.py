@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "engine": {"contract", "cache", "weights", "metrics", "models", "results", "data", "reports.figures"},
     "audits": {
         "contract", "cache", "weights", "metrics", "models", "results", "data", "engine", "attacks._kernels",
+        "attacks._adaptive",
     },
     "train": {"contract", "cache", "weights", "metrics", "models", "attacks", "attacks._kernels", "defenses",
         "defenses._networks", "data",
