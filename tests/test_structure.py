@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "engine.executors": {"contract", "cache", "engine"},
     "audits": {
         "contract", "cache", "weights", "metrics", "models", "results", "data", "engine", "attacks._kernels",
+        "attacks._adaptive",
     },
     "train": {"contract", "cache", "weights", "metrics", "models", "attacks", "attacks._kernels", "defenses",
         "defenses._networks", "data",

@@ -11,6 +11,15 @@ DIFFERENT = 1e-4
 """L2 distance of normalised logits of two calls that counts as random (fra31/auto-attack)."""
 
 
+HALF_A_POINT = 0.5
+"""Points by which a known network may be off."""
+
+UNSTABLE = 0.5
+"""Mean relative change of the margin under noise."""
+
+LATE = 0.05
+"""Share of the gain that the last steps may make (pralab/IndicatorsOfAttackFailure)."""
+
 FAR_LESS = 0.2
 """Of how far noise moves outputs elsewhere, what is suspicious on the test images."""
 
@@ -118,6 +127,70 @@ def direction(evidence: Evidence) -> Finding:
     return Finding("C5", title, PASS, said)
 
 
+def known_accuracies(evidence: Evidence) -> Finding:
+    """C2: the networks are the ones of their cards."""
+    title = "networks have their published accuracy"
+    probe = evidence.probes.get("models")
+    if not probe:
+        return missing("C2", title, "no card has an accuracy on these images")
+    off = {label: each for label, each in probe.items() if abs(each["measured"] - each["known"]) > HALF_A_POINT}
+    said = ", ".join(f"{label} {each['measured']:.1f} % (card {each['known']:.1f} %)" for label, each in probe.items())
+    if off:
+        meaning = "wrong weights, preprocessing or labels"
+        return Finding("C2", title, FAIL, said, meaning, "trust no number made with them")
+    return Finding("C2", title, PASS, said)
+
+
+def stable(evidence: Evidence) -> Finding:
+    """C4.b: the loss changes smoothly."""
+    title = "the loss is stable"
+    probe = evidence.probes.get("stability")
+    if probe is None:
+        return missing("C4.b", title, "it was not measured")
+    said = (
+        f"noise of 4/255 moves the margin by {100 * probe['change']:.0f} % of its size (mean of {probe['draws']} draws)"
+    )
+    if probe["change"] > UNSTABLE:
+        meaning = "gradients say little of the loss a step away"
+        return Finding("C4.b", title, WARN, said, meaning, "average over more draws, or smooth the loss with noise")
+    return Finding("C4.b", title, PASS, said)
+
+
+def finished(evidence: Evidence) -> Finding:
+    """C4.c: attacks end when nothing more is to be gained."""
+    title = "attacks end"
+    probe = evidence.probes.get("progress")
+    if probe is None:
+        return missing("C4.c", title, "it was not measured")
+    said = f"the last {probe['last']} of {probe['steps']} steps make up to {100 * probe['late']:.0f} % of the gain"
+    said += f" on the {probe['n']} traced images that survive"
+    if probe["late"] > LATE:
+        return Finding("C4.c", title, WARN, said, "more steps would gain more", "look at C6, or use a larger budget")
+    return Finding("C4.c", title, PASS, said)
+
+
+def autoattack(evidence: Evidence) -> Finding:
+    """C7: a deterministic defense faced the standard attack."""
+    title = "AutoAttack was run"
+    if evidence.random:
+        return missing("C7", title, "the defense is random")
+    if evidence.find(attack="autoattack", defense=evidence.subject.defense):
+        return Finding("C7", title, PASS, "the standard version, at the audit's eps")
+    return missing("C7", title, "this budget has none; use --budget full for a claim of robustness")
+
+
+def binarisation(evidence: Evidence) -> Finding:  # noqa: ARG001 - it reads nothing yet
+    """C11: the attack finds a planted point."""
+    return missing("C11", "the attack passes the binarisation test", "this version has no such probe")
+
+
+def training_images(evidence: Evidence) -> Finding:  # noqa: ARG001 - it reads nothing yet
+    """C13.a: no test image was trained on."""
+    what = "weight files hold one hash over all photographs, not one each; see C13.b"
+    return missing("C13.a", "test images are not among the training images", what)
+
+
 CHECKS: tuple[Callable[[Evidence], Finding], ...] = (
-    deterministic, logits, gradients, saturation, state, direction, elsewhere,
+    known_accuracies, deterministic, logits, gradients, saturation, state, stable, finished, direction, autoattack,
+    binarisation, training_images, elsewhere,
 )  # fmt: skip

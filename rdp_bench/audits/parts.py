@@ -37,12 +37,14 @@ class Budget:
     black_box: tuple[str, ...]
     sweep: tuple[float, ...]
     """Further eps, in multiples of the audit's own."""
+    traced: int = 100
+    """Steps of the attack whose progress is traced."""
 
 
 BUDGETS = {
     "quick": Budget(
         20, 1, ("mi-fgsm", "ti-dim"), 4, 5, ("pgd", "apgd-ce(steps=20, stop=true)"),
-        ("apgd-ce(steps=40, stop=true)",), ("square(queries=100)",), (16.0,),
+        ("apgd-ce(steps=40, stop=true)",), ("square(queries=100)",), (16.0,), 20,
     ),
     "standard": Budget(
         None, 2, ("fgsm", "mi-fgsm", "dim", "ti-dim", "sini-tidim"), 20, 10,

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from rdp_bench.attacks._adaptive import apgd
+from rdp_bench.attacks._adaptive.victim import Victim
 from rdp_bench.attacks._kernels.losses import LOSSES, Loss
+from rdp_bench.budgets import LINF
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.protocols import StochasticLogits
 from rdp_bench.rng import ImageRng
@@ -20,6 +23,12 @@ if TYPE_CHECKING:
 
 MOST_IMAGES = 16
 CALLS = 5
+DRAWS = 20
+"""Of noise, in the probe of the loss's stability."""
+
+TRACED = 4
+"""Images on which the progress of an attack is traced."""
+
 SMALL_STEP = 0.25
 """Of the finite difference, in /255."""
 
@@ -37,6 +46,10 @@ class Context:
     random: bool
     draws: int
     """Evaluations that a mean is taken over where the defense is random."""
+    eps: float = 4 / 255
+    """The audit's budget, in [0, 1]."""
+    steps: int = 20
+    """Of the attack whose progress is traced."""
     fresh: Callable[[], Source] | None = None
     """The same source with a copy of its defense; None without a defense."""
 
@@ -164,9 +177,47 @@ def cosine(context: Context) -> Numbers | None:
     return {"step": SMALL_STEP, "n": len(change), "up": int((change > 0).sum()), "down": int((change < 0).sum())}
 
 
+@torch.no_grad()
+def stability(context: Context) -> Numbers:
+    """How far uniform noise of 4/255 moves the margin, over its size and at most 1: a mean over draws and images."""
+    rng, noise = context.rng("stability"), context.rng("noise")
+    base = LOSSES["margin"](context.logits(context.x, rng), context.y)
+    moved = []
+    for _ in range(DRAWS):
+        near = (context.x + noise.uniform(*context.x.shape[1:], low=-4 / 255, high=4 / 255)).clamp(0, 1)
+        change = LOSSES["margin"](context.logits(near, rng), context.y) - base
+        moved.append((change.abs() / (base.abs() + 1e-12)).clamp(max=1).mean())
+    return {"draws": DRAWS, "change": float(torch.stack(moved).mean())}
+
+
+def progress(context: Context) -> Numbers | None:
+    """The share of what APGD gains in the best loss that its last steps gain: ten, or half where there are fewer."""
+    few = min(len(context.x), TRACED)
+    x, y = context.x[:few], context.y[:few]
+    victim = Victim.of(context.source, x, y, context.eps, LINF, context.rng("progress").select(torch.arange(few)))
+    losses: list[Tensor] = []
+
+    def traced(logits: Tensor, labels: Tensor) -> Tensor:
+        found = LOSSES["margin"](logits, labels)
+        losses.append(found.detach())
+        return found
+
+    try:
+        apgd.ascend(victim, x.clone(), traced, context.steps)
+    except RdpBenchError:
+        return None
+    values = torch.stack(losses).view(-1, victim.draws, few).mean(1).cummax(0).values  # [steps + 1, images]
+    gained = values[-1] - values[0]
+    last = min(10, context.steps // 2)
+    late = (values[-1] - values[-1 - last]) / gained.clamp(min=1e-12)
+    open_ = values[-1] < 0  # an image that is broken needs no more
+    most = float(late[open_].max()) if open_.any() else 0.0
+    return {"steps": context.steps, "last": last, "n": int(open_.sum()), "late": most}
+
+
 PROBES: Mapping[str, Callable[[Context], Numbers | None]] = {
     "repeat": repeat, "outputs": outputs, "gradient": gradient, "cosine": cosine, "state": state,
-    "elsewhere": elsewhere,
+    "elsewhere": elsewhere, "stability": stability, "progress": progress,
 }  # fmt: skip
 
 

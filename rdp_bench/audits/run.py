@@ -45,10 +45,12 @@ def audit(subject: Subject, plans: list[tuple[str, Plan]], perform: Callable[[Pl
     begin = time.perf_counter()
     cells: list[Cell] = []
     attacks: dict[str, Any] = {}
+    models: dict[str, dict[str, float]] = {}
     gradients = 0
     white: Plan | None = None
     for number, (part, plan) in enumerate(plans, 1):
         run = perform(plan, f"[{number}/{len(plans)}] ")
+        models |= _accuracies(run)
         cells += cells_of(part, run)
         white = plan if part == WHITE_BOX else white
         for label, made in plan.attacks.items():
@@ -56,7 +58,7 @@ def audit(subject: Subject, plans: list[tuple[str, Plan]], perform: Callable[[Pl
                 attacks[label] = {"label": label, "params": made.value.resolved(eps)}
                 gradients += made.value.gradients(eps)
     assert white is not None
-    evidence = Evidence(subject, subject.random, tuple(cells), _probes(subject, white))
+    evidence = Evidence(subject, subject.random, tuple(cells), {**_probes(subject, white), "models": models})
     cost = {"gradients": float(gradients), "minutes": (time.perf_counter() - begin) / 60}
     return card_of(evidence, attacks=list(attacks.values()), cost=cost, command=command)
 
@@ -75,7 +77,9 @@ def _probes(subject: Subject, plan: Plan) -> dict[str, Any]:
         y = torch.tensor(list(plan.dataset.labels[:n]), device=plan.device)
         spec = plan.sources[label]
         fresh = partial(_copy, spec, plan.device) if spec.attacked_defense else None
-        context = probes.Context(spec.load(plan.device), x, y, subject.random, subject.settings.eot, fresh)
+        context = probes.Context(spec.load(plan.device), x, y, subject.random, subject.settings.eot,
+            subject.eps / 255, subject.settings.traced, fresh,
+        )  # fmt: skip
         return probes.measure(context)
     except RdpBenchError as error:
         log.warning("probes of %s: %s", label, error)
@@ -88,3 +92,13 @@ def _copy(spec: SourceSpec, device: str) -> LoadedSource:
     assert behind is not None
     own = replace(behind.defense, value=copy.deepcopy(behind.defense.value))
     return replace(spec, attacked_defense=replace(behind, defense=own)).load(device)
+
+
+def _accuracies(run: Run) -> dict[str, dict[str, float]]:
+    """The measured and the published clean accuracy, in percent, of every model of a run that has both."""
+    found = {}
+    for label, facts in run.record.get("models", {}).items():
+        known = run.plan.models[label].card.known_accuracy(run.plan.dataset.name, run.plan.n)
+        if known is not None and facts.get("measured_accuracy") is not None:
+            found[label] = {"measured": facts["measured_accuracy"], "known": known}
+    return found

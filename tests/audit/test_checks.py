@@ -161,6 +161,35 @@ def test_probes_are_read(check: Any, probe: str, good: dict[str, Any], bad: dict
     assert [check(evidence(**each)).status for each in ({probe: good}, {probe: bad}, {})] == [PASS, FAIL, NA]
 
 
+@pytest.mark.parametrize(
+    ("check", "probe", "good", "bad"),
+    [
+        (probes.stable, "stability", {"draws": 20, "change": 0.1}, {"draws": 20, "change": 0.9}),
+        (
+            probes.finished, "progress", {"steps": 20, "last": 10, "n": 2, "late": 0.01},
+            {"steps": 20, "last": 10, "n": 2, "late": 0.4},
+        ),
+        (
+            probes.logits, "outputs", {"low": -3, "high": 9, "probabilities": False},
+            {"low": 0, "high": 1, "probabilities": True},
+        ),
+    ],
+)  # fmt: skip
+def test_probes_that_warn(check: Any, probe: str, good: dict[str, Any], bad: dict[str, Any]) -> None:
+    assert [check(evidence(**each)).status for each in ({probe: good}, {probe: bad}, {})] == [PASS, WARN, NA]
+
+
+def test_networks_of_another_accuracy_are_named() -> None:
+    assert probes.known_accuracies(evidence(models={"a": {"measured": 90.0, "known": 90.4}})).status == PASS
+    found = probes.known_accuracies(evidence(models={"a": {"measured": 90.0, "known": 91.0}}))
+    assert (found.status, found.evidence) == (FAIL, "a 90.0 % (card 91.0 %)")
+
+
+def test_autoattack_is_asked_for() -> None:
+    assert probes.autoattack(evidence(cell("white-box", "autoattack", "10"))).status == PASS
+    assert probes.autoattack(evidence(cell("white-box", "pgd", "10"))).status == NA
+
+
 def test_the_verdict_is_a_sentence_with_the_interval_of_the_worst_tier() -> None:
     found = evidence(CLEAN, cell("white-box", BASE, "0" * 20), cell("transfer", "fgsm", "1" * 20))
     text = card_of(found).verdict
