@@ -128,7 +128,8 @@ def sources(names: Sequence[str], device: str, batch: int | None, ceiling: float
         found[name] = ours.seconds
         print(
             f"  MI-FGSM on {name:16} {1 / ours.seconds:10.1f} image-steps/s, "
-            f"{plain.seconds / ours.seconds:5.2f} x a bare loop, {100 * share:5.1f} % of the peak, {ours.bytes / 1e9:6.2f} GB, batch {size}",
+            f"{plain.seconds / ours.seconds:5.2f} x a bare loop, {100 * share:5.1f} % of the peak, "
+            f"{ours.bytes / 1e9:6.2f} GB, batch {size}",
             flush=True,
         )
     return found
