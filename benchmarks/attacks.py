@@ -160,6 +160,29 @@ class Plain(nn.Module):
         return {}
 
 
+def over_plain(batch: int, steps: int, rounds: int) -> Iterator[Row]:
+    """Attacks on the prepared network as against a bare loop on the network as timm gives it, on the same images."""
+    worker.configure_torch("cpu")
+    x, y = photos(batch)
+    ours, plain = source(CLASSIFIER), LoadedSource("plain", [Plain(CLASSIFIER)])
+    few = max(1, steps // 3)
+    for name, text in (
+        ("MI-FGSM", f"I({steps})|MI"),
+        ("TI-DIM", f"I({steps})|MI|DI|TI"),
+        ("SI-NI-FGSM", f"I({few})|NI|SI"),
+        ("SINI-TIDIM", f"I({few})|NI|SI|DI(.5, {331 / SIZE}, true)|TI(7)"),
+    ):
+        attack = compose(text)
+        seen = sees(attack, plain, x)
+        found = ratios(
+            lambda seen=seen: bare(seen, y),  # type: ignore[misc]
+            lambda attack=attack: attack(ours, x, y, EPS, image_rng(batch)),  # type: ignore[misc]
+            rounds,
+        )
+        note = f"x its speed, CPU time, batch {batch}; {min(found):.2f}-{max(found):.2f}; aim 1.8"
+        yield Row(f"{name} beside a bare loop on plain timm", statistics.median(found), note)
+
+
 def speed(library: str, batch: int, steps: int, rounds: int) -> list[float]:
     """Image-steps a second of MI-FGSM: wall clock and CPU, the best of `rounds`; in this process."""
     x, y = photos(batch)
@@ -237,6 +260,7 @@ def rows(batch: int = 20, steps: int = 3, rounds: int = 3) -> Iterator[Row]:
     """Every measurement, as it is made."""
     plugins.load()
     yield from overheads(batch, steps, rounds)
+    yield from over_plain(batch, steps, rounds)
     yield from beside_torchattacks(steps, max(1, rounds // 2))
     yield from effect()
 

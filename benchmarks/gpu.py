@@ -126,10 +126,10 @@ def sources(names: Sequence[str], device: str, batch: int | None, ceiling: float
         plain = clock(lambda: bare(model, x, y), size, device)  # noqa: B023
         share = operations(model) / ours.seconds / ceiling
         found[name] = ours.seconds
+        of_bare, memory = plain.seconds / ours.seconds, ours.bytes / 1e9
         print(
-            f"  MI-FGSM on {name:16} {1 / ours.seconds:10.1f} image-steps/s, "
-            f"{plain.seconds / ours.seconds:5.2f} x a bare loop, {100 * share:5.1f} % of the peak, "
-            f"{ours.bytes / 1e9:6.2f} GB, batch {size}",
+            f"  MI-FGSM on {name:16} {1 / ours.seconds:10.1f} image-steps/s, {of_bare:5.2f} x a bare loop, "
+            f"{100 * share:5.1f} % of the peak, {memory:6.2f} GB, batch {size}",
             flush=True,
         )
     return found
@@ -195,7 +195,7 @@ def main() -> None:
     for each in arguments.precision:
         with precision.using(each):
             ceiling = peak(device, torch.bfloat16 if each == "bfloat16" else torch.float32)
-            print(f"\n{each}: a matrix product reaches {ceiling / 1e12:.1f} TFLOP/s")
+            print(f"\n{each}: a matrix product reaches {ceiling / 1e12:.3g} TFLOP/s")
             gradients = sources(arguments.networks, device, arguments.batch, ceiling)
             judged = judging(defenses, arguments.target, device, arguments.batch or 64)
             for label in EXHIBITS:

@@ -144,7 +144,7 @@ class Learned(Purifier):
         if below or right:
             x = pad(x, (0, right, 0, below), mode="reflect")
         with lowered(x.device):
-            out: Tensor = net(x, *more).float()
+            out: Tensor = net(x, *more).to(x.dtype)
         times = out.shape[-1] // x.shape[-1]  # super-resolution
         return out[..., : times * height, : times * width]
 

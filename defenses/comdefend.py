@@ -112,7 +112,7 @@ class ComDefend(Learned):
         side = self.patch or x.shape[-1]
         noise = cut(rng.normal(BITS, *x.shape[2:]) * self.noise, side) if self.noise else 0.0
         with lowered(x.device):
-            out = join(net(cut(x, side), noise).float(), len(x))
+            out = join(net(cut(x, side), noise).to(x.dtype), len(x))
         if self.size not in (0, own):
             out = interpolate(out, own, mode="bicubic", antialias=True).clamp(0, 1)
         out = out[..., :own, :own]

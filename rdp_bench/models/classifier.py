@@ -107,7 +107,7 @@ class PixelClassifier(nn.Module):
         crafting = x.requires_grad and torch.is_grad_enabled()
         with lowered(x.device) if crafting else nullcontext():
             logits: Tensor = self.net(x)
-        return logits[:, self.card.label_offset :].float()
+        return logits[:, self.card.label_offset :].to(x.dtype)
 
     def record(self) -> dict[str, Any]:
         """Return the identity for cache keys, as in `zoo.ModelRef.record`."""
