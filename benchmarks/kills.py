@@ -59,7 +59,9 @@ class Killer:
 
     def kill(self, cache: Path, driver: subprocess.Popen[bytes]) -> None:
         alive = [pid for pid in workers(cache) if Path(f"/proc/{pid}").exists()]
-        kind = self.draw.choices(["worker", "node", "driver"], [6 if alive else 0, 2, 1])[0]
+        if not alive:
+            return  # all are starting: there is nothing to interrupt
+        kind = self.draw.choices(["worker", "node", "driver"], [6, 2, 1])[0]
         if kind == "worker":
             os.kill(self.draw.choice(alive), signal.SIGKILL)
         elif kind == "node":
