@@ -29,7 +29,7 @@ def status(what: str | None, cache: Path | None) -> None:
     """Print which jobs of a run are done, running and failed.
 
     GRID is the name of a grid, OUT the results folder of a run; without either, the last runs are shown. Everything is
-    read from the cache, so it works on any machine that sees it, while workers of any executor run or after them.
+    read from the cache: the command works on every machine that sees it, during and after a run, for all executors.
 
     The exit status is 1 if a job has failed.
     """

@@ -14,15 +14,21 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     click.option(
-        "--executor", metavar="NAME", help="serial (this process), ray, slurm, or that of a plugin.  [default: serial]"
+        "--executor",
+        metavar="NAME",
+        help="serial (this process), ray, slurm, or one of another package.  [default: serial]",
     ),
-    click.option("--workers", metavar="auto|N", help="Workers of ray (auto: one a GPU or group of cores) or slurm."),
+    click.option(
+        "--workers", metavar="auto|N", help="Number of workers of ray (auto: one per GPU or group of cores) or slurm."
+    ),
     click.option(
         "--ray-address", metavar="HOST:PORT", help="A running Ray cluster; auto finds the one of this machine."
     ),
     click.option("--slurm", metavar="OPTIONS", help='Options of sbatch, like "partition=gpu,time=4:00:00,gres=gpu:1".'),
     click.option(
-        "--wait/--no-wait", default=None, help="Wait until workers that slurm runs have ended.  [default: wait]"
+        "--wait/--no-wait",
+        default=None,
+        help="Wait until the Slurm workers have ended, or return at once.  [default: wait]",
     ),
     click.option("--shard", metavar="I/N", help="Do only share I of N of the plan, for job arrays and CI."),
 )

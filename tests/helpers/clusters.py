@@ -1,5 +1,6 @@
 """Runs on clusters: a grid whose crafting a test lets go on batch by batch, and waiting for other processes."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 
 from tests.helpers.commands import PLUGIN, cli
 from tests.helpers.paths import ROOT
-from tests.helpers.stores import contents
+from tests.helpers.stores import Row, contents, rows
 
 SLURM = bool(shutil.which("slurmctld") and shutil.which("munge")) and os.geteuid() == 0
 """Whether a Slurm can be started here."""
@@ -66,6 +67,11 @@ class Gated:
             self._count += 1
             (self.tokens / f"{self._count}.token").touch()
 
+    @property
+    def left(self) -> int:
+        """How many tokens nobody has taken."""
+        return len(list(self.tokens.glob("*.token")))
+
     def command(self, *more: str) -> list[str]:
         flags = ("--cache", str(self.cache), "--out", str(self.folder / "out"), "--batch-size", "1")
         return ["run", str(self.grid), *flags, *more]
@@ -75,20 +81,24 @@ class Gated:
         command = [sys.executable, "-m", "rdp_bench", *self.command(*more)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    def crafted(self) -> set[Path]:
-        """The finished batches of the set."""
-        return set(self.cache.glob("adv/??/*/*.safetensors"))
+    def crafted(self) -> set[Row]:
+        """The images of the set that are stored."""
+        return {row for row in rows(self.cache) if row[0] == "adv"} if self.cache.exists() else set()
 
     def pids(self, pattern: str = "*") -> list[int]:
         """The processes of the workers that live."""
-        notes = [json.loads(path.read_bytes()) for path in sorted(self.cache.glob(f"notes/*/workers/{pattern}.json"))]
-        return [note["pid"] for note in notes if Path(f"/proc/{note['pid']}").exists()]
+        return [note["pid"] for note in self._notes(pattern)]
 
     def busy(self, pattern: str = "*") -> list[int]:
         """Those of them that craft."""
-        notes = [json.loads(path.read_bytes()) for path in sorted(self.cache.glob(f"notes/*/workers/{pattern}.json"))]
-        crafting = [note["pid"] for note in notes if str(note.get("job", "")).startswith("gate/sign")]
-        return [pid for pid in crafting if Path(f"/proc/{pid}").exists()]
+        return [note["pid"] for note in self._notes(pattern) if str(note.get("job", "")).startswith("gate/sign")]
+
+    def _notes(self, pattern: str) -> list[dict[str, Any]]:
+        found = []
+        for path in sorted(self.cache.glob(f"notes/*/workers/{pattern}.json")):
+            with contextlib.suppress(FileNotFoundError):  # the worker has ended meanwhile
+                found.append(json.loads(path.read_bytes()))
+        return [note for note in found if Path(f"/proc/{note['pid']}").exists()]
 
     def ungated(self) -> None:
         """From now on the attack waits for nothing; keys stay as they are."""

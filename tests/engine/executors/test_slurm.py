@@ -67,7 +67,6 @@ def test_workers_are_requeued_at_their_time_limit_and_killed(
     driver = run.start()
     number = array(run)
     until(lambda: len(run.crafted()) == 2 and run.busy("*-0") and run.busy("*-1"))
-    before = {path: path.stat().st_mtime_ns for path in run.crafted()}
     # What Slurm sends before the time is up: the worker requeues itself.
     told("scancel", "--signal=USR2", f"{number}_0")
     until(lambda: state(f"{number}_0") != "RUNNING")
@@ -76,7 +75,7 @@ def test_workers_are_requeued_at_their_time_limit_and_killed(
     output, _ = driver.communicate(timeout=400)
     assert driver.returncode == 0, output
     assert "4 of 4 cells done" in output
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert run.left >= 1  # of the two images that were finished; one token may die with the requeued worker
     assert contents(run.cache) == serial(tmp_path_factory.mktemp("serial"))
     status = cli("status", run.grid, "--cache", run.cache)
     assert (status.exit_code, "done; 0 workers" in status.output) == (0, True), status.output
@@ -102,11 +101,10 @@ def test_nobody_waits_and_a_cancelled_array_is_one_line(run: Gated, tmp_path_fac
     assert driver.wait() == 1
     assert f"Slurm array {number} has ended and " in line
     assert "the same command goes on from there" in line
-    before = {path: path.stat().st_mtime_ns for path in run.crafted()}
-    assert len(before) == 2
-    run.ungated()
-    assert cli(*run.command()).exit_code == 0
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(run.crafted()) == 2
+    run.let(IMAGES)
+    assert cli(*run.command("--executor", "serial", "--workers", "auto")).exit_code == 0
+    assert run.left == 2  # of the images that were finished
     assert contents(run.cache) == serial(tmp_path_factory.mktemp("serial"))
 
 

@@ -9,12 +9,14 @@ import pytest
 from rdp_bench.api import place
 from rdp_bench.api.place import Where
 from rdp_bench.api.work import work
+from rdp_bench.cache.store import Artefact
 from rdp_bench.engine import executors, tasks
 from rdp_bench.engine.jobs import CraftJob
 from rdp_bench.engine.options import Placement, Shard
 from rdp_bench.engine.plan import Plan
 from rdp_bench.engine.run import Run
 from rdp_bench.engine.tasks import numbered
+from rdp_bench.engine.worker import Worker
 from tests.helpers.plans import new_process, plan
 from tests.helpers.pools import TakingTurns
 from tests.helpers.stores import contents
@@ -76,7 +78,7 @@ def test_shares_store_the_same_bits_and_leave_nothing_to_do(tmp_path: Path) -> N
         work(running, running.start(), 2, show_bar=False, where=where)
         share = contents(tmp_path / f"own{number}/cache")
         assert share
-        assert not [place for place in share.keys() & stored.keys() if place[0] == "adv"]  # one share crafts a set
+        assert not [row for row, _ in share.keys() & stored.keys() if row[0] == "adv"]  # one share crafts a set
         stored |= share
         # In a store in common:
         made = plan(tmp_path / "common", **AXES)
@@ -112,16 +114,20 @@ def test_failures_and_remarks_of_workers_reach_the_record(tmp_path: Path, monkey
 
 
 def test_a_run_that_was_cut_off_goes_on_with_other_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rdp_bench.engine.worker import Worker
-
     wanted = serial(tmp_path / "serial")
     made = plan(tmp_path, **AXES)
     craft = next(job for job in numbered(made) if isinstance(job, CraftJob))
     Worker(made, 2)(craft, (2, 4))
-    (before,) = tmp_path.glob("cache/adv/??/*/*.safetensors")
-    written = before.stat().st_mtime_ns
+    written: list[tuple[str, int, int]] = []
+    real = Artefact.write
+
+    def write(artefact: Artefact, low: int, high: int, arrays: Any) -> None:
+        written.append((artefact.key, low, high))
+        real(artefact, low, high, arrays)
+
+    monkeypatch.setattr(Artefact, "write", write)
     spread(made, tmp_path / "out", monkeypatch)
-    assert before.stat().st_mtime_ns == written
+    assert [rows for key, *rows in sorted(written) if key == craft.key] == [[0, 2], [4, 6], [6, 8]]
     assert contents(tmp_path / "cache") == wanted
 
 
