@@ -28,8 +28,8 @@ from rdp_bench.protocols import Classifier
 NEVER = 0.01 / 255
 """An eps at which no image breaks, so that nobody stops early."""
 
-HARD = 0.3 / 255
-"""An eps at which some images break and some do not."""
+HARD = 1 / 255
+"""The least eps of 8-bit images."""
 
 
 class Half:

@@ -87,10 +87,6 @@ class Window(NamedTuple):
         channel = torch.arange(channels, device=device).view(1, -1, 1, 1)
         return cls(image, channel, (top[:, None] + span)[:, None, :, None], (left[:, None] + span)[:, None, None, :])
 
-    def select(self, which: Tensor) -> Window:
-        """The squares of the images at `which`, as indices into the whole batch."""
-        return Window(self.image[which], self.channel, self.row[which], self.column[which])
-
 
 @dataclass
 class _State:
@@ -165,16 +161,22 @@ def _corner(unit: Tensor, room: int) -> Tensor:
 
 def _try_square(state: _State, draw: Draw, size: int) -> None:
     """Move a square by 2 eps up or down in each channel, within the budget; keep it where the margin falls."""
-    x, eps, best = state.victim.x, state.victim.eps, state.best
-    top, left = (_corner(draw.place[:, i], x.shape[2 + i] - size) for i in (0, 1))
-    window = Window.at(top, left, size, x.shape[1])
-    old, clean = best[window], x[window]
-    moved = old + 2 * eps * draw.signs[:, :, None, None]
-    best[window] = torch.clamp(moved, (clean - eps).clamp_(0, 1), (clean + eps).clamp_(0, 1))
-    tried = _loss(state.victim, best)
-    refused = (tried <= state.loss).nonzero()[:, 0]
-    best[window.select(refused)] = old[refused]
+    x, eps = state.victim.x, state.victim.eps
+    rows, columns = (_inside(draw.place[:, i], x.shape[2 + i], size) for i in (0, 1))
+    here = rows[:, None, :, None] & columns[:, None, None, :]
+    moved = state.best + 2 * eps * draw.signs[:, :, None, None]
+    moved = torch.clamp(moved, (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1))
+    tried_images = torch.where(here, moved, state.best)
+    tried = _loss(state.victim, tried_images)
+    state.best = torch.where((tried > state.loss).view(-1, 1, 1, 1), tried_images, state.best)
     _accept(state, tried)
+
+
+def _inside(unit: Tensor, length: int, size: int) -> Tensor:
+    """Which rows or columns a square covers, bool `[n, length]`."""
+    begin = _corner(unit, length - size)[:, None]
+    at = torch.arange(length, device=unit.device)
+    return (at >= begin) & (at < begin + size)
 
 
 def _accept(state: _State, tried: Tensor) -> None:

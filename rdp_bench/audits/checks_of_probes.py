@@ -24,6 +24,14 @@ FAR_LESS = 0.2
 """Of how far noise moves outputs elsewhere, what is suspicious on the test images."""
 
 
+UNREPEATABLE = "calls with equal streams differ (C3.a)"
+
+
+def _repeatable(evidence: Evidence) -> bool:
+    """Whether two outputs may be compared at all."""
+    return bool(evidence.probes.get("repeat", {}).get("difference", 0) <= DIFFERENT)
+
+
 def deterministic(evidence: Evidence) -> Finding:
     """C3.a: a defense that says it is deterministic is."""
     title = "deterministic as it says"
@@ -85,8 +93,8 @@ def state(evidence: Evidence) -> Finding:
     probe = evidence.probes.get("state")
     if probe is None:
         return missing("C3.f", title, "it was not measured")
-    if evidence.probes.get("repeat", {}).get("difference", 0) > DIFFERENT:
-        return missing("C3.f", title, "calls with equal streams differ (C3.a)")
+    if not _repeatable(evidence):
+        return missing("C3.f", title, UNREPEATABLE)
     said = f"having seen an image changes the outputs for a similar one by {100 * probe['difference']:.2g} %"
     if probe["difference"] > DIFFERENT:
         meaning = "the defense keeps what it sees, such as the clean image of an adversarial one"
@@ -100,6 +108,8 @@ def elsewhere(evidence: Evidence) -> Finding:
     probe = evidence.probes.get("elsewhere")
     if probe is None or not probe["mirrored"]:
         return missing("C13.b", title, "it was not measured")
+    if not _repeatable(evidence):
+        return missing("C13.b", title, UNREPEATABLE)
     said = f"noise moves the outputs of the test images {probe['ratio']:.2g} times as far as those of mirrored ones"
     if probe["ratio"] < FAR_LESS:
         meaning = "the defense knows the test images"
@@ -113,6 +123,8 @@ def direction(evidence: Evidence) -> Finding:
     probe = evidence.probes.get("cosine")
     if probe is None:
         return missing("C5", title, "it was not measured")
+    if not _repeatable(evidence):
+        return missing("C5", title, UNREPEATABLE)
     said = (
         f"a step of {probe['step']:.2g}/255 along its sign raises the loss on {probe['up']} of {probe['n']} images "
         f"and lowers it on {probe['down']}"

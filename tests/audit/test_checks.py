@@ -179,6 +179,15 @@ def test_probes_that_warn(check: Any, probe: str, good: dict[str, Any], bad: dic
     assert [check(evidence(**each)).status for each in ({probe: good}, {probe: bad}, {})] == [PASS, WARN, NA]
 
 
+def test_outputs_that_do_not_repeat_are_not_compared() -> None:
+    found = evidence(
+        repeat={"passes": 5, "difference": 1.0}, state={"difference": 1.0},
+        cosine={"step": 1, "n": 8, "up": 2, "down": 6}, elsewhere={"ratio": 0.1, "mirrored": 1.0},
+    )  # fmt: skip
+    assert [check(found).status for check in (probes.state, probes.direction, probes.elsewhere)] == [NA] * 3
+    assert probes.deterministic(found).status == FAIL
+
+
 def test_networks_of_another_accuracy_are_named() -> None:
     assert probes.known_accuracies(evidence(models={"a": {"measured": 90.0, "known": 90.4}})).status == PASS
     found = probes.known_accuracies(evidence(models={"a": {"measured": 90.0, "known": 91.0}}))

@@ -18,17 +18,15 @@ FAULTS = PLUGIN.parent / "faults.py"
 
 TOY = replace(
     BUDGETS["quick"], transfer=("fgsm",), gradient=("apgd-ce(steps=10)",), doubled=("apgd-ce(steps=20)",),
-    black_box=("square(queries=60)",), sweep=(16.0,), eot=4, draws=8,
+    black_box=("square(queries=60)",), sweep=(16.0,), eot=8, draws=8,
 )  # fmt: skip
 
 
-def card(
-    folder: Path, defense: str, target: str = "fault/one", eps: float = 4.0, budget: str = "toy", seed: int = 0
-) -> Card:
+def card(folder: Path, defense: str, target: str = "fault/one", *, eps: float = 4.0, seed: int = 0) -> Card:
     """The card of an audit on the images of tests/plugin/faults.py."""
     plugins.load((FAULTS,))
     BUDGETS.setdefault("toy", TOY)
-    subject = Subject(defense, target, "fault/photos", eps, budget, ("fault/two",))
+    subject = Subject(defense, target, "fault/photos", eps, "toy", ("fault/two",))
 
     def plan_of(grid: Grid) -> Plan:
         return make_plan(grid, Store(folder / "cache"), seed=seed, device="cpu", limit=None, models_dir=None)

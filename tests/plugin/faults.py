@@ -56,13 +56,13 @@ class Resize(Exact):
 @defense("fault/noise", source="made up")
 @dataclass(frozen=True)
 class Noise(Exact):
-    """Shows a fifth of the colours: the gradient of one draw is zero elsewhere, and its loss is luck."""
+    """Changes no image; the gradient of a draw has the wrong sign on three pixels of five, and is right on average."""
 
     random = True
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
-        shown = (rng.uniform(*x.shape[1:]) < 0.2).to(x)
-        return (0.5 + 2 * (x - 0.5) * shown).clamp(0, 1)
+        factor = torch.where(rng.uniform(*x.shape[1:]) < 0.6, -1.0, 4.0).to(x)
+        return x.detach() + factor * (x - x.detach())
 
 
 class _Flipped(torch.autograd.Function):
