@@ -45,6 +45,8 @@ class AdaptiveDenoising(ScoreBased):
             raise ValueError("noise and stop are at least 0, level and factor above 0")
         if not (1 <= self.steps <= 1000 and 1 <= self.runs <= 1000):
             raise ValueError(f"steps and runs are 1 to 1000, found {self.steps} and {self.runs}")
+        if self.runs > 1 and not self.random:
+            raise ValueError("runs with the same noise are one: set runs=1, noise above 0, or fixed=false")
 
     @property
     def passes(self) -> int:

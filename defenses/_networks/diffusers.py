@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
@@ -24,10 +25,9 @@ class Pipeline(NoisePredicting):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        import diffusers
-
-        kind: Any = diffusers.UNet2DModel
-        self.inner: Any = kind(**{key: value for key, value in config.items() if not key.startswith("_")})
+        package: Any = import_module("diffusers")  # typed in part
+        kept = {key: value for key, value in config.items() if not key.startswith("_")}
+        self.inner: Any = package.UNet2DModel(**kept)
         size = config.get("sample_size")
         self.size = size if isinstance(size, int) else None
         self.multiple = 2 ** (len(self.inner.config.block_out_channels) - 1)

@@ -196,7 +196,7 @@ SHIPPED = [
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_what_ships_is_small_and_works(path: Path) -> None:
-    assert path.stat().st_size <= 3_000_000
+    assert path.stat().st_size <= 4_000_000  # two million parameters of 16 bits
     assert weight_files.read_metadata(path)["card"]
     entry = made(f"purifier:{path}")
     x = torch.from_numpy(batch(open_dataset("photos20", size=150, limit=4), 0, 4)).float() / 255

@@ -223,7 +223,7 @@ def test_denoised_smoothing_and_noise() -> None:
 CHAINS = (
     "diffpure(t=50, stride=10)", "diffpure(t=50, stride=10, variant=ode)", "gdmp(steps=4)", "gdmp(steps=4, rounds=2)",
     "gdmp(steps=3, guide=ssim)", "gdmp(steps=3, guide_noise=true)", "gradual(stride=10)", "dds(sigma=.1)",
-    "lm(steps=3, rate=.02)", "adp(noise=.1, level=.2, factor=.5, stop=.001)", "denoised-smoothing(sigma=.1)",
+    "lm(steps=3, rate=.02)", "adp(noise=.1, level=.2, factor=.5, stop=.001, runs=1)", "denoised-smoothing(sigma=.1)",
     "diffpure(t=50, variant=ddpm)",
 )  # fmt: skip
 
@@ -315,6 +315,7 @@ def test_calls_of_the_network_forward_and_backward() -> None:
         ("dds(sigma=0)", "sigma is above 0"),
         ("lm(low=.6, high=.4)", "0 < low <= high"),
         ("adp(level=0)", "level and factor above 0"),
+        ("adp(fixed=true)", "runs with the same noise are one"),
         ("noise(sigma=-1)", "sigma is 0 to 100"),
         ("noise-vote(fixed=true)", "copies with the same noise are one"),
         ("denoiser(sigma=.6)", "at most 0.5"),
