@@ -100,6 +100,10 @@ class _State:
     """The margin at `best`, `[n]`; not negative where it is misclassified."""
     asked: Tensor
     """Whether `best` is known to be right once it is stored, bool `[n]`."""
+    low: Tensor
+    """Smallest values within the budget under L-infinity, of the images' shape."""
+    high: Tensor
+    """The largest."""
 
 
 @torch.no_grad()
@@ -116,7 +120,7 @@ def search(victim: Victim, queries: int, first: float) -> Tensor:
     best = _stripes(victim) if linf else _tiles(victim)
     out = best.clone()
     asked = torch.zeros(len(victim), dtype=torch.bool, device=best.device)
-    state = _State(victim, torch.arange(len(victim)), best, _loss(victim, best), asked)
+    state = _State(victim, torch.arange(len(victim)), best, _loss(victim, best), asked, *_bounds(victim))
     height, width = victim.x.shape[2:]
     for query in range(queries):
         if not victim.random:
@@ -127,6 +131,10 @@ def search(victim: Victim, queries: int, first: float) -> Tensor:
         (_try_square if linf else _try_square_l2)(state, draws(), size)
     out[state.number.to(out.device)] = state.best
     return out
+
+
+def _bounds(victim: Victim) -> tuple[Tensor, Tensor]:
+    return (victim.x - victim.eps).clamp_(0, 1), (victim.x + victim.eps).clamp_(0, 1)
 
 
 def _loss(victim: Victim, images: Tensor) -> Tensor:
@@ -144,6 +152,7 @@ def _drop_fooled(state: _State, draws: Draws, out: Tensor) -> None:
     state.victim, state.number = state.victim.select(left), state.number[left]
     state.best, state.loss = state.best[at], state.loss[at]
     state.asked = state.loss >= 0
+    state.low, state.high = state.low[at], state.high[at]
     draws.select(state.victim, left)
 
 
@@ -165,7 +174,7 @@ def _try_square(state: _State, draw: Draw, size: int) -> None:
     rows, columns = (_inside(draw.place[:, i], x.shape[2 + i], size) for i in (0, 1))
     here = rows[:, None, :, None] & columns[:, None, None, :]
     moved = state.best + 2 * eps * draw.signs[:, :, None, None]
-    moved = torch.clamp(moved, (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1))
+    moved = torch.clamp(moved, state.low, state.high, out=moved)
     tried_images = torch.where(here, moved, state.best)
     tried = _loss(state.victim, tried_images)
     state.best = torch.where((tried > state.loss).view(-1, 1, 1, 1), tried_images, state.best)
