@@ -227,7 +227,11 @@ def framed(x: Tensor, net: ScoreNetwork) -> Tensor:
     if net.size is not None and x.shape[-2:] != (net.size, net.size):
         return interpolate(x, (net.size, net.size), mode="bilinear", align_corners=False)
     below, right = (-side % net.multiple for side in x.shape[-2:])
-    return pad(x, (0, right, 0, below), mode="reflect") if below or right else x
+    if not (below or right):
+        return x
+    # An image smaller than its padding cannot be reflected.
+    mode = "reflect" if below < x.shape[-2] and right < x.shape[-1] else "replicate"
+    return pad(x, (0, right, 0, below), mode=mode)
 
 
 def restored(x: Tensor, size: torch.Size, net: ScoreNetwork) -> Tensor:

@@ -81,6 +81,8 @@ def test_frames() -> None:
     net.multiple = 8
     assert torch.equal(framed(x, net), pad(x, (0, 3, 0, 3), mode="reflect"))
     assert torch.equal(restored(framed(x, net), x.shape[-2:], net), x)
+    tiny_image = x[..., :4, :4]
+    assert torch.equal(framed(tiny_image, net), pad(tiny_image, (0, 4, 0, 4), mode="replicate"))
     net.size = 64
     larger = framed(x, net)
     assert larger.shape == (1, 3, 64, 64)

@@ -11,17 +11,23 @@ from PIL import Image
 from torch.nn.functional import pad
 
 from rdp_bench import Learned, plugins
+from rdp_bench.defenses._score import ScoreBased
+from rdp_bench.defenses.dip import DeepImagePrior
+from rdp_bench.defenses.noise import GaussianNoise
 from rdp_bench.registry import defense
 from tests.helpers.training_free import image_rng, made, photo
 
 plugins.load()
 
 
+OWN_TESTS = (Learned, ScoreBased, DeepImagePrior, GaussianNoise)
+"""Kinds whose tests are in files of their own."""
+
 TRAINING_FREE = [
     name
     for name, entry in defense.entries.items()
     if entry.origin.startswith("rdp_bench.defenses.")
-    and not (isinstance(entry.factory, type) and issubclass(entry.factory, Learned))
+    and not (isinstance(entry.factory, type) and issubclass(entry.factory, OWN_TESTS))
 ]
 """Every built-in defense that needs no weights: a new one is tested as soon as it is registered."""
 
