@@ -88,10 +88,12 @@ class Chain(Purifier):
         return {"parts": [identity(each) for each in self.made]}
 
     def _in_order(self, x: Tensor, rng: ImageRng, ways: list[Callable[[Tensor, ImageRng], Tensor]]) -> Tensor:
+        # Parts with streams of their own do not shift each other's draws, and another call must have other draws (EOT).
+        streams = rng.spawn("chain") if self.random else rng
         for number, way in enumerate(ways):
             label = self.made[number].label
             try:
-                purified = way(x, rng.fork(f"part {number}"))
+                purified = way(x, streams.fork(f"part {number}"))
             except (TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
                 raise RdpBenchError(f"part '{label}' of a chain: {type(error).__name__}: {error}") from error
             x = self._checked(number, purified, x)
@@ -128,7 +130,7 @@ def chain(text: str) -> Resolved[Defense]:
         Chain(tuple(parts)),
         "; then ".join(part.summary.rstrip(".") for part in parts) + ".",
         "; ".join(dict.fromkeys(part.source for part in parts)),
-        "1",
+        "2",
         "chain",
     )
 

@@ -32,6 +32,11 @@ class ImageRng:
         """New streams derived from these images and `name`; these streams do not advance."""
         return ImageRng([f"{seed}/{name}" for seed in self.seeds], self.device)
 
+    def spawn(self, name: str) -> "ImageRng":
+        """New streams derived from these images, `name` and one draw: these streams advance, so every call differs."""
+        draws = self.integers(0, 2**53).tolist()
+        return ImageRng([f"{seed}/{name}/{draw}" for seed, draw in zip(self.seeds, draws, strict=True)], self.device)
+
     def select(self, index: Tensor) -> "ImageRng":
         """The streams of the images at `index` (int64 `[k]`), shared with this object, not copied."""
         part = ImageRng([], self.device)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdp_bench import errors, plugins, registry
-from rdp_bench.cache import store
+from rdp_bench.cache import user
 from rdp_bench.csvtext import read, records, safe, unsafe
 from rdp_bench.engine import grid
 from rdp_bench.errors import RdpBenchError, UsageError
@@ -290,7 +290,7 @@ def test_no_home(here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     for name in ("HOME", "RDP_BENCH_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    store._say_once.cache_clear()
+    user._say_once.cache_clear()
     for command in (
         ("doctor",),
         ("run", "--grid", "tiny.toml", "--plugin", PLUGIN),

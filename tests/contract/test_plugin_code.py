@@ -455,7 +455,7 @@ def test_a_module_that_a_script_imports_is_known_by_its_files(tmp_path: Path, mo
 
 def test_entries_of_this_package_have_plain_versions() -> None:
     made: Any = defense.entries
-    assert {entry.version for name, entry in made.items() if "/" not in name} == {"1"}
+    assert {entry.version for name, entry in made.items() if "/" not in name} <= {"1", "2"}  # without a stamp of code
 
 
 def test_the_program_that_loads_a_plugin_is_no_part_of_it(tmp_path: Path) -> None:

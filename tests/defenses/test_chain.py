@@ -90,9 +90,9 @@ def resolve(label: str) -> Any:
 def test_it_is_its_parts_in_order() -> None:
     x = toy.images(2, 24)
     made = resolve("jpeg(quality=50) >> bit-red >> tvm")
-    expected = x
+    expected, streams = x, toy.image_rng(2).spawn("chain")
     for number, label in enumerate(("jpeg(quality=50)", "bit-red", "tvm")):
-        expected = resolve(label).value.purify(expected, toy.image_rng(2).fork(f"part {number}"))
+        expected = resolve(label).value.purify(expected, streams.fork(f"part {number}"))
     found = made.value.purify(x, toy.image_rng(2))
     assert torch.equal(found, expected)
     assert not torch.equal(found, resolve("bit-red >> jpeg(quality=50) >> tvm").value.purify(x, toy.image_rng(2)))
@@ -102,12 +102,24 @@ def test_it_is_its_parts_in_order() -> None:
 def test_equal_parts_draw_from_streams_of_their_own() -> None:
     x = torch.full((2, 3, 8, 8), 0.2)
     found = chain(Noise(), Noise()).purify(x, toy.image_rng(2))
-    first = Noise().purify(x, toy.image_rng(2).fork("part 0")) - x
-    second = Noise().purify(x, toy.image_rng(2).fork("part 1")) - x
+    streams = toy.image_rng(2).spawn("chain")
+    first = Noise().purify(x, streams.fork("part 0")) - x
+    second = Noise().purify(x, streams.fork("part 1")) - x
     assert torch.allclose(found, x + first + second, atol=1e-6)
     assert not torch.allclose(first, second)
     alone = chain(Noise(), Noise()).purify(x[1:], ImageRng(toy.image_rng(2).seeds[1:]))
     assert torch.equal(found[1:], alone)  # whatever is beside it
+
+
+def test_another_call_has_other_draws() -> None:
+    """A gradient averaged over draws (EOT) calls the chain again with the same streams."""
+    x, rng = torch.full((2, 3, 8, 8), 0.2), toy.image_rng(2)
+    random = chain(Noise(), resolve("bit-red(bits=8)").value)
+    assert not torch.equal(random.purify(x, rng), random.purify(x, rng))
+    assert not torch.equal(random.bpda(x, rng), random.bpda(x, rng))
+    state = toy.image_rng(2)
+    resolve("jpeg >> bit-red").value.purify(toy.images(2, 24), state)
+    assert torch.equal(state.uniform(3), toy.image_rng(2).uniform(3))  # without randomness no stream advances
 
 
 def test_what_it_says_of_itself() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench import __version__, plugins, schema
+from rdp_bench.cache.locations import locate
 from rdp_bench.cache.store import Store
 from rdp_bench.engine.executors.board import Board, digest
 from rdp_bench.engine.grid import Axes, Grid
@@ -49,6 +50,7 @@ class WorkerSpec:
         versions: of the packages that results depend on, on the driver.
         plan: hash of every key of the plan; see `board.digest`.
         keys: key of each job, to say which one differs.
+        precision: of the networks.
     """
 
     grid: dict[str, Any]
@@ -66,6 +68,7 @@ class WorkerSpec:
     environment: dict[str, str] = field(default_factory=dict)
     plan: str = ""
     keys: tuple[str, ...] = ()
+    precision: str = "float32"
 
     def json(self) -> Any:
         """As dicts, lists and scalars."""
@@ -107,6 +110,7 @@ def spec_of(plan: Plan, *, limit: int | None, batch_size: int | None, models_dir
         environment={name: value for name, value in os.environ.items() if name.startswith("RDP_BENCH_")},
         plan=digest(plan),
         keys=tuple(job.key for job in numbered(plan)),
+        precision=plan.precision,
     )
 
 
@@ -130,7 +134,7 @@ def _make(spec: WorkerSpec) -> tuple[Worker, Board]:
         os.environ.setdefault(name, value)
     if Path(spec.folder).is_dir():
         os.chdir(spec.folder)
-    store = Store(_location(spec.cache))
+    store = Store(locate(spec.cache))
     board = Board(store, spec.plan)
     if board.about() is None:
         raise StorageError(
@@ -166,11 +170,8 @@ def _plan(spec: WorkerSpec, store: Store) -> Plan:
         device=choose_device(spec.device),
         limit=spec.limit,
         models_dir=Path(spec.models_dir) if spec.models_dir else None,
+        precision=spec.precision,
     )
-
-
-def _location(cache: str) -> Any:
-    return Path(cache)
 
 
 def _compare_versions(wanted: Mapping[str, str]) -> None:
