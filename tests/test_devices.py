@@ -26,7 +26,15 @@ from tests.helpers import far, toy, toy_train
 plugins.load()
 PLUGIN = Path(__file__).parent / "plugin" / "tiny.py"
 SEEDS = ["a", "b", "c"]
-STEPS = {"fgsm": "", "sini-tidim": "(steps=1)", "si-ni-fgsm": "(steps=1)", "ssp": "(steps=2, level=1)"}
+STEPS = {
+    "fgsm": "", "sini-tidim": "(steps=1)", "si-ni-fgsm": "(steps=1)", "ssp": "(steps=2, level=1)", "noise": "",
+    "square": "(queries=5)", "ilpd": "(steps=2, decay_layer=1)", "vmi-fgsm": "(steps=2, variance_samples=2)",
+    "vni-fgsm": "(steps=2, variance_samples=2)", "gra": "(steps=2, relevance_samples=2)",
+    "pgn": "(steps=2, flat_samples=2)", "ssa": "(steps=2, spectrum_copies=2)", "bsr": "(steps=2, shuffle_copies=2)",
+    "sia": "(steps=2, structure_copies=2)", "svre-mi-fgsm": "(steps=2, reduction_steps=1)",
+}  # fmt: skip
+HOOKED = {"ilpd": lambda: toy.network(5), "tgr": lambda: toy.transformer(40)}
+"""The networks of attacks that hook into layers."""
 WEIGHTLESS = "nrp-resg"
 
 
@@ -64,7 +72,10 @@ def test_the_device_differentiates(device: str) -> None:
 
 
 def crafted(attack: str, label: str, x: Tensor, device: str) -> Tensor:
-    source = zoo.find_source(label, {"both": ["toy/one", "toy/two"]}).load(device)
+    if make := HOOKED.get(attack.partition("(")[0]):
+        source = toy.source(toy.Wrapped(make().to(device), 5))
+    else:
+        source = zoo.find_source(label, {"both": ["toy/one", "toy/two"]}).load(device)
     y = torch.tensor([0, 3, 5], device=device)
     adv: Tensor = registry.attack.resolve(attack).value(source, x.to(device), y, 16 / 255, ImageRng(SEEDS, device))
     assert adv.device.type == device

@@ -21,12 +21,8 @@ EPS, STEPS = 16 / 255, 3
 ALPHA = EPS / STEPS
 
 
-class Net(toy.Toy):
-    """A toy classifier around a module."""
-
-    def __init__(self, net: nn.Module, name: str = "net") -> None:
-        super().__init__(net, 5, name)
-        self.net = net
+def wrapped(net: nn.Module) -> toy.Wrapped:
+    return toy.Wrapped(net, 5)
 
 
 def clip(adv: Tensor, x: Tensor) -> Tensor:
@@ -47,9 +43,9 @@ def test_ilpd_mixes_clean_features_into_one_layer() -> None:
         logits = tail(0.1 * head(leaf) + 0.9 * kept)
         (grad,) = torch.autograd.grad(cross_entropy(logits, y, reduction="sum"), leaf)
         adv = clip(adv + ALPHA * grad.sign(), x)
-    found = compose(f"I({STEPS})|ILPD(layer=1)")(toy.source(Net(net)), x, y, EPS, toy.image_rng(3))
+    found = compose(f"I({STEPS})|ILPD(layer=1)")(toy.source(wrapped(net)), x, y, EPS, toy.image_rng(3))
     assert different(found, adv) < 4e-3
-    plain = compose(f"I({STEPS})")(toy.source(Net(net)), x, y, EPS, toy.image_rng(3))
+    plain = compose(f"I({STEPS})")(toy.source(wrapped(net)), x, y, EPS, toy.image_rng(3))
     assert different(found, plain) > 0.02
     assert not any(module._forward_hooks for module in net.modules())
 
@@ -66,9 +62,9 @@ def test_ilpd_finds_the_stage_at_an_eighth_of_the_side() -> None:
     ("text", "member", "says"),
     [
         ("ILPD", toy.conv(), "hooks into the layers of the source; 'conv-0' is not a torch.nn.Module"),
-        ("ILPD", Net(toy.network(5)), "timm names no stages of net: choose a layer"),
-        ("ILPD(layer=stem)", Net(toy.network(5)), "net has no layer 'stem'; its first are 0, 1, 2, 3, 4, 5, 6"),
-        ("TGR", Net(toy.network(5)), "TGR needs a vision transformer with timm's blocks"),
+        ("ILPD", wrapped(toy.network(5)), "timm names no stages of net: choose a layer"),
+        ("ILPD(layer=stem)", wrapped(toy.network(5)), "net has no layer 'stem'; its first are 0, 1, 2, 3, 4, 5, 6"),
+        ("TGR", wrapped(toy.network(5)), "TGR needs a vision transformer with timm's blocks"),
     ],
 )
 def test_sources_without_the_layers_are_refused(text: str, member: Any, says: str) -> None:
@@ -134,13 +130,13 @@ def test_tgr_is_a_transformer_with_changed_gradients() -> None:
         g = g + grad / grad.abs().mean((1, 2, 3), keepdim=True)
         adv = clip(adv + ALPHA * g.sign(), x)
     fused = [block.attn.fused_attn for block in net.blocks]
-    found = compose(f"MI|I({STEPS})|TGR")(toy.source(Net(net)), x, y, EPS, toy.image_rng(3))
+    found = compose(f"MI|I({STEPS})|TGR")(toy.source(wrapped(net)), x, y, EPS, toy.image_rng(3))
     assert different(found, adv) < 1e-2
-    plain = compose(f"MI|I({STEPS})")(toy.source(Net(net)), x, y, EPS, toy.image_rng(3))
+    plain = compose(f"MI|I({STEPS})")(toy.source(wrapped(net)), x, y, EPS, toy.image_rng(3))
     assert different(found, plain) > 0.05
     assert [block.attn.fused_attn for block in net.blocks] == fused
     assert not any(module._forward_hooks for module in net.modules())
-    alone = compose(f"MI|I({STEPS})|TGR")(toy.source(Net(net)), x[1:2], y[1:2], EPS, toy.image_rng(3))
+    alone = compose(f"MI|I({STEPS})|TGR")(toy.source(wrapped(net)), x[1:2], y[1:2], EPS, toy.image_rng(3))
     assert different(alone, found[1:2]) < 4e-3
 
 
@@ -152,7 +148,7 @@ def test_hooks_reach_the_network_behind_a_defense() -> None:
     found = parse("bpda(bit-red, effnet-lite0)")
     assert found is not None
     net = toy.network(5)
-    member = DefendedClassifier(Net(net), found[0])
+    member = DefendedClassifier(wrapped(net), found[0])
     assert network(member, "ILPD") is net
     x, y = toy.images(2, 24), torch.arange(2)
     adv = compose("I(2)|ILPD(layer=1)")(LoadedSource("defended", (member,)), x, y, EPS, toy.image_rng(2))

@@ -29,6 +29,14 @@ class Toy:
         return {"toy": self.name}
 
 
+class Wrapped(Toy):
+    """A toy around a module, which attacks that hook into layers look for."""
+
+    def __init__(self, net: nn.Module, classes: int, name: str = "net") -> None:
+        super().__init__(net, classes, name)
+        self.net = net
+
+
 class TwoHeads(Toy):
     """A toy with an auxiliary head, as TF Inception networks have one."""
 
