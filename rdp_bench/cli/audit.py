@@ -58,6 +58,8 @@ def audit(defense: str, target: str, source: tuple[str, ...], eps: str, budget: 
     unused: dict[str, Any] = {
         "source": (), "target": (), "attack": (), "defense": (), "eps": (), "names": (), "norm": None, "success": None,
         "defense_samples": None, "image_size": None, "profile": "embedded", "fresh": False,
+        "measure": False, "precision": "float32", "executor": None, "workers": None, "ray_address": None,
+        "slurm": None, "wait": None, "shard": None,
     }  # fmt: skip
     options = run_options({**unused, **flags, "limit": flags["limit"] or subject.settings.limit})
     plugins.load(options.plugins)

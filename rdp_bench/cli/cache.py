@@ -159,6 +159,9 @@ def cache_prune(older_than: float | None, everything: bool, cache: Location | No
     """
     if (older_than is None or math.isnan(older_than)) and not everything:
         raise UsageError("say what to delete: --older-than DAYS or --all")
+    from rdp_bench.engine import rates
+    from rdp_bench.engine.executors import board
+
     store = Store(cache)
     _proven(store)
     limit = time.time() - (older_than or 0) * 86400
@@ -176,7 +179,11 @@ def cache_prune(older_than: float | None, everything: bool, cache: Location | No
         if everything or (path.name.endswith(DECODED) and path.lstat().st_mtime < limit):
             freed += path.lstat().st_size if path.name.endswith(DECODED) else 0
             path.unlink(missing_ok=True)
-    if everything and isinstance(store.root, UrlPath):
-        copies.shrink(0)
+    if everything:
+        board.sweep(store, 0.0)
+        with contextlib.suppress(OSError):
+            (store.local / rates.FILE).unlink(missing_ok=True)
+        if isinstance(store.root, UrlPath):
+            copies.shrink(0)
     _sweep(store)
     click.echo(f"{count} artefacts deleted, {freed / 1e6:.1f} MB freed")

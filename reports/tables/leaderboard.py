@@ -89,7 +89,8 @@ class Leaderboard:
     def over(self) -> str:
         """The attacks and sources that its errors are over, in words."""
         sources, attacks = (list(dict.fromkeys(cell[i] for cell in self.cells)) for i in (0, 1))
-        return f"{_listed(attacks, 'attacks')} crafted on {_listed(sources, 'sources')}"
+        crafted = "crafted elsewhere" if sources == ["elsewhere"] else f"crafted on {_listed(sources, 'sources')}"
+        return f"{_listed(attacks, 'attacks')} {crafted}"
 
     @property
     def what(self) -> str:

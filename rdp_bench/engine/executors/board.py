@@ -204,11 +204,11 @@ def boards(store: Store) -> list[Board]:
     return sorted(found, key=lambda board: -float((board.about() or {}).get("time", 0.0)))
 
 
-def sweep(store: Store) -> None:
-    """Delete the notes of runs that began long ago."""
+def sweep(store: Store, age: float = KEPT) -> None:
+    """Delete the notes of runs that began more than `age` seconds ago and have no worker."""
     for board in boards(store):
         about = board.about()
-        if not about or _age(about) < KEPT or board.workers() or not _RUN.fullmatch(board.run):
+        if not about or _age(about) < age or board.workers() or not _RUN.fullmatch(board.run):
             continue
         if isinstance(board.folder, Path):
             shutil.rmtree(board.folder, ignore_errors=True)
