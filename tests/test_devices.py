@@ -22,6 +22,7 @@ from rdp_bench.numerics import fixed_layers, resizing
 from rdp_bench.rng import ImageRng
 from rdp_bench.train import loop, recipes
 from tests.helpers import far, toy, toy_train
+from tests.helpers.golden_outputs import SMALLER
 
 plugins.load()
 PLUGIN = Path(__file__).parent / "plugin" / "tiny.py"
@@ -33,7 +34,7 @@ STEPS = {
     "pgn": "(steps=2, flat_samples=2)", "ssa": "(steps=2, spectrum_copies=2)", "bsr": "(steps=2, shuffle_copies=2)",
     "sia": "(steps=2, structure_copies=2)", "svre-mi-fgsm": "(steps=2, reduction_steps=1)",
 }  # fmt: skip
-HOOKED = {"ilpd": lambda: toy.network(5), "tgr": lambda: toy.transformer(40)}
+HOOKED = {"ilpd": lambda: toy.network(6), "tgr": lambda: toy.transformer(40, 6)}
 """The networks of attacks that hook into layers."""
 WEIGHTLESS = "nrp-resg"
 
@@ -73,7 +74,7 @@ def test_the_device_differentiates(device: str) -> None:
 
 def crafted(attack: str, label: str, x: Tensor, device: str) -> Tensor:
     if make := HOOKED.get(attack.partition("(")[0]):
-        source = toy.source(toy.Wrapped(make().to(device), 5))
+        source = toy.source(toy.Wrapped(make().to(device), 6))
     else:
         source = zoo.find_source(label, {"both": ["toy/one", "toy/two"]}).load(device)
     y = torch.tensor([0, 3, 5], device=device)
@@ -157,7 +158,9 @@ def test_defenses(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> No
 
     def purified(where: str) -> Tensor:
         with torch.no_grad():
-            found: Tensor = registry.defense.resolve(name).value.purify(x.to(where), ImageRng(SEEDS, where))
+            found: Tensor = registry.defense.resolve(SMALLER.get(name, name)).value.purify(
+                x.to(where), ImageRng(SEEDS, where)
+            )
         assert found.device.type == where
         return found.cpu()
 

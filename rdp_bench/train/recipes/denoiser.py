@@ -71,9 +71,9 @@ class Denoiser(Recipe):
         error = (self.nets["denoiser"](inputs, self.sigma) - clean) / out
         yield "main", self.total({"mse": error.square().mean()})
 
-    def purify(self, x: Tensor, sigma: float = LEVELS[1]) -> Tensor:
-        """Images `[n, 3, h, w]` with noise of level `sigma`, denoised by the entry with the average as its network."""
-        entry = GaussianDenoiser(sigma=sigma)
+    def purify(self, x: Tensor, sigma: float | None = None) -> Tensor:
+        """Images `[n, 3, h, w]` denoised by the entry with the average as its network, at its own level or `sigma`."""
+        entry = GaussianDenoiser() if sigma is None else GaussianDenoiser(sigma=sigma)
         object.__setattr__(entry, "net", lambda _: self.average.module)  # frozen, and else it would look for a file
         return entry.purify(x, ImageRng([str(i) for i in range(len(x))], x.device))
 
