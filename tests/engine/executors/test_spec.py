@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from rdp_bench import plugins
 from rdp_bench.cache.store import Store
 from rdp_bench.engine.executors import board as boards
 from rdp_bench.engine.executors import spec as specs
 from rdp_bench.engine.executors.board import Board, digest
 from rdp_bench.engine.executors.spec import WorkerSpec, make_worker, spec_of
 from rdp_bench.errors import RdpBenchError, StorageError
+from rdp_bench.registry import registries
 from tests.helpers.plans import new_process, plan
 
 HOST = socket.gethostname()
@@ -23,6 +25,10 @@ HOST = socket.gethostname()
 def _same_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(Path.cwd())
     with new_process():
+        for registry in registries.values():  # of plugins that other tests loaded
+            for name in [name for name in registry.entries if "/" in name]:
+                del registry.entries[name]
+        plugins._loaded.clear()
         yield
 
 
@@ -127,6 +133,6 @@ def test_only_what_the_run_needs_crosses(tmp_path: Path) -> None:
     spec = written(tmp_path)
     assert {field.name for field in dataclasses.fields(spec)} == {
         "grid", "cache", "seed", "device", "limit", "batch_size", "threads", "folder", "models_dir", "plugins",
-        "shipped", "versions", "environment", "plan", "keys",
+        "shipped", "versions", "environment", "plan", "keys", "precision",
     }  # fmt: skip
     assert Store(Path(spec.cache)).root == tmp_path / "cache"
