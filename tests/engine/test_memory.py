@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from rdp_bench.engine import worker as work
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob
+
+PLAN = cast("Any", SimpleNamespace(n=1, precision="float32"))
 
 MEASURE = """
 import torch
@@ -43,7 +46,7 @@ def test_it_is_returned_between_phases_and_not_within_one(monkeypatch: pytest.Mo
     monkeypatch.setattr(work.Worker, "_craft", lambda *_: done.append("craft"))
     monkeypatch.setattr(work.Worker, "_evaluate", lambda *_: done.append("judge"))
     worker = work.Worker.__new__(work.Worker)
-    worker._remarks = []
+    worker._remarks, worker.plan = [], PLAN
     for kind in (CraftJob, CraftJob, EvaluateJob, EvaluateJob, CraftJob):
         worker(cast("Any", kind.__new__(kind)))
     assert done == ["release", "craft", "craft", "release", "judge", "judge", "release", "craft"]
@@ -56,13 +59,15 @@ def test_it_is_returned_between_jobs_where_much_is_held(monkeypatch: pytest.Monk
     monkeypatch.setattr(work, "release_memory", lambda: done.append("release"))
     monkeypatch.setattr(work.Worker, "_evaluate", lambda *_: done.append("judge"))
     worker = work.Worker.__new__(work.Worker)
-    worker._remarks, worker._phase = [], EvaluateJob
+    worker._remarks, worker._phase, worker.plan = [], EvaluateJob, PLAN
     for _ in range(3):
         worker(cast("Any", EvaluateJob.__new__(EvaluateJob)))
     assert done == ["judge", "release", "judge", "judge"]
 
 
 PHASES = """
+from types import SimpleNamespace
+
 import torch
 from rdp_bench.engine import worker as work
 from rdp_bench.engine.jobs import EvaluateJob
@@ -79,6 +84,7 @@ def phase(self, job):
 work.Worker._evaluate = phase
 worker = work.Worker.__new__(work.Worker)
 worker._remarks, worker._phase = [], EvaluateJob
+worker.plan = SimpleNamespace(n=1, precision="float32")
 work.KEPT = 600 << 20
 for _ in range(8):
     worker(EvaluateJob.__new__(EvaluateJob))
