@@ -183,6 +183,7 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
     batch_size: int | None = None,
+    precision: str = "float32",
     models_dir: str | Path | None = None,
     cache: "str | Location | None" = None,
     out: str | Path | None = None,
@@ -220,6 +221,7 @@ def evaluate(
         seed: of all randomness.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<number>".
         batch_size: images at once; by default 20 on a CPU, 64 on a GPU.
+        precision: of the networks: "float32", "tf32" (GPU), or "bfloat16" for sources and learned defenses.
         models_dir: folder where weight files are looked for first.
         cache: folder or URL of the cache, by default as for `rdp-bench run`.
         out: results folder to write, as `rdp-bench run --out`. By default a temporary one: see `Result.report`.
@@ -277,6 +279,7 @@ def evaluate(
             device=where.device(device),
             limit=limit,
             models_dir=models,
+            precision=precision,
         )
         keep = None if out is not None else TemporaryDirectory(prefix="rdp-bench-")
         folder = Path(out if out is not None else keep.name)  # type: ignore[union-attr]

@@ -461,3 +461,12 @@ def test_a_cached_call_does_without_torch(tmp_path: Path) -> None:
         for _ in range(2)
     ]  # fmt: skip
     assert found == [["2", "True"], ["2", "False"]]
+
+
+def test_a_precision_is_part_of_every_key(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rdp_bench.engine.precision._has_bfloat16", lambda: True)
+    low = evaluate({"ours": half}, precision="bfloat16")
+    assert low.failed == {}
+    assert key(low) != key(evaluate({"ours": half}))
+    with pytest.raises(UsageError, match="tf32 is arithmetic of NVIDIA GPUs"):
+        evaluate({"ours": half}, precision="tf32")
