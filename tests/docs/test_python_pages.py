@@ -56,7 +56,7 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").symlink_to(DOCS)
     monkeypatch.setattr("webbrowser.open", lambda url: True)
-    small = ["--dataset", "photos20(size=32)", "--limit", "1", "--attack", "fgsm", "--target", "effnet-lite2"]
+    small = ["--dataset", "photos20(size=32)", "--limit", "1", "--attack", "fgsm", "--target", "effnet-lite2-ens"]
     small += ["--source", "effnet-lite0", "--name", "jpeg=Codec"]
     with new_process():
         checked = cli(*check)
@@ -71,7 +71,7 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown.exit_code == 0, shown.output
     assert "Ours" in shown.output
     assert cli(*report).exit_code == 0
-    tex = tmp_path / "rdp-bench-out" / "report" / "tables" / "table1_effnet-lite2_eps16.tex"
+    tex = tmp_path / "rdp-bench-out" / "report" / "tables" / "table1_effnet-lite2-ens_eps16.tex"
     assert tex.name in (DOCS / "tutorial.md").read_text()
     assert "Ours & " in tex.read_text()
     assert "Codec & " in tex.read_text()
