@@ -37,10 +37,10 @@ _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".",
     "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
 }  # fmt: skip
-_GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega".split()
+_LIKE_LATIN = frozenset(
+    ("Alpha", "Beta", "Epsilon", "Zeta", "Eta", "Iota", "Kappa", "Mu", "Nu", "Omicron", "Rho", "Tau", "Chi", "omicron")
 )
+"""Greek letters that look like Latin ones, for which LaTeX has no command."""
 
 _COLUMN, _PAGE = 237.0, 496.0
 """Points: the narrowest column, and the narrowest page, of the usual two-column styles."""
@@ -67,7 +67,7 @@ def _letter(letter: str) -> str:
     if greek := re.fullmatch("GREEK (SMALL|CAPITAL) LETTER (LAMDA|[A-Z]+)", unicodedata.name(letter, "")):
         name = greek[2].replace("LAMDA", "LAMBDA").lower()
         command = name if greek[1] == "SMALL" else name.capitalize()
-        return f"$\\{command}$" if command in _GREEK else "?"
+        return "?" if command in _LIKE_LATIN else f"$\\{command}$"
     base, *accents = unicodedata.normalize("NFD", letter)
     if len(accents) == 1 and accents[0] in _ACCENTS and base.isascii():
         return f"\\{_ACCENTS[accents[0]]}{{{base}}}"
