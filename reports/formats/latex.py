@@ -68,7 +68,7 @@ def _letter(letter: str) -> str:
         name = greek[2].replace("LAMDA", "LAMBDA").lower()
         command = name if greek[1] == "SMALL" else name.capitalize()
         return "?" if command in _LIKE_LATIN else f"$\\{command}$"
-    base, *accents = unicodedata.normalize("NFD", letter)
+    base, *accents = list(unicodedata.normalize("NFD", letter))
     if len(accents) == 1 and accents[0] in _ACCENTS and base.isascii():
         return f"\\{_ACCENTS[accents[0]]}{{{base}}}"
     return "?"
