@@ -120,7 +120,8 @@ def answer(board: Leaderboard) -> str:
         if lower == len(rivals) > 1
         else f"{lower or 'None'} of {_count(len(rivals), 'defense')}"
     )
-    text = f"{who} {'has' if lower < 2 else 'have'} a lower mean error than no defense ({bare.mean.value:.1f} %)"
+    have = "has" if lower < 2 else "have"
+    text = f"{who} {have} a significantly lower mean error than no defense ({bare.mean.value:.1f} %)"
     if lowest:
         names = _listed([each.name for each in lowest])
         text += f"; {names} {'has' if len(lowest) == 1 else 'have'} the lowest, {lowest[0].mean.value:.1f} %"
@@ -128,7 +129,7 @@ def answer(board: Leaderboard) -> str:
             text += f", not significantly different from {_few(tied)}"
     text += "."
     if kinds[HIGHER]:
-        text += f" {_few(kinds[HIGHER])} {'has' if len(kinds[HIGHER]) == 1 else 'have'} a higher one."
+        text += f" {_few(kinds[HIGHER])} {'has' if len(kinds[HIGHER]) == 1 else 'have'} a significantly higher one."
     return text
 
 
