@@ -22,8 +22,16 @@ PROFILES = {
     "everything works and how the methods compare here; they neither confirm nor contradict the paper's.",
     "paper": "The paper profile is as close to the paper's setting as public weights allow. A number of the paper is "
     "shown only next to the cell that it was printed for.",
-    "custom": "A custom setting, neither the embedded profile nor the paper's.",
 }
+"""What the profiles of built-in grids are."""
+
+
+def setting(run: Run) -> str:
+    """How the setting of a run relates to the paper's."""
+    built_in = f"{run.grid}.toml" in {file.name for file in files("rdp_bench.data").joinpath("grids").iterdir()}
+    custom = "A custom setting, not the paper's."
+    return PROFILES.get(str(run.record.get("profile")), custom) if built_in else custom
+
 
 # Flags that the command for another grid takes from the command of this run.
 _KEPT = (
