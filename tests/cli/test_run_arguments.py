@@ -210,3 +210,9 @@ def test_an_empty_axis_names_its_flag(folder: Folder) -> None:
         (folder.path / "mine.toml").write_text(GRID.replace(old, f"{axis} = []"))
         flag = "--eps" if axis == "eps" else "--defense"
         assert f"give it in the file or with {flag}\n" in folder.run(folder.grid, code=2)
+
+
+def test_from_what_is_no_file_says_what_to_name(folder: Folder) -> None:
+    for path, said in ((folder.path / "nothing.json", "does not exist"), (folder.path, "is a folder")):
+        output = folder.run("--from", path, code=2)
+        assert f"--from {path}: it {said}; name the record of a run, OUT/runs/GRID.json" in output
