@@ -14,7 +14,7 @@ from rdp_bench.reports.claims import gain
 from rdp_bench.reports.claims.claims import VERDICTS, ClaimResult
 from rdp_bench.reports.examples import Examples
 from rdp_bench.reports.figures.drawing import ReportFigure
-from rdp_bench.reports.summary import PROFILES, answer, findings, missing, power, summary_sentences
+from rdp_bench.reports.summary import answer, findings, missing, power, setting, summary_sentences
 from rdp_bench.reports.tables.leaderboard import Leaderboard, as_table, signed
 from rdp_bench.reports.tables.table import Table, slug
 from rdp_bench.results.rows import Run, display_name
@@ -89,7 +89,7 @@ def _view(section: Section) -> dict[str, Any]:
         "record": run.record,
         "title": run.record.get("title") or run.grid,
         "summary": summary_sentences(run),
-        "caveat": PROFILES.get(str(run.record.get("profile")), PROFILES["custom"]),
+        "caveat": setting(run),
         "checks": checks,
         "checked": _checked(checks),
         "failed_checks": any(check["passed"] is False for check in checks),

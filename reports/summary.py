@@ -22,8 +22,16 @@ PROFILES = {
     "everything works and how the methods compare here; they neither confirm nor contradict the paper's.",
     "paper": "The paper profile is as close to the paper's setting as public weights allow. A number of the paper is "
     "shown only next to the cell that it was printed for.",
-    "custom": "A custom setting, neither the embedded profile nor the paper's.",
 }
+"""What the profiles of built-in grids are."""
+
+
+def setting(run: Run) -> str:
+    """How the setting of a run relates to the paper's."""
+    built_in = f"{run.grid}.toml" in {file.name for file in files("rdp_bench.data").joinpath("grids").iterdir()}
+    custom = "A custom setting, not the paper's."
+    return PROFILES.get(str(run.record.get("profile")), custom) if built_in else custom
+
 
 # Flags that the command for another grid takes from the command of this run.
 _KEPT = (
@@ -120,7 +128,8 @@ def answer(board: Leaderboard) -> str:
         if lower == len(rivals) > 1
         else f"{lower or 'None'} of {_count(len(rivals), 'defense')}"
     )
-    text = f"{who} {'has' if lower < 2 else 'have'} a lower mean error than no defense ({bare.mean.value:.1f} %)"
+    have = "has" if lower < 2 else "have"
+    text = f"{who} {have} a significantly lower mean error than no defense ({bare.mean.value:.1f} %)"
     if lowest:
         names = _listed([each.name for each in lowest])
         text += f"; {names} {'has' if len(lowest) == 1 else 'have'} the lowest, {lowest[0].mean.value:.1f} %"
@@ -128,7 +137,7 @@ def answer(board: Leaderboard) -> str:
             text += f", not significantly different from {_few(tied)}"
     text += "."
     if kinds[HIGHER]:
-        text += f" {_few(kinds[HIGHER])} {'has' if len(kinds[HIGHER]) == 1 else 'have'} a higher one."
+        text += f" {_few(kinds[HIGHER])} {'has' if len(kinds[HIGHER]) == 1 else 'have'} a significantly higher one."
     return text
 
 

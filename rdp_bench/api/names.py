@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rdp_bench.errors import UsageError, unknown_name
 from rdp_bench.registry import attack, defense, model
-from rdp_bench.results.rows import display_name, shown_names
+from rdp_bench.results.rows import display_name, given_name, shown_names
 from rdp_bench.specs import cut, plain, split
 
 if TYPE_CHECKING:
@@ -67,8 +67,11 @@ def _refuse_shared(grid: "Grid", names: Mapping[str, str]) -> None:
         for axis in (axes.defenses, axes.attacks, axes.sources, axes.targets + axes.baselines):
             seen: dict[str, str] = {}
             for label in axis:
-                if (other := seen.setdefault(display_name(label), label)) != label:
-                    raise UsageError(f"'{other}' and '{label}' would both be called '{display_name(label)}'; name one")
+                shown = display_name(label)
+                if (other := seen.setdefault(shown, label)) != label:
+                    raise UsageError(f"'{other}' and '{label}' would both be called '{shown}'; name one")
+                if shown != label and plain(shown) in map(plain, axis) and given_name(label) == shown:
+                    raise UsageError(f"'{label}' cannot be called '{shown}': that is another label of this axis")
 
 
 def _labels(grid: "Grid") -> Iterator[str]:

@@ -33,6 +33,9 @@ class Again:
     def __init__(self, path: Path, options: "RunOptions", flags: Mapping[str, Any], named: set[str]) -> None:
         from rdp_bench.engine.repeat import Published
 
+        if not path.is_file():
+            kind = "is a folder" if path.is_dir() else "does not exist"
+            raise UsageError(f"--from {path}: it {kind}; name the record of a run, OUT/runs/GRID.json")
         if "profile" in named:
             raise UsageError(f"--profile {flags['profile']}: the record has the axes of its profile; leave it out")
         self.published = Published.read(path)

@@ -28,8 +28,8 @@ def cite(out: Path | None) -> None:
 
     With a results folder OUT, also the sources of the attacks and defenses that its runs use, as comments.
     """
-    click.echo(BIBTEX.format(version=__version__))
     if out is None:
+        click.echo(BIBTEX.format(version=__version__))
         return
     from rdp_bench.results.record import read_run
 
@@ -42,6 +42,7 @@ def cite(out: Path | None) -> None:
         for kind in ("attacks", "defenses")
         for label, part in record[kind].items()
     }
+    click.echo(BIBTEX.format(version=__version__))
     click.echo("\n% cite the sources of what these runs use:")
     for (kind, label), source in sorted(used.items()):
         click.echo(f"% {kind.removesuffix('s')} {label}: {source}")

@@ -11,7 +11,8 @@ def of_kind(kind: str) -> Callable[[click.Context, click.Parameter, str], list[s
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click's
         plus = "+" if incomplete.startswith("+") else ""
-        return [plus + name for name in _names(kind) if name.startswith(incomplete.removeprefix("+"))]
+        before, comma, last = incomplete.removeprefix("+").rpartition(",")  # names of a list, and what is being typed
+        return [plus + before + comma + name for name in _names(kind) if name.startswith(last)]
 
     return complete
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rdp_bench.api.names import names_of
 from rdp_bench.budgets import NORMS
 from rdp_bench.cli import cache as cli_cache
 from rdp_bench.cli import complete, suite, where
@@ -162,6 +163,7 @@ def _run_one(plan: "Plan", options: "RunOptions", again: Again | None = None) ->
     from rdp_bench.engine.run import summary
 
     if options.dry_run:
+        names_of(plan.grid, options.names)  # refuses what the run would
         _dry_run(plan, options)
         return
     blocks = Blocks(plan)

@@ -1,6 +1,7 @@
 """`rdp-bench show`: the tables of a results folder in the terminal."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def show(
 ) -> None:
     """Print the tables of the results folder OUT, by default rdp-bench-out, with intervals and marks.
 
-    Values marked * are what a report prints bold.
+    Values marked * are what a report prints bold. The exit status is 1 if a result that was computed cannot be read.
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv are two formats; use one")
@@ -47,6 +48,9 @@ def show(
         if result.failed:
             first = ": ".join(next(iter(result.failed.items())))
             click.echo(f"{len(result.failed)} cells have no number; the first: {first}", err=True)
+    if any(run.unread for run in result.runs):
+        click.echo("results that a record calls done could not be read", err=True)
+        sys.exit(1)
 
 
 def _typed(row: dict[str, Any]) -> dict[str, Any]:

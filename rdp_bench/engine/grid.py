@@ -376,7 +376,8 @@ def _check_settings(grid: str, axes: Axes, *, alone: bool) -> None:
 def _check_labels(grid: str, axes: Axes) -> None:
     for key in ("targets", "defenses", *(("sources", "eps") if axes.attacks else ())):
         if not getattr(axes, key):
-            raise UsageError(f"grid {grid}: the axis '{key}' is empty; give it in the file or with --{key.rstrip('s')}")
+            flag = key if key == "eps" else key.removesuffix("s")
+            raise UsageError(f"grid {grid}: the axis '{key}' is empty; give it in the file or with --{flag}")
     for key in ("sources", "targets", "attacks", "defenses", "eps"):
         labels = getattr(axes, key) + (axes.baselines if key == "targets" else ())
         twice = {show(label) for label in labels if labels.count(label) > 1}

@@ -1,6 +1,7 @@
 """Exhibits as LaTeX tables for two-column pages; they need `booktabs` and nothing else."""
 
 import re
+import unicodedata
 
 from rdp_bench.reports.tables.table import Table, TableCell
 
@@ -29,6 +30,17 @@ _SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
+_SPECIAL |= {"ß": r"\ss{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}"}
+_SPECIAL |= {"ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}", "Ł": r"\L{}", "ı": r"\i{}"}
+_SPECIAL |= {"→": r"$\rightarrow$", "∞": r"$\infty$", "²": "$^2$", "★": r"$\star$"}
+_ACCENTS = {
+    "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".",
+    "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
+}  # fmt: skip
+_LIKE_LATIN = frozenset(
+    ("Alpha", "Beta", "Epsilon", "Zeta", "Eta", "Iota", "Kappa", "Mu", "Nu", "Omicron", "Rho", "Tau", "Chi", "omicron")
+)
+"""Greek letters that look like Latin ones, for which LaTeX has no command."""
 
 _COLUMN, _PAGE = 237.0, 496.0
 """Points: the narrowest column, and the narrowest page, of the usual two-column styles."""
@@ -42,9 +54,24 @@ def escape(text: str) -> str:
 
     >>> print(escape("r&p_100%"))
     r\&p\_100\%
+    >>> print(escape("Häß λ"))
+    H\"{a}\ss{} $\lambda$
     """
     plain = re.sub(r"\s+", " ", text)
-    return "".join(_SPECIAL.get(letter, letter if " " <= letter < "\x7f" else "?") for letter in plain)
+    return "".join(map(_letter, unicodedata.normalize("NFC", plain)))
+
+
+def _letter(letter: str) -> str:
+    if letter in _SPECIAL or " " <= letter < "\x7f":
+        return _SPECIAL.get(letter, letter)
+    if greek := re.fullmatch("GREEK (SMALL|CAPITAL) LETTER (LAMDA|[A-Z]+)", unicodedata.name(letter, "")):
+        name = greek[2].replace("LAMDA", "LAMBDA").lower()
+        command = name if greek[1] == "SMALL" else name.capitalize()
+        return "?" if command in _LIKE_LATIN else f"$\\{command}$"
+    base, *accents = list(unicodedata.normalize("NFD", letter))
+    if len(accents) == 1 and accents[0] in _ACCENTS and base.isascii():
+        return f"\\{_ACCENTS[accents[0]]}{{{base}}}"
+    return "?"
 
 
 def render(table: Table) -> str:

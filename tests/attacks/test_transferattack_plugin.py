@@ -39,11 +39,11 @@ def load_attack_class(name):
 
 def test_a_class_of_transferattack_is_an_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "transferattack.py").write_text(STAND_IN)
-    (tmp_path / "plugin.py").write_text((ROOT / "docs" / "examples" / "transferattack.py").read_text())
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "transferattack", raising=False)
     with new_process():
-        plugins.load([tmp_path / "plugin.py"])
+        # From its own folder, which comes first in sys.path: a file called transferattack.py would hide the repository.
+        plugins.load([ROOT / "docs" / "examples" / "of_transferattack.py"])
         attack = registry.attack.resolve("transferattack(steps=4)").value
         x, y = toy.images(3, 16), torch.arange(3)
         source = toy.source(toy.conv(), toy.conv(seed=5))

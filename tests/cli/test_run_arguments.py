@@ -190,4 +190,29 @@ def test_completion_knows_names() -> None:
 
     assert "table1" in of_kind("grid")(None, None, "ta")  # type: ignore[arg-type]
     assert of_kind("defense")(None, None, "+comd") == ["+comdefend"]  # type: ignore[arg-type]
+    assert of_kind("defense")(None, None, "+jpeg,comd") == ["+jpeg,comdefend"]  # type: ignore[arg-type]
     assert "effnet-lite0" in of_kind("model")(None, None, "eff")  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_another_label_is_refused(folder: Folder) -> None:
+    """CSV tables write labels: two rows would be called "none"."""
+    said = folder.run(folder.grid, "--name", "tiny/round=none", code=2)
+    assert "'tiny/round' cannot be called 'none': that is another label of this axis" in said
+    folder.run(folder.grid, "--name", "tiny/round=tiny/round", "--dry-run")
+
+
+def test_a_dry_run_refuses_the_names_that_the_run_refuses(folder: Folder) -> None:
+    assert "unknown label to name 'nosuch'" in folder.run(folder.grid, "--name", "nosuch=Ours", "--dry-run", code=2)
+
+
+def test_an_empty_axis_names_its_flag(folder: Folder) -> None:
+    for axis, old in (("eps", "eps = [8]"), ("defenses", 'defenses = ["none", "tiny/round"]')):
+        (folder.path / "mine.toml").write_text(GRID.replace(old, f"{axis} = []"))
+        flag = "--eps" if axis == "eps" else "--defense"
+        assert f"give it in the file or with {flag}\n" in folder.run(folder.grid, code=2)
+
+
+def test_from_what_is_no_file_says_what_to_name(folder: Folder) -> None:
+    for path, said in ((folder.path / "nothing.json", "does not exist"), (folder.path, "is a folder")):
+        output = folder.run("--from", path, code=2)
+        assert f"--from {path}: it {said}; name the record of a run, OUT/runs/GRID.json" in output

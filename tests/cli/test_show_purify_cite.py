@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import webbrowser
 from pathlib import Path
 
@@ -63,6 +64,23 @@ def test_show_refuses(done: Folder, tmp_path: Path) -> None:
     assert missing.exit_code == 2
     assert "no run in" in missing.output
     assert "unknown run of grid 'x'" in cli("show", out, "--cache", cache, "--only", "x").output
+
+
+def test_show_without_its_predictions_fails(done: Folder, tmp_path: Path) -> None:
+    out = tmp_path / "moved"
+    shutil.copytree(done[0], out)
+    for file in (out / "predictions").iterdir():
+        file.unlink()
+    for form in ((), ("--csv",), ("--json",)):
+        shown = cli("show", out, "--cache", tmp_path / "empty", *form)
+        assert shown.exit_code == 1, form
+        assert "could not be read" in shown.stderr
+
+
+def test_cite_of_no_run_prints_nothing_else(tmp_path: Path) -> None:
+    missing = cli("cite", tmp_path)
+    assert missing.exit_code == 2
+    assert missing.stdout == ""
 
 
 def test_cite(done: Folder, tmp_path: Path) -> None:

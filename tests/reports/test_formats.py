@@ -56,7 +56,9 @@ def test_latex_compiles_whatever_the_names_are(tmp_path: Path) -> None:
     odd = ["r&p", "100%_#$", r"\input{x}~^{", "[x]", 'ε≈†°–é漢<>|"', "×σ±‡"]
     run, _ = small(tmp_path, sources=[r"a_\b", "[b"], targets=["t%&"], defenses=["none", *odd], grid="my_grid & co")
     body = "".join(latex.render(table) for table in all_tables(run))
-    assert "?" not in latex.escape("ε≈†°–“”−×σ±‡")
+    letters = "ε≈†°–“”−×σ±‡ Öäüéçñàôøłßœæžş β-VAE λΓΩθ → ²"
+    assert "?" not in latex.escape(letters)
+    body += latex.escape(letters)
     compile_latex(tmp_path, body)
 
 

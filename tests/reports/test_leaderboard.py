@@ -79,7 +79,17 @@ def test_a_higher_error_is_said(tmp_path: Path) -> None:
     assert {name: each.test for name, each in by_name(board).items()} == {
         "none": "", "jpeg": "higher", "rdp": "no difference shown",
     }  # fmt: skip
-    assert answer(board) == "None of 2 defenses has a lower mean error than no defense (25.0 %). JPEG has a higher one."
+    none = "None of 2 defenses has a significantly lower mean error than no defense (25.0 %)."
+    assert answer(board) == f"{none} JPEG has a significantly higher one."
+
+
+def test_a_lower_error_that_may_be_chance_is_not_denied(tmp_path: Path) -> None:
+    """RDP is lower in the table beside the sentence."""
+    (board,) = leaderboards(run_of(tmp_path, {("none",): 5, ("jpeg",): 5, ("rdp",): 3}, attacks=["fgsm"]))
+
+    assert by_name(board)["rdp"].mean.value == pytest.approx(15)
+    assert by_name(board)["rdp"].test == "no difference shown"
+    assert answer(board) == "None of 2 defenses has a significantly lower mean error than no defense (25.0 %)."
 
 
 def test_no_mean_over_fewer_cells(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import UsageError
 from rdp_bench.reports import render
-from rdp_bench.reports.summary import grids_not_run, missing, summary_sentences
+from rdp_bench.reports.summary import PROFILES, grids_not_run, missing, setting, summary_sentences
 from rdp_bench.results.rows import CellKey
 from tests.helpers.report_fixture import make_run
 from tests.helpers.reports import NASTY, by_hand, small
@@ -233,3 +233,9 @@ def test_grids_without_a_run_come_with_their_command(tmp_path: Path) -> None:
     assert grids_not_run([small(tmp_path / "own", grid="mine")[0]]) == []
     assert "Table 1" not in titles
     assert titles["Table 3"] == "rdp-bench run --grid table3 --limit 6 --out 'my out'"
+
+
+def test_a_grid_of_ones_own_is_not_called_a_substitute_for_the_papers(tmp_path: Path) -> None:
+    """Its networks and images need not be those of the package."""
+    assert setting(small(tmp_path / "built in", grid="table1")[0]) == PROFILES["embedded"]
+    assert setting(small(tmp_path / "own", grid="mine")[0]) == "A custom setting, not the paper's."

@@ -3,33 +3,24 @@
 import dataclasses
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rdp_bench import plugins
 from rdp_bench.cache.store import Store
 from rdp_bench.engine.executors import board as boards
 from rdp_bench.engine.executors import spec as specs
 from rdp_bench.engine.executors.board import Board, digest
 from rdp_bench.engine.executors.spec import WorkerSpec, make_worker, spec_of
 from rdp_bench.errors import RdpBenchError, StorageError
-from rdp_bench.registry import registries
 from tests.helpers.plans import new_process, plan
 
 HOST = socket.gethostname()
 
 
 @pytest.fixture(autouse=True)
-def _same_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _same_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path.cwd())
-    with new_process():
-        for registry in registries.values():  # of plugins that other tests loaded
-            for name in [name for name in registry.entries if "/" in name]:
-                del registry.entries[name]
-        plugins._loaded.clear()
-        yield
 
 
 def written(folder: Path, *files: Path, **axes: object) -> WorkerSpec:
