@@ -433,8 +433,11 @@ class Purifier:
         Raises:
             UsageError: `purify` changes the size of images, and `stand_in` does not change it equally.
         """
+        # A stand-in that draws has other draws in every call (EOT), from streams that are not those of `purify`.
+        draws = self.random and type(self).stand_in is not Purifier.stand_in
+        streams = rng.spawn("stand-in") if draws else rng.fork("stand-in")
         # Copies: either may write into its input.
-        near = self.stand_in(x.clone(), rng.fork("stand-in"))
+        near = self.stand_in(x.clone(), streams)
         purified = self.purify(x.detach().clone(), rng)
         if near.shape != purified.shape:
             raise UsageError(

@@ -132,8 +132,12 @@ class Victim:
         return (~rest).nonzero()[:, 0], rest.nonzero()[:, 0]
 
     def stored(self, images: Tensor) -> Tensor:
-        """The images as they are stored, in whole levels of 8 bits."""
-        return (images * 255).round().clamp(0, 255) / 255
+        """The images as they are stored, in whole levels of 8 bits, and as many as an L-infinity budget allows."""
+        levels = (images * 255).round().clamp(0, 255)
+        if self.norm == LINF:
+            clean, most = (self.x * 255).round(), int(self.eps * 255 + 1e-3)  # of 2.5 levels, two
+            levels = torch.clamp(levels, clean - most, clean + most)
+        return levels / 255
 
     def distance(self, images: Tensor) -> Tensor:
         """How far `images` are from the clean ones in the norm of the budget, `[n]`."""
