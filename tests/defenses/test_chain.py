@@ -246,3 +246,26 @@ def test_a_run_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     assert again.exit_code == 0, again.output
     assert "tiny/round>>jpeg" in again.output
+
+
+@dataclass(frozen=True)
+class Blurred(Purifier):
+    """Noise whose BPDA stand-in draws a gain of its own."""
+
+    random: ClassVar[bool] = True
+    backward: ClassVar[Backward] = "stand-in"
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return (x + 0.1 * rng.uniform(*x.shape[1:])).clamp(0, 1)
+
+    def stand_in(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return x * rng.uniform(*x.shape[1:])
+
+
+def test_a_stand_in_that_draws_draws_anew_in_every_call() -> None:
+    """EOT averages gradients over draws: the same gain in each call would be no average."""
+    rng, x = toy.image_rng(2), toy.images(2).requires_grad_()
+    first, second = (torch.autograd.grad(Blurred().bpda(x, rng).sum(), x)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    again = torch.autograd.grad(Blurred().bpda(x, toy.image_rng(2)).sum(), x)[0]
+    assert torch.equal(first, again)
