@@ -377,7 +377,7 @@ class Chained(Protocol):
 
 @runtime_checkable
 class HasNetwork(Protocol):
-    """A defense with a trained network."""
+    """A defense with a trained network. Where `always_float32` is true, no --precision but tf32 changes it."""
 
     def load(self) -> nn.Module:
         """The network, on the CPU."""

@@ -180,6 +180,11 @@ def test_probes_that_warn(check: Any, probe: str, good: dict[str, Any], bad: dic
     assert [check(evidence(**each)).status for each in ({probe: good}, {probe: bad}, {})] == [PASS, WARN, NA]
 
 
+def test_without_a_right_image_nothing_is_shown_of_gradients() -> None:
+    found = evidence(gradient={"n": 0, "zero": 0, "saturated": 0})
+    assert (probes.gradients(found).status, probes.saturation(found).status) == (NA, NA)
+
+
 def test_outputs_that_do_not_repeat_are_not_compared() -> None:
     found = evidence(
         repeat={"passes": 5, "difference": 1.0}, state={"difference": 1.0},

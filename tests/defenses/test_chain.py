@@ -220,6 +220,7 @@ def test_the_next_part_does_not_hide_what_one_did_wrong(value: float) -> None:
 def test_what_it_costs_and_how_it_is_written() -> None:
     assert defense_cost.parameters(resolve("jpeg >> rdp").value) == defense_cost.parameters(resolve("rdp").value) != 0
     assert defense_cost.parameters(chain(Round(), Square())) is None
+    assert defense_cost.parameters(resolve("fixed(dds)").value) == defense_cost.parameters(resolve("dds").value) != 0
     assert display_name("jpeg(quality=80)>>rdp") == "JPEG(quality=80) >> RDP"
 
 
