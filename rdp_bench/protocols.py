@@ -433,12 +433,11 @@ class Purifier:
         Raises:
             UsageError: `purify` changes the size of images, and `stand_in` does not change it equally.
         """
-        # A stand-in that draws has other draws in every call (EOT), from streams that are not those of `purify`.
-        draws = self.random and type(self).stand_in is not Purifier.stand_in
-        streams = rng.spawn("stand-in") if draws else rng.fork("stand-in")
-        # Copies: either may write into its input.
-        near = self.stand_in(x.clone(), streams)
+        # Copies: either may write into its input. First what is seen, with the draws that an evaluation has.
         purified = self.purify(x.detach().clone(), rng)
+        # A stand-in that draws has other draws in every call (EOT).
+        draws = self.random and type(self).stand_in is not Purifier.stand_in
+        near = self.stand_in(x.clone(), rng.spawn("stand-in") if draws else rng.fork("stand-in"))
         if near.shape != purified.shape:
             raise UsageError(
                 f"BPDA: {type(self).__name__} makes {list(purified.shape)} of {list(x.shape)} and has no stand-in of "

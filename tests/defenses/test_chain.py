@@ -270,3 +270,5 @@ def test_a_stand_in_that_draws_draws_anew_in_every_call() -> None:
     assert not torch.equal(first, second)
     again = torch.autograd.grad(Blurred().bpda(x, toy.image_rng(2)).sum(), x)[0]
     assert torch.equal(first, again)
+    seen = Blurred().bpda(x, toy.image_rng(2)).detach()
+    assert torch.allclose(seen, Blurred().purify(x.detach(), toy.image_rng(2)), atol=1e-6)  # what fixed(...) relies on
