@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rdp_bench import plugins
+from rdp_bench import plugins, registry
 from rdp_bench.attacks._adaptive.victim import Victim
 from rdp_bench.attacks.gradient_sign import GradientSign, compose
 from rdp_bench.engine.worker import add_delta, to_delta, to_uint8
@@ -57,3 +57,19 @@ def test_a_fractional_budget_is_judged_as_it_is_stored() -> None:
         moved = (x + levels / 255 * torch.sign(toy.random(*x.shape))).clamp(0, 1)
         whole = Victim.of(toy.source(toy.conv()), x, torch.tensor([0]), levels / 255, "linf", toy.image_rng(1))
         assert torch.equal(whole.stored(moved), (moved * 255).round() / 255)
+
+
+@pytest.mark.parametrize("label", ["autoattack(steps=10, targets=2, queries=20)", "apgd-t(steps=10, stop=true)"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_targets_follow_the_images_that_are_left(label: str, norm: str) -> None:
+    """Images that the targeted run breaks on its way leave it; the others keep their own target classes."""
+    # In float64, where a sign does not depend on the batch size of torch's convolutions.
+    x, net = ((toy.images(48, 32) * 255).round() / 255).double(), toy.Toy(toy.network().double(), 5)
+    y = net(x).argmax(1)
+    eps = 0.05 if norm == "l2" else 1 / 255
+    attack = registry.attack.resolve(label).value.with_norm(norm)
+    together = attack(toy.source(net), x, y, eps, toy.image_rng(48))
+    for i in range(0, 48, 12):
+        rows = torch.tensor([i])
+        alone = attack(toy.source(net), x[rows], y[rows], eps, toy.image_rng(48).select(rows))
+        assert torch.allclose(alone, together[rows], atol=1e-5)
