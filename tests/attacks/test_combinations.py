@@ -73,3 +73,15 @@ def test_targets_follow_the_images_that_are_left(label: str, norm: str) -> None:
         rows = torch.tensor([i])
         alone = attack(toy.source(net), x[rows], y[rows], eps, toy.image_rng(48).select(rows))
         assert torch.allclose(alone, together[rows], atol=1e-5)
+
+
+def test_an_l2_budget_is_judged_as_it_is_stored() -> None:
+    """Rounding takes images out of a small L2 ball, and what is moved back into it may be right again."""
+    x, net = (toy.images(48, 32) * 255).round() / 255, toy.conv()
+    y, eps = net(x).argmax(1), 0.1
+    attack = registry.attack.resolve("apgd-ce(steps=10, stop=true)").value.with_norm("l2")
+    adv, clean = attack(toy.source(net), x, y, eps, toy.image_rng(48)), to_uint8(x)
+    stored = add_delta(clean, to_delta(adv, x, clean, eps, "test", "l2"))
+    victim = Victim.of(toy.source(net), x, y, eps, "l2", toy.image_rng(48))
+    assert (to_uint8(victim.stored(adv)) == stored).all()
+    assert (to_uint8((adv * 255).round() / 255) != stored).any()
