@@ -144,6 +144,7 @@ class ScoreBased(Purifier):
     differentiable: ClassVar[bool] = True
     backward: ClassVar[Backward] = "exact"
     only_by_name: ClassVar[bool] = True
+    always_float32: ClassVar[bool] = True
 
     @property
     def random(self) -> bool:

@@ -25,6 +25,7 @@ class GaussianDenoiser(ScoreFile):
     sigma: float = 0.06  # about the deviation of L-infinity perturbations of 16/255
 
     only_by_name: ClassVar[bool] = True
+    always_float32: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Reject noise levels outside those of the training."""

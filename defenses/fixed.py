@@ -27,6 +27,11 @@ class Fixed(Purifier):
     made: Resolved[Purifier]
 
     @property
+    def parts(self) -> tuple[Purifier, ...]:
+        """The defense, for what asks for its network."""
+        return (self.made.value,)
+
+    @property
     def differentiable(self) -> bool:  # type: ignore[override]
         """As the defense."""
         return self.made.value.differentiable

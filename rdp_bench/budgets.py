@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rdp_bench.errors import UsageError
 from rdp_bench.specs import show
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Norm = Literal["linf", "l2"]
 LINF: Norm = "linf"
@@ -89,3 +93,21 @@ def allowed(eps: float, norm: str) -> str:
     ('16/255', 'L2 norm 3')
     """
     return f"{show(eps)}/255" if norm == LINF else f"{norm.upper()} norm {show(eps)}"
+
+
+def levels_within_l2(delta: "NDArray[np.int16]", wanted: "NDArray[np.float64]", eps: float) -> "NDArray[np.int16]":
+    """One image's levels within an L2 norm of `eps`, near `wanted`, which they were rounded from.
+
+    Levels go one step towards the clean image, those first that rounding took farthest away from it.
+    """
+    import numpy as np
+
+    flat, exact = delta.astype(np.int64).ravel(), np.abs(wanted.ravel())
+    limit = (255 * eps) ** 2
+    while (excess := float(flat @ flat) - limit) > 0:
+        size = np.abs(flat)
+        order = np.argsort(np.where(size > 0, exact - size, np.inf), kind="stable")
+        gains = np.cumsum(np.maximum(2 * size[order] - 1, 0))
+        some = order[: int(np.searchsorted(gains, excess)) + 1]
+        flat[some] -= np.sign(flat[some])
+    return flat.astype(np.int16).reshape(delta.shape)

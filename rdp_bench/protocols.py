@@ -377,7 +377,7 @@ class Chained(Protocol):
 
 @runtime_checkable
 class HasNetwork(Protocol):
-    """A defense with a trained network."""
+    """A defense with a trained network. Where `always_float32` is true, no --precision but tf32 changes it."""
 
     def load(self) -> nn.Module:
         """The network, on the CPU."""
@@ -433,9 +433,11 @@ class Purifier:
         Raises:
             UsageError: `purify` changes the size of images, and `stand_in` does not change it equally.
         """
-        # Copies: either may write into its input.
-        near = self.stand_in(x.clone(), rng.fork("stand-in"))
+        # Copies: either may write into its input. First what is seen, with the draws that an evaluation has.
         purified = self.purify(x.detach().clone(), rng)
+        # A stand-in that draws has other draws in every call (EOT).
+        draws = self.random and type(self).stand_in is not Purifier.stand_in
+        near = self.stand_in(x.clone(), rng.spawn("stand-in") if draws else rng.fork("stand-in"))
         if near.shape != purified.shape:
             raise UsageError(
                 f"BPDA: {type(self).__name__} makes {list(purified.shape)} of {list(x.shape)} and has no stand-in of "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rdp_bench.attacks._adaptive.victim import Point, Victim
-from rdp_bench.attacks._kernels.losses import TINY, Loss
+from rdp_bench.attacks._kernels.losses import TINY, Loss, targeted_dlr
 from rdp_bench.budgets import LINF
 
 MOMENTUM = 0.75
@@ -82,32 +82,37 @@ class _State:
 
 
 @torch.no_grad()
-def ascend(victim: Victim, begin: Tensor, loss: Loss, steps: int, *, stop: bool = False) -> Tensor:
+def ascend(victim: Victim, begin: Tensor, loss: Loss | Tensor, steps: int, *, stop: bool = False) -> Tensor:
     """The last misclassified point of each image, or the one of the highest loss where there is none.
 
     Args:
         victim: what is attacked. Where it is random, the point of the highest mean loss counts alone.
         begin: where the iteration starts, `[n, 3, h, w]` in [0, 1].
-        loss: what is ascended.
+        loss: what is ascended; or for `targeted_dlr`, the target class of each image, int64 `[n]`.
         steps: number of steps; one gradient more is evaluated.
         stop: leave an image alone once it is misclassified as it will be stored. Ignored for a random victim.
     """
     out = begin.clone()
-    state = _begin(victim, begin, victim.gradient(begin, loss))
+    state = _begin(victim, begin, victim.gradient(begin, _loss(loss)))
     reviews, period_start = checkpoints(steps), 0
     for number in range(1, steps + 1):
         if stop and not victim.random:
-            victim = _drop_fooled(victim, state, out)
+            victim, left = _drop_fooled(victim, state, out)
             if not len(victim):
                 return out
+            loss = loss[left.to(loss.device)] if isinstance(loss, Tensor) else loss
         moved = _move(victim, state, MOMENTUM if number > 1 else 1.0)
         state.previous, state.adv = state.adv, moved
-        _note(state, victim.gradient(moved, loss))
+        _note(state, victim.gradient(moved, _loss(loss)))
         if number in reviews:
             _review(state, number - period_start)
             period_start = number
     out[state.number.to(out.device)] = _result(victim, state)
     return out
+
+
+def _loss(given: Loss | Tensor) -> Loss:
+    return targeted_dlr(given) if isinstance(given, Tensor) else given
 
 
 def _begin(victim: Victim, begin: Tensor, point: Point) -> _State:
@@ -192,7 +197,7 @@ def _result(victim: Victim, state: _State) -> Tensor:
     return torch.where(state.wrong.view(-1, 1, 1, 1), state.fooled, state.best)
 
 
-def _drop_fooled(victim: Victim, state: _State, out: Tensor) -> Victim:
+def _drop_fooled(victim: Victim, state: _State, out: Tensor) -> tuple[Victim, Tensor]:
     """Move images that stay misclassified when they are stored from `state` to `out`; returns who is left."""
     done, left = victim.finished(state.fooled, state.wrong)
     if len(done):
@@ -201,4 +206,4 @@ def _drop_fooled(victim: Victim, state: _State, out: Tensor) -> Victim:
         victim = victim.select(left)
     # Those that rounding puts right again are asked once more when another point of theirs is misclassified.
     state.wrong = torch.zeros_like(state.wrong)
-    return victim
+    return victim, left

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rdp_bench.attacks._adaptive import apgd, fab, spsa, square
 from rdp_bench.attacks._adaptive.victim import Run, Victim
-from rdp_bench.attacks._kernels.losses import LOSSES, targeted_dlr
+from rdp_bench.attacks._kernels.losses import LOSSES
 
 
 def apgd_runs(loss: str, steps: int, restarts: int, targets: int, *, stop: bool) -> Iterator[Run]:
@@ -19,8 +19,7 @@ def apgd_runs(loss: str, steps: int, restarts: int, targets: int, *, stop: bool)
 
     def targeted(rank: int) -> Run:
         def run(victim: Victim) -> Tensor:
-            towards = targeted_dlr(likely_class(victim, rank))
-            return apgd.ascend(victim, apgd.start(victim), towards, steps, stop=stop)
+            return apgd.ascend(victim, apgd.start(victim), likely_class(victim, rank), steps, stop=stop)
 
         return run
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rdp_bench.attacks._kernels.losses import Loss
-from rdp_bench.budgets import LINF, Norm
+from rdp_bench.budgets import LINF, Norm, levels_within_l2
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.protocols import StochasticLogits, is_random, samples_of
 
@@ -132,8 +133,15 @@ class Victim:
         return (~rest).nonzero()[:, 0], rest.nonzero()[:, 0]
 
     def stored(self, images: Tensor) -> Tensor:
-        """The images as they are stored, in whole levels of 8 bits."""
-        return (images * 255).round().clamp(0, 255) / 255
+        """The images as they are stored, in whole levels of 8 bits, and as many as the budget allows."""
+        levels, clean = (images * 255).round().clamp(0, 255), (self.x * 255).round()
+        if self.norm == LINF:
+            most = int(self.eps * 255 + 1e-3)  # of 2.5 levels, two
+            return torch.clamp(levels, clean - most, clean + most) / 255
+        changes = (levels - clean).short().cpu().numpy()
+        wanted = (images.cpu().double() * 255 - clean.cpu()).numpy()
+        within = [levels_within_l2(*pair, self.eps) for pair in zip(changes, wanted, strict=True)]
+        return (clean + torch.from_numpy(np.stack(within)).to(clean)) / 255 if within else levels / 255
 
     def distance(self, images: Tensor) -> Tensor:
         """How far `images` are from the clean ones in the norm of the budget, `[n]`."""

@@ -25,6 +25,7 @@ class Admix(Part):
     id: ClassVar[str] = "admix"
     order: ClassVar[int] = 45
     off: ClassVar[Any] = 0
+    changes_first: ClassVar[bool] = True
     aliases: ClassVar = {"m1": "admix_mates", "share": "admix_share"}
     draws_mates: ClassVar[bool] = True
 

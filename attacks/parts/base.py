@@ -84,6 +84,8 @@ class Part:
     """Short names of fields in compositions."""
     auxiliary: ClassVar[bool] = False
     """Whether the part's loss needs logits of auxiliary heads."""
+    changes_first: ClassVar[bool] = False
+    """Whether the first forward pass sees another image than the one that is attacked: mixed, shuffled or noisy."""
     draws_mates: ClassVar[bool] = False
     """Whether the part uses other images of the data set (`Run.mates`)."""
 

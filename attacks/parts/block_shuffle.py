@@ -28,6 +28,7 @@ class BlockShuffle(Part):
     id: ClassVar[str] = "block-shuffle"
     order: ClassVar[int] = 47
     off: ClassVar[Any] = 0
+    changes_first: ClassVar[bool] = True
     aliases: ClassVar = {"n": "shuffle_copies", "blocks": "shuffle_blocks", "angle": "shuffle_angle"}
 
     shuffle_copies: int = 20

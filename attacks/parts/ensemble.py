@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from rdp_bench.attacks.parts.ball import Ball
 from rdp_bench.attacks.parts.base import Part, find, look, mean, prediction, require
+from rdp_bench.attacks.parts.variance import VarianceTuning
 from rdp_bench.budgets import LINF
 
 if TYPE_CHECKING:
@@ -121,8 +122,15 @@ class VarianceReduction(Part):
         }
 
     def check(self, parts: Sequence[Part]) -> None:
-        """Inner steps are sign steps."""
-        require({"SVRE is defined for L-infinity": (find(parts, Ball) or Ball()).norm == LINF})
+        """Inner steps are sign steps, and ask for several gradients a step."""
+        require(
+            {
+                "SVRE is defined for L-infinity": (find(parts, Ball) or Ball()).norm == LINF,
+                "SVRE does not go with VT, which keeps the variance of the last gradient": (
+                    find(parts, VarianceTuning) is None
+                ),
+            }
+        )
 
     @property
     def evaluations(self) -> int:

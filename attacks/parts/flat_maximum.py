@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rdp_bench.attacks.parts.base import Part
+from rdp_bench.attacks.parts.ball import Ball
+from rdp_bench.attacks.parts.base import Part, find, require
+from rdp_bench.budgets import LINF
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +27,7 @@ class FlatMaximum(Part):
     id: ClassVar[str] = "flat-maximum"
     order: ClassVar[int] = 42
     off: ClassVar[Any] = 0
+    changes_first: ClassVar[bool] = True
     aliases: ClassVar = {"n": "flat_samples", "zeta": "flat_range", "delta": "flat_weight"}
 
     flat_samples: int = 20
@@ -38,6 +41,10 @@ class FlatMaximum(Part):
             "flat_range is above 0": self.flat_range > 0,
             "flat_weight is above 0 and at most 1": 0 < self.flat_weight <= 1,
         }
+
+    def check(self, parts: Sequence[Part]) -> None:
+        """Neighbours are within eps per pixel."""
+        require({"PGN is defined for L-infinity": (find(parts, Ball) or Ball()).norm == LINF})
 
     @property
     def evaluations(self) -> int:

@@ -47,6 +47,7 @@ class IntermediateDecay(Part):
     id: ClassVar[str] = "intermediate-decay"
     order: ClassVar[int] = 35
     off: ClassVar[Any] = 1.0
+    changes_first: ClassVar[bool] = True
     aliases: ClassVar = {"c": "decay_share", "sigma": "decay_sigma", "layer": "decay_layer"}
 
     decay_share: float = 0.1
@@ -76,13 +77,13 @@ class IntermediateDecay(Part):
         from rdp_bench.attacks.parts.networks import network
 
         with ExitStack() as stack:
-            mixers = []
+            mixers = {}
             for member in run.source.members:
                 net = network(member, "ILPD")
                 mixer = _Mixer(self.decay_share)
                 handle = _layer(net, self.decay_layer, member.name).register_forward_hook(mixer)
                 stack.callback(handle.remove)
-                mixers.append(mixer)
+                mixers[id(member)] = mixer
             run.tools[self.id] = mixers
             yield
 
@@ -92,9 +93,10 @@ class IntermediateDecay(Part):
 
         from rdp_bench.attacks.parts.base import look
 
-        mixers: list[_Mixer] = run.tools[self.id]
+        mixers: dict[int, _Mixer] = run.tools[self.id]
         near = run.x + self.decay_sigma * run.rng.normal(*run.x.shape[1:])
-        for member, mixer in zip(run.source.members, mixers, strict=True):
+        for member in run.source.members:  # SVRE asks for one of them
+            mixer = mixers[id(member)]
             mixer.kept, mixer.keeping = [], True
             with torch.no_grad():
                 look(run, member, near)

@@ -33,6 +33,12 @@ class LabelChoice(Part):
         """Only known choices."""
         return {f"label is one of {get_args(Label)}": self.label in get_args(Label)}
 
+    def check(self, parts: Sequence[Part]) -> None:
+        """The first prediction must be that of the image."""
+        others = ", ".join(part.id for part in parts if part.changes_first)
+        require({f"label=predicted is the class of the first forward pass, which {others} changes: use label=true": (
+            not others)})  # fmt: skip
+
     def goal(self, run: Run, labels: Tensor | None) -> Tensor | None:  # noqa: ARG002
         """Left to the first prediction."""
         return None

@@ -25,6 +25,7 @@ class Spectrum(Part):
     id: ClassVar[str] = "spectrum"
     order: ClassVar[int] = 46
     off: ClassVar[Any] = 0
+    changes_first: ClassVar[bool] = True
     aliases: ClassVar = {"n": "spectrum_copies", "rho": "spectrum_rho", "sigma": "spectrum_sigma"}
 
     spectrum_copies: int = 20

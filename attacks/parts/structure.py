@@ -26,6 +26,7 @@ class Structure(Part):
     id: ClassVar[str] = "structure"
     order: ClassVar[int] = 48
     off: ClassVar[Any] = 0
+    changes_first: ClassVar[bool] = True
     aliases: ClassVar = {"n": "structure_copies", "blocks": "structure_blocks"}
 
     structure_copies: int = 20

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rdp_bench.attacks.parts.base import Part
+from rdp_bench.attacks.parts.ball import Ball
+from rdp_bench.attacks.parts.base import Part, find, require
+from rdp_bench.budgets import LINF
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +39,10 @@ class VarianceTuning(Part):
             "variance_samples is not negative and at most 10000": 0 <= self.variance_samples <= 10_000,
             "variance_range is above 0": self.variance_range > 0,
         }
+
+    def check(self, parts: Sequence[Part]) -> None:
+        """Neighbours are within eps per pixel."""
+        require({"VT is defined for L-infinity": (find(parts, Ball) or Ball()).norm == LINF})
 
     @property
     def evaluations(self) -> int:

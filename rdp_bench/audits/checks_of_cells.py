@@ -21,6 +21,9 @@ SQUARE = 0.2
 LUCK = 10.0
 """Points that randomness may account for."""
 
+LARGE = 32.0
+"""The least eps at which an attacker may show anything."""
+
 AT_ZERO = 1.0
 """Percent right that count as none at an eps where anything can be shown."""
 
@@ -155,7 +158,9 @@ def sweep(evidence: Evidence) -> Finding:
     levels = sorted(by_eps)
     said = ", ".join(f"{by_eps[eps]:.1f} % at {eps:g}" for eps in levels)
     least = min(by_eps.values())
-    if levels[-1] >= 32 and by_eps[levels[-1]] > AT_ZERO:
+    if levels[-1] < LARGE:
+        return missing("C8.b", title, f"needs an eps of at least {LARGE:g}; {said}")
+    if by_eps[levels[-1]] > AT_ZERO:
         meaning = "images remain right where the attacker may show anything: the attack does not work"
         return Finding("C8.b", title, FAIL, said, meaning, "look at the gradient, or for a leak of the label")
     rises = [b for a, b in pairwise(levels) if by_eps[b] > by_eps[a] + 5]

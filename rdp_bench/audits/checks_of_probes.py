@@ -27,6 +27,9 @@ FAR_LESS = 0.2
 UNREPEATABLE = "calls with equal streams differ (C3.a)"
 
 
+NONE_RIGHT = "none of the images is classified right"
+
+
 def _repeatable(evidence: Evidence) -> bool:
     """Whether two outputs may be compared at all."""
     return bool(evidence.probes.get("repeat", {}).get("difference", 0) <= DIFFERENT)
@@ -65,6 +68,8 @@ def gradients(evidence: Evidence) -> Finding:
         return missing("C3.c", title, "it was not measured")
     if probe.get("error"):
         return missing("C3.c", title, f"there is no gradient at all: {probe['error']}")
+    if not probe["n"]:
+        return missing("C3.c", title, NONE_RIGHT)
     said = f"the logits of {probe['zero']} of {probe['n']} right images have a zero gradient"
     if probe["zero"]:
         meaning = "an attack along the gradient cannot move these images"
@@ -78,6 +83,8 @@ def saturation(evidence: Evidence) -> Finding:
     probe = evidence.probes.get("gradient")
     if probe is None or probe.get("error"):
         return missing("C3.d", title, "it was not measured")
+    if not probe["n"]:
+        return missing("C3.d", title, NONE_RIGHT)
     said = f"the cross-entropy of {probe['saturated']} of {probe['n']} right images is flat where their logits are not"
     if probe["saturated"]:
         meaning = "the scale of the logits saturates the softmax"

@@ -47,6 +47,8 @@ class Again:
         changes = {"profile": record["profile"], "limit": options.limit or record["dataset"]["n"]}
         if "seed" not in named:
             changes["seed"] = record["seed"]
+        if "precision" not in named:
+            changes["precision"] = record.get("precision", "float32")
         if "device" not in named:
             changes["device"] = _device(self.published.request["device"])
         self.options = replace(options, **changes)

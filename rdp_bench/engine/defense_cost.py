@@ -39,6 +39,7 @@ def asked(plan: Plan) -> Record:
         "size": plan.dataset.size,
         "target": plan.grid.axes.targets[0],
         "defenses": {label: plan.defense_record(label) for label in plan.grid.axes.defenses},
+        **({} if plan.precision == "float32" else {"precision": plan.precision}),
     }
 
 
@@ -52,12 +53,13 @@ def measure(worker: Worker) -> Record:
     import torch
 
     from rdp_bench.engine.worker import to_float
+    from rdp_bench.numerics import precision
 
     plan, what = worker.plan, asked(worker.plan)
     x = to_float(worker.clean(0, what["batch"]), plan.device)
     model = worker.model(what["target"])
     found: Record = {}
-    with torch.no_grad():
+    with torch.no_grad(), precision.using(plan.precision):
         bare = _seconds(lambda: model(x), plan.device)
         for label in what["defenses"]:
             try:

@@ -37,13 +37,15 @@ def check(precision: str, device: str, defenses: Iterable[Defense], *, crafts: b
         )
     if precision == "bfloat16" and not crafts and not any(map(_has_network, defenses)):
         raise UsageError(
-            "--precision bfloat16 changes the gradients of attacks and the networks of learned defenses, and this run "
-            "has neither; leave it out"
+            "--precision bfloat16 changes the gradients of attacks and the networks of learned defenses (not those of "
+            "noise levels, as in diffpure), and this run has neither; leave it out"
         )
 
 
 def _has_network(defense: Defense) -> bool:
-    return any(map(_has_network, defense.parts)) if isinstance(defense, Chained) else isinstance(defense, HasNetwork)
+    if isinstance(defense, Chained):
+        return any(map(_has_network, defense.parts))
+    return isinstance(defense, HasNetwork) and not getattr(defense, "always_float32", False)
 
 
 def _has_bfloat16(file: Path = Path("/proc/cpuinfo")) -> bool:

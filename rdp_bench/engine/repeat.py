@@ -144,6 +144,8 @@ class Published:
                 found += self._why(key, cell, planned)
         if plan.seed != self.record["seed"]:
             found.append(f"seed: {self.record['seed']} in the record, {plan.seed} here")
+        if plan.precision != (precision := self.record.get("precision", "float32")):
+            found.append(f"precision: {precision} in the record, {plan.precision} here")
         here, there = versions(), self.record["environment"]
         found += [
             f"{name}: {there[name]} in the record, {here.get(name, 'absent')} here"

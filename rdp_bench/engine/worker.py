@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rdp_bench.budgets import LINF, allowed
+from rdp_bench.budgets import LINF, allowed, levels_within_l2
 from rdp_bench.cache.artefact import within_rows
 from rdp_bench.cache.store import Artefact
 from rdp_bench.data.adversarial import AdversarialFiles
@@ -440,26 +440,10 @@ def to_delta(
     delta = to_uint8(adv).astype(np.int16) - clean
     if norm != LINF:
         wanted = adv.cpu().double().numpy() * 255 - clean
-        return np.stack([_within_l2(*pair, eps_255) for pair in zip(delta, wanted, strict=True)])
+        return np.stack([levels_within_l2(*pair, eps_255) for pair in zip(delta, wanted, strict=True)])
     # Rounding moves by up to half a level: with a fractional eps that can lead outside it.
     delta = delta.clip(-int(eps_255), int(eps_255))
     return delta.astype(np.int8 if eps_255 < 128 else np.int16)
-
-
-def _within_l2(delta: NDArray[np.int16], wanted: NDArray[np.float64], eps: float) -> NDArray[np.int16]:
-    """One image's levels within an L2 norm of `eps`, near `wanted`, which they were rounded from.
-
-    Levels go one step towards the clean image, those first that rounding took farthest away from it.
-    """
-    flat, exact = delta.astype(np.int64).ravel(), np.abs(wanted.ravel())
-    limit = (255 * eps) ** 2
-    while (excess := float(flat @ flat) - limit) > 0:
-        size = np.abs(flat)
-        order = np.argsort(np.where(size > 0, exact - size, np.inf), kind="stable")
-        gains = np.cumsum(np.maximum(2 * size[order] - 1, 0))
-        some = order[: int(np.searchsorted(gains, excess)) + 1]
-        flat[some] -= np.sign(flat[some])
-    return flat.astype(np.int16).reshape(delta.shape)
 
 
 def within(delta: NDArray[np.generic], eps: float, norm: str) -> bool:

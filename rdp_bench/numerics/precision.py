@@ -2,7 +2,7 @@
 
 `tf32` multiplies with 10 bits of mantissa on NVIDIA GPUs, in all networks. `bfloat16` computes the gradients of an
 attack's source and the networks of learned defenses in bfloat16, whose sums are float32; targets stay float32, because
-a rounded logit changes the decision that is counted.
+a rounded logit changes the decision that is counted. So do score networks: their steps would add up the rounding.
 """
 
 from __future__ import annotations

@@ -215,6 +215,7 @@ class Predictions:
             "number of images": (facts["n"], self.record["dataset"]["n"]),
             "images": (facts["images"], self._images[0]),
             "seed": (facts["seed"], self.record["seed"]),
+            "precision": (facts.get("precision", "float32"), self.record.get("precision", "float32")),
         }
         if said:
             resolved = {name: said["resolved"].get(name) for name in defense["params"]}

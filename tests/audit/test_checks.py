@@ -96,6 +96,7 @@ def test_who_knows_more_breaks_more_and_everything_breaks_at_a_large_eps() -> No
     assert cells.order_of_attackers(evidence(white, cell("transfer", "fgsm", "1" * 5 + "0" * 15))).status == FAIL
     for right, status in (("0" * 20, PASS), ("1" + "0" * 19, FAIL)):
         assert cells.sweep(evidence(white, cell("eps", BASE, right, eps=64.0))).status == status
+    assert cells.sweep(evidence(white, cell("eps", BASE, "0" * 20, eps=8.0))).status == NA  # 64 failed
     assert cells.noise_control(evidence(CLEAN, white, cell("noise", "noise", "1" * 20))).status == PASS
     assert cells.noise_control(evidence(CLEAN, white, cell("noise", "noise", "1" * 10 + "0" * 10))).status == FAIL
 
@@ -177,6 +178,11 @@ def test_probes_are_read(check: Any, probe: str, good: dict[str, Any], bad: dict
 )  # fmt: skip
 def test_probes_that_warn(check: Any, probe: str, good: dict[str, Any], bad: dict[str, Any]) -> None:
     assert [check(evidence(**each)).status for each in ({probe: good}, {probe: bad}, {})] == [PASS, WARN, NA]
+
+
+def test_without_a_right_image_nothing_is_shown_of_gradients() -> None:
+    found = evidence(gradient={"n": 0, "zero": 0, "saturated": 0})
+    assert (probes.gradients(found).status, probes.saturation(found).status) == (NA, NA)
 
 
 def test_outputs_that_do_not_repeat_are_not_compared() -> None:

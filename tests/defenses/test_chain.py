@@ -220,6 +220,7 @@ def test_the_next_part_does_not_hide_what_one_did_wrong(value: float) -> None:
 def test_what_it_costs_and_how_it_is_written() -> None:
     assert defense_cost.parameters(resolve("jpeg >> rdp").value) == defense_cost.parameters(resolve("rdp").value) != 0
     assert defense_cost.parameters(chain(Round(), Square())) is None
+    assert defense_cost.parameters(resolve("fixed(dds)").value) == defense_cost.parameters(resolve("dds").value) != 0
     assert display_name("jpeg(quality=80)>>rdp") == "JPEG(quality=80) >> RDP"
 
 
@@ -246,3 +247,28 @@ def test_a_run_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     assert again.exit_code == 0, again.output
     assert "tiny/round>>jpeg" in again.output
+
+
+@dataclass(frozen=True)
+class Blurred(Purifier):
+    """Noise whose BPDA stand-in draws a gain of its own."""
+
+    random: ClassVar[bool] = True
+    backward: ClassVar[Backward] = "stand-in"
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return (x + 0.1 * rng.uniform(*x.shape[1:])).clamp(0, 1)
+
+    def stand_in(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return x * rng.uniform(*x.shape[1:])
+
+
+def test_a_stand_in_that_draws_draws_anew_in_every_call() -> None:
+    """EOT averages gradients over draws: the same gain in each call would be no average."""
+    rng, x = toy.image_rng(2), toy.images(2).requires_grad_()
+    first, second = (torch.autograd.grad(Blurred().bpda(x, rng).sum(), x)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    again = torch.autograd.grad(Blurred().bpda(x, toy.image_rng(2)).sum(), x)[0]
+    assert torch.equal(first, again)
+    seen = Blurred().bpda(x, toy.image_rng(2)).detach()
+    assert torch.allclose(seen, Blurred().purify(x.detach(), toy.image_rng(2)), atol=1e-6)  # what fixed(...) relies on

@@ -71,6 +71,7 @@ def test_it_is_part_of_keys_unless_it_is_float32(tmp_path: Path) -> None:
         ("tf32", "cpu", True, ("rdp",), "NVIDIA"),
         ("bfloat16", "cpu", False, ("none", "jpeg"), "this run has neither"),
         ("bfloat16", "cuda", False, ("jpeg >> tvm",), "this run has neither"),
+        ("bfloat16", "cuda", False, ("diffpure", "fixed(dds)", "jpeg >> denoiser"), "this run has neither"),
     ],
 )
 def test_what_has_no_effect_is_refused(
@@ -84,6 +85,7 @@ def test_what_has_an_effect_is_not(native: None) -> None:
     for name, device, defenses in (
         ("tf32", "cuda:1", ()),
         ("bfloat16", "cpu", ("jpeg >> rdp",)),
+        ("bfloat16", "cpu", ("fixed(nrp(dynamic=true))",)),
         ("float32", "cpu", ()),
     ):
         rules.check(name, device, [registry.defense.resolve(each).value for each in defenses], crafts=False)

@@ -11,6 +11,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import save_file
 
+from rdp_bench.engine import precision as rules
 from rdp_bench.engine import worker
 from rdp_bench.results.record import read_run, write_record
 from tests.helpers.commands import PLUGIN, cli
@@ -167,6 +168,18 @@ def test_other_flags_change_only_what_they_name(published: Path) -> None:
     record = read_run(published.parents[2] / "out" / "runs" / "mine.json").header
     assert (record["axes"]["attacks"], record["axes"]["eps"]) == (["fgsm"], [16, 8])
     assert (record["seed"], record["dataset"]["n"]) == (3, 6)
+
+
+def test_the_precision_is_that_of_the_run(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repetition in float32 of what bfloat16 made would compare other arithmetic and call it the same."""
+    monkeypatch.setattr(rules, "_has_bfloat16", lambda: True)
+    forge(published, precision="bfloat16")
+    found = again(published, "--dry-run")
+    assert "precision: " not in found.stderr
+    other = again(published, "--dry-run", "--precision", "float32")
+    assert "precision: bfloat16 in the record, float32 here" in other.stderr
+    assert again(published).exit_code == 1  # these predictions were made in float32
+    assert read_run(published.parents[2] / "out" / "runs" / "mine.json").header["precision"] == "bfloat16"
 
 
 def test_another_seed_is_a_difference(published: Path) -> None:

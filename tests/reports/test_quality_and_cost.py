@@ -294,7 +294,9 @@ def test_passes_and_larger_images_are_paid_for(monkeypatch: pytest.MonkeyPatch) 
     made = {name: SimpleNamespace(value=value) for name, value in (("none", bare), ("double", Double()), ("bad", None))}
     images = np.zeros((4, 3, 16, 16), np.uint8)
     worker = SimpleNamespace(
-        plan=SimpleNamespace(device="cpu", defenses=made), clean=lambda low, high: images, model=lambda _: model
+        plan=SimpleNamespace(device="cpu", defenses=made, precision="float32"),
+        clean=lambda low, high: images,
+        model=lambda _: model,
     )
     found = defense_cost.measure(cast("Any", worker))
     assert found["forward_ms"] == 2000 / 4
