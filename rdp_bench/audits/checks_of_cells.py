@@ -109,6 +109,10 @@ def converged(evidence: Evidence) -> Finding:
     gap = _gain(evidence, base, more)
     images = gap / 100 * len(hardest(base))
     said = f"twice the steps and EOT break {_points(gap)} more"
+    if (lost := _mean(more) - _mean(base)) > LUCK:
+        meaning = "an attack that grows weaker with more steps has not converged"
+        said = f"twice the steps and EOT leave {_points(lost)} more right"
+        return Finding("C6", title, WARN, said, meaning, "look for gradients that mislead (C3.e, C5)")
     if gap < POINT:
         return Finding("C6", title, PASS, said)
     meaning = "the attack has not converged: the white-box number is too high"

@@ -86,7 +86,8 @@ def test_square_may_not_beat_the_gradient() -> None:
 
 def test_doubled_steps_may_not_win_a_point() -> None:
     base = cell("white-box", BASE, "1" * 10 + "0" * 10)
-    for right, status in (("1" * 10 + "0" * 10, PASS), ("1" * 9 + "0" * 11, WARN), ("1" * 7 + "0" * 13, FAIL)):
+    steps = {"1" * 10 + "0" * 10: PASS, "1" * 9 + "0" * 11: WARN, "1" * 7 + "0" * 13: FAIL, "1" * 14 + "0" * 6: WARN}
+    for right, status in steps.items():
         assert cells.converged(evidence(base, cell("doubled", "x", right))).status == status
 
 
