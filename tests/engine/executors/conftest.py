@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from rdp_bench import plugins
 from rdp_bench.registry import registries
@@ -17,3 +18,13 @@ def _without_plugins() -> Iterator[None]:
                 del registry.entries[name]
         plugins._loaded.clear()
         yield
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A worker has as many threads as the process that drives it; the nodes of the tests have one core."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
