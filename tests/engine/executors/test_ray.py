@@ -34,12 +34,15 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(3):
         made.add_node(num_cpus=1)
     yield made
     ray.shutdown()
     made.shutdown()
+    for number, handler in handlers.items():  # Ray leaves its own
+        signal.signal(number, handler)
 
 
 @pytest.fixture
