@@ -19,7 +19,8 @@ from benchmarks.defenses import Row
 from rdp_bench import plugins, registry
 from rdp_bench.cache.store import Store
 from rdp_bench.data.open import open_dataset
-from rdp_bench.engine.worker import add_delta, configure_torch, to_delta, to_float
+from rdp_bench.engine.levels import add_delta, to_delta, to_float
+from rdp_bench.engine.worker import configure_torch
 from rdp_bench.models import zoo
 from rdp_bench.rng import ImageRng
 

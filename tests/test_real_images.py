@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 from rdp_bench import plugins, registry
 from rdp_bench.cli.main import main
 from rdp_bench.data.open import open_dataset
-from rdp_bench.engine.worker import configure_torch, to_float, to_uint8
+from rdp_bench.engine.levels import to_float, to_uint8
+from rdp_bench.engine.worker import configure_torch
 from rdp_bench.errors import BadModelError
 from rdp_bench.models import zoo
 from rdp_bench.models.card import cards

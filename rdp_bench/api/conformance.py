@@ -59,7 +59,7 @@ def check_defense(name: str, defense: Defense, x: "Tensor") -> Iterator[Check]:
     """Every check of a defense on images `x` `[n, 3, h, w]` in [0, 1], n at least 2."""
     import torch
 
-    from rdp_bench.engine.worker import check_purified
+    from rdp_bench.engine.levels import check_purified
 
     def purify(images: "Tensor", stream: str = "a", first: int = 0) -> "Tensor":
         return check_purified(defense.purify(images.clone(), _rng(len(images), stream, first)), images, name)
@@ -102,7 +102,7 @@ def check_attack(name: str, attack: Attack, source: Any, x: "Tensor", y: "Tensor
     """Every check of an attack on a source (see `protocols.Source`), images and labels."""
     import torch
 
-    from rdp_bench.engine.worker import to_delta, to_uint8
+    from rdp_bench.engine.levels import to_delta, to_uint8
 
     def craft(images: "Tensor", labels: "Tensor", stream: str = "a", first: int = 0) -> "Tensor":
         rng = _rng(len(images), stream, first)

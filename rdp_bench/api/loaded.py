@@ -51,7 +51,7 @@ class LoadedAttack:
         """
         import torch
 
-        from rdp_bench.engine.worker import to_delta, to_uint8
+        from rdp_bench.engine.levels import to_delta, to_uint8
         from rdp_bench.models.entry_calls import naming_entry
 
         what = f"attack '{self.label}'"
@@ -105,7 +105,7 @@ class LoadedDefense:
             UsageError: images are not of that form.
             RdpBenchError: the defense fails, or does not return images in [0, 1].
         """
-        from rdp_bench.engine.worker import check_purified
+        from rdp_bench.engine.levels import check_purified
         from rdp_bench.models.entry_calls import naming_entry
 
         what = f"defense '{self.label}'"
@@ -192,7 +192,7 @@ def checked_images(x: Any, what: str) -> "Tensor":
 
 def image_rng(x: "Tensor", seed: int) -> "ImageRng":
     """A random stream per image, which depends on `seed` and the image's 8-bit pixels only."""
-    from rdp_bench.engine.worker import to_uint8
+    from rdp_bench.engine.levels import to_uint8
     from rdp_bench.rng import ImageRng
 
     return ImageRng([f"{seed}/{sha256(each.tobytes()).hexdigest()}" for each in to_uint8(x)], x.device)
@@ -204,7 +204,7 @@ def dataset_tensors(label: str, limit: int | None, size: int | None, device: str
 
     from rdp_bench.data.image_hashes import batch
     from rdp_bench.data.open import open_dataset
-    from rdp_bench.engine.worker import to_float
+    from rdp_bench.engine.levels import to_float
 
     found = open_dataset(label, size=size, limit=limit)
     images = to_float(batch(found, 0, len(found.labels)), device)

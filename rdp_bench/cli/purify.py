@@ -50,7 +50,7 @@ def purify(
     from rdp_bench.api import load_defense
     from rdp_bench.cache.store import write_atomic
     from rdp_bench.data import _images as files
-    from rdp_bench.engine.worker import to_float, to_uint8
+    from rdp_bench.engine.levels import to_float, to_uint8
 
     purifier = load_defense(defense, models_dir=models_dir)
     for path in paths:

@@ -52,7 +52,7 @@ def measure(worker: Worker) -> Record:
     """
     import torch
 
-    from rdp_bench.engine.worker import to_float
+    from rdp_bench.engine.levels import to_float
     from rdp_bench.numerics import precision
 
     plan, what = worker.plan, asked(worker.plan)

@@ -74,7 +74,8 @@ def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from rdp_bench.engine.worker import Worker, to_float
+    from rdp_bench.engine.levels import to_float
+    from rdp_bench.engine.worker import Worker
     from rdp_bench.rng import ImageRng
 
     costs = Costs(plan)

@@ -11,7 +11,7 @@ import torch
 from rdp_bench.attacks._kernels.norms import norm_l2, project_l2, unit_l2
 from rdp_bench.attacks.gradient_sign import compose
 from rdp_bench.cache.store import Store
-from rdp_bench.engine.worker import add_delta, to_delta, to_float, within
+from rdp_bench.engine.levels import add_delta, to_delta, to_float, within
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.registry import attack as attacks
 from tests.helpers import toy

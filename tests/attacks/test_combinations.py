@@ -6,7 +6,7 @@ import torch
 from rdp_bench import plugins, registry
 from rdp_bench.attacks._adaptive.victim import Victim
 from rdp_bench.attacks.gradient_sign import GradientSign, compose
-from rdp_bench.engine.worker import add_delta, to_delta, to_uint8
+from rdp_bench.engine.levels import add_delta, to_delta, to_uint8
 from tests.helpers import toy
 
 plugins.load()

@@ -11,7 +11,7 @@ from torch.nn.functional import elu
 from rdp_bench import plugins, registry
 from rdp_bench.data.open import open_dataset
 from rdp_bench.defenses._networks.comdefend import Elu
-from rdp_bench.engine.worker import to_float
+from rdp_bench.engine.levels import to_float
 from rdp_bench.models import zoo
 from rdp_bench.models.fold_batch_norm import fuse_relu6
 from rdp_bench.numerics import fixed_layers

@@ -20,8 +20,8 @@ from torch import Tensor
 from rdp_bench.cache.store import Store
 from rdp_bench.cli.main import main
 from rdp_bench.engine import defense_cost
+from rdp_bench.engine.levels import check_purified
 from rdp_bench.engine.progress import Costs
-from rdp_bench.engine.worker import check_purified
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.metrics import lpips
 from rdp_bench.metrics.measurements import measure
