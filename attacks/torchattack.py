@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rdp_bench.attacks._library import LibraryAttack
+from rdp_bench.attacks.library import LibraryAttack
 from rdp_bench.registry import attack
 
 if TYPE_CHECKING:

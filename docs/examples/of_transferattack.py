@@ -5,7 +5,6 @@ TransferAttack is a repository, not a package: clone it, and put the clone on PY
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,30 +27,18 @@ class TransferAttack(Attack):
 
     def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:
         """Return adversarial images of `x` `[n, 3, h, w]`, made one at a time from a seed of each."""
-        import numpy as np
         import torch
         from transferattack import load_attack_class
 
-        class Network(torch.nn.Module):
-            """The mean of the members' logits; TransferAttack asks its model for a parameter."""
-
-            def __init__(self) -> None:
-                super().__init__()
-                self.anchor = torch.nn.Parameter(torch.zeros((), device=x.device))
-
-            def forward(self, images: Tensor) -> Tensor:
-                return torch.stack([member(images) for member in source.members]).mean(0)
+        from rdp_bench.attacks.library import as_network, seeded
 
         class OnOurSource(load_attack_class(self.name)):  # type: ignore[misc]
             def load_model(self, model_name: Any) -> Any:
-                return Network().eval()
+                return as_network(source, x.device)
 
         method = OnOurSource("our source", epsilon=eps, alpha=eps / self.steps, epoch=self.steps, device=x.device)
         out = []
         for i, seed in enumerate(rng.integers(0, 2**32).tolist()):
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002 - the streams that TransferAttack draws from
-            torch.manual_seed(seed)
-            delta = method(x[i : i + 1], y[i : i + 1])
-            out.append((x[i : i + 1] + delta).clamp(0, 1))
+            with seeded(seed, x.device):  # TransferAttack draws from the global streams
+                out.append((x[i : i + 1] + method(x[i : i + 1], y[i : i + 1])).clamp(0, 1))
         return torch.cat(out).detach()

@@ -266,9 +266,9 @@ def test_the_oldest_copies_are_deleted_first(s3: str) -> None:
 # --- places and their errors -----------------------------------------------------------------------------
 
 
-def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert locate("folder/inside") == Path("folder/inside")
-    assert locate("file:///tmp/cache") == Path("/tmp/cache")
+    assert locate(f"file://{tmp_path}") == tmp_path
     assert str(locate("memory://a/b/")) == "memory://a/b"
     assert isinstance(locate("s3://bucket"), UrlPath)
     monkeypatch.setenv("RDP_BENCH_CACHE", "memory://mine")

@@ -152,23 +152,13 @@ class LibraryAttack:
 
         from rdp_bench.attacks._kernels.norms import norm_l2, project_l2
 
-        class Network(torch.nn.Module):
-            """The mean of the members' logits; libraries ask for a Module with a device."""
-
-            def __init__(self) -> None:
-                super().__init__()
-                self.anchor = torch.nn.Parameter(torch.zeros((), device=x.device))
-
-            def forward(self, images: Tensor) -> Tensor:
-                return torch.stack([member(images) for member in source.members]).mean(0)
-
         kind = self.find(self.name)
         params: dict[str, Any] = dict(self.params)
         params |= {name: eps for name in BUDGET_NAMES if name in _parameters(kind)}
         params |= self._norm_param(kind)
         # The libraries' defaults are CIFAR-10's or ImageNet's.
         params |= dict.fromkeys(_class_counts(kind), source.members[0].classes)
-        method = self.make(kind, Network().eval(), x.device, params)
+        method = self.make(kind, as_network(source, x.device), x.device, params)
         seeds = rng.fork(self.package).integers(0, 2**53).tolist()
         outs = []
         for i in range(len(x)):
@@ -201,6 +191,21 @@ class LibraryAttack:
         """Estimated by the library's `steps`, or 1."""
         steps = dict(self.params).get("steps", _parameters(self.find(self.name)).get("steps", 1))
         return int(steps) if isinstance(steps, int | float) else 1
+
+
+def as_network(source: Source, device: torch.device) -> torch.nn.Module:
+    """The mean logits of a source's members as a module on `device`, with the one parameter that libraries ask for."""
+    import torch
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.anchor = torch.nn.Parameter(torch.zeros((), device=device))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.stack([member(images) for member in source.members]).mean(0)
+
+    return Network().eval()
 
 
 @contextmanager
