@@ -1,4 +1,4 @@
-"""A part of one's own is one class and one word: variance tuning, defined here, against a plain loop of its paper."""
+"""A part of one's own is one class and one word: an averaged gradient, defined here, against a plain loop."""
 
 from __future__ import annotations
 
@@ -25,39 +25,36 @@ EPS = 16 / 255
 
 
 @dataclass(frozen=True)
-class VarianceTuning(Part):
-    """G = grad J(x_t) + v_t, v_{t+1} = mean_i grad J(x_t + r_i) - grad J(x_t) (Wang & He 2021, Eq. 6-7)."""
+class AveragedGradient(Part):
+    """G = mean_i grad J(x_t + r_i), r_i of U(-range, range) per pixel: a smoothed loss."""
 
-    id: ClassVar[str] = "variance-tuning"
-    order: ClassVar[int] = 40
+    id: ClassVar[str] = "averaged-gradient"
+    order: ClassVar[int] = 43
     off: ClassVar[Any] = 0
-    aliases: ClassVar = {"n": "variance_samples"}
+    aliases: ClassVar = {"n": "averaged_samples"}
 
-    variance_samples: int = 3
-    variance_range: float = 1.5
+    averaged_samples: int = 3
+    averaged_range: float = 1.5
 
     @property
     def evaluations(self) -> int:
-        return 1 + self.variance_samples
+        return self.averaged_samples
 
     def gradient(self, run: Run, inner: Gradient, at: Tensor) -> Tensor:
-        bound = self.variance_range * float(run.eps)
-        gradient = inner(at)
-        tuned = gradient + run.memory.get(self.id, torch.zeros_like(at))
+        bound = self.averaged_range * float(run.eps)
         total = torch.zeros_like(at)
-        for _ in range(self.variance_samples):
+        for _ in range(self.averaged_samples):
             total += inner(at + run.rng.uniform(*at.shape[1:], low=-bound, high=bound))
-        run.memory[self.id] = total / self.variance_samples - gradient
-        return tuned
+        return total / self.averaged_samples
 
 
 @pytest.fixture(autouse=True)
 def _word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(WORDS, "VT", word(VarianceTuning()))
+    monkeypatch.setitem(WORDS, "VR", word(AveragedGradient()))
 
 
 def plain(model: toy.Toy, x: Tensor, y: Tensor, rng: ImageRng, *, steps: int, mu: float, prob: float | None) -> Tensor:
-    """VMI-DI-FGSM of one image as the paper writes it, with autograd, interpolate and pad; `prob` None: without DI."""
+    """The attack on one image, with autograd, interpolate and pad; `prob` None: without DI."""
     size, padded = x.shape[-1], round(x.shape[-1] * 330 / 299)
 
     def gradient(at: Tensor) -> Tensor:
@@ -74,24 +71,21 @@ def plain(model: toy.Toy, x: Tensor, y: Tensor, rng: ImageRng, *, steps: int, mu
         (grad,) = torch.autograd.grad(cross_entropy(model(seen), y, reduction="sum"), leaf)
         return grad
 
-    adv, g, v = x.clone(), torch.zeros_like(x), torch.zeros_like(x)
+    adv, g = x.clone(), torch.zeros_like(x)
     for _ in range(steps):
-        now = gradient(adv)
         total = torch.zeros_like(x)
         for _ in range(3):
             r = rng.uniform(*x.shape[1:], low=-1.5 * EPS, high=1.5 * EPS)
             total += gradient(adv + r)
-        tuned = now + v
-        g = mu * g + tuned / tuned.abs().mean()
-        v = total / 3 - now
+        g = mu * g + total / total.abs().mean()
         adv = torch.minimum(torch.maximum(adv + EPS / steps * g.sign(), x - EPS), x + EPS).clamp(0, 1)
     return adv
 
 
 @pytest.mark.parametrize(
-    ("text", "prob"), [("I(4)|MI|VT", None), ("I(4)|MI|VT|DI", 0.7), ("I(4)|MI(.5)|VT|DI(.4)", 0.4)]
+    ("text", "prob"), [("I(4)|MI|VR", None), ("I(4)|MI|VR|DI", 0.7), ("I(4)|MI(.5)|VR|DI(.4)", 0.4)]
 )
-def test_variance_tuning_is_the_loop_of_its_paper(text: str, prob: float | None) -> None:
+def test_it_is_a_plain_loop(text: str, prob: float | None) -> None:
     x, y = toy.images(5, 24), torch.arange(5)
     found = compose(text)(toy.source(toy.conv()), x, y, EPS, toy.image_rng(5))
     momentum = compose(text).part(Momentum)
@@ -101,37 +95,37 @@ def test_variance_tuning_is_the_loop_of_its_paper(text: str, prob: float | None)
         one = slice(i, i + 1)
         wanted = plain(toy.conv(), x[one], y[one], rng, steps=4, mu=momentum.momentum, prob=prob)
         assert float(((found[one] - wanted).abs() > 1e-5).float().mean()) < 2e-3  # where a gradient is next to nothing
-    without = compose(text.replace("|VT", ""))(toy.source(toy.conv()), x, y, EPS, toy.image_rng(5))
+    without = compose(text.replace("|VR", ""))(toy.source(toy.conv()), x, y, EPS, toy.image_rng(5))
     assert float(((found - without).abs() > 1e-5).float().mean()) > 0.05
 
 
 def test_its_parameters_are_read_and_counted() -> None:
-    made = compose("MI|VT(2, variance_range=.5)|DI")
-    assert made.part(VarianceTuning) == VarianceTuning(2, 0.5)
+    made = compose("MI|VR(2, averaged_range=.5)|DI")
+    assert made.part(AveragedGradient) == AveragedGradient(2, 0.5)
     assert made.part(Diversity) == Diversity()
-    assert made.gradients(16) == 30
-    assert compose("VT(n=2)|MI").resolved(16)["variance_samples"] == 2
-    assert registry.attack.resolve("mi-fgsm(variance_samples=2)").value == compose("MI|VT(2)")
-    assert compose("MI|VT(0)") == compose("MI")
-    with pytest.raises(UsageError, match="variance_range has no effect without variance_samples"):
-        registry.attack.resolve("mi-fgsm(variance_range=2)")
+    assert made.gradients(16) == 20
+    assert compose("VR(n=2)|MI").resolved(16)["averaged_samples"] == 2
+    assert registry.attack.resolve("mi-fgsm(averaged_samples=2)").value == compose("MI|VR(2)")
+    assert compose("MI|VR(0)") == compose("MI")
+    with pytest.raises(UsageError, match="averaged_range has no effect without averaged_samples"):
+        registry.attack.resolve("mi-fgsm(averaged_range=2)")
     with pytest.raises(UsageError, match=r"expected a whole number, like 3; found 'x'"):
-        compose("VT(x)")
+        compose("VR(x)")
 
 
 def test_its_parameters_version_and_code_are_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     def identity(text: str) -> dict[str, Any]:
         return registry.identity(registry.attack.resolve(text), 8.0)
 
-    record = identity("MI|VT|DI")
-    own = record["params"]["parts"].pop("variance-tuning")
+    record = identity("MI|VR|DI")
+    own = record["params"]["parts"].pop("averaged-gradient")
     assert record == identity("MI|DI")
     version, plus, code = own.pop("version").partition("+")
     assert (version, plus) == ("1", "+")
     assert len(code) == 16  # a hash of this file: it is no part of the package
-    assert own == {"variance_samples": 3, "variance_range": 1.5}
-    monkeypatch.setattr(VarianceTuning, "version", 2)
-    assert identity("MI|VT|DI")["params"]["parts"]["variance-tuning"]["version"].startswith("2+")
+    assert own == {"averaged_samples": 3, "averaged_range": 1.5}
+    monkeypatch.setattr(AveragedGradient, "version", 2)
+    assert identity("MI|VR|DI")["params"]["parts"]["averaged-gradient"]["version"].startswith("2+")
 
 
 @dataclass(frozen=True)
