@@ -4,7 +4,9 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections import deque
 from typing import Any
@@ -47,6 +49,7 @@ class RayExecutor:
         self._spec = spec
         self._need = {"GPU": 1.0} if spec.device == "cuda" else {"CPU": float(spec.threads)}
         self._begun_here = False
+        self._handlers: dict[signal.Signals, Any] = {}
         self._is_gone = False
         address = placement.ray_address or os.environ.get("RAY_ADDRESS", "")
         self._connect(address, placement.count)
@@ -102,6 +105,14 @@ class RayExecutor:
         return self._events.popleft()
 
     def close(self) -> None:
+        try:
+            self._end_workers()
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in self._handlers.items():
+                    signal.signal(number, handler)
+
+    def _end_workers(self) -> None:
         ray = self._ray
         if self._is_gone:  # any call would wait for it, and then end this process
             return
@@ -125,6 +136,9 @@ class RayExecutor:
             # As many workers as were asked for, whatever the cores: the user knows.
             quiet["num_cpus"] = max(int(self._need["CPU"]) * count, os.cpu_count() or 1)
         _refuse_bad(address)
+        # Ray leaves handlers of its own, which end the process and not just the run.
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {number: handler for number, handler in before.items() if handler is not None}
         try:
             ray.init(address=address or "local", **quiet)
         except Exception as error:

@@ -28,20 +28,24 @@ def _environment() -> Iterator[None]:
         yield
 
 
+def handlers() -> dict[signal.Signals, Any]:
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head that does no jobs and three nodes with room for a worker each."""
     import ray
     from ray.cluster_utils import Cluster
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = handlers()
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(3):
         made.add_node(num_cpus=1)
     yield made
     ray.shutdown()
     made.shutdown()
-    for number, handler in handlers.items():  # Ray leaves its own
+    for number, handler in before.items():  # a node that a process starts leaves its own
         signal.signal(number, handler)
 
 
@@ -85,8 +89,10 @@ def test_dead_workers_nodes_and_drivers_lose_nothing(
 
     striking = threading.Thread(target=strike)
     striking.start()
+    before = handlers()
     result = cli(*run.command(*more))  # the same command
     striking.join()
+    assert handlers() == before  # Ray would leave its own
     assert not problems
     assert result.exit_code == 0, result.output
     assert "4 of 4 cells done" in result.output
