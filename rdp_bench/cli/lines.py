@@ -29,7 +29,7 @@ class JobLines:
         """Note `images` more of `job`."""
         now = time.monotonic()
         if self._job is None or job.key != self._job.key:
-            self._finish(now)
+            self.close()
             self._job, self._images = job, 0
             self._number += 1
         self._images += images
@@ -37,13 +37,11 @@ class JobLines:
             self._tell(f"{self._images} images so far, {duration(now - self._began)} since the start", now)
 
     def close(self) -> None:
-        """Write the line of the last job."""
-        self._finish(time.monotonic())
-        self._job = None
-
-    def _finish(self, now: float) -> None:
+        """Write the line of the last job, if it is not written yet."""
         if self._job is not None:
+            now = time.monotonic()
             self._tell(f"{self._images} images done, {duration(now - self._began)} since the start", now)
+            self._job = None
 
     def _tell(self, what: str, now: float) -> None:
         total = f"/{self._count}" if self._count else ""

@@ -63,13 +63,19 @@ def perform(
         f"{plan.n} images of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: {summary(running)}",
         err=True,
     )
-    if watch:
-        running.watch = watch
-        watch(running)
     if lacks_results(running, jobs):
         _writable(plan.store.root, "--cache")
     quiet = options.progress is None and not sys.stderr.isatty()
     lines = JobLines(lambda line: click.echo(line, err=True)) if quiet else None
+
+    def seen(run: "Run") -> None:
+        if lines is not None:
+            lines.close()  # a job's line comes before the numbers that it completes
+        if watch:
+            watch(run)
+
+    running.watch = seen
+    seen(running)
     if said := work(running, jobs, options.batch_size, options.progress, lines, where_of(plan.grid, options)):
         click.echo(said, err=True)
     _print_checks(running)

@@ -57,3 +57,12 @@ def test_a_line_per_minute_of_a_long_job(monkeypatch: pytest.MonkeyPatch) -> Non
         "[1/2] fgsm on a: 50 images done, 2 min since the start",
         "[2/2] fgsm on a: 10 images done, 2 min since the start",
     ]
+
+
+def test_a_line_comes_before_the_numbers_that_its_job_completes(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(GRID)
+    result = cli(
+        "run", tmp_path / "mine.toml", "--plugin", PLUGIN, "--cache", tmp_path / "cache", "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.output
+    assert 0 < result.output.index("[4/4]") < result.output.index("error % of")
