@@ -133,7 +133,7 @@ def _environment(
         f"\\label{{tab:{label}}}",
         r"\smallskip",
         *([f"\\setlength{{\\tabcolsep}}{{{near:.0f}pt}}"] if near != _USUAL else []),
-        f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+        f"\\begin{{tabular}}{{@{{}}l{'r' * (len(heads) - 1)}@{{}}}}",
         r"\toprule",
         " & ".join(map(escape, heads)) + r" \\",
     ]
