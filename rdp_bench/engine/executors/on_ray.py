@@ -139,6 +139,7 @@ class RayExecutor:
         # Ray leaves handlers of its own, which end the process and not just the run.
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self._handlers = {number: handler for number, handler in before.items() if handler is not None}
+        os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # else it replaces builtins.print for good
         try:
             ray.init(address=address or "local", **quiet)
         except Exception as error:

@@ -1,10 +1,12 @@
 """Runs on a real Ray cluster: nodes, workers and drivers are killed; nothing is lost, and no bit differs."""
 
+import builtins
 import os
 import signal
 import socket
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,12 +89,16 @@ def test_dead_workers_nodes_and_drivers_lose_nothing(
         finally:
             run.let(IMAGES)
 
+    from ray.experimental import tqdm_ray
+
     striking = threading.Thread(target=strike)
     striking.start()
     before = handlers()
     result = cli(*run.command(*more))  # the same command
     striking.join()
     assert handlers() == before  # Ray would leave its own
+    tqdm_ray.instance()  # as Ray does for each message that it prints
+    assert isinstance(builtins.print, types.BuiltinFunctionType)
     assert not problems
     assert result.exit_code == 0, result.output
     assert "4 of 4 cells done" in result.output
