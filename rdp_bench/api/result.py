@@ -83,6 +83,20 @@ class Result:
 
         return self._joined(lambda table: text.render(table, intervals=intervals))
 
+    def leaderboard(self) -> Text:
+        """The defenses of each run by their mean error, one block per target, as plain text.
+
+        Returns:
+            Mean error with its 95 % interval, change against no defense with its paired test, the attack with the
+            highest error, accuracy on clean images, and time per image. Empty if no cell under attack exists.
+        """
+        from rdp_bench.reports.formats import text
+        from rdp_bench.reports.tables.leaderboard import as_table, leaderboards
+
+        with shown_names(*(run.names for run in self.runs)):
+            boards = [board for run in self.runs for board in leaderboards(run)]
+            return Text("\n".join(text.render(as_table(board), intervals=False) for board in boards))
+
     def latex(self) -> Text:
         """The tables as LaTeX `table` environments, for a document that uses booktabs."""
         from rdp_bench.reports.formats import latex

@@ -10,6 +10,7 @@ import click
 from rdp_bench.budgets import show_eps
 from rdp_bench.data.adversarial import ELSEWHERE
 from rdp_bench.engine import crosscheck
+from rdp_bench.results.rows import given_name, shown_names
 from rdp_bench.specs import CellKey
 from rdp_bench.terminal import printable
 
@@ -47,15 +48,18 @@ class Blocks:
 
     def _print(self, running: "Run") -> None:
         block = self._left.pop(0)
-        heads = [printable(head, lines=False) for head in block.heads]
+        labels = running.plan.grid.axes.defenses
+        with shown_names(running.record.get("names", {})):
+            heads = [printable(given_name(head), lines=False) for head in block.heads]
+            names = {label: printable(given_name(label), lines=False) for label in labels}
         wide = [max(10, len(head)) for head in heads]  # never cut: two names may begin alike
-        width = max(len(label) for label in running.plan.grid.axes.defenses)
+        width = max(map(len, names.values()))
         lines = ["", block.title]
         if any(heads):
             lines.append(f"{'':{width}} {' '.join(f'{head:>{size}}' for head, size in zip(heads, wide, strict=True))}")
         for defense, cells in block.rows.items():
             numbers = (_number(running, cell, size) for cell, size in zip(cells, wide, strict=True))
-            lines.append(f"{defense:{width}} {' '.join(numbers)}")
+            lines.append(f"{names[defense]:{width}} {' '.join(numbers)}")
         _echo("\n".join(lines))
 
 

@@ -23,7 +23,7 @@ from rdp_bench.errors import UsageError
 def show(
     out: Path, only: tuple[str, ...], as_json: bool, as_csv: bool, intervals: bool, cache: Location | None
 ) -> None:
-    """Print the tables of the results folder OUT, by default rdp-bench-out, with intervals and marks.
+    """Print the leaderboard and the tables of the results folder OUT, by default rdp-bench-out.
 
     Values marked * are what a report prints bold. The exit status is 1 if a result that was computed cannot be read.
     """
@@ -44,6 +44,8 @@ def show(
         for run in result.runs:
             about = run.record["dataset"]
             click.echo(f"{run.record.get('title') or run.grid}: {about['n']} images of {about['name']}\n")
+        if board := result.leaderboard():
+            click.echo(board)
         click.echo(result.table(intervals=intervals), nl=False)
         if result.failed:
             first = ": ".join(next(iter(result.failed.items())))

@@ -17,6 +17,7 @@ def running(tmp_path: Path) -> Any:
     cells = list(plan.grid.cells())
     return SimpleNamespace(
         plan=plan,
+        record={},
         cells={cell: SimpleNamespace(status="pending") for cell in cells},
         rows={cell: {"value": "", "status": "pending"} for cell in cells},
     )
@@ -60,3 +61,12 @@ def test_an_interrupted_run_prints_what_it_has(running: Any, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert shown.index("accuracy %") < shown.index("crafted on tiny/one") < shown.index("crafted on tiny/two")
     assert shown.count("pending") == 8
+
+
+def test_given_names_are_printed(running: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    running.record["names"] = {"jpeg": "Mine, at last", "i-fgsm": "Ten steps"}
+    finish(running, "tiny/one")
+    Blocks(running.plan).finish(running)
+    shown = capsys.readouterr().out
+    assert "                    fgsm  Ten steps\nnone                 0.0       20.0\n" in shown
+    assert "\nMine, at last       10.0       30.0\n" in shown

@@ -44,6 +44,10 @@ def test_show(done: Folder) -> None:
     assert "I-FGSM" in result.output
     assert "failed" in result.output
     assert "cells have no number; the first: " in result.output
+    board = result.output.partition("Error under attack")[0]
+    mean = frame.query("defense == 'ours' and metric == 'error'")["value"].mean()
+    assert board.partition("\nOurs ")[2].split()[0] == f"{mean:.1f}"
+    assert "2 of 2 cells" not in board  # each with a number has its mean
     assert "[" not in cli("show", out, "--cache", cache, "--no-intervals").output.partition("cells have")[0]
 
 
