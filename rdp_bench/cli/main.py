@@ -10,7 +10,7 @@ import click
 
 from rdp_bench import __version__
 from rdp_bench.cache.store import Location, Store, default_root
-from rdp_bench.cli import audit, check, cite, data, purify, run, show, status, train, verify, weights
+from rdp_bench.cli import audit, check, cite, data, purify, results, run, show, status, train, verify, weights
 from rdp_bench.cli import cache as cli_cache
 from rdp_bench.errors import FetchError, RdpBenchError, UsageError
 from rdp_bench.terminal import OneLine, printable, terminal
@@ -264,6 +264,7 @@ main.add_command(cite.cite)
 main.add_command(purify.purify)
 main.add_command(show.show)
 main.add_command(verify.verify)
+main.add_command(results.results)
 main.add_command(status.status)
 main.add_command(audit.audit)
 _accept_verbose(main)
