@@ -17,7 +17,7 @@ from rdp_bench.results.rows import Run, display_name, shown_names
 from rdp_bench.results.submission import FILE, Submission, read_submission
 from rdp_bench.results.submission_check import CheckedClaim
 from rdp_bench.results.verify import Verified, verify, verify_claims
-from rdp_bench.specs import UNDEFENDED, show
+from rdp_bench.specs import UNDEFENDED
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")
 """What a published folder may be called: its name is part of links."""
@@ -28,8 +28,10 @@ LARGEST_RUN, LARGEST_ALL = 10_000_000, 30_000_000
 _LARGEST_READ = 200_000_000  # bytes of any folder that is read
 _MOST_LOOKS = 50_000_000  # images times cells of one run
 _FILES = re.compile(
-    r"claims\.json|results\.csv|runs/[\w.-]+\.json|predictions/[\w.-]+\.[0-9a-f]{16}\.safetensors|audit/[\w.-]+\.json"
+    r"claims\.json|results\.csv|runs/[\w.-]+\.json|predictions/[\w.-]+\.[0-9a-f]{16}\.safetensors|audit/[\w.-]+\.json",
+    re.ASCII,
 )
+_PLUGIN = re.compile(r"[\w.-]+", re.ASCII)
 _LONGEST = 40  # letters of a version
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
@@ -142,6 +144,8 @@ def _require_readable(folder: Path) -> None:
             stored = read_run(path)
         except UsageError:
             continue  # `verify` says what is wrong with it
+        if stored.header["grid"] != path.stem:
+            raise UsageError(f"{path} is the record of {stored.header['grid']}; give the file its name again")
         looks = int(stored.header["dataset"]["n"]) * len(stored.cells)
         if looks > _MOST_LOOKS:
             raise UsageError(f"{path} has {looks} predictions, at most {_MOST_LOOKS} are read")
@@ -266,5 +270,7 @@ def as_json(runs: Iterable[PublishedRun]) -> list[dict[str, Any]]:
 def repeat_command(folder: Path, run: Run) -> list[str]:
     """The command that repeats a published run and compares every prediction, as words; plugins are named by hand."""
     plugins = (run.record.get("request") or {}).get("plugins", ())
-    flags = [part for each in plugins for part in ("--plugin", f"PATH/{show(each['name'])}")]
+    names = [str(each["name"]) for each in plugins]
+    names = [name if _PLUGIN.fullmatch(name) else "PLUGIN.py" for name in names]
+    flags = [part for name in names for part in ("--plugin", f"PATH/{name}")]
     return ["rdp-bench", "run", "--from", str(folder / "runs" / f"{run.grid}.json"), *flags, "--out", "again"]

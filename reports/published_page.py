@@ -33,9 +33,18 @@ def render(runs: Sequence[PublishedRun], folder: Path, intro: str) -> str:
 def _cells(run: PublishedRun) -> Iterator[list[str]]:
     for line in run.lines:
         attackers = f"{line['attackers']}, ε = {line['eps']}" if line["attackers"] else "none"
-        words = [line["grid"], f"{line['images']} of {line['dataset']}", f"{line['date']}, {line['version']}",
-                 line["target"], attackers, str(line["defenses"]), best_in_words(line), none_in_words(line), claims_in_words(line),
-                 line["verified"]]  # fmt: skip
+        words = [
+            line["grid"],
+            f"{line['images']} of {line['dataset']}",
+            f"{line['date']}, {line['version']}",
+            line["target"],
+            attackers,
+            str(line["defenses"]),
+            best_in_words(line),
+            none_in_words(line),
+            claims_in_words(line),
+            line["verified"],
+        ]
         yield [_linked(run), *map(escape, words)]
     if not run.lines:
         yield [_linked(run), *[""] * (len(_HEAD) - 2), "no"]

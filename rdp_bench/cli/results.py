@@ -30,8 +30,9 @@ def results(names: tuple[str, ...], as_json: bool, as_csv: bool) -> None:
     """List published runs: those in docs/results/runs of a checkout, or the results folders that are named.
 
     A line for each run and target: the defense with the lowest mean error and its 95 % interval, the error without a
-    defense and how the two compare in a paired test, and whether all numbers and claims follow from the predictions. For a single NAME or FOLDER, its claims and
-    the commands that repeat it, too. The exit status is 1 if a folder is not verified.
+    defense and how the two compare in a paired test, and whether all numbers and claims follow from the predictions.
+    For a single NAME or FOLDER, its claims and the commands that repeat it, too. The exit status is 1 if a folder is
+    not verified.
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv are two formats; use one")
@@ -101,8 +102,9 @@ def _table(found: "Sequence[PublishedRun]") -> Iterator[str]:
     for run in found:
         for line in run.lines:
             attackers = f"{line['attackers']}, {line['eps']}" if line["attackers"] else "none"
-            cells = (run.name, line["grid"], line["images"], line["date"], line["version"], line["target"], attackers,
-                     line["defenses"], best_in_words(line), none_in_words(line), claims_in_words(line), line["verified"])  # fmt: skip
+            facts = (line[name] for name in ("grid", "images", "date", "version", "target"))
+            words = (best_in_words(line), none_in_words(line), claims_in_words(line))
+            cells = (run.name, *facts, attackers, line["defenses"], *words, line["verified"])
             rows.append(tuple(_clean(str(cell)) for cell in cells))
         if not run.lines:
             rows.append((_clean(run.name), *["-"] * (len(_HEAD) - 2), "no"))
