@@ -175,9 +175,10 @@ def _rules(folder: Path) -> Iterator[str]:
 
 
 def _lines(run: Run) -> list[Line]:
-    """A line for each leaderboard of a run, or one without a best defense."""
+    """A line for each leaderboard that compares something; of a run without attacks, one without a best defense."""
     with shown_names(run.names):
-        return [_of_board(run, board) for board in leaderboards(run)] or [_common(run)]
+        boards = leaderboards(run)
+        return [_of_board(run, board) for board in boards if len(board.standings) > 1] if boards else [_common(run)]
 
 
 def _common(run: Run) -> Line:

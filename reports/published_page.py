@@ -47,7 +47,7 @@ def _cells(run: PublishedRun) -> Iterator[list[str]]:
         ]
         yield [_linked(run), *map(escape, words)]
     if not run.lines:
-        yield [_linked(run), *[""] * (len(_HEAD) - 2), "no"]
+        yield [_linked(run), *[""] * (len(_HEAD) - 2), "no" if run.problems else "yes"]
 
 
 def _linked(run: PublishedRun) -> str:

@@ -182,19 +182,25 @@ def doctor(models_dir: Path | None, cache: Location | None) -> None:
     metavar="A B",
     help="Compare two results folders, cell by cell.",
 )
+@click.option("--to", type=click.Path(path_type=Path), help="Folder to write.  [default: OUT/report]")
 @click.option("--open", "open_", is_flag=True, help="Open the page in a browser.")
 @cli_cache.option
 def report(
-    out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, open_: bool, cache: Location | None
+    out: Path,
+    only: tuple[str, ...],
+    compare: tuple[Path, Path] | None,
+    to: Path | None,
+    open_: bool,
+    cache: Location | None,
 ) -> None:
     """Write OUT/report: index.html, tables (CSV, LaTeX, Markdown) and figures (SVG, PNG, PDF).
 
-    With --compare: OUT/report/compare.html and compare.csv instead.
+    With --compare: compare.html and compare.csv instead.
     """
     if compare:
         from rdp_bench.reports.compare import render
 
-        page, compared = render(compare, Store(cache), out, only)
+        page, compared = render(compare, Store(cache), out, only, to)
         click.echo(compared, err=True)
         click.echo(page)
         _open(page, open_)
@@ -204,7 +210,7 @@ def report(
     from rdp_bench import reports
 
     lost: list[str] = []
-    page = reports.render(out, Store(cache), list(only) or None, lost.append)
+    page = reports.render(out, Store(cache), list(only) or None, lost.append, to)
     click.echo(page)
     _open(page, open_)
     for line in lost:

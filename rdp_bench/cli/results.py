@@ -107,7 +107,7 @@ def _table(found: "Sequence[PublishedRun]") -> Iterator[str]:
             cells = (run.name, *facts, attackers, line["defenses"], *words, line["verified"])
             rows.append(tuple(_clean(str(cell)) for cell in cells))
         if not run.lines:
-            rows.append((_clean(run.name), *["-"] * (len(_HEAD) - 2), "no"))
+            rows.append((_clean(run.name), *["-"] * (len(_HEAD) - 2), "no" if run.problems else "yes"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
     for row in rows:
         yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -57,7 +57,8 @@ class ClaimsVerified:
     def __str__(self) -> str:
         if self.problems:
             return "\n".join(f"FAIL  {FILE}: {problem}" for problem in self.problems)
-        return f"pass  {FILE}: {len(self.claims)} claims follow from the predictions"
+        many = len(self.claims)
+        return f"pass  {FILE}: {many} of {many} claims follow from the predictions"
 
 
 @dataclass(frozen=True)
