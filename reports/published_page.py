@@ -36,7 +36,7 @@ def _cells(run: PublishedRun) -> Iterator[list[str]]:
         words = [
             line["grid"],
             f"{line['images']} of {line['dataset']}",
-            f"{line['date']}, {line['version']}",
+            ", ".join(filter(None, (line["date"], line["version"]))),
             line["target"],
             attackers,
             str(line["defenses"]),
