@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from rdp_bench.cache.store import write_atomic
 from rdp_bench.reports import published, published_page
 from rdp_bench.reports.figures import drawing
+from rdp_bench.results import prediction_file
 from rdp_bench.results.record import write_record
 from tests.helpers.commands import PLUGIN, cli
 from tests.helpers.damage import flip
@@ -268,6 +271,31 @@ def test_a_record_cannot_name_another_file(shipped: Path) -> None:
     assert found.exit_code == 1
     assert len(found.stderr.splitlines()) == 1
     assert "is the record of ../../```\\n<script>" in found.stderr
+
+
+def test_a_record_that_breaks_a_reader_is_one_line(shipped: Path) -> None:
+    """Its checksum is right, and what it says of cost is no table."""
+    shutil.copytree(shipped / "toy-1", shipped / "odd")
+    forge(shipped / "odd", cost={"defenses": 3})
+    found = cli("results")
+    assert found.exit_code == 1
+    (line,) = found.stderr.splitlines()
+    assert line.startswith("odd is not verified: it cannot be read (AttributeError: ")
+    assert [row.split()[0] for row in found.stdout.splitlines()] == ["name", "odd", "toy-1", "toy-1"]
+
+
+def test_a_frame_that_would_fill_the_memory_is_refused(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction_file, "_LARGEST", 10)
+    assert "is too large" in only(shipped).problems[0]
+
+
+def test_the_list_loads_neither_torch_nor_pandas(shipped: Path) -> None:
+    code = (
+        "import sys; from rdp_bench.cli.main import main; main(['results'], standalone_mode=False); print(*sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "toy-1" in found.stdout
+    assert not {"torch", "pandas", "matplotlib"} & set(found.stdout.split())
 
 
 def test_texts_are_neither_markup_nor_commands(shipped: Path) -> None:
