@@ -18,9 +18,13 @@ FEW = 3
 
 
 def render(
-    out: Path, store: "Store", only: Sequence[str] | None = None, complain: Callable[[str], None] | None = None
+    out: Path,
+    store: "Store",
+    only: Sequence[str] | None = None,
+    complain: Callable[[str], None] | None = None,
+    to: Path | None = None,
 ) -> Path:
-    """Write OUT/report from the runs of OUT (those of the grids in `only`, if given); the page's path.
+    """Write OUT/report, or `to`, from the runs of OUT (those of the grids in `only`, if given); the page's path.
 
     `complain` is called once for each run of which something that it calls done could not be read.
 
@@ -34,8 +38,9 @@ def render(
 
     runs = summary.in_order(load(out, store))
     shown = select_runs(runs, only or ())
-    _require_predictions(shown, out, store)
-    pen = _Pen(out / "report")
+    folder = to or out / "report"
+    _require_predictions(shown, out, store, folder)
+    pen = _Pen(folder)
     with shown_names(*(run.names for run in shown)):
         sections = [_section(pen, run, store, len(shown) > FEW) for run in shown]
         page = pen.write("index.html", html.page(sections, summary.grids_not_run(runs)).encode())
@@ -46,14 +51,14 @@ def render(
     return page
 
 
-def _require_predictions(runs: "Sequence[Run]", out: Path, store: "Store") -> None:
+def _require_predictions(runs: "Sequence[Run]", out: Path, store: "Store", folder: Path) -> None:
     """Refuse to replace a report by one without a single number."""
     done = sum(cell.status == "done" for run in runs for cell in run.cells)
     if done and not any(run.wrong for run in runs):
         raise RdpBenchError(
             f"none of the {done} finished cells in {out} has readable predictions, neither in OUT/predictions nor "
             f"in the cache {store.root}; name the cache that the run used with --cache, or run again. "
-            f"{out / 'report'} was not changed"
+            f"{folder} was not changed"
         )
 
 

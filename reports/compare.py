@@ -180,8 +180,10 @@ def _words(cell_key: CellKey) -> tuple[str, ...]:
     return source, attack, show(cell_key.eps), defense, target
 
 
-def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[str] = ()) -> tuple[Path, str]:
-    """Write OUT/report/compare.html and compare.csv from the runs of two OUT folders.
+def render(
+    folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[str] = (), to: Path | None = None
+) -> tuple[Path, str]:
+    """Write compare.html and compare.csv into OUT/report, or into `to`, from the runs of two OUT folders.
 
     Returns:
         The page's path, and how many cells could be compared, in words, with the first that could not.
@@ -203,7 +205,7 @@ def render(folders: tuple[Path, Path], store: Store, out: Path, only: Sequence[s
     # Where the two name a label differently, the later run's name holds.
     with shown_names(*(run.names for grid in shared for run in (runs[0][grid], runs[1][grid]))):
         said = _compared(found, store)
-        report = out / "report"
+        report = to or out / "report"
         views = [
             {"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)
         ]

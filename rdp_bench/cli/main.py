@@ -10,7 +10,7 @@ import click
 
 from rdp_bench import __version__
 from rdp_bench.cache.store import Location, Store, default_root
-from rdp_bench.cli import audit, check, cite, data, purify, run, show, status, train, verify, weights
+from rdp_bench.cli import audit, check, cite, data, purify, results, run, show, status, train, verify, weights
 from rdp_bench.cli import cache as cli_cache
 from rdp_bench.errors import FetchError, RdpBenchError, UsageError
 from rdp_bench.terminal import OneLine, printable, terminal
@@ -182,19 +182,25 @@ def doctor(models_dir: Path | None, cache: Location | None) -> None:
     metavar="A B",
     help="Compare two results folders, cell by cell.",
 )
+@click.option("--to", type=click.Path(path_type=Path), help="Folder to write.  [default: OUT/report]")
 @click.option("--open", "open_", is_flag=True, help="Open the page in a browser.")
 @cli_cache.option
 def report(
-    out: Path, only: tuple[str, ...], compare: tuple[Path, Path] | None, open_: bool, cache: Location | None
+    out: Path,
+    only: tuple[str, ...],
+    compare: tuple[Path, Path] | None,
+    to: Path | None,
+    open_: bool,
+    cache: Location | None,
 ) -> None:
     """Write OUT/report: index.html, tables (CSV, LaTeX, Markdown) and figures (SVG, PNG, PDF).
 
-    With --compare: OUT/report/compare.html and compare.csv instead.
+    With --compare: compare.html and compare.csv instead.
     """
     if compare:
         from rdp_bench.reports.compare import render
 
-        page, compared = render(compare, Store(cache), out, only)
+        page, compared = render(compare, Store(cache), out, only, to)
         click.echo(compared, err=True)
         click.echo(page)
         _open(page, open_)
@@ -204,7 +210,7 @@ def report(
     from rdp_bench import reports
 
     lost: list[str] = []
-    page = reports.render(out, Store(cache), list(only) or None, lost.append)
+    page = reports.render(out, Store(cache), list(only) or None, lost.append, to)
     click.echo(page)
     _open(page, open_)
     for line in lost:
@@ -264,6 +270,7 @@ main.add_command(cite.cite)
 main.add_command(purify.purify)
 main.add_command(show.show)
 main.add_command(verify.verify)
+main.add_command(results.results)
 main.add_command(status.status)
 main.add_command(audit.audit)
 _accept_verbose(main)

@@ -1,4 +1,4 @@
-"""`rdp-bench verify`: whether the numbers of a results folder follow from its predictions."""
+"""`rdp-bench verify`: whether the numbers and claims of a results folder follow from its predictions."""
 
 import sys
 from pathlib import Path
@@ -14,15 +14,19 @@ def verify(out: Path) -> None:
     """Verify the results folder OUT, by default rdp-bench-out, without a cache.
 
     Every number of results.csv is computed again from OUT/predictions, the predictions are compared with the run
-    record, and all hashes are checked. A line per run; the exit status is 1 if one fails. The folder `report` is not
-    read; write it again with rdp-bench report.
+    record, and all hashes are checked. If OUT has a claims.json, every claim in it is computed again, too. A line per
+    run; the exit status is 1 if a run or a claim fails. The folder `report` is not read; write it again with
+    rdp-bench report.
     """
     from rdp_bench.results import verify as verifying
 
     found = list(verifying.verify(out))
     for each in found:
         click.echo(str(each))
+    claims = verifying.verify_claims(out, found)
+    if claims:
+        click.echo(str(claims))
     failed = sum(bool(each.problems) for each in found)
     click.echo(f"{len(found) - failed} of {len(found)} runs pass")
-    if failed:
+    if failed or (claims and claims.problems):
         sys.exit(1)

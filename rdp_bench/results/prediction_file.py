@@ -34,7 +34,7 @@ FORMAT = 1
 FOLDER = "predictions"
 _LEVEL = 6  # of zstd
 _COPIED = 1 << 20  # bytes at a time
-_LARGEST = 1 << 31  # bytes of one frame, decompressed
+_LARGEST = 1 << 28  # bytes of one frame, decompressed
 _INTEGERS = ("uint8", "uint16", "int32")  # the smallest that holds all values is stored
 _TYPES = {"predicted": _INTEGERS, "label": _INTEGERS}  # all other arrays are float32
 

@@ -1,7 +1,10 @@
-"""Whether a results folder is in agreement with itself: results.csv, run records and predictions, without a cache."""
+"""Whether a results folder is in agreement with itself: results.csv, run records and predictions, without a cache.
+
+And whether what its claims.json says follows from the predictions.
+"""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +12,8 @@ from rdp_bench import csvtext
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.results.lines import every_row
 from rdp_bench.results.rows import COLUMNS, CellKey, Row, Run, load_run
+from rdp_bench.results.submission import FILE, read_submission
+from rdp_bench.results.submission_check import ClaimsVerified, check_claims
 
 MOST = 5
 """Problems of a run that are listed; the others are counted."""
@@ -26,6 +31,7 @@ class Verified:
         cells: how many cells have predictions that agree with the record.
         numbers: how many values of results.csv were computed again and are equal.
         open: cells that the record calls failed or pending.
+        run: the run as it was read; None if it could not be.
     """
 
     grid: str
@@ -33,6 +39,7 @@ class Verified:
     cells: int = 0
     numbers: int = 0
     open: int = 0
+    run: Run | None = None
 
     def __str__(self) -> str:
         if not self.problems:
@@ -75,9 +82,27 @@ def verify(out: Path) -> Iterator[Verified]:
             cells=len(run.wrong),
             numbers=sum(bool(line["value"]) for line in lines if line["grid"] == run.grid),
             open=sum(cell.status != "done" for cell in run.cells),
+            run=run,
         )
     for grid in sorted({line["grid"] for line in lines} - known):
         yield Verified(grid, (f"results.csv has rows of it, and {out / 'runs'} has no record",))
+
+
+def verify_claims(out: Path, verified: Iterable[Verified]) -> ClaimsVerified | None:
+    """Compute the claims of OUT/claims.json again; None if there is no such file.
+
+    Args:
+        out: the results folder.
+        verified: what `verify` found about its runs.
+    """
+    path = out / FILE
+    if not path.exists() and not path.is_symlink():
+        return None
+    try:
+        claims = read_submission(path).claims
+    except UsageError as error:
+        return ClaimsVerified(unread=str(error))
+    return ClaimsVerified(check_claims(claims, {each.grid: each.run for each in verified if each.run}))
 
 
 def _differences(run: Run, lines: list[dict[str, str]]) -> Iterator[str]:

@@ -11,10 +11,12 @@ from tests.helpers.paths import ROOT
 from tests.helpers.plans import new_process
 
 SHARED = ROOT.parent / "shared"
-PAGE = (ROOT / "docs" / "results" / "README.md").read_text()
+BOOK = ROOT / "docs" / "results"
+PAGES = [path for path in sorted(BOOK.glob("*.md")) if path.stem not in ("published", "submitting")]
 COMMANDS = [
     line
-    for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    for page in PAGES
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("rdp-bench run ")
 ]
@@ -37,6 +39,7 @@ def test_a_command_of_the_results_plans(grid: str, tmp_path: Path, monkeypatch: 
 
 
 def test_there_are_commands_and_all_but_one_use_the_named_images() -> None:
+    assert len(PAGES) == 8
     assert len(COMMANDS) == 8
     assert [line for line in COMMANDS if '--dataset "nips2017(subset=every-second)"' not in line] == [
         "rdp-bench run --grid adaptive"

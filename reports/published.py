@@ -1,0 +1,280 @@
+"""Published runs: results folders with a claims.json, as the documentation ships them.
+
+What each measured, and whether it follows from its predictions.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.reports.tables.leaderboard import Leaderboard, leaderboards
+from rdp_bench.results.prediction_file import FOLDER as PREDICTIONS
+from rdp_bench.results.record import read_run
+from rdp_bench.results.rows import Run, display_name, shown_names
+from rdp_bench.results.submission import FILE, Submission, read_submission
+from rdp_bench.results.submission_check import CheckedClaim
+from rdp_bench.results.verify import Verified, verify, verify_claims
+from rdp_bench.specs import UNDEFENDED
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")
+"""What a published folder may be called: its name is part of links."""
+
+LARGEST_RUN, LARGEST_ALL = 10_000_000, 30_000_000
+"""Bytes of one published folder, and of all that ship."""
+
+_LARGEST_READ = 200_000_000  # bytes of any folder that is read
+_MOST_LOOKS = 50_000_000  # images times cells of one run
+_FILES = re.compile(
+    r"claims\.json|results\.csv|runs/[\w.-]+\.json|predictions/[\w.-]+\.[0-9a-f]{16}\.safetensors|audit/[\w.-]+\.json",
+    re.ASCII,
+)
+_PLUGIN = re.compile(r"[\w.-]+", re.ASCII)
+_LONGEST = 40  # letters of a version
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
+COLUMNS = (
+    "name", "grid", "dataset", "images", "date", "version", "target", "eps", "attackers", "defenses", "best",
+    "mean_error", "ci_low", "ci_high", "tied", "none_error", "against_none", "claims_hold", "claims", "verified",
+)  # fmt: skip
+TRANSFER, WHITE_BOX = "transfer", "white-box"
+UNNAMED = "it has no claims.json"
+
+Line = dict[str, Any]
+
+
+@dataclass
+class PublishedRun:
+    """A results folder and what was found in it.
+
+    Attributes:
+        folder: where it is.
+        problems: why it is not verified, one line each; empty if every number and every claim follows.
+        submission: its claims.json; None without a readable one.
+        claims: what the predictions say to each claim.
+        verified: what was found about each of its runs.
+        lines: the numbers of the runs that are verified, one for each leaderboard, by `COLUMNS`.
+    """
+
+    folder: Path
+    problems: list[str] = field(default_factory=list)
+    submission: Submission | None = None
+    claims: tuple[CheckedClaim, ...] = ()
+    verified: list[Verified] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name or str(self.folder)
+
+    @property
+    def title(self) -> str:
+        return self.submission.title if self.submission else ""
+
+
+def shipped(folder: Path) -> list[PublishedRun]:
+    """Every folder in docs/results/runs, with the rules for what ships.
+
+    Beyond `read_folder`: names, sizes and kinds of files, a claims.json, and the size of all folders together.
+    """
+    found = []
+    total = 0
+    for path in folders(folder):
+        problems = list(_rules(path))
+        total += sum(file.lstat().st_size for file in _files(path))
+        run = PublishedRun(path, problems) if problems else read_folder(path)
+        if not run.problems and run.submission is None:
+            run.problems.append(UNNAMED)
+        if total > LARGEST_ALL:
+            run.problems.append(f"all folders have {total / 1e6:.1f} MB, at most {LARGEST_ALL / 1e6:.0f} MB ship")
+        found.append(run)
+    return found
+
+
+def folders(folder: Path) -> list[Path]:
+    """The published folders in docs/results/runs, which need not exist."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in inside if path.is_dir() and not path.name.startswith("."))
+
+
+def read_folder(folder: Path) -> PublishedRun:
+    """A results folder, verified; what is wrong with it is one of its `problems`, never an exception."""
+    found = PublishedRun(folder)
+    try:
+        _require_readable(folder)
+        found.verified = list(verify(folder))
+        found.problems += [f"{each.grid}: {problem}" for each in found.verified for problem in each.problems]
+        claims = verify_claims(folder, found.verified)
+        if claims:
+            found.problems += claims.problems
+            found.claims = claims.claims
+            found.submission = None if claims.unread else read_submission(folder / FILE)
+        for each in found.verified:
+            if each.run and not each.problems:
+                found.lines += _lines(each.run)
+    except RdpBenchError as error:
+        found.problems.append(str(error))
+    except Exception as error:  # a record with a right checksum may still hold anything; the other folders are listed
+        found.problems.append(f"it cannot be read ({type(error).__name__}: {error})")
+        found.lines.clear()
+    held = sum(not claim.problem for claim in found.claims)
+    for line in found.lines:
+        line |= {
+            "name": found.name, "claims_hold": held, "claims": len(found.claims),
+            "verified": "no" if found.problems else "yes",
+        }  # fmt: skip
+    return found
+
+
+def _require_readable(folder: Path) -> None:
+    """Refuse what is no results folder, and what is too large to be read without care.
+
+    Raises:
+        UsageError: it is one of these.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; name one that rdp-bench run wrote")
+    read = [
+        path for path in _files(folder) if path.relative_to(folder).parts[0] in ("runs", PREDICTIONS, "results.csv")
+    ]
+    size = sum(path.lstat().st_size for path in read)
+    if size > _LARGEST_READ:
+        raise UsageError(f"{folder} has {size / 1e6:.0f} MB of results, at most {_LARGEST_READ / 1e6:.0f} MB are read")
+    for path in sorted((folder / "runs").glob("*.json")):
+        try:
+            stored = read_run(path)
+        except UsageError:
+            continue  # `verify` says what is wrong with it
+        if stored.header["grid"] != path.stem:
+            raise UsageError(f"{path} is the record of {stored.header['grid']}; give the file its name again")
+        looks = int(stored.header["dataset"]["n"]) * len(stored.cells)
+        if looks > _MOST_LOOKS:
+            raise UsageError(f"{path} has {looks} predictions, at most {_MOST_LOOKS} are read")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder; links are not followed."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            yield path
+
+
+def _rules(folder: Path) -> Iterator[str]:
+    """What a folder that ships does against the rules."""
+    if not NAME.fullmatch(folder.name):
+        yield "its name is not made of lower-case letters, digits and hyphens (at most 60)"
+    files = list(_files(folder))
+    for path in files:
+        inside = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            yield f"{inside} is a link; a published folder contains its files"
+        elif not _FILES.fullmatch(inside):
+            yield f"{inside} does not belong to a published folder; remove it"
+    size = sum(path.lstat().st_size for path in files)
+    if size > LARGEST_RUN:
+        yield f"it has {size / 1e6:.1f} MB, at most {LARGEST_RUN / 1e6:.0f} MB ship"
+
+
+def _lines(run: Run) -> list[Line]:
+    """A line for each leaderboard that compares something; of a run without attacks, one without a best defense."""
+    with shown_names(run.names):
+        boards = leaderboards(run)
+        return [_of_board(run, board) for board in boards if len(board.standings) > 1] if boards else [_common(run)]
+
+
+def _common(run: Run) -> Line:
+    about = run.record["dataset"]
+    day = str(run.record.get("finished") or run.record["started"])[:10]
+    targets = run.axis("targets")
+    return {
+        **dict.fromkeys(COLUMNS),
+        "grid": run.grid,
+        "dataset": str(about["name"]),
+        "images": int(about["n"]),
+        "date": day if _DATE.fullmatch(day) else "",
+        "version": str(run.record["environment"].get("rdp-bench", ""))[:_LONGEST],
+        "target": targets[0] if len(targets) == 1 else f"{len(targets)} targets",
+        "defenses": sum(name != UNDEFENDED for name in run.axis("defenses")),
+    }
+
+
+def _of_board(run: Run, board: Leaderboard) -> Line:
+    complete = [each for each in board.standings if each.mean.value is not None]
+    rivals = [each for each in complete if each.defense != UNDEFENDED]
+    bare = next((each.mean.value for each in complete if each.defense == UNDEFENDED), None)
+    line = _common(run) | {
+        "target": board.target,
+        "eps": run.eps(board.eps),
+        "attackers": WHITE_BOX if board.white_box else TRANSFER,
+        "defenses": sum(each.defense != UNDEFENDED for each in board.standings),
+        "none_error": _rounded(bare),
+    }
+    if rivals:  # the lowest error comes first
+        best = rivals[0]
+        line |= {
+            "best": best.label,
+            "mean_error": _rounded(best.mean.value),
+            "ci_low": _rounded(best.mean.low),
+            "ci_high": _rounded(best.mean.high),
+            "tied": sum(each.mean.verdict.tied for each in rivals),
+            "against_none": best.test or None,
+        }
+    return line
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def best_in_words(line: Line) -> str:
+    """The best defense of a line with its mean error and interval."""
+    if line["best"] is None:
+        return ""
+    name = display_name(line["best"])
+    return f"{name} {line['mean_error']:.1f} ({line['ci_low']:.1f} to {line['ci_high']:.1f})"
+
+
+def none_in_words(line: Line) -> str:
+    """The error without a defense, and how the best defense compares with it by the paired test."""
+    if line["none_error"] is None:
+        return ""
+    test = f" ({line['against_none']})" if line["against_none"] else ""
+    return f"{line['none_error']:.1f}{test}"
+
+
+def claims_in_words(line: Line) -> str:
+    """How many claims hold."""
+    return f"{line['claims_hold']} of {line['claims']}" if line["claims"] else "none"
+
+
+def as_json(runs: Iterable[PublishedRun]) -> list[dict[str, Any]]:
+    """Everything about the folders as lists and scalars."""
+    return [
+        {
+            "name": run.name,
+            "folder": str(run.folder),
+            "title": run.title,
+            "authors": list(run.submission.authors) if run.submission else [],
+            "links": list(run.submission.links) if run.submission else [],
+            "commands": list(run.submission.commands) if run.submission else [],
+            "verified": not run.problems,
+            "problems": run.problems,
+            "claims": [
+                {"says": each.claim.says, "holds": not each.problem, "found": each.found, "problem": each.problem}
+                for each in run.claims
+            ],
+            "runs": run.lines,
+        }
+        for run in runs
+    ]
+
+
+def repeat_command(folder: Path, run: Run) -> list[str]:
+    """The command that repeats a published run and compares every prediction, as words; plugins are named by hand."""
+    plugins = (run.record.get("request") or {}).get("plugins", ())
+    names = [str(each["name"]) for each in plugins]
+    names = [name if _PLUGIN.fullmatch(name) else "PLUGIN.py" for name in names]
+    flags = [part for name in names for part in ("--plugin", f"PATH/{name}")]
+    return ["rdp-bench", "run", "--from", str(folder / "runs" / f"{run.grid}.json"), *flags, "--out", "again"]

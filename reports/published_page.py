@@ -1,0 +1,77 @@
+"""The page of published runs as Markdown: a table of all, and the claims of each. Texts of submissions are escaped."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rdp_bench.reports.formats.markdown import escape
+from rdp_bench.reports.published import PublishedRun, best_in_words, claims_in_words, none_in_words, repeat_command
+
+_HEAD = ("Run", "Grid", "Images", "Date, version", "Target", "Attackers", "Defenses", "Lowest mean error, %",
+         "No defense, % (the lowest against it)", "Claims", "Verified")  # fmt: skip
+_NOBODY = "There are none yet: the runs behind the tables of this book are repeated first."
+
+
+def render(runs: Sequence[PublishedRun], folder: Path, intro: str) -> str:
+    """The page.
+
+    Args:
+        runs: what `published.shipped` found.
+        folder: what the commands call the folder that they are in.
+        intro: Markdown before the table.
+    """
+    parts = [intro.rstrip(), ""]
+    if not runs:
+        return "\n".join([*parts, _NOBODY, ""])
+    parts += [_row(_HEAD), _row([":--"] * len(_HEAD))]
+    parts += [_row(cells) for run in runs for cells in _cells(run)]
+    for run in runs:
+        parts += _section(run, folder)
+    return "\n".join([*parts, ""])
+
+
+def _cells(run: PublishedRun) -> Iterator[list[str]]:
+    for line in run.lines:
+        attackers = f"{line['attackers']}, ε = {line['eps']}" if line["attackers"] else "none"
+        words = [
+            line["grid"],
+            f"{line['images']} of {line['dataset']}",
+            ", ".join(filter(None, (line["date"], line["version"]))),
+            line["target"],
+            attackers,
+            str(line["defenses"]),
+            best_in_words(line),
+            none_in_words(line),
+            claims_in_words(line),
+            line["verified"],
+        ]
+        yield [_linked(run), *map(escape, words)]
+    if not run.lines:
+        yield [_linked(run), *[""] * (len(_HEAD) - 2), "no" if run.problems else "yes"]
+
+
+def _linked(run: PublishedRun) -> str:
+    """The name with a link to its section; a name that breaks the rules is no link."""
+    return escape(run.name) if run.problems else f"[{run.name}](#{run.name})"
+
+
+def _section(run: PublishedRun, folder: Path) -> Iterator[str]:
+    yield from ("", f"## {escape(run.name)}", "")
+    if run.problems:
+        yield f"Not verified: {escape(run.problems[0])}"
+        return
+    assert run.submission is not None
+    yield f"{escape(run.title)} ({escape(', '.join(run.submission.authors))})."
+    yield ""
+    for each in run.claims:
+        yield f"* {escape(each.claim.says)} Computed: {escape(each.found)}."
+    here = f"runs/{run.name}"
+    links = [f"[results.csv]({here}/results.csv)", f"[claims.json]({here}/claims.json)"]
+    links += [f"<{link}>" for link in run.submission.links]
+    yield from ("", f"Files: {', '.join(links)}. Repeat it, and compare every prediction:", "", "```sh")
+    yield from (shlex.join(repeat_command(folder / run.name, each.run)) for each in run.verified if each.run)
+    yield "```"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

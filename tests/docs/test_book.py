@@ -1,0 +1,126 @@
+"""The results book: its table, its published runs, its figures, and that the format of submissions is documented."""
+
+import csv
+import re
+import runpy
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from rdp_bench.reports import published, published_page
+from rdp_bench.results.submission import Cells, Submission, SubmittedClaim, read_submission
+from tests.helpers.paths import ROOT
+from tests.helpers.reports import small
+
+BOOK = ROOT / "docs" / "results"
+RUNS = BOOK / "runs"
+
+
+# --- published runs --------------------------------------------------------------------------------------
+
+
+def test_every_published_run_is_verified() -> None:
+    """Numbers, hashes, claims, names, sizes and kinds of files of every folder: the leaderboard grows by files."""
+    broken = {run.name: run.problems for run in published.shipped(RUNS) if run.problems}
+    assert not broken, "rdp-bench results docs/results/runs/NAME says more; docs/results/submitting.md has the rules"
+
+
+def test_the_page_of_published_runs_is_up_to_date() -> None:
+    page = runpy.run_path(str(BOOK / "published.py"))
+    assert (BOOK / "published.md").read_text("utf-8") == page["text"](), "python docs/results/published.py"
+
+
+@pytest.mark.parametrize("name", ["predictions/table1.0123456789abcdef.safetensors", "runs/table1.json", "results.csv"])
+def test_git_ignores_nothing_that_is_published(name: str) -> None:
+    """Without predictions, a clone has no numbers."""
+    found = subprocess.run(["git", "check-ignore", "-v", f"docs/results/runs/mine/{name}"], cwd=ROOT, check=False)
+    assert found.returncode == 1
+
+
+def test_the_page_links_what_a_published_run_contains(tmp_path: Path) -> None:
+    """A run that follows the rules; errors by hand: RDP 1 and 2 of 20, no defense 10 and 14."""
+    folder = tmp_path / "runs" / "toy"
+    run, _ = small(tmp_path / "made")
+    line = published.PublishedRun(folder, [], read_submission(ROOT / "docs" / "examples" / "claims.json"))
+    line.lines = [{**each, "name": "toy", "claims_hold": 2, "claims": 2, "verified": "yes"}
+                  for each in published._lines(run)]  # fmt: skip
+    page = published_page.render([line], Path("docs/results/runs"), "# Published runs")
+    (row,) = [text for text in page.splitlines() if text.startswith("| [toy]")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:6] == ["[toy](#toy)", "table1", "20 of photos20", "2025-01-01", "t", "transfer, ε = 16"]
+    assert cells[7].startswith("RDP 7.5 (")
+    assert cells[8] == "60.0 (lower)"
+    assert (
+        "[results.csv](runs/toy/results.csv), [claims.json](runs/toy/claims.json), <https://example.org/paper>" in page
+    )
+    assert "## toy" in page
+
+
+# --- the format ------------------------------------------------------------------------------------------
+
+
+def test_every_field_is_documented() -> None:
+    named = set(re.findall(r"`([a-z ]+)`", (BOOK / "submitting.md").read_text()))
+    kinds = (Submission, SubmittedClaim, Cells)
+    assert {each.name for kind in kinds for each in fields(kind)} <= named
+    assert {"equal", "at most", "at least", "lower", "higher"} <= named
+
+
+def test_the_example_is_a_submission() -> None:
+    path = ROOT / "docs" / "examples" / "claims.json"
+    assert len(read_submission(path).claims) == 2
+    assert "docs/examples/claims.json" in (BOOK / "submitting.md").read_text()
+
+
+def test_the_limits_are_those_of_the_page() -> None:
+    text = " ".join((BOOK / "submitting.md").read_text().split())
+    assert f"{published.LARGEST_RUN // 10**6} MB (all folders together {published.LARGEST_ALL // 10**6} MB)" in text
+
+
+# --- the table of the first page -------------------------------------------------------------------------
+
+NAMES = {"No defense": "none", "TVM": "tvm", "R&amp;P": "r&p", "NRP": "nrp", "RDP": "rdp"}
+
+
+def test_the_table_of_the_first_page_is_that_of_the_cells() -> None:
+    with (BOOK / "nips17-500.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    target, seen = "", 0
+    for line in (BOOK / "README.md").read_text().splitlines():
+        row = re.fullmatch(r"\| ([^|]*) \| ([^|]+) \| \**([\d.]+)\** \(.*\) \| ([\d.]+)†? \(.*\) \|", line)
+        if not row:
+            continue
+        target = row[1].partition(",")[0].strip() or target
+        mine = [cell for cell in cells if (cell["target"], cell["defense"]) == (target, NAMES[row[2]])]
+        errors = [
+            float(cell["value"]) for cell in mine if (cell["source"], cell["metric"]) == ("effnet-lite0", "error")
+        ]
+        (clean,) = {float(cell["value"]) for cell in mine if cell["metric"] == "accuracy"}
+        assert len(errors) == 5
+        assert float(row[3]) == pytest.approx(sum(errors) / 5, abs=0.051)
+        assert float(row[4]) == pytest.approx(clean, abs=0.051)
+        seen += 1
+    assert seen == 10
+
+
+# --- figures ---------------------------------------------------------------------------------------------
+
+
+def test_figures_are_drawn_from_published_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The points of the figure are the errors by hand: 7.5 % behind RDP, 60 % without a defense."""
+    small(tmp_path / "out")
+    monkeypatch.setenv("RDP_BENCH_CACHE", str(tmp_path / "out" / "store"))
+    monkeypatch.setattr(sys, "argv", ["figures.py", str(tmp_path / "out"), "--to", str(tmp_path / "figures")])
+    runpy.run_path(str(BOOK / "figures.py"), run_name="__main__")
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == [f"out-table1_tradeoff-t-eps16.{kind}" for kind in ("csv", "pdf", "png", "svg")]
+    (sheet,) = (tmp_path / "figures").glob("*tradeoff*.csv")
+    with sheet.open() as file:
+        points = {
+            row["defense"]: (float(row["clean_accuracy"]), float(row["mean_error"])) for row in csv.DictReader(file)
+        }
+    assert points == {"none": (100.0, 60.0), "jpeg": (85.0, 80.0), "rdp": (100.0, 7.5)}
+    assert not (tmp_path / "out" / "report").exists()
