@@ -22,6 +22,7 @@ from rdp_bench.cache.artefact import within_rows
 from rdp_bench.cache.store import Artefact
 from rdp_bench.data.adversarial import AdversarialFiles
 from rdp_bench.data.decoded import DecodedImages
+from rdp_bench.engine.batch_memory import FROM, PROBED, CudaMemory, FoundBatches, kind_of_work
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.engine.levels import (
     add_delta,
@@ -112,9 +113,12 @@ class Worker:
     """Number of classes of every model loaded so far."""
     _phase: type[Job] | None = None  # crafting or evaluating
     _remarks: list[str] = field(default_factory=list)  # of the job at hand
+    _work: str = ""  # the kind of it, where batches are found by memory
 
     def __post_init__(self) -> None:
         self.size = batch_of(self.plan, self.batch)
+        on_gpu = self.batch is None and self.plan.device.startswith("cuda")
+        self.batches = FoundBatches(CudaMemory(self.plan.device)) if on_gpu and self.plan.n > FROM else None
         self._rows = (0, self.plan.n)
         configure_torch(self.plan.device)
         unkeyed.clear()  # what entries of an earlier run in this process read
@@ -190,11 +194,12 @@ class Worker:
             found = on_host(adv, plan.norm)
             return lambda: {"delta": delta_of(found, u8, job.eps)}
 
-        size = self.size
-        if self.batch is None and any(isinstance(member, StochasticLogits) for member in source.members):
-            size = max(1, size // DEFENDED_BATCH_DIVISOR)
         ahead = self.clean if self._images.in_threads else None
         with Writer(partial(self._count, job)) as writer, Reader(self.clean, ahead) as images:
+            size = self._found_size(job, make)
+            defended = any(isinstance(member, StochasticLogits) for member in source.members)
+            if defended and self.batch is None and self.batches is None:
+                size = max(1, min(size, FROM) // DEFENDED_BATCH_DIVISOR)
             for low, high in artefact.still_missing(size, self._rows):
                 for a, b, made in self._retry_smaller_batches(make, low, high):
                     writer.put(partial(_write_set, artefact, a, b, made), b - a)
@@ -207,6 +212,14 @@ class Worker:
         n = self.plan.n
         index = (torch.arange(low, low + len(rng)) + (rng.integers(1, n) if n > 1 else 0)) % n
         return to_float(np.concatenate([self.clean(i, i + 1) for i in index.tolist()]), self.plan.device)
+
+    def _found_size(self, job: Job, make: Callable[[int, int], object]) -> int:
+        """Images at once in `job`, of which `make` computes rows."""
+        first, last = self._rows
+        if self.batches is not None and last - first >= PROBED:
+            self._work = kind_of_work(job)
+            self.size = self.batches.size(self._work, lambda count: make(first, first + count))
+        return self.size
 
     def _count(self, job: Job, images: int) -> None:
         if self.report:
@@ -227,7 +240,9 @@ class Worker:
             if craft is None:
                 raise
             self.plan.artefact(craft.record).drop_damaged()
+            kept = self.size, self._work
             self._craft(craft)
+            self.size, self._work = kept
             return self._stored_images(craft, low, high)
 
     def _stored_images(self, craft: CraftJob | None, low: int, high: int) -> NDArray[np.uint8]:
@@ -258,13 +273,25 @@ class Worker:
         sample = plan.artefact(job.sample)
         for artefact in (*found.values(), sample, *([quality] if quality else [])):
             artefact.write_record()
+        seed = hash_many([canonical_json({k: job.record[k] for k in ("defense", "seed", "stream")})])
+
+        def predict(
+            a: int, b: int, images: NDArray[np.uint8], wanted: list[str], problems: dict[str, str], *, measure: bool
+        ) -> _Evaluated:
+            rng = ImageRng([f"{seed}/{image_hash}" for image_hash in plan.image_hashes[a:b]], plan.device)
+            x = to_float(images, plan.device)
+            return self._predict(job, defense, x, rng, wanted, a, b, problems, measure=measure)
+
+        self._found_size(
+            job,
+            lambda a, b: predict(a, b, self.images(job.craft, a, b), list(found), {}, measure=quality is not None),
+        )
         missing = {label: self._missing(artefact, self.size) for label, artefact in found.items()}
         unmeasured = self._missing(quality, self.size) if quality else []
         ranges = sorted({each for some in (*missing.values(), unmeasured) for each in some})
         # Images to be kept for the report that are in no missing batch.
         unkept = self._missing(sample, self.size)
         ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
-        seed = hash_many([canonical_json({k: job.record[k] for k in ("defense", "seed", "stream")})])
         ahead = partial(self._stored_images, job.craft) if self._images.in_threads else None
 
         def write(a: int, b: int, made: _Evaluated) -> None:
@@ -287,9 +314,8 @@ class Worker:
                     continue  # another run made them meanwhile, or no target can be evaluated
 
                 def make(a: int, b: int, wanted: list[str] = wanted, measure: bool = measure) -> _Evaluated:
-                    x = to_float(images.get(a, b, self._after(a, b)), plan.device)
-                    rng = ImageRng([f"{seed}/{image_hash}" for image_hash in plan.image_hashes[a:b]], plan.device)
-                    return self._predict(job, defense, x, rng, wanted, a, b, problems, measure=measure)
+                    read = images.get(a, b, self._after(a, b))
+                    return predict(a, b, read, wanted, problems, measure=measure)
 
                 for a, b, made in self._retry_smaller_batches(make, low, high):
                     writer.put(partial(write, a, b, made), b - a)
@@ -416,6 +442,8 @@ class Worker:
                 if step == 1:
                     raise RdpBenchError(f"out of memory on {self.plan.device} even with one image") from error
                 self.size = max(1, step // 2)
+                if self.batches is not None:
+                    self.size = self.batches.keep(self._work, self.size)
                 log.warning("out of memory on %s: going on with batches of %d", self.plan.device, self.size)
                 torch.cuda.empty_cache()
                 continue

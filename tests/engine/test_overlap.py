@@ -38,7 +38,8 @@ def left() -> list[str]:
 
 
 def test_the_caller_goes_on_while_a_batch_is_written() -> None:
-    gate, stored = threading.Event(), []
+    gate = threading.Event()
+    stored: list[int] = []
 
     def write() -> None:
         assert gate.wait(PATIENCE)
@@ -54,28 +55,33 @@ def test_the_caller_goes_on_while_a_batch_is_written() -> None:
 
 
 def test_who_computes_faster_waits() -> None:
-    gate, put = threading.Event(), []
+    gate, full, told = threading.Event(), threading.Event(), []
 
     def write() -> None:
         assert gate.wait(PATIENCE)
 
     def compute() -> None:
         with Writer(lambda _: None) as writer:
-            for number in range(WAITING + 1):
+            for number in range(1, WAITING + 3):
                 writer.put(write, 1)
-                put.append(number)
+                told.append(number)
+                if number == WAITING:
+                    full.set()
 
     thread = threading.Thread(target=compute)
     thread.start()
-    thread.join(0.2)
-    assert len(put) == WAITING  # the next waits for the gate
+    assert full.wait(PATIENCE)
+    thread.join(0.05)  # one that did not wait would go on now
+    told.append(0)  # the gate opens
     gate.set()
     thread.join(PATIENCE)
-    assert len(put) == WAITING + 1
+    assert told == [*range(1, WAITING + 1), 0, WAITING + 1, WAITING + 2]
 
 
 def test_what_writing_raises_arrives() -> None:
-    gate, done, written = threading.Event(), [], []
+    gate = threading.Event()
+    done: list[int] = []
+    written: list[int] = []
 
     def fail() -> None:
         assert gate.wait(PATIENCE)
@@ -101,7 +107,9 @@ def test_what_writing_raises_arrives() -> None:
 
 
 def test_an_interrupted_block_writes_what_was_handed_over(caplog: pytest.LogCaptureFixture) -> None:
-    gate, written, stored = threading.Event(), [], []
+    gate = threading.Event()
+    written: list[int] = []
+    stored: list[int] = []
 
     def write(number: int) -> None:
         assert gate.wait(PATIENCE)
