@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO
 
 from rdp_bench.cache.store import DECODED
+from rdp_bench.data._labelled import Images
 from rdp_bench.data.image_hashes import batch
 from rdp_bench.keys import hash_many, hash_pixels
 from rdp_bench.protocols import Dataset
@@ -34,7 +37,7 @@ IN_MEMORY = 128 << 20
 
 
 class DecodedImages:
-    """The images of a data set as they were hashed.
+    """The images of a data set as they were hashed. Several threads may call it.
 
     Args:
         dataset: the data set.
@@ -47,9 +50,15 @@ class DecodedImages:
         self.image_hashes = image_hashes
         self._cache = cache
         self._stride = 3 * dataset.size**2
-        self._last: tuple[tuple[int, int], NDArray[np.uint8]] | None = None
+        self._last: deque[tuple[tuple[int, int], NDArray[np.uint8]]] = deque(maxlen=2)  # this batch and the next
+        self._lock = Lock()
         self._known = bytearray(len(image_hashes))
         """Of the images in memory, 1 for those that are there."""
+
+    @property
+    def in_threads(self) -> bool:
+        """Whether another thread may read images: the reader of a plugin may not be made for that."""
+        return isinstance(self.dataset, Images)
 
     def batch(self, low: int, high: int) -> NDArray[np.uint8]:
         """Images `low..high` as uint8 `[k, 3, size, size]`; not to be written into.
@@ -57,16 +66,21 @@ class DecodedImages:
         Raises:
             BadImageError: an image cannot be read, or its pixels changed since they were hashed.
         """
+        with self._lock:
+            return self._batch(low, high)
+
+    def _batch(self, low: int, high: int) -> NDArray[np.uint8]:
         if self._stride * len(self.image_hashes) <= IN_MEMORY:
             if not all(self._known[low:high]):
                 self._memory[low:high] = batch(self.dataset, low, high, self.image_hashes)
                 self._known[low:high] = bytes([1]) * (high - low)
             return self._memory[low:high]
-        if self._last is not None and self._last[0] == (low, high):
-            return self._last[1]
+        for rows, images in self._last:
+            if rows == (low, high):
+                return images
         found = self._read(low, high)
         if high - low > 1:  # a batch, which several jobs' steps ask for in turn; not one that an attack mixes in
-            self._last = (low, high), found
+            self._last.append(((low, high), found))
         return found
 
     @cached_property

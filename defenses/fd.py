@@ -39,6 +39,8 @@ class FeatureDistillation(Purifier):
         import torch
         from torch.nn.functional import pad
 
+        from rdp_bench.numerics.in_parts import in_parts
+
         channels, height, width = x.shape[1:]
         tall, wide = -(-height // 8), -(-width // 8)
         # Frequencies are columns; both directions at once, as one 64 x 64 matrix.
@@ -50,14 +52,15 @@ class FeatureDistillation(Purifier):
         to_levels = (torch.kron(cosine, cosine) / step.flatten()).to(x.device)
         from_levels = (torch.kron(cosine, cosine) * step.flatten()).T.to(x.device)
 
-        def quantise(image: Tensor) -> Tensor:
-            padded = pad(image[None] * 255, (0, 8 * wide - width, 0, 8 * tall - height), mode="replicate")
-            blocks = padded.double().view(channels, tall, 8, wide, 8).transpose(2, 3).reshape(-1, 64)
+        def quantise(images: Tensor) -> Tensor:
+            padded = pad(images * 255, (0, 8 * wide - width, 0, 8 * tall - height), mode="replicate")
+            blocks = padded.double().reshape(-1, tall, 8, wide, 8).transpose(2, 3).reshape(-1, 64)
             levels = blocks @ to_levels
             # Halves are common (a block's mean is a multiple of 1/64): 2^-16 of a step is more than rounding
             # error, so that not the last bit decides, and halves go to the even level everywhere.
             levels.mul_(2**16).round_().div_(2**16).round_()
-            coded = (levels @ from_levels).to(image.dtype).view(channels, tall, wide, 8, 8)
-            return coded.transpose(2, 3).reshape(channels, 8 * tall, 8 * wide)[:, :height, :width]
+            coded = (levels @ from_levels).to(images.dtype).view(-1, tall, wide, 8, 8)
+            whole = coded.transpose(2, 3).reshape(-1, channels, 8 * tall, 8 * wide)
+            return whole[..., :height, :width] / 255
 
-        return torch.stack([quantise(image) for image in x.detach()]).div_(255).clamp_(0, 1)
+        return in_parts(x.detach(), quantise, on_cpu=1).clamp_(0, 1)

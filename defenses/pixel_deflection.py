@@ -42,15 +42,20 @@ class PixelDeflection(Purifier):
         """The deflected and denoised images, of the shape of `x` `[n, 3, h, w]`."""
         import torch
 
-        from rdp_bench.defenses._wavelet import denoise
+        from rdp_bench.defenses._wavelet import denoised
 
-        out = x.detach().clone()
-        for image, pairs in zip(out, self.copies(x, rng), strict=True):
-            if pairs:
-                places = torch.tensor(list(pairs.items()), device=x.device).T
-                flat = image.view(-1)
-                flat[places[0]] = flat[places[1]]
-        return torch.stack([denoise(image, self.sigma) for image in out]) if self.sigma else out
+        out = x.detach().clone(memory_format=torch.contiguous_format)
+        size = out[0].numel()
+        pairs = [
+            (i * size + target, i * size + origin)
+            for i, moved in enumerate(self.copies(x, rng))
+            for target, origin in moved.items()
+        ]
+        if pairs:
+            targets, origins = torch.tensor(pairs).T.to(x.device)
+            flat = out.view(-1)
+            flat[targets] = flat[origins]
+        return denoised(out, self.sigma) if self.sigma else out
 
     def copies(self, x: Tensor, rng: ImageRng) -> list[dict[int, int]]:
         """For each image, the flat index of each replaced value and of the value of `x` that replaces it.

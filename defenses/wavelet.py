@@ -40,9 +40,7 @@ class Wavelet(Purifier):
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """The denoised images, of the shape of `x` `[n, 3, h, w]`."""
-        import torch
+        from rdp_bench.defenses._wavelet import denoised
 
-        from rdp_bench.defenses._wavelet import denoise
-
-        clean = torch.stack([denoise(image, self.sigma) for image in x.detach()])
+        clean = denoised(x.detach(), self.sigma)
         return jpeg_round_trip(clean, self.jpeg) if self.jpeg else clean

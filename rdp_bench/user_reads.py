@@ -6,6 +6,7 @@ that compiled code opens are not seen, except those that `safetensors` reads thr
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,14 @@ unkeyed: dict[str, None] = {}
 
 keyed: dict[str, set[Path]] = {}
 """Files whose content is in cache keys: of an entry by its label, of all entries of a plugin by ""."""
+
+
+_thread = threading.local()
+
+
+def not_an_entry() -> None:
+    """What this thread reads from now on, no entry reads: it works for this package beside them."""
+    _thread.ours = True
 
 
 @dataclass
@@ -58,7 +67,7 @@ def watching() -> Iterator[Reads]:
     plain = kind.__getitem__
 
     def asked(self: Any, key: str) -> str:
-        if isinstance(key, str) and by_local_code(sys._getframe(1)):
+        if isinstance(key, str) and _watches() and by_local_code(sys._getframe(1)):
             try:
                 value: str | None = plain(self, key)
             except KeyError:
@@ -110,6 +119,10 @@ def _noting_safetensors() -> list[tuple[Any, Callable[..., Any]]]:
     return before
 
 
+def _watches() -> bool:
+    return bool(watched) and not hasattr(_thread, "ours")
+
+
 def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
     if event != "open" or not watched:
         return
@@ -122,7 +135,7 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _note(file: Any, frame: FrameType) -> None:
-    if not isinstance(file, str | bytes | os.PathLike):
+    if not _watches() or not isinstance(file, str | bytes | os.PathLike):
         return
     path = Path(os.fsdecode(file))
     data = path.suffix not in (".py", ".pyc") and path.is_file() and local_code.is_local(path)

@@ -167,6 +167,24 @@ def test_defenses(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(purified(device), purified("cpu"))
 
 
+@pytest.mark.parametrize("label", ["wavelet(jpeg=0)", "fd", "pixel-deflection", "r&p", "bit-red", "tvm"])
+def test_a_batch_takes_as_many_kernels_as_an_image(label: str, device: str) -> None:
+    defense = registry.defense.resolve(label).value
+
+    def calls(n: int) -> dict[str, int]:
+        rng = ImageRng([str(i) for i in range(n)], device)
+        there = toy.images(n, 40).to(device)
+        far.calls.clear()
+        with torch.no_grad():
+            defense.purify(there, rng)
+        return dict(far.calls)
+
+    calls(2)  # networks and matrices that are kept
+    two = calls(2)
+    assert sum(two.values()) >= 3
+    assert calls(7) == two
+
+
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without kernels that torch has for devices it knows."""
     adam, clip = torch.optim.Adam, torch.nn.utils.clip_grad_norm_

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "attacks.parts": {"contract", "attacks._kernels"},
     "attacks._adaptive": {"contract", "attacks._kernels"},
     "attacks": {"contract", "attacks.parts", "attacks._adaptive", "attacks._kernels"},
-    "defenses": {"contract", "weights", "numerics", "defenses._networks"},
+    "defenses": {"contract", "weights", "numerics", "attacks._kernels", "defenses._networks"},
     "defenses._networks": set(),
     "data": {"contract", "cache"},
     "download": {"contract", "cache", "data"},

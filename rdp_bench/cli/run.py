@@ -109,7 +109,7 @@ _grid: dict[str, Any] = {
     "--batch-size",
     default="auto",
     show_default=True,
-    help="Images per batch; auto: 20 on a CPU, 64 on a GPU, a quarter when attacking through a defense.",
+    help="Images per batch; auto: 20 on a CPU, 5 when attacking through a defense; on a GPU, what its memory allows.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
 @out_option

@@ -12,7 +12,10 @@ from rdp_bench.models.entry_calls import checked_images
 
 def to_float(images: NDArray[np.uint8], device: str) -> Tensor:
     """uint8 images as float32 in [0, 1] on `device`."""
-    return torch.from_numpy(images).to(device).float() / 255
+    found = torch.from_numpy(images)
+    if torch.device(device).type == "cuda":
+        found = found.pin_memory()  # the copy does not wait for what the GPU still computes
+    return found.to(device, non_blocking=True).float() / 255
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
@@ -26,8 +29,6 @@ def to_delta(
 ) -> NDArray[np.integer]:
     """What an attack added, in 8-bit levels, after checking what the attack promised.
 
-    Rounding to levels leaves the budget by a little; the levels are then moved back until they are within it, exactly.
-
     Args:
         adv: adversarial images `[n, 3, h, w]` in [0, 1].
         x: the clean ones.
@@ -37,11 +38,17 @@ def to_delta(
         norm: "linf" or "l2".
 
     Returns:
-        `[n, 3, h, w]`; int8 where no level can change by more than 127, else int16.
+        As `delta_of`.
 
     Raises:
         RdpBenchError: wrong shape, NaN, out of [0, 1], or farther than eps.
     """
+    check_adversarial(adv, x, eps_255, what, norm)
+    return delta_of(on_host(adv, norm), clean, eps_255)
+
+
+def check_adversarial(adv: Tensor, x: Tensor, eps_255: float, what: str, norm: str = LINF) -> None:
+    """Raise the errors of `to_delta`, whose arguments these are."""
     if not isinstance(adv, Tensor):
         raise RdpBenchError(f"{what}: returned {type(adv).__name__}, not a tensor")
     adv = adv.detach()
@@ -61,9 +68,35 @@ def to_delta(
             )
     if float(adv.min()) < -1e-4 or float(adv.max()) > 1 + 1e-4:
         raise RdpBenchError(f"{what}: left the range [0, 1]: {float(adv.min()):.4f} to {float(adv.max()):.4f}")
-    delta = to_uint8(adv).astype(np.int16) - clean
-    if norm != LINF:
-        wanted = adv.cpu().double().numpy() * 255 - clean
+
+
+def on_host(adv: Tensor, norm: str = LINF) -> tuple[NDArray[np.uint8], NDArray[np.float64] | None]:
+    """Adversarial images for `delta_of`: in 8 bits, and for L2 also exactly, in levels."""
+    adv = adv.detach()
+    return to_uint8(adv), None if norm == LINF else adv.cpu().double().numpy() * 255
+
+
+def delta_of(
+    found: tuple[NDArray[np.uint8], NDArray[np.float64] | None],
+    clean: NDArray[np.uint8],
+    eps_255: float,
+) -> NDArray[np.integer]:
+    """The difference to `clean` in 8-bit levels. It calls no torch.
+
+    Rounding to levels leaves the budget by a little; the levels are then moved back until they are within it, exactly.
+
+    Args:
+        found: what `on_host` gave.
+        clean: see `to_delta`.
+        eps_255: see `to_delta`.
+
+    Returns:
+        `[n, 3, h, w]`; int8 where no level can change by more than 127, else int16.
+    """
+    levels, exact = found
+    delta = levels.astype(np.int16) - clean
+    if exact is not None:
+        wanted = exact - clean
         return np.stack([levels_within_l2(*pair, eps_255) for pair in zip(delta, wanted, strict=True)])
     # Rounding moves by up to half a level: with a fractional eps that can lead outside it.
     delta = delta.clip(-int(eps_255), int(eps_255))

@@ -14,8 +14,9 @@ from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.engine.plan import Plan
 from rdp_bench.keys import key_of
 
-BATCH = {"cpu": 20, "cuda": 64}
-"""Images at once by kind of device, where the user names no number."""
+BATCH = {"cpu": 20, "cuda": 128}
+"""Images at once by kind of device, where the user names no number. On a GPU the most: `batch_memory` finds how many.
+Every size that it finds divides this, so tasks that begin at its multiples hold the batches of a run in one process."""
 
 PARTS_PER_WORKER = 4
 """Work is cut so finely that each worker gets about so many tasks: enough for all to end at about the same time."""

@@ -22,8 +22,19 @@ from rdp_bench.cache.artefact import within_rows
 from rdp_bench.cache.store import Artefact
 from rdp_bench.data.adversarial import AdversarialFiles
 from rdp_bench.data.decoded import DecodedImages
+from rdp_bench.engine.batch_memory import FROM, PROBED, CudaMemory, FoundBatches, kind_of_work
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
-from rdp_bench.engine.levels import add_delta, check_purified, to_delta, to_float, to_uint8, within
+from rdp_bench.engine.levels import (
+    add_delta,
+    check_adversarial,
+    check_purified,
+    delta_of,
+    on_host,
+    to_float,
+    to_uint8,
+    within,
+)
+from rdp_bench.engine.overlap import Reader, Writer
 from rdp_bench.engine.plan import SET_FACTS, Plan
 from rdp_bench.engine.tasks import batch_of
 from rdp_bench.environment import describe
@@ -55,6 +66,7 @@ class _Evaluated:
 
     predictions: dict[str, Arrays]  # by target
     image_quality: Arrays | None = None
+    sample: Arrays | None = None  # of the first images, to be shown
 
 
 def configure_torch(device: str) -> None:
@@ -101,9 +113,12 @@ class Worker:
     """Number of classes of every model loaded so far."""
     _phase: type[Job] | None = None  # crafting or evaluating
     _remarks: list[str] = field(default_factory=list)  # of the job at hand
+    _work: str = ""  # the kind of it, where batches are found by memory
 
     def __post_init__(self) -> None:
         self.size = batch_of(self.plan, self.batch)
+        on_gpu = self.batch is None and self.plan.device.startswith("cuda")
+        self.batches = FoundBatches(CudaMemory(self.plan.device)) if on_gpu and self.plan.n > FROM else None
         self._rows = (0, self.plan.n)
         configure_torch(self.plan.device)
         unkeyed.clear()  # what entries of an earlier run in this process read
@@ -163,8 +178,8 @@ class Worker:
         artefact = plan.artefact(job.record)
         artefact.write_record()
 
-        def make(low: int, high: int) -> dict[str, NDArray[np.generic]]:
-            u8 = self.clean(low, high)
+        def make(low: int, high: int) -> Callable[[], Arrays]:
+            u8 = images.get(low, high, self._after(low, high))
             x = to_float(u8, plan.device)
             rng = ImageRng([f"{seed}/{image_hash}" for image_hash in plan.image_hashes[low:high]], plan.device)
             with naming_entry(f"attack '{job.attack}'"), noting_unkeyed(f"attack '{job.attack}'"):
@@ -175,16 +190,19 @@ class Worker:
                     eps = job.eps / 255 if plan.norm == LINF else job.eps
                     bound = with_mates(attack, partial(self._mates, low))
                     adv = bound(source, x.clone(), aims(low, high), eps, rng)
-            return {"delta": to_delta(adv, x, u8, job.eps, str(job), plan.norm)}
+            check_adversarial(adv, x, job.eps, str(job), plan.norm)
+            found = on_host(adv, plan.norm)
+            return lambda: {"delta": delta_of(found, u8, job.eps)}
 
-        size = self.size
-        if self.batch is None and any(isinstance(member, StochasticLogits) for member in source.members):
-            size = max(1, size // DEFENDED_BATCH_DIVISOR)
-        for low, high in artefact.still_missing(size, self._rows):
-            for a, b, arrays in self._retry_smaller_batches(make, low, high):
-                artefact.write(a, b, arrays)
-                if self.report:
-                    self.report(job, b - a)
+        ahead = self.clean if self._images.in_threads else None
+        with Writer(partial(self._count, job)) as writer, Reader(self.clean, ahead) as images:
+            size = self._found_size(job, make)
+            defended = any(isinstance(member, StochasticLogits) for member in source.members)
+            if defended and self.batch is None and self.batches is None:
+                size = max(1, min(size, FROM) // DEFENDED_BATCH_DIVISOR)
+            for low, high in artefact.still_missing(size, self._rows):
+                for a, b, made in self._retry_smaller_batches(make, low, high):
+                    writer.put(partial(_write_set, artefact, a, b, made), b - a)
         artefact.merge()
         if isinstance(attack, Notes):
             self._remarks += attack.notes()
@@ -195,18 +213,44 @@ class Worker:
         index = (torch.arange(low, low + len(rng)) + (rng.integers(1, n) if n > 1 else 0)) % n
         return to_float(np.concatenate([self.clean(i, i + 1) for i in index.tolist()]), self.plan.device)
 
+    def _found_size(self, job: Job, make: Callable[[int, int], object]) -> int:
+        """Images at once in `job`, of which `make` computes rows."""
+        first, last = self._rows
+        if self.batches is not None and last - first >= PROBED:
+            self._work = kind_of_work(job)
+            self.size = self.batches.size(self._work, lambda count: make(first, first + count))
+        return self.size
+
+    def _count(self, job: Job, images: int) -> None:
+        if self.report:
+            self.report(job, images)
+
+    def _after(self, low: int, high: int) -> tuple[int, int]:
+        """The rows that probably come after a batch `low..high`."""
+        return high, min(high + max(self.size, high - low), self._rows[1])
+
     def images(self, craft: CraftJob | None, low: int, high: int) -> NDArray[np.uint8]:
-        """Images `low..high` of the adversarial set that `craft` makes, or of the data set, as uint8."""
+        """Images `low..high` of the adversarial set that `craft` makes, or of the data set, as uint8.
+
+        Rows of the set that are damaged are made again.
+        """
+        try:
+            return self._stored_images(craft, low, high)
+        except DamagedError:
+            if craft is None:
+                raise
+            self.plan.artefact(craft.record).drop_damaged()
+            kept = self.size, self._work
+            self._craft(craft)
+            self.size, self._work = kept
+            return self._stored_images(craft, low, high)
+
+    def _stored_images(self, craft: CraftJob | None, low: int, high: int) -> NDArray[np.uint8]:
         clean = self.clean(low, high)
         if craft is None:
             return clean
         artefact = self.plan.artefact(craft.record)
-        try:
-            delta = artefact.read(low, high)["delta"]
-        except DamagedError:
-            artefact.drop_damaged()
-            self._craft(craft)
-            delta = artefact.read(low, high)["delta"]
+        delta = artefact.read(low, high)["delta"]
         if not within(delta, craft.eps, self.plan.norm):
             raise RdpBenchError(
                 f"{craft}: stored images {low}..{high - 1} are not within {allowed(craft.eps, self.plan.norm)} of the "
@@ -229,35 +273,52 @@ class Worker:
         sample = plan.artefact(job.sample)
         for artefact in (*found.values(), sample, *([quality] if quality else [])):
             artefact.write_record()
+        seed = hash_many([canonical_json({k: job.record[k] for k in ("defense", "seed", "stream")})])
+
+        def predict(
+            a: int, b: int, images: NDArray[np.uint8], wanted: list[str], problems: dict[str, str], *, measure: bool
+        ) -> _Evaluated:
+            rng = ImageRng([f"{seed}/{image_hash}" for image_hash in plan.image_hashes[a:b]], plan.device)
+            x = to_float(images, plan.device)
+            return self._predict(job, defense, x, rng, wanted, a, b, problems, measure=measure)
+
+        self._found_size(
+            job,
+            lambda a, b: predict(a, b, self.images(job.craft, a, b), list(found), {}, measure=quality is not None),
+        )
         missing = {label: self._missing(artefact, self.size) for label, artefact in found.items()}
         unmeasured = self._missing(quality, self.size) if quality else []
         ranges = sorted({each for some in (*missing.values(), unmeasured) for each in some})
         # Images to be kept for the report that are in no missing batch.
         unkept = self._missing(sample, self.size)
         ranges += [(low, high) for low, high in unkept if not any(a <= low < b for a, b in ranges)]
-        seed = hash_many([canonical_json({k: job.record[k] for k in ("defense", "seed", "stream")})])
-        for low, high in ranges:
-            wanted = [
-                label
-                for label, artefact in found.items()
-                if (low, high) in missing[label] and label not in problems and not artefact.has_shard(low, high)
-            ]
-            measure = (low, high) in unmeasured
-            if not wanted and not measure and not any(low <= first < high for first, _ in unkept):
-                continue  # another run made them meanwhile, or no target can be evaluated
+        ahead = partial(self._stored_images, job.craft) if self._images.in_threads else None
 
-            def make(a: int, b: int, wanted: list[str] = wanted, measure: bool = measure) -> _Evaluated:
-                x = to_float(self.images(job.craft, a, b), plan.device)
-                rng = ImageRng([f"{seed}/{image_hash}" for image_hash in plan.image_hashes[a:b]], plan.device)
-                return self._predict(job, defense, x, rng, wanted, a, b, problems, measure=measure)
+        def write(a: int, b: int, made: _Evaluated) -> None:
+            if made.sample:
+                sample.write(a, a + len(made.sample["purified"]), made.sample)
+            for label, arrays in made.predictions.items():
+                found[label].write(a, b, arrays)
+            if quality and made.image_quality:
+                quality.write(a, b, made.image_quality)
 
-            for a, b, made in self._retry_smaller_batches(make, low, high):
-                for label, arrays in made.predictions.items():
-                    found[label].write(a, b, arrays)
-                if quality and made.image_quality:
-                    quality.write(a, b, made.image_quality)
-                if self.report:
-                    self.report(job, b - a)
+        with Writer(partial(self._count, job)) as writer, Reader(partial(self.images, job.craft), ahead) as images:
+            for low, high in ranges:
+                wanted = [
+                    label
+                    for label, artefact in found.items()
+                    if (low, high) in missing[label] and label not in problems and not artefact.has_shard(low, high)
+                ]
+                measure = (low, high) in unmeasured
+                if not wanted and not measure and not any(low <= first < high for first, _ in unkept):
+                    continue  # another run made them meanwhile, or no target can be evaluated
+
+                def make(a: int, b: int, wanted: list[str] = wanted, measure: bool = measure) -> _Evaluated:
+                    read = images.get(a, b, self._after(a, b))
+                    return predict(a, b, read, wanted, problems, measure=measure)
+
+                for a, b, made in self._retry_smaller_batches(make, low, high):
+                    writer.put(partial(write, a, b, made), b - a)
         for artefact in (*found.values(), *([quality] if quality else [])):
             artefact.merge()
         if problems:
@@ -296,7 +357,7 @@ class Worker:
             purified = check_purified(output, x, job.defense)
             shared += time.perf_counter() - begin
             if draw == number == 0:
-                self._keep_sample(job, purified, low)
+                out.sample = self._sample(job, purified, low)
                 if measure and job.image_quality:
                     clean = to_float(self.clean(low, high), self.plan.device)
                     near = measurements.measure(purified, clean, job.image_quality["measure"])
@@ -360,11 +421,12 @@ class Worker:
         if worst >= classes:
             raise RdpBenchError(f"label {worst} of data set {dataset.name} is beyond the {classes} classes of {name}")
 
-    def _keep_sample(self, job: EvaluateJob, purified: Tensor, low: int) -> None:
+    def _sample(self, job: EvaluateJob, purified: Tensor, low: int) -> Arrays | None:
+        """Purified images from row `low` on that are kept to be shown; None where there are none."""
         artefact = self.plan.artefact(job.sample)
-        high = min(low + len(purified), artefact.n)
-        if low < high and not artefact.complete:
-            artefact.write(low, high, {"purified": to_uint8(purified[: high - low])})
+        if low >= artefact.n or artefact.complete:
+            return None
+        return {"purified": to_uint8(purified[: artefact.n - low])}
 
     def _retry_smaller_batches(
         self, make: Callable[[int, int], R], low: int, high: int
@@ -380,8 +442,14 @@ class Worker:
                 if step == 1:
                     raise RdpBenchError(f"out of memory on {self.plan.device} even with one image") from error
                 self.size = max(1, step // 2)
+                if self.batches is not None:
+                    self.size = self.batches.keep(self._work, self.size)
                 log.warning("out of memory on %s: going on with batches of %d", self.plan.device, self.size)
                 torch.cuda.empty_cache()
                 continue
             yield low, low + step, result
             low += step
+
+
+def _write_set(artefact: Artefact, low: int, high: int, arrays: Callable[[], Arrays]) -> None:
+    artefact.write(low, high, arrays())

@@ -64,6 +64,9 @@ class Far(Tensor):
 waits: Counter[str] = Counter()
 """Calls for which a GPU would wait for the host or the host for it, by operator, since `device` was entered."""
 
+calls: Counter[str] = Counter()
+"""Operators called on tensors of the device, about one kernel each where they compute, by name."""
+
 _WAITING = {
     torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default,
     torch.ops.aten.equal.default, torch.ops.aten.is_nonzero.default, torch.ops.aten._unique2.default,
@@ -74,6 +77,7 @@ def _count(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
     if not any(isinstance(each, Far) for each in tensors) and func not in _COPIES:
         return
+    calls[str(func)] += 1
     if func in _COPIES:
         there = isinstance(args[0], Far)
         to = isinstance(args[1], Far) if func is torch.ops.aten.copy_.default else _goes_far(there, kwargs)
@@ -146,6 +150,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     )
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     waits.clear()
+    calls.clear()
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # `.to` cannot turn a Parameter into a `Far` one
     try:
