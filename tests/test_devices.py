@@ -34,7 +34,7 @@ STEPS = {
     "pgn": "(steps=2, flat_samples=2)", "ssa": "(steps=2, spectrum_copies=2)", "bsr": "(steps=2, shuffle_copies=2)",
     "sia": "(steps=2, structure_copies=2)", "svre-mi-fgsm": "(steps=2, reduction_steps=1)",
 }  # fmt: skip
-HOOKED = {"ilpd": lambda: toy.network(6), "tgr": lambda: toy.transformer(40, 6)}
+HOOKED = {"ilpd": lambda: toy.network(6), "tgr": lambda: toy.transformer(40, 6), "sgm": lambda: toy.transformer(40, 6)}
 """The networks of attacks that hook into layers."""
 WEIGHTLESS = "nrp-resg"
 

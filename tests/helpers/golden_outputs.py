@@ -78,7 +78,7 @@ class Featured(toy.Toy):
 
 
 class Transformer(toy.Toy):
-    """The toy transformer, for attacks on its tokens."""
+    """The toy transformer, for attacks on its tokens and its residual branches."""
 
     def __init__(self) -> None:
         self.net = toy.transformer(64)
@@ -102,7 +102,8 @@ def made(kind: str, name: str) -> NDArray[Any]:
     rng = ImageRng(["golden 0", "golden 1"])
     if kind == "attack":
         attack = registry.attack.resolve(LABELS.get(name, name)).value
-        out = attack(toy.source(Transformer() if name == "tgr" else Featured()), x, torch.tensor([0, 3]), 16 / 255, rng)
+        model = Transformer() if name in ("tgr", "sgm") else Featured()
+        out = attack(toy.source(model), x, torch.tensor([0, 3]), 16 / 255, rng)
     else:
         with torch.no_grad():
             out = defense(name).purify(x, rng)
