@@ -103,8 +103,8 @@ FEW_CALLS = {
 }  # fmt: skip
 
 
-LEFT_OUT = ("none", "nrp-resg", "gradual")
-"""No defense, one without weights, and one with 68 or more network calls of the kind that diffpure makes."""
+LEFT_OUT = ("none", "nrp-resg", "soap", "gradual")
+"""No defense, two without a network, and one with 68 or more network calls of the kind that diffpure makes."""
 
 
 @pytest.mark.parametrize(
