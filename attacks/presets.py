@@ -157,6 +157,13 @@ def tgr() -> Attack:
     return compose("MI|TGR")
 
 
+# 10 steps of 2/255 without momentum and gamma .2, as in the authors' repository for ResNets.
+@attack("sgm", source="Wu et al. 2020; csdongxian/skip-connections-matter")
+def sgm() -> Attack:
+    """Skip gradient method: gradients of residual branches count a fifth."""
+    return compose("I(10, alpha=2)|SGM")
+
+
 @attack("svre-mi-fgsm", source="Xiong et al. 2022, Alg. 2; JHL-HUST/SVRE")
 def svre_mi_fgsm() -> Attack:
     """Stochastic variance reduced ensemble: 4 inner steps per member of the source."""

@@ -29,8 +29,8 @@ Backward = Literal["exact", "identity", "stand-in"]
 class Classifier(Protocol):
     """A network in pixel space: it owns its resize, crop, mean and standard deviation.
 
-    A classifier may have more abilities, each a protocol of its own: `AuxiliaryLogits`, `GatheredLogits`, `Features`,
-    `StochasticLogits`. They are used where a classifier has the method.
+    A classifier may have more abilities, each a protocol of its own: `AuxiliaryLogits`, `AuxiliaryTask`,
+    `GatheredLogits`, `Features`, `StochasticLogits`. They are used where a classifier has the method.
     """
 
     @property
@@ -60,6 +60,18 @@ class AuxiliaryLogits(Protocol):
 
     def logits_and_aux(self, x: Tensor, zoom: float = 1.0) -> tuple[Tensor, Tensor]:
         """Logits of the main and of the auxiliary head, each `[n, classes]`; arguments as for `Classifier`."""
+        ...
+
+
+@runtime_checkable
+class AuxiliaryTask(Protocol):
+    """A classifier that was trained with a self-supervised task beside its classes, for the defense `soap`."""
+
+    def auxiliary_loss(self, x: Tensor) -> Tensor:
+        """The loss of the task on each image, float `[n]`, differentiable in `x` `[n, 3, h, w]` in [0, 1].
+
+        That of an image must not depend on the others of its batch.
+        """
         ...
 
 

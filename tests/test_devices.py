@@ -34,9 +34,10 @@ STEPS = {
     "pgn": "(steps=2, flat_samples=2)", "ssa": "(steps=2, spectrum_copies=2)", "bsr": "(steps=2, shuffle_copies=2)",
     "sia": "(steps=2, structure_copies=2)", "svre-mi-fgsm": "(steps=2, reduction_steps=1)",
 }  # fmt: skip
-HOOKED = {"ilpd": lambda: toy.network(6), "tgr": lambda: toy.transformer(40, 6)}
+HOOKED = {"ilpd": lambda: toy.network(6), "tgr": lambda: toy.transformer(40, 6), "sgm": lambda: toy.transformer(40, 6)}
 """The networks of attacks that hook into layers."""
-WEIGHTLESS = "nrp-resg"
+WEIGHTLESS = ("nrp-resg", "soap")
+"""Defenses without a network of their own; `soap` is tested in tests/defenses/test_soap.py."""
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ def test_a_real_network(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(found, crafted("dim(steps=1)", source, x, "cpu"))
 
 
-@pytest.mark.parametrize("name", [name for name in builtin(registry.defense) if name != WEIGHTLESS])
+@pytest.mark.parametrize("name", [name for name in builtin(registry.defense) if name not in WEIGHTLESS])
 def test_defenses(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fixed_layers, "AVAILABLE", False)
     x = toy.images(3, 48)

@@ -23,6 +23,7 @@ from rdp_bench.attacks.parts.objective import Objective
 from rdp_bench.attacks.parts.patch_wise import PatchWise
 from rdp_bench.attacks.parts.random_start import RandomStart
 from rdp_bench.attacks.parts.restarts import Restarts
+from rdp_bench.attacks.parts.skip_gradient import SkipGradient
 from rdp_bench.attacks.parts.smoothing import Smoothing
 from rdp_bench.attacks.parts.spectrum import Spectrum
 from rdp_bench.attacks.parts.steps import Steps
@@ -64,6 +65,7 @@ WORDS: dict[str, Word] = {
     "SIA": word(Structure()),
     "ILPD": word(IntermediateDecay()),
     "TGR": word(TokenGradients()),
+    "SGM": word(SkipGradient()),
     "ENS": word(EnsembleRule()),
     "SVRE": word(VarianceReduction()),
     "OWN": word(LabelChoice(), takes=()),

@@ -230,6 +230,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "gra": {"momentum": 1.0, "relevance_samples": 20, "relevance_range": 3.5, "relevance_decay": 0.94},
     "svre-mi-fgsm": {"momentum": 1.0, "reduction_steps": 4, "reduction_momentum": 1.0},
     "tgr": {"momentum": 1.0, "token_gradients": True, "attention_factor": 0.25, "qkv_factor": 0.75, "mlp_factor": 0.5},
+    "sgm": {"steps": 10, "alpha": 2.0, "skip_gamma": 0.2},
     "ilpd": {"steps": 100, "alpha": 1.0, "decay_share": 0.1, "decay_sigma": 0.05, "decay_layer": "auto"},
 }
 

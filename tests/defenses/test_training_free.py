@@ -14,13 +14,14 @@ from rdp_bench import Learned, plugins
 from rdp_bench.defenses._score import ScoreBased
 from rdp_bench.defenses.dip import DeepImagePrior
 from rdp_bench.defenses.noise import GaussianNoise
+from rdp_bench.defenses.soap import SelfSupervisedPurification
 from rdp_bench.registry import defense
 from tests.helpers.training_free import image_rng, made, photo
 
 plugins.load()
 
 
-OWN_TESTS = (Learned, ScoreBased, DeepImagePrior, GaussianNoise)
+OWN_TESTS = (Learned, ScoreBased, DeepImagePrior, GaussianNoise, SelfSupervisedPurification)
 """Kinds whose tests are in files of their own."""
 
 TRAINING_FREE = [

@@ -24,7 +24,7 @@ from rdp_bench.errors import BadModelError
 from rdp_bench.models import card, zoo
 from rdp_bench.rng import ImageRng
 from rdp_bench.weights import files as weight_files
-from tests.helpers import toy
+from tests.helpers import auxiliary, toy
 from tests.helpers.paths import TESTS
 
 FILE = TESTS / "golden" / "outputs.json"
@@ -50,8 +50,9 @@ SMALLER = {
     "dip": "dip(steps=3, width=4, levels=3)",
     "diffpure": "diffpure(stride=10)",
     "gradual": "gradual(stride=10)",
+    "soap": f"soap(network={auxiliary.NAME})",
 }
-"""Entries whose defaults take too long, with fewer steps."""
+"""Entries whose defaults take too long, with fewer steps, and one that needs a network."""
 LABELS = {
     "ilpd": "ilpd(decay_layer=1, steps=10)",
     "apgd-ce": "apgd-ce(steps=20)",
@@ -78,7 +79,7 @@ class Featured(toy.Toy):
 
 
 class Transformer(toy.Toy):
-    """The toy transformer, for attacks on its tokens."""
+    """The toy transformer, for attacks on its tokens and its residual branches."""
 
     def __init__(self) -> None:
         self.net = toy.transformer(64)
@@ -102,7 +103,8 @@ def made(kind: str, name: str) -> NDArray[Any]:
     rng = ImageRng(["golden 0", "golden 1"])
     if kind == "attack":
         attack = registry.attack.resolve(LABELS.get(name, name)).value
-        out = attack(toy.source(Transformer() if name == "tgr" else Featured()), x, torch.tensor([0, 3]), 16 / 255, rng)
+        model = Transformer() if name in ("tgr", "sgm") else Featured()
+        out = attack(toy.source(model), x, torch.tensor([0, 3]), 16 / 255, rng)
     else:
         with torch.no_grad():
             out = defense(name).purify(x, rng)
@@ -112,6 +114,11 @@ def made(kind: str, name: str) -> NDArray[Any]:
 
 def defense(name: str) -> Any:
     """The defense of a label; a network that ships without weights gets small fixed ones."""
+    if name == "soap":
+        with auxiliary.installed():
+            found: Any = registry.defense.resolve(SMALLER[name]).value
+            found.resolved()  # finds the network while it is registered
+            return found
     if name != "nrp-resg":
         return registry.defense.resolve(SMALLER.get(name, name)).value
     net = registry.defense.make(name).build()  # type: ignore[attr-defined]
