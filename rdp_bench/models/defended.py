@@ -2,7 +2,7 @@
 
 `exact(rdp, effnet-lite0)` uses the true gradient through the purifier. `bpda(jpeg, effnet-lite0)` runs the purifier
 forward and its stand-in (usually the identity) backward (Athalye et al. 2018, Sec. 4.1). `adaptive(...)` uses the one
-that the defense declares. A number at the end, `exact(r&p, effnet-lite0, 20)`, is the number of samples of the defense
+that the defense declares, and `smooth(...)` its closer stand-in, where it has one. A number at the end, `exact(r&p, effnet-lite0, 20)`, is the number of samples of the defense
 over which each gradient is averaged (EOT, Sec. 4.2). The source may be an ensemble, `bpda(nrp, a+b)`.
 
 `white-box`, or `white-box(20)` with EOT, means the target of each cell behind the defense of that cell.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from rdp_bench.rng import ImageRng
 
-MODES = ("exact", "bpda", "adaptive")
+MODES = ("exact", "bpda", "adaptive", "smooth")
 
 _WHITE_BOX = "white-box"
 
@@ -52,6 +52,7 @@ class AttackedDefense:
             "exact": purifier.purify,
             "bpda": purifier.straight_through,
             "adaptive": purifier.bpda,
+            "smooth": purifier.smooth_through,
         }
         # A copy, because a defense may write into its input, which belongs to the attack.
         return ways[self.mode](x.clone(), rng)
@@ -127,6 +128,8 @@ def parse(label: str) -> tuple[AttackedDefense, str] | None:
         raise UsageError(f"source '{label}': defense {parts[0]} declares no backward pass; subclass Purifier")
     if mode == "exact" and not defense.differentiable:
         raise UsageError(f"source '{label}': {parts[0]} is not differentiable; use bpda({parts[0]}, {parts[1]})")
+    if mode == "smooth" and not defense.has_smooth:
+        raise UsageError(f"source '{label}': {parts[0]} has no closer stand-in; use adaptive({parts[0]}, {parts[1]})")
     return AttackedDefense(mode, resolved, samples), parts[1]
 
 
