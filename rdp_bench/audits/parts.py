@@ -45,10 +45,12 @@ class Budget:
     black_box: tuple[str, ...]
     sweep: tuple[float, ...]
     """Further eps, in multiples of the audit's own."""
-    grey_box: tuple[str, ...] = ("mi-fgsm",)
-    """Attacks through the attacker's own purifier."""
     traced: int = 100
     """Steps of the attack whose progress is traced."""
+    grey_box: tuple[str, ...] = ("mi-fgsm",)
+    """Attacks through the attacker's own purifier."""
+    planted: tuple[int, int] = (5, 50)
+    """Of the binarisation test: images, and points inside the budget for each."""
 
 
 BUDGETS = {
@@ -60,14 +62,14 @@ BUDGETS = {
         None, 2, ("fgsm", "mi-fgsm", "dim", "ti-dim", "sini-tidim"), 20, 10,
         ("pgd(steps=20)", "apgd-dlr(stop=true)", "apgd-ce(stop=true)"),
         ("apgd-ce(steps=200, stop=true)", "apgd-ce(restarts=5, stop=true)"), ("square(queries=1000)",),
-        (0.25, 0.5, 2.0, 4.0, 16.0), ("mi-fgsm", "ti-dim"),
+        (0.25, 0.5, 2.0, 4.0, 16.0), grey_box=("mi-fgsm", "ti-dim"), planted=(16, 200),
     ),
     "full": Budget(
         None, 2, ("fgsm", "mi-fgsm", "dim", "ti-dim", "sini-tidim"), 20, 10,
         ("pgd(steps=50, restarts=5)", "apgd-dlr(stop=true)", "autoattack", "apgd-ce(stop=true)"),
         ("apgd-ce(steps=200, stop=true)", "apgd-ce(restarts=10, stop=true)"),
         ("square", "spsa"), (0.25, 0.5, 1.5, 2.0, 4.0, 16.0),
-        ("mi-fgsm", "ti-dim", "apgd-ce"),
+        grey_box=("mi-fgsm", "ti-dim", "apgd-ce"), planted=(16, 999),
     ),
 }  # fmt: skip
 

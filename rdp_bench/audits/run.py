@@ -78,7 +78,7 @@ def _probes(subject: Subject, plan: Plan) -> dict[str, Any]:
         spec = plan.sources[label]
         fresh = partial(_copy, spec, plan.device) if spec.attacked_defense else None
         context = probes.Context(spec.load(plan.device), x, y, subject.random, subject.settings.eot,
-            subject.eps / 255, subject.settings.traced, fresh,
+            subject.eps / 255, subject.settings.traced, subject.settings.planted, fresh,
         )  # fmt: skip
         return probes.measure(context)
     except RdpBenchError as error:

@@ -80,6 +80,11 @@ class DefendedClassifier:
 
     def stochastic_logits(self, x: "Tensor", rng: "ImageRng", zoom: float = 1.0) -> "Tensor":
         """Return logits `[n, classes]` of purified `x` `[n, 3, h, w]`, with a new sample of the defense from `rng`."""
+        purified = self.purified(x, rng)
+        return self.inner(purified, zoom * purified.shape[-1] / x.shape[-1])
+
+    def purified(self, x: "Tensor", rng: "ImageRng") -> "Tensor":
+        """Return what the classifier sees of `x` `[n, 3, h, w]`, checked; its gradient is the attacker's."""
         from rdp_bench.models.entry_calls import checked_images, naming_entry
 
         label = f"defense '{self.attacked_defense.defense.label}'"
@@ -87,7 +92,7 @@ class DefendedClassifier:
             purified = self.attacked_defense.purify(x, rng)
         # What is fed may leave [0, 1] itself: the look-ahead of NI is not clipped.
         checked_images(purified, x, f"{label} under attack", bounded=False)
-        return self.inner(purified, zoom * purified.shape[-1] / x.shape[-1])
+        return purified
 
     def __call__(self, x: "Tensor", zoom: float = 1.0) -> "Tensor":
         """Return logits `[n, classes]` without `rng`, which is possible only for a deterministic defense.
