@@ -47,7 +47,8 @@ def _dual(dual: Tensor, u: Tensor, sigma: float, relax: float) -> Tensor:
     """One relaxed step of the dual variable `[2, c, h, w]`, into the unit disc of each pixel."""
     trial = dual + sigma * torch.stack([pad(u.diff(dim=-1), (0, 1)), pad(u.diff(dim=-2), (0, 0, 0, 1))])
     length = (trial.square().sum(0) + TINY).sqrt()
-    return dual + relax * (trial / length.clamp(min=1) - dual)
+    moved: Tensor = dual + relax * (trial / length.clamp(min=1) - dual)
+    return moved
 
 
 def _divergence(dual: Tensor) -> Tensor:

@@ -90,8 +90,7 @@ class Chain(Purifier):
 
     def smooth_through(self, x: Tensor, rng: ImageRng) -> Tensor:
         """As `purify`; the backward pass uses the closer stand-in of each part that has one, and `bpda` elsewhere."""
-        ways = [part.smooth_through if part.has_smooth else part.bpda for part in self.parts]
-        return self._in_order(x, rng, ways)
+        return self._in_order(x, rng, [part.smooth_through if part.has_smooth else part.bpda for part in self.parts])
 
     def resolved(self) -> dict[str, Any]:
         """The identity of every part, in order."""

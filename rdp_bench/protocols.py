@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 from rdp_bench.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -382,6 +384,14 @@ class HasNetwork(Protocol):
     def load(self) -> nn.Module:
         """The network, on the CPU."""
         ...
+
+
+@runtime_checkable
+class HasWeightFiles(Protocol):
+    """A defense that reads weights from files."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]: ...
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The binarisation test: does the attack find an adversarial image that is known to exist?
+"""The binarisation test: whether the attack finds an adversarial image that is known to exist.
 
 Zimmermann, Brendel, Tramer and Carlini, "Increasing Confidence in Adversarial Robustness Evaluations", NeurIPS 2022.
 Around a clean image, random points well inside the budget get label 0 and one point at its border label 1. A linear
@@ -60,7 +60,7 @@ class ReadOut:
         score = features(self.member, x, rng if self.random else _same(rng), zoom) @ self.weight + self.bias
         return torch.stack([-score, score], 1)
 
-    def __call__(self, x: Tensor, zoom: float = 1.0) -> Tensor:
+    def __call__(self, x: Tensor, zoom: float = 1.0) -> Tensor:  # noqa: ARG002 - the interface of classifiers
         """Refused: what a defense draws from is needed."""
         raise UsageError("a binary read-out needs random streams")
 
@@ -106,7 +106,9 @@ def features(member: Classifier, x: Tensor, rng: ImageRng, zoom: float = 1.0) ->
     return member(x, zoom)
 
 
-def trial(source: Source, x: Tensor, eps: float, steps: int, inner: int, rng: ImageRng, *, random: bool) -> Trial | None:
+def trial(
+    source: Source, x: Tensor, eps: float, steps: int, inner: int, rng: ImageRng, *, random: bool
+) -> Trial | None:
     """The test on one image `[1, 3, h, w]`; None where no read-out separates the planted point from the others.
 
     Args:
@@ -123,7 +125,7 @@ def trial(source: Source, x: Tensor, eps: float, steps: int, inner: int, rng: Im
     """
     (member,) = source.members
     own, noise = rng.fork("points"), rng.fork("noise")
-    planted = _stored(x, _uniform(own, x, eps))
+    planted = _stored(_uniform(own, x, eps))
     draws = PLANTED_DRAWS if random else 1
 
     def seen(points: Tensor) -> Tensor:
@@ -197,7 +199,7 @@ def _uniform(rng: ImageRng, x: Tensor, eps: float) -> Tensor:
     return x + eps * change / change.abs().max()
 
 
-def _stored(x: Tensor, point: Tensor) -> Tensor:
+def _stored(point: Tensor) -> Tensor:
     """A point in whole levels of 8 bits."""
     return (point * 255).round().clamp(0, 255) / 255
 

@@ -254,7 +254,9 @@ def all_tiers(evidence: Evidence) -> Finding:
     partly = [f"{len(tier.failed)} attacks of {tier.name}" for tier in there.values() if tier.failed]
     if partly and not lacking:
         said = f"without a number: {', '.join(partly)}"
-        return Finding("C10", title, WARN, said, "a tier is the worst of fewer attacks", "see the reasons of failed cells")
+        return Finding(
+            "C10", title, WARN, said, "a tier is the worst of fewer attacks", "see the reasons of failed cells"
+        )
     if lacking:
         meaning = "the number of the worst tier may be too high"
         return Finding("C10", title, FAIL, f"missing: {', '.join(lacking)}", meaning, "see the reasons of failed cells")

@@ -225,10 +225,29 @@ def binarisation(probe: Numbers) -> Said:
     return PASS, said
 
 
-def training_images(evidence: Evidence) -> Finding:  # noqa: ARG001 - it reads nothing yet
+@of_probe(
+    "C13.a", "test images were not trained on", "photographs", without="neither the defense nor its target has weights "
+    "that this package trained"
+)  # fmt: skip
+def training_images(probe: Numbers) -> Said:
     """C13.a: no test image was trained on."""
-    what = "weight files hold one hash over all photographs, not one each; see C13.b"
-    return missing("C13.a", "test images are not among the training images", what)
+    listed = [each for each in probe["files"] if "ids" in each]
+    unknown = [f"{each['name']}: {each['reason']}" for each in probe["files"] if "ids" not in each]
+    said = "; ".join(
+        [f"{len(each['ids'])} of {probe['images']} images are among the {each['n']} photographs of {each['name']}"
+         for each in listed] + unknown
+    )  # fmt: skip
+    if ids := list(dict.fromkeys(id_ for each in listed for id_ in each["ids"])):
+        shown = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+        return FAIL, f"{said} ({shown})", "it was trained on test images", "test on other images, or train without them"
+    if not listed:
+        return NA, said
+    if doubts := [f"of {each['name']}: {each['but']}" for each in listed if each["but"]]:
+        meaning = f"the list may not be complete; {'; '.join(doubts)}"
+        return WARN, said, meaning, "train from the beginning with this version, which writes the list into the file"
+    if unknown:
+        return WARN, said, "nothing is known of the others", "ask their authors"
+    return PASS, said
 
 
 CHECKS: tuple[Callable[[Evidence], Finding], ...] = (

@@ -2,8 +2,9 @@
 
 `exact(rdp, effnet-lite0)` uses the true gradient through the purifier. `bpda(jpeg, effnet-lite0)` runs the purifier
 forward and its stand-in (usually the identity) backward (Athalye et al. 2018, Sec. 4.1). `adaptive(...)` uses the one
-that the defense declares, and `smooth(...)` its closer stand-in, where it has one. A number at the end, `exact(r&p, effnet-lite0, 20)`, is the number of samples of the defense
-over which each gradient is averaged (EOT, Sec. 4.2). The source may be an ensemble, `bpda(nrp, a+b)`.
+that the defense declares, and `smooth(...)` its closer stand-in, where it has one. A number at the end,
+`exact(r&p, effnet-lite0, 20)`, is the number of samples of the defense over which each gradient is averaged (EOT,
+Sec. 4.2). The source may be an ensemble, `bpda(nrp, a+b)`.
 
 `white-box`, or `white-box(20)` with EOT, means the target of each cell behind the defense of that cell.
 """
