@@ -47,10 +47,10 @@ def _dual(dual: Tensor, u: Tensor, sigma: float, relax: float) -> Tensor:
     """One relaxed step of the dual variable `[2, c, h, w]`, into the unit disc of each pixel."""
     trial = dual + sigma * torch.stack([pad(u.diff(dim=-1), (0, 1)), pad(u.diff(dim=-2), (0, 0, 0, 1))])
     length = (trial.square().sum(0) + TINY).sqrt()
-    moved: Tensor = dual + relax * (trial / length.clamp(min=1) - dual)
-    return moved
+    return dual + relax * (trial / length.clamp(min=1) - dual)
 
 
 def _divergence(dual: Tensor) -> Tensor:
     across, down = dual
-    return across - pad(across, (1, 0))[..., :-1] + down - pad(down, (0, 0, 1, 0))[..., :-1, :]
+    found: Tensor = across - pad(across, (1, 0))[..., :-1] + down - pad(down, (0, 0, 1, 0))[..., :-1, :]
+    return found

@@ -139,8 +139,7 @@ def stand_in(evidence: Evidence) -> Finding:
     base = evidence.find(part=WHITE_BOX, attack=attack, defense=ours)
     near = evidence.find(part=STAND_IN, attack=attack, defense=ours)
     if not near:
-        what = "the gradient is exact, or no stand-in is known that is closer than the one in use"
-        return missing("C5.b", title, what if not evidence.subject.smooth else "it was not run")
+        return missing("C5.b", title, "no stand-in is known that is closer than the gradient in use, or it was not run")
     if not base:
         return missing("C5.b", title, "the attack through the usual stand-in was not run")
     gap = _gain(evidence, base, near)

@@ -141,7 +141,7 @@ class Subject:
     @property
     def own_purifier(self) -> str:
         """The purifier of an attacker who does not know the defense."""
-        known = {cut(part)[0] for part in split(self.defense, ">>")}
+        known = {cut(part)[0] for part in split(self.defense, ">>")}  # refused elsewhere if it is no label
         return next((each for each in OWN_PURIFIERS if each not in known), OWN_PURIFIERS[-1])
 
     @property
