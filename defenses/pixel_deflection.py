@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import defense
@@ -24,6 +24,7 @@ class PixelDeflection(Purifier):
     """
 
     random = True
+    has_smooth: ClassVar[bool] = True
 
     deflections: int = 200  # as in methods.py, a value of one colour counts, in rounds of R, G, B
     window: int = 10  # the farthest row and column a value comes from
@@ -40,11 +41,15 @@ class PixelDeflection(Purifier):
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """The deflected and denoised images, of the shape of `x` `[n, 3, h, w]`."""
+        return self.smooth(x.detach(), rng)
+
+    def smooth(self, x: Tensor, rng: ImageRng) -> Tensor:
+        """As `purify`, all of which is differentiable."""
         import torch
 
         from rdp_bench.defenses._wavelet import denoised
 
-        out = x.detach().clone(memory_format=torch.contiguous_format)
+        out = x.clone(memory_format=torch.contiguous_format)
         size = out[0].numel()
         pairs = [
             (i * size + target, i * size + origin)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rdp_bench.audits.card import Card, card_of
 from rdp_bench.audits.evidence import Cell, Evidence, cells_of
 from rdp_bench.audits.parts import WHITE_BOX, Subject, grids
+from rdp_bench.audits.training_images import overlap
 from rdp_bench.errors import RdpBenchError
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ def audit(subject: Subject, plans: list[tuple[str, Plan]], perform: Callable[[Pl
                 attacks[label] = {"label": label, "params": made.value.resolved(eps)}
                 gradients += made.value.gradients(eps)
     assert white is not None
-    evidence = Evidence(subject, subject.random, tuple(cells), {**_probes(subject, white), "models": models})
+    evidence = Evidence(
+        subject,
+        subject.random,
+        tuple(cells),
+        {**_probes(subject, white), "models": models, "photographs": overlap(subject.made, white)},
+    )
     cost = {"gradients": float(gradients), "minutes": (time.perf_counter() - begin) / 60}
     return card_of(evidence, attacks=list(attacks.values()), cost=cost, command=command)
 
@@ -78,7 +84,7 @@ def _probes(subject: Subject, plan: Plan) -> dict[str, Any]:
         spec = plan.sources[label]
         fresh = partial(_copy, spec, plan.device) if spec.attacked_defense else None
         context = probes.Context(spec.load(plan.device), x, y, subject.random, subject.settings.eot,
-            subject.eps / 255, subject.settings.traced, fresh,
+            subject.eps / 255, subject.settings.traced, subject.settings.planted, fresh,
         )  # fmt: skip
         return probes.measure(context)
     except RdpBenchError as error:
