@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rdp_bench.audits.evidence import Cell, Evidence
 from rdp_bench.audits.parts import BLACK_BOX, DOUBLED, FIXED, TRANSFER, WHITE_BOX
 from rdp_bench.metrics import stats
+from rdp_bench.results.cards import Tier, headline
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+__all__ = ["NAMES", "PARTS", "Tier", "hardest", "headline", "tiers"]
 
 NAMES = {
     "clean": "clean images",
@@ -24,25 +26,6 @@ NAMES = {
 """The tiers in order of what the attacker knows."""
 
 PARTS = {"transfer": (TRANSFER,), "black-box": (BLACK_BOX,), "white-box": (WHITE_BOX, DOUBLED)}
-
-
-@dataclass(frozen=True)
-class Tier:
-    """The accuracy that one kind of attacker leaves, in percent."""
-
-    name: str
-    accuracy: float
-    """Mean over images of the share of draws that are right, under the worst attack for each image."""
-    low: float
-    high: float
-    worst: float
-    """Share of images that are right in every draw of every attack."""
-    vote: float
-    """Share of images whose majority is right under every attack."""
-    n: int
-    attacks: tuple[str, ...]
-    undefended: float | None = None
-    """The same accuracy without the defense, where it was measured."""
 
 
 def tiers(evidence: Evidence) -> list[Tier]:
@@ -58,12 +41,6 @@ def tiers(evidence: Evidence) -> list[Tier]:
         base = [evidence.clean(evidence.subject.fixed) if name == "fixed" else clean]
         found.append(_tier(name, cells + [each for each in base if each and name != "clean"], undefended))
     return found
-
-
-def headline(found: Sequence[Tier]) -> Tier | None:
-    """The tier of the lowest accuracy under attack; None where no attack was measured."""
-    attacked = [tier for tier in found if tier.name != "clean"]
-    return min(attacked, key=lambda tier: tier.accuracy) if attacked else None
 
 
 def hardest(cells: Sequence[Cell]) -> NDArray[np.float64]:
@@ -103,5 +80,5 @@ def _tier(name: str, cells: Sequence[Cell], undefended: float | None) -> Tier:
     attacks = tuple(dict.fromkeys(str(cell) for cell in cells if cell.attack != "clean"))
     return Tier(
         name, 100 * float(shares.mean()), 100 * low, 100 * high, 100 * float((shares == 1).mean()),
-        100 * float(votes.mean()), n, attacks, undefended,
+        100 * float(votes.mean()), n, attacks, undefended, NAMES[name],
     )  # fmt: skip

@@ -38,7 +38,7 @@ def run_all(names: list[str], options: "RunOptions") -> int:
     grids = _chosen(names, options)
     width = max(len(grid.name) for grid in grids)
     if options.dry_run:
-        return _dry_run(grids, options, width)
+        return dry_run(grids, options)
     begun, statuses = time.perf_counter(), []
     made: set[str] | None = set() if options.fresh else None
     for number, grid in enumerate(grids, 1):
@@ -106,7 +106,9 @@ def _chosen(names: list[str], options: "RunOptions") -> list["Grid"]:
     return chosen
 
 
-def _dry_run(grids: list["Grid"], options: "RunOptions", width: int) -> int:
+def dry_run(grids: Sequence["Grid"], options: "RunOptions") -> int:
+    """Print what each grid lacks, and the time of all; returns the worst exit status."""
+    width = max(len(grid.name) for grid in grids)
     seen: set[str] = set()
     total, worst, foreign = 0.0, 0, False
     for grid in grids:
