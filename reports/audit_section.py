@@ -73,7 +73,8 @@ def _drawing(card: Card) -> dict[str, Any]:
 
 def _bar(tier: Tier, x: Any) -> dict[str, Any]:
     bare = None if tier.undefended is None else x(tier.undefended)
+    name, _, knows = (tier.title or tier.name).partition(": ")
     return {
-        "tier": tier, "name": tier.title or tier.name, "long": round(x(tier.accuracy) - x(0), 1), "low": x(tier.low),
+        "tier": tier, "name": name, "knows": knows, "long": round(x(tier.accuracy) - x(0), 1), "low": x(tier.low),
         "high": x(tier.high), "bare": bare,
     }  # fmt: skip

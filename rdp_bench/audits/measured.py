@@ -25,13 +25,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROBES = {
-    "repeat": 1, "outputs": 1, "gradient": 1, "cosine": 1, "state": 1, "elsewhere": 1, "stability": 1, "progress": 1,
-}  # fmt: skip
-"""The probes of `audits.probes`, and the version of what each stores: count it up where its numbers change."""
 
-MOST_IMAGES = 16
-"""The first images of the data set, which probes use; fewer where memory runs out."""
+@dataclass(frozen=True)
+class ProbeFacts:
+    """What is known of a probe without torch."""
+
+    images: int
+    """The first so many images of the data set are used; fewer where memory runs out. A probe that asks whether calls
+    agree, or averages over draws of noise, needs few."""
+    version: int = 1
+    """Of what it stores: count it up where its numbers change."""
+
+
+PROBES = {
+    "repeat": ProbeFacts(4), "outputs": ProbeFacts(16), "gradient": ProbeFacts(16), "cosine": ProbeFacts(16),
+    "state": ProbeFacts(8), "elsewhere": ProbeFacts(16), "stability": ProbeFacts(4), "progress": ProbeFacts(4),
+}  # fmt: skip
+"""The probes of `audits.probes`."""
 
 Numbers = dict[str, Any]
 
@@ -69,7 +79,8 @@ class Probing:
         """Everything that the numbers of a probe depend on."""
         subject, plan = self._subject, self._plan
         return {
-            "kind": "probe", "n": 1, "probe": name, "version": PROBES[name], "source": plain(self._spec.record()),
+            "kind": "probe", "n": 1, "probe": name, "version": PROBES[name].version,
+            "source": plain(self._spec.record()),
             "images": hash_many(plan.image_hashes[:images]),
             "labels": hash_many(str(label) for label in plan.dataset.labels[:images]),
             "random": subject.random, "draws": subject.settings.eot, "eps": subject.eps,
@@ -103,9 +114,9 @@ class Probing:
 
     # --- the cache ---
 
-    def _sizes(self) -> list[int]:
-        """How many images probes use, and after memory ran out."""
-        sizes = [min(self._plan.n, MOST_IMAGES)]
+    def _sizes(self, name: str) -> list[int]:
+        """How many images a probe uses, and after memory ran out."""
+        sizes = [min(self._plan.n, PROBES[name].images)]
         while sizes[-1] > 1:
             sizes.append(sizes[-1] // 2)
         return sizes
@@ -115,7 +126,7 @@ class Probing:
         return self._plan.store.artefact("probe", record, 1)
 
     def _stored(self, name: str, fresh: set[str] | None) -> Numbers | None:
-        for images in self._sizes():
+        for images in self._sizes(name):
             artefact = self._artefact(name, images)
             if fresh is not None and artefact.key not in fresh:
                 fresh.add(artefact.key)
@@ -143,7 +154,7 @@ class Probing:
         from rdp_bench.numerics import precision
 
         plan = self._plan
-        for images in self._sizes():
+        for images in self._sizes(name):
             try:
                 with precision.using(plan.precision):
                     numbers = probes.PROBES[name](self._context(images)) or {}

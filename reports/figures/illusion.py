@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, INK, ReportFigure, short, tidy
+from rdp_bench.reports.figures.drawing import ACCENT, INK, SMALL, ReportFigure, short, tidy
 from rdp_bench.reports.figures.tradeoff import Box, write_names
 from rdp_bench.reports.tables.audits import by_setting
 from rdp_bench.results.cards import Card, Tier
@@ -20,7 +20,7 @@ COLUMNS = (
 )  # fmt: skip
 SIDE = 2.75
 """Inches of a panel: both axes are errors, so it is a square."""
-_LEFT, _BOTTOM, _RIGHT, _TOP = 0.5, 0.45, 0.15, 0.2
+_LEFT, _BOTTOM, _RIGHT, _TOP = 0.58, 0.45, 0.15, 0.1
 _PANELS = 6
 _EDGE = 4.0
 """Percent beyond 0 and 100, room for the points there."""
@@ -41,9 +41,10 @@ def illusion(cards: Sequence[Card]) -> ReportFigure | None:
     if not panels:
         return None
     caption = (
-        "Error under transfer attacks against error under attackers who know the defense, in percent. Above the "
-        "diagonal, transfer attacks say too little: the higher above it, the more of the robustness is an illusion. "
-        "Below it, the white-box attack is broken. The hollow point is no defense, thin lines are 95 % intervals."
+        "Transfer error against white-box error. Errors in percent: under the worst transfer attack of each image, and "
+        "under the worst attack through the defense. The farther a point is above the diagonal, the more of the "
+        "robustness that transfer attacks show is an illusion. Below the diagonal, the white-box attack is broken. The "
+        "hollow point is no defense; thin lines are 95 % intervals."
     )
     return ReportFigure("illusion", caption, _draw(panels), tidy(COLUMNS, rows))
 
@@ -86,10 +87,15 @@ def _draw(panels: dict[tuple[str, str], list[dict[str, Any]]]) -> drawing.Saved:
 
 
 def _panel(ax: "Axes", points: list[dict[str, Any]]) -> None:
-    long = 100 + 2 * _EDGE
     ax.set_xlim(-_EDGE, 100 + _EDGE)
     ax.set_ylim(-_EDGE, 100 + _EDGE)
+    ax.fill([-_EDGE, 100 + _EDGE, -_EDGE], [-_EDGE, 100 + _EDGE, 100 + _EDGE], color=ACCENT, alpha=0.09, linewidth=0)
     ax.plot([0, 100], [0, 100], color=INK, linewidth=0.5, linestyle=(0, (3, 3)), zorder=1)
+    ax.text(
+        28, 28, "transfer error = white-box error", rotation=45, rotation_mode="anchor", ha="center", va="bottom",
+        fontsize=SMALL,
+    )  # fmt: skip
+    lines: list[Box] = []
     named: dict[tuple[float, float], list[str]] = {}
     for point in points:
         at = (point["transfer_error"], point["white_box_error"])
@@ -98,6 +104,8 @@ def _panel(ax: "Axes", points: list[dict[str, Any]]) -> None:
             if f"{tier}_error_low" in point:
                 ends = [point[f"{tier}_error_low"], point[f"{tier}_error_high"]]
                 level = [at[1 - axis]] * 2
+                boxes = [[_inches(value) for value in each] for each in (ends, level)][:: 1 if axis == 0 else -1]
+                lines.append(Box(*(min(each) - 0.01 for each in boxes), *(max(each) + 0.01 for each in boxes)))
                 ax.plot(*((ends, level) if axis == 0 else (level, ends)), color=INK, linewidth=0.3, zorder=2)
     for at, defenses in named.items():
         bare = defenses == [UNDEFENDED]
@@ -109,13 +117,18 @@ def _panel(ax: "Axes", points: list[dict[str, Any]]) -> None:
             markerfacecolor="white" if bare else ACCENT,
             zorder=3,
         )
-    spots = [((x + _EDGE) / long * SIDE, (y + _EDGE) / long * SIDE) for x, y in named]
+    spots = [(_inches(x), _inches(y)) for x, y in named]
     names = [short(", ".join(short(display_name(each), 24) for each in each_at), 40) for each_at in named.values()]
     steps = [(k + 0.5) / 40 * SIDE for k in range(40)]
-    diagonal = [Box(step - 0.02, step - 0.02, step + 0.02, step + 0.02) for step in steps]
-    write_names(ax, names, spots, (SIDE, SIDE), diagonal)
+    lines += [Box(step - 0.02, step - 0.02, step + 0.02, step + 0.02) for step in steps]
+    write_names(ax, names, spots, (SIDE, SIDE), lines)
     ax.set_xticks(range(0, 101, 20))
     ax.set_yticks(range(0, 101, 20))
     ax.set_xlabel("error under transfer attacks, %")
     ax.set_ylabel("error under white-box attacks, %")
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _inches(percent: float) -> float:
+    """From the left or lower end of an axis."""
+    return (percent + _EDGE) / (100 + 2 * _EDGE) * SIDE
