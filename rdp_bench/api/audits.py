@@ -97,6 +97,7 @@ def audit(
     from rdp_bench.audits.run import audit as run_audit
     from rdp_bench.audits.run import planned
     from rdp_bench.cache.store import Store
+    from rdp_bench.engine.executors.kept import keeping
     from rdp_bench.engine.plan import make_plan
     from rdp_bench.engine.run import Run
     from rdp_bench.reports import audits
@@ -135,7 +136,8 @@ def audit(
 
         command = f"rdp_bench.audit({ours.labels[0]!r}, target={target!r}, eps={eps!r}, budget={budget!r})"
         plans = planned(subject, plan_of, list(grid.parts(subject, limit)))
-        card = run_audit(subject, plans, perform, command, fresh=made)
+        with keeping():
+            card = run_audit(subject, plans, perform, command, fresh=made)
     return card if out is None else audits.write(card, Path(out))[0]
 
 

@@ -33,6 +33,7 @@ def run_all(grid: "AuditGrid", options: "RunOptions") -> int:
     """
     from rdp_bench import plugins
     from rdp_bench.audits.run import planned
+    from rdp_bench.engine.executors.kept import keeping
 
     plugins.load((*options.plugins, *grid.plugins))
     grid = grid.extend(options.added)
@@ -47,11 +48,12 @@ def run_all(grid: "AuditGrid", options: "RunOptions") -> int:
     ]
     made: set[str] | None = set() if options.fresh else None
     statuses, cards = [], []
-    for number, (subject, each) in enumerate(zip(subjects, plans, strict=True), 1):
-        heading = f"[{number}/{len(subjects)}] " if len(subjects) > 1 else ""
-        status, card = _one(grid, subject, each, options, made, heading, alone=len(subjects) == 1)
-        statuses.append(status)
-        cards += [card] if card else []
+    with keeping():
+        for number, (subject, each) in enumerate(zip(subjects, plans, strict=True), 1):
+            heading = f"[{number}/{len(subjects)}] " if len(subjects) > 1 else ""
+            status, card = _one(grid, subject, each, options, made, heading, alone=len(subjects) == 1)
+            statuses.append(status)
+            cards += [card] if card else []
     if len(subjects) > 1:
         _print_side_by_side(cards, len(subjects), options)
     return max(statuses)
