@@ -38,7 +38,7 @@ class ProbeFacts:
 
 
 PROBES = {
-    "repeat": ProbeFacts(4), "outputs": ProbeFacts(16), "gradient": ProbeFacts(16), "cosine": ProbeFacts(16),
+    "repeat": ProbeFacts(4), "outputs": ProbeFacts(16), "gradient": ProbeFacts(8), "cosine": ProbeFacts(8),
     "state": ProbeFacts(8), "elsewhere": ProbeFacts(16), "stability": ProbeFacts(4), "progress": ProbeFacts(4),
 }  # fmt: skip
 """The probes of `audits.probes`."""

@@ -65,7 +65,9 @@ def test_what_was_measured_is_found_again(tmp_path: Path, calls: list[tuple[str,
 def test_the_numbers_are_those_of_the_probes(tmp_path: Path) -> None:
     found = Probing(SUBJECT, plan(tmp_path)).measure(names=("outputs", "cosine"))
     probing = Probing(SUBJECT, plan(tmp_path))
-    assert found.numbers == {name: probes.PROBES[name](probing._context(16)) for name in ("outputs", "cosine")}
+    assert found.numbers == {
+        name: probes.PROBES[name](probing._context(PROBES[name].images)) for name in ("outputs", "cosine")
+    }
 
 
 def facts(folder: Path) -> Mapping[str, tuple[Subject, Plan]]:
