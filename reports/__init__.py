@@ -10,7 +10,8 @@ from rdp_bench.errors import RdpBenchError
 
 if TYPE_CHECKING:
     from rdp_bench.cache.store import Store
-    from rdp_bench.reports.page import Section
+    from rdp_bench.reports.page import Audits, Section
+    from rdp_bench.results.cards import Card
     from rdp_bench.results.rows import Run
 
 FEW = 3
@@ -24,9 +25,10 @@ def render(
     complain: Callable[[str], None] | None = None,
     to: Path | None = None,
 ) -> Path:
-    """Write OUT/report, or `to`, from the runs of OUT (those of the grids in `only`, if given); the page's path.
+    """Write OUT/report, or `to`, from the runs and audits of OUT, those in `only` if given; the path of the page.
 
-    `complain` is called once for each run of which something that it calls done could not be read.
+    The runs that an audit consists of have no section of their own, unless `only` names them. `complain` is called once
+    for each run of which something that it calls done could not be read, and for each card that cannot be read.
 
     Raises:
         UsageError: there is no run, a grid of `only` has none, or a record cannot be read.
@@ -34,16 +36,25 @@ def render(
     """
     from rdp_bench.reports import page as html
     from rdp_bench.reports import summary
+    from rdp_bench.results import cards
     from rdp_bench.results.rows import load, lost, select_runs, shown_names
 
-    runs = summary.in_order(load(out, store))
-    shown = select_runs(runs, only or ())
+    found = cards.load(out, complain)
+    runs = summary.in_order(load(out, store)) if not found or any((out / "runs").glob("*.json")) else []
+    if only:
+        found = [card for card in found if card.grid in only]
+        rest = [name for name in only if name not in {card.grid for card in found}]
+        shown = select_runs(runs, rest) if rest else []
+    else:
+        parts = {name for card in found for name in card.runs}
+        shown = [run for run in runs if run.grid not in parts]
     folder = to or out / "report"
     _require_predictions(shown, out, store, folder)
     pen = _Pen(folder)
-    with shown_names(*(run.names for run in shown)):
+    with shown_names(*(run.names for run in shown), *(card.names for card in found)):
         sections = [_section(pen, run, store, len(shown) > FEW) for run in shown]
-        page = pen.write("index.html", html.page(sections, summary.grids_not_run(runs)).encode())
+        audits = _audits(pen, found) if found else None
+        page = pen.write("index.html", html.page(sections, summary.grids_not_run(runs), audits).encode())
     pen.tidy(keep=bool(only))
     for run in shown:
         if run.unread and complain:
@@ -129,3 +140,36 @@ def _section(pen: _Pen, run: "Run", store: "Store", crowded: bool) -> "Section":
             pen.write(f"figures/{slug(run.grid, figure.name)}.{ending}", content)
     shown = examples.examples(run, store, crowded)
     return Section(run, slug(run.grid), found, boards, tables, more, drawn, shown, written)
+
+
+def _audits(pen: _Pen, found: "Sequence[Card]") -> "Audits":
+    """Write the tables, figures and cards of audits; what the page needs of them."""
+    from rdp_bench.reports.audits import contents
+    from rdp_bench.reports.figures.registry import draw_audits
+    from rdp_bench.reports.formats import files
+    from rdp_bench.reports.page import Audits
+    from rdp_bench.reports.tables.audits import sheet
+    from rdp_bench.reports.tables.registry import audit_tables
+    from rdp_bench.reports.tables.table import slug
+    from rdp_bench.results import cards
+
+    written = {}
+
+    def write(name: str, made: dict[str, bytes]) -> None:
+        written[name] = list(made)
+        for ending, content in made.items():
+            pen.write(f"tables/{name}{ending}", content)
+
+    for card in found:
+        texts = {**contents(card), "json": cards.to_json(card)}
+        write(slug("audit", card.name), {f".{ending}": text.encode() for ending, text in texts.items()})
+    tables = audit_tables(found)
+    for table in tables:
+        made = files.of_table(table)
+        made.pop(".tests.csv", None)
+        write(table.slug, {**made, ".csv": sheet(found, table).encode()})
+    drawn = draw_audits(found)
+    for figure in drawn:
+        for ending, content in figure.files.items():
+            pen.write(f"figures/{slug('audits', figure.name)}.{ending}", content)
+    return Audits(found, drawn, tables, written)

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from rdp_bench.metrics.stats import LEVEL
+from rdp_bench.reports import audit_section
 from rdp_bench.reports.claims import gain
 from rdp_bench.reports.claims.claims import VERDICTS, ClaimResult
 from rdp_bench.reports.examples import Examples
 from rdp_bench.reports.figures.drawing import ReportFigure
 from rdp_bench.reports.summary import answer, findings, missing, power, setting, summary_sentences
+from rdp_bench.reports.tables.audits import by_setting
 from rdp_bench.reports.tables.leaderboard import Leaderboard, as_table, signed
 from rdp_bench.reports.tables.table import Table, slug
+from rdp_bench.results.cards import Card
 from rdp_bench.results.rows import Run, display_name
 from rdp_bench.specs import show
 
@@ -26,6 +29,7 @@ _FORMATS = {
     ".tex": "LaTeX",
     ".averages.tex": "LaTeX, averages only",
     ".md": "Markdown",
+    ".json": "JSON",
 }
 """What links call a file, by its ending."""
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -49,15 +53,26 @@ class Section:
     """The endings of the files in tables/, by the slug of the table."""
 
 
-def page(sections: Sequence[Section], not_run: Sequence[tuple[str, str]] = ()) -> str:
-    """The report: a table of contents, one section per run, and titles and commands of the grids in `not_run`."""
+@dataclass(frozen=True)
+class Audits:
+    """What the page shows of audits."""
+
+    cards: Sequence[Card]
+    figures: Sequence[ReportFigure]
+    tables: Sequence[Table]
+    files: Mapping[str, Sequence[str]]
+    """The endings of the files in tables/, by the slug of the table, or of the card."""
+
+
+def page(sections: Sequence[Section], not_run: Sequence[tuple[str, str]] = (), audits: Audits | None = None) -> str:
+    """The report: contents, a section per run and per audit, and titles and commands of the grids in `not_run`."""
     views = [_view(section) for section in sections]
     told: set[int] = set()
     for view, section in zip(views, sections, strict=True):  # once for each size of a sample
         n = int(section.run.record["dataset"]["n"])
         view["power"] = "" if n in told else power(n, [board for board, _ in section.boards], section.tables)
         told.add(n)
-    return write("report.html.j2", views=views, not_run=not_run)
+    return write("report.html.j2", views=views, not_run=not_run, audits=_audits(audits) if audits else None)
 
 
 def write(template: str, **values: Any) -> str:
@@ -98,7 +113,7 @@ def _view(section: Section) -> dict[str, Any]:
                 "board": board,
                 "answer": answer(board),
                 "legend": as_table(board).legend,
-                "figure": figure and _drawing(run, figure),
+                "figure": figure and _drawing(run.grid, figure),
                 "links": _links(f"tables/{board.slug}", section.files[board.slug]),
             }
             for board, figure in section.boards
@@ -112,7 +127,7 @@ def _view(section: Section) -> dict[str, Any]:
         "links": {name: _links(f"tables/{name}", endings) for name, endings in section.files.items()},
         "gains": gain.notes(run),
         "figures_first": run.grid.startswith("figure") or bool(run.record.get("figures")),
-        "drawings": [_drawing(run, figure) for figure in section.figures],
+        "drawings": [_drawing(run.grid, figure) for figure in section.figures],
         "examples": section.examples,
         "missing": missing(run),
         "done": sum(row["status"] == "done" for row in run.rows),
@@ -121,6 +136,26 @@ def _view(section: Section) -> dict[str, Any]:
         "made": " to ".join(dict.fromkeys(run.made_between or ("unknown",))),
     }
     return view | {"contents": _contents(view)}
+
+
+def _audits(found: Audits) -> dict[str, Any]:
+    """The values of `audits.html.j2`."""
+    views = [audit_section.view(card) for card in found.cards]
+    for view in views:
+        view["links"] = _links(f"tables/{view['id']}", found.files[view["id"]])
+    drawings = [_drawing("audits", figure) for figure in found.figures]
+    ids: dict[str, list[str]] = {}
+    for table, here in zip(found.tables, by_setting(found.cards).values(), strict=False):
+        ids[table.slug] = [slug("audit", card.name) for card in here]
+    return {
+        "views": views, "drawings": drawings, "tables": found.tables, "ids": ids,
+        "links": {table.slug: _links(f"tables/{table.slug}", found.files[table.slug]) for table in found.tables},
+        "contents": [
+            *((drawing["id"], drawing["title"]) for drawing in drawings),
+            *((table.slug, table.title) for table in found.tables),
+            *((view["id"], view["title"]) for view in views),
+        ],
+    }  # fmt: skip
 
 
 def _contents(view: dict[str, Any]) -> list[tuple[str, str]]:
@@ -141,14 +176,14 @@ def _contents(view: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _drawing(run: Run, figure: ReportFigure) -> dict[str, Any]:
+def _drawing(grid: str, figure: ReportFigure) -> dict[str, Any]:
     title, _, rest = figure.caption.partition(". ")
     title = title.rstrip(".")
-    name = f"{slug(run.grid)}-{slug(figure.name)}"
+    name = f"{slug(grid)}-{slug(figure.name)}"
     # Two drawings of the same marker give it the same id.
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", figure.inline)
     svg = svg.replace("<svg ", f'<svg aria-label="{escape(title)}" ', 1)
-    links = _links(f"figures/{slug(run.grid, figure.name)}", [f".{ending}" for ending in figure.files])
+    links = _links(f"figures/{slug(grid, figure.name)}", [f".{ending}" for ending in figure.files])
     return {"id": name, "title": title, "caption": rest, "svg": svg, "links": links}
 
 

@@ -33,8 +33,8 @@ MAY_IMPORT = {
     "engine": {"contract", "numerics", "cache", "weights", "metrics", "models", "results", "data", "reports.figures"},
     "engine.executors": {"contract", "cache", "engine"},
     "audits": {
-        "contract", "cache", "weights", "metrics", "models", "results", "data", "engine", "attacks._kernels",
-        "attacks._adaptive",
+        "contract", "cache", "weights", "numerics", "metrics", "models", "results", "data", "engine",
+        "attacks._kernels", "attacks._adaptive",
     },
     "train": {"contract", "cache", "weights", "metrics", "models", "attacks", "attacks._kernels", "defenses",
         "defenses._networks", "data",

@@ -6,18 +6,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from rdp_bench.api.names import names_of
 from rdp_bench.api.wrap import CallableDefense, as_defense, named, registered
-from rdp_bench.budgets import parse_eps
+from rdp_bench.cache.locations import locate
 from rdp_bench.errors import UsageError
 from rdp_bench.protocols import Backward, Defense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rdp_bench.audits.card import Card
+    from rdp_bench.cache.files import Location
     from rdp_bench.engine.grid import Grid
     from rdp_bench.engine.plan import Plan
     from rdp_bench.engine.run import Run
+    from rdp_bench.results.cards import Card
 
 
 class DifferentiableCall(CallableDefense):
@@ -45,9 +47,14 @@ def audit(
     device: str = "auto",
     batch_size: int | None = None,
     models_dir: str | Path | None = None,
-    cache: str | Path | None = None,
+    cache: str | Location | None = None,
     out: str | Path | None = None,
+    fresh: bool = False,
     progress: bool | None = None,
+    executor: str | None = None,
+    workers: int | str | None = None,
+    ray_address: str | None = None,
+    slurm: str | None = None,
 ) -> Card:
     """Audit a defense: what `rdp-bench audit` does, for objects of your own too.
 
@@ -65,26 +72,36 @@ def audit(
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<number>".
         batch_size: images at once; by default as the device allows.
         models_dir: folder where weight files are looked for first.
-        cache: folder of the cache, by default as for `rdp-bench run`.
+        cache: folder or URL of the cache, by default as for `rdp-bench run`.
         out: results folder, as `rdp-bench audit --out`: the card is in its folder `audit`. By default nothing is kept
             but the cache.
+        fresh: compute everything again; what the cache holds of it is deleted.
         progress: show a progress bar; by default where stderr is a terminal.
+        executor: where jobs are done, as for `evaluate`: "serial" (this process, the default), "ray", "slurm", or that
+            of a plugin. Workers elsewhere know the defense by its label only.
+        workers: their number, or "auto".
+        ray_address: a running Ray cluster.
+        slurm: options of sbatch, like "partition=gpu,time=4:00:00,gres=gpu:1".
 
     Returns:
-        The card: verdict, tiers and findings; see `rdp_bench.audits.card.Card`.
+        The card: verdict, tiers and findings; see `rdp_bench.results.cards.Card`.
 
     Raises:
         UsageError: something named does not exist, or the defense declares no backward pass.
+        RdpBenchError: the defense fails on clean images.
     """
-    from rdp_bench import environment, plugins, registry
+    from rdp_bench import plugins, registry
+    from rdp_bench.api.place import Where, placement
     from rdp_bench.api.work import work
-    from rdp_bench.audits import formats
-    from rdp_bench.audits.parts import Subject
+    from rdp_bench.audits.grid import AuditAxes, AuditGrid
     from rdp_bench.audits.run import audit as run_audit
     from rdp_bench.audits.run import planned
     from rdp_bench.cache.store import Store
+    from rdp_bench.engine.executors.kept import keeping
     from rdp_bench.engine.plan import make_plan
     from rdp_bench.engine.run import Run
+    from rdp_bench.reports import audits
+    from rdp_bench.results.cards import FOLDER
 
     plugins.load()
     ours = named(registry.defense, defense, _as_defense)
@@ -92,24 +109,36 @@ def audit(
         raise UsageError(f"audit() takes one defense, found {len(ours.labels)}")
     models = None if models_dir is None else Path(models_dir)
     names = (sources,) if isinstance(sources, str) else tuple(sources)
-    store, on = Store(None if cache is None else Path(cache)), environment.choose_device(device)
+    store = Store(locate(cache) if isinstance(cache, str) else cache)
+    place = {"executor": executor, "workers": workers, "ray_address": ray_address, "slurm": slurm}
+    given = {name: value for name, value in place.items() if value is not None}
+    where = Where(placement(given, {}, FOLDER), limit, batch_size, models)
+    if not where.here and ours.entries:
+        raise UsageError(
+            f"executor={where.placement.executor!r}: '{ours.labels[0]}' is an object of this process, which workers "
+            "elsewhere cannot have; register it in a plugin file, or leave out executor"
+        )
     with TemporaryDirectory(prefix="rdp-bench-") as temporary, registered(registry.defense, ours.entries):
-        subject = Subject(ours.labels[0], target, dataset, parse_eps(eps), budget, names, models, image_size)
-        images = limit or subject.settings.limit
+        axes = AuditAxes((ours.labels[0],), (target,), names, dataset, (eps,), budget, image_size=image_size)
+        grid = AuditGrid(FOLDER, axes)
+        (subject,) = grid.subjects(models)
+        on, made = where.device(device), set[str]() if fresh else None
 
         def plan_of(grid: Grid) -> Plan:
-            return make_plan(grid, store, seed=seed, device=on, limit=images, models_dir=models)
+            return make_plan(grid, store, seed=seed, device=on, limit=limit, models_dir=models)
 
         def perform(plan: Plan, heading: str) -> Run:  # noqa: ARG001 - for the command line
             running = Run(plan, Path(out or temporary), command)
-            work(running, running.start(), batch_size, progress)
+            jobs = running.start(made)
+            running.record["names"] = names_of(plan.grid, ours.titles)
+            work(running, jobs, batch_size, progress, where=where)
             return running
 
         command = f"rdp_bench.audit({ours.labels[0]!r}, target={target!r}, eps={eps!r}, budget={budget!r})"
-        card = run_audit(subject, planned(subject, plan_of), perform, command)
-    if out is not None:
-        formats.write(card, Path(out))
-    return card
+        plans = planned(subject, plan_of, list(grid.parts(subject, limit)))
+        with keeping():
+            card = run_audit(subject, plans, perform, command, fresh=made)
+    return card if out is None else audits.write(card, Path(out))[0]
 
 
 def _as_defense(name: str, value: Any) -> Defense:

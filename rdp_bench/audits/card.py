@@ -2,59 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from rdp_bench.audits.checks import FAIL, Finding, findings
 from rdp_bench.audits.evidence import Evidence
 from rdp_bench.audits.tiers import Tier, headline, tiers
+from rdp_bench.results.cards import Card
 
-FORMAT = 1
-"""Of the JSON."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """What an audit says."""
-
-    defense: str
-    target: str
-    dataset: str
-    eps: float
-    budget: str
-    random: bool
-    verdict: str
-    tiers: tuple[Tier, ...]
-    findings: tuple[Finding, ...]
-    attacks: tuple[Mapping[str, Any], ...]
-    """Each attack's label with its resolved parameters."""
-    cost: Mapping[str, float]
-    """Gradients per image, and minutes."""
-    command: str
-    failed: tuple[str, ...] = ()
-    """Cells without a number, and why."""
-
-    def to_json(self) -> str:
-        """The card as JSON."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+__all__ = ["Card", "card_of", "verdict"]
 
 
-def card_of(
-    evidence: Evidence,
-    *,
-    attacks: Sequence[Mapping[str, Any]] = (),
-    cost: Mapping[str, float] | None = None,
-    command: str = "",
-) -> Card:
-    """The card of an audit's evidence."""
+def card_of(evidence: Evidence, *, unmeasured: Sequence[str] = (), **more: Any) -> Card:
+    """The card of an audit's evidence.
+
+    Args:
+        evidence: what the runs and the probes found.
+        unmeasured: probes without a number, and why.
+        more: further fields of the card.
+    """
     subject = evidence.subject
     found, said = tiers(evidence), findings(evidence)
+    failed = (*(f"{cell.part}: {cell}: {cell.reason}" for cell in evidence.failed), *unmeasured)
     return Card(
-        subject.defense, subject.target, subject.dataset, subject.eps, subject.budget, evidence.random,
-        verdict(evidence, found, said), tuple(found), tuple(said), tuple(attacks), dict(cost or {}), command,
-        tuple(f"{cell.part}: {cell}: {cell.reason}" for cell in evidence.failed),
+        subject.defense, subject.target, subject.dataset, max((tier.n for tier in found), default=0), subject.eps,
+        subject.budget, evidence.random, verdict(evidence, found, said), tuple(found), tuple(said), failed=failed,
+        **more,
     )  # fmt: skip
 
 

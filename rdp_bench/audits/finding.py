@@ -1,30 +1,13 @@
-"""What a check says."""
+"""What a check says: how its results are written."""
 
-from __future__ import annotations
+from rdp_bench.results.cards import Finding, Status
 
-from dataclasses import dataclass
-from typing import Literal
-
-Status = Literal["PASS", "WARN", "FAIL", "n/a"]
+__all__ = ["FAIL", "NA", "PASS", "WARN", "Finding", "Status", "missing"]
 
 PASS: Status = "PASS"  # noqa: S105 - of a check
 WARN: Status = "WARN"
 FAIL: Status = "FAIL"
 NA: Status = "n/a"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check."""
-
-    id: str
-    """C1 to C13, with a letter of its own after a point where a check has several parts."""
-    title: str
-    status: Status
-    evidence: str
-    """The number behind it; for `n/a`, what is missing."""
-    meaning: str = ""
-    advice: str = ""
 
 
 def missing(id_: str, title: str, what: str) -> Finding:

@@ -194,16 +194,5 @@ def _grid(
         "defenses": list(defenses), "eps": list(eps or (subject.eps,)), "norm": LINF, "clean": clean,
         "defense_samples": subject.settings.draws, "samples": 1, "image_size": subject.image_size,
     }  # fmt: skip
-    name = f"audit-{slug(subject.defense)}-{slug(subject.target)}-{part}"
     axes = {axis: value for axis, value in axes.items() if value is not None}
-    return from_axes(name, f"Audit of {subject.defense}: {part}", axes, alone=False)
-
-
-def slug(label: str) -> str:
-    """A label as part of a file's name: letters, digits and single hyphens.
-
-    >>> slug("rdp(dynamic=true)"), slug("mine/net")
-    ('rdp-dynamic-true', 'mine-net')
-    """
-    kept = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in label.lower())
-    return "-".join(filter(None, kept.split("-")))[:80] or "defense"
+    return from_axes(f"audit-{part}", f"Audit of {subject.defense}: {part}", axes, alone=False)

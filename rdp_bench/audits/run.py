@@ -2,102 +2,168 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.audits.card import Card, card_of
 from rdp_bench.audits.evidence import Cell, Evidence, cells_of
+from rdp_bench.audits.measured import Measured, Probing
 from rdp_bench.audits.parts import WHITE_BOX, Subject, grids
 from rdp_bench.audits.training_images import overlap
+from rdp_bench.engine.jobs import CraftJob, Job
+from rdp_bench.engine.tasks import nominal_cost
 from rdp_bench.errors import RdpBenchError
+from rdp_bench.results.cards import FOLDER, AttackFacts, Cost, name_of
+from rdp_bench.specs import CLEAN
 
 if TYPE_CHECKING:
     from rdp_bench.engine.grid import Grid
     from rdp_bench.engine.plan import Plan
     from rdp_bench.engine.run import Run
-    from rdp_bench.models.zoo import LoadedSource, SourceSpec
 
-log = logging.getLogger(__name__)
+Perform = Callable[["Plan", str], "Run"]
+"""Does what a plan still lacks; gets the plan and a heading."""
 
 
-def planned(subject: Subject, plan_of: Callable[[Grid], Plan]) -> list[tuple[str, Plan]]:
+class PendingError(RdpBenchError):
+    """Cells are still to be computed elsewhere, so that there is no card yet."""
+
+
+def parts_of(subject: Subject, grid: str = FOLDER) -> Iterator[tuple[str, Grid]]:
+    """The parts of an audit: name and grid. Grids of different audits have different names.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    name = name_of(subject.defense, subject.target, subject.dataset, subject.eps, subject.budget)
+    for part, made in grids(subject):
+        yield part, replace(made, name=f"{grid}-{name}-{part}")
+
+
+def planned(
+    subject: Subject, plan_of: Callable[[Grid], Plan], parts: Sequence[tuple[str, Grid]] | None = None
+) -> list[tuple[str, Plan]]:
     """The plans of all parts: whatever is misspelled or has no backward pass is refused before anything runs.
 
     Raises:
         UsageError, BadModelError, BadImageError: as `make_plan`.
     """
-    return [(part, plan_of(grid)) for part, grid in grids(subject)]
+    return [(part, plan_of(grid)) for part, grid in parts or parts_of(subject)]
 
 
-def audit(subject: Subject, plans: list[tuple[str, Plan]], perform: Callable[[Plan, str], Run], command: str) -> Card:
+def audit(
+    subject: Subject,
+    plans: list[tuple[str, Plan]],
+    perform: Perform,
+    command: str,
+    *,
+    fresh: set[str] | None = None,
+    **more: Any,
+) -> Card:
     """Perform the parts in order, measure the probes, and read them.
 
     Args:
         subject: what is audited.
         plans: of `planned`.
-        perform: does what a plan still lacks; gets the plan and a heading.
+        perform: does the jobs of a part.
         command: how the audit was asked for.
+        fresh: keys that `--fresh` has computed again so far; None: use what the cache holds.
+        more: further fields of the card.
+
+    Raises:
+        RdpBenchError: the defense fails on clean images: its name, the step and the reason.
+        PendingError: other workers have not done their share yet.
     """
     begin = time.perf_counter()
-    cells: list[Cell] = []
-    attacks: dict[str, Any] = {}
-    models: dict[str, dict[str, float]] = {}
-    gradients = 0
-    white: Plan | None = None
+    work = _Work(plans, fresh is not None)
     for number, (part, plan) in enumerate(plans, 1):
         run = perform(plan, f"[{number}/{len(plans)}] ")
-        models |= _accuracies(run)
-        cells += cells_of(part, run)
-        white = plan if part == WHITE_BOX else white
-        for label, made in plan.attacks.items():
-            for eps in plan.grid.axes.eps:
-                attacks[label] = {"label": label, "params": made.value.resolved(eps)}
-                gradients += made.value.gradients(eps)
-    assert white is not None
-    evidence = Evidence(
-        subject,
-        subject.random,
-        tuple(cells),
-        {**_probes(subject, white), "models": models, "photographs": overlap(subject.made, white)},
-    )
-    cost = {"gradients": float(gradients), "minutes": (time.perf_counter() - begin) / 60}
-    return card_of(evidence, attacks=list(attacks.values()), cost=cost, command=command)
+        _refuse_broken(subject, run, part)
+        work.add(part, run)
+    if work.pending:
+        raise PendingError(
+            f"audit of {subject.defense}: {work.pending} cells are not done yet; the same command, when the other "
+            "workers have ended, reads their results"
+        )
+    (white,) = [plan for part, plan in plans if part == WHITE_BOX]
+    probes = Probing(subject, white).measure(fresh=fresh)
+    numbers = {**probes.numbers, "models": work.models, "photographs": overlap(subject.made, white)}
+    evidence = Evidence(subject, subject.random, tuple(work.cells), numbers)
+    return card_of(
+        evidence, unmeasured=probes.problems, attacks=work.attacks(), command=command,
+        cost=work.cost(probes, (time.perf_counter() - begin) / 60),
+        runs=tuple(plan.grid.name for _, plan in plans), names=work.names, **more,
+    )  # fmt: skip
 
 
-def _probes(subject: Subject, plan: Plan) -> dict[str, Any]:
-    """The probes of the source that the white-box part attacks, on its first images."""
-    import torch
+@dataclass
+class _Work:
+    """What the runs of an audit gave, and what they took."""
 
-    from rdp_bench.audits import probes
-    from rdp_bench.data.image_hashes import batch
+    plans: Sequence[tuple[str, Plan]]
+    again: bool
+    """Everything is computed, whatever the cache holds."""
+    cells: list[Cell] = field(default_factory=list)
+    models: dict[str, dict[str, float]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    """How reports write labels."""
+    pending: int = 0
+    _cached: int = 0
 
-    (label,) = [name for name in plan.sources if name != subject.target] or [subject.target]
-    n = min(plan.n, probes.MOST_IMAGES)
-    try:
-        x = torch.from_numpy(batch(plan.dataset, 0, n, plan.image_hashes)).to(plan.device).float() / 255
-        y = torch.tensor(list(plan.dataset.labels[:n]), device=plan.device)
-        spec = plan.sources[label]
-        fresh = partial(_copy, spec, plan.device) if spec.attacked_defense else None
-        context = probes.Context(spec.load(plan.device), x, y, subject.random, subject.settings.eot,
-            subject.eps / 255, subject.settings.traced, subject.settings.planted, fresh,
-        )  # fmt: skip
-        return probes.measure(context)
-    except RdpBenchError as error:
-        log.warning("probes of %s: %s", label, error)
-        return {}
+    def __post_init__(self) -> None:
+        if not self.again:
+            self._cached = sum(plan.done(job) for plan, job in self._jobs())
+
+    def _jobs(self) -> Iterator[tuple[Plan, Job]]:
+        """The jobs of all parts, each once."""
+        seen: set[str] = set()
+        for _, plan in self.plans:
+            for job in plan.jobs:
+                if job.key not in seen:
+                    seen.add(job.key)
+                    yield plan, job
+
+    def add(self, part: str, run: Run) -> None:
+        """A part that was performed."""
+        self.models |= _accuracies(run)
+        self.cells += cells_of(part, run)
+        self.names |= run.record.get("names", {})
+        self.pending += sum(cell.status == "pending" for cell in run.cells.values())
+
+    def attacks(self) -> tuple[AttackFacts, ...]:
+        """Every attack of every part."""
+        found: dict[tuple[str, float], AttackFacts] = {}
+        for part, plan in self.plans:
+            for job in (job for job in plan.jobs if isinstance(job, CraftJob)):
+                made = plan.attacks[job.attack].value
+                here = AttackFacts(
+                    job.attack, job.eps, (job.source,), (part,), nominal_cost(plan)(job), made.resolved(job.eps)
+                )
+                before = found.get((job.attack, job.eps), here)
+                found[job.attack, job.eps] = replace(
+                    before,
+                    sources=tuple(dict.fromkeys((*before.sources, job.source))),
+                    parts=tuple(dict.fromkeys((*before.parts, part))),
+                    gradients=max(before.gradients, here.gradients),
+                )
+        return tuple(found.values())
+
+    def cost(self, probes: Measured, minutes: float) -> Cost:
+        """What the audit took."""
+        jobs = list(self._jobs())
+        gradients = sum(nominal_cost(plan)(job) for plan, job in jobs if isinstance(job, CraftJob))
+        total = len(jobs) + len(probes.numbers) + len(probes.problems)
+        return Cost(gradients, minutes, total, self._cached + probes.cached)
 
 
-def _copy(spec: SourceSpec, device: str) -> LoadedSource:
-    """The source with a copy of its defense, which keeps from here on what it sees to itself."""
-    behind = spec.attacked_defense
-    assert behind is not None
-    own = replace(behind.defense, value=copy.deepcopy(behind.defense.value))
-    return replace(spec, attacked_defense=replace(behind, defense=own)).load(device)
+def _refuse_broken(subject: Subject, run: Run, part: str) -> None:
+    """Raises `RdpBenchError` where the audited defense fails on clean images: no attack would say more."""
+    for cell in run.cells.values():
+        if cell.status == "failed" and cell.attack == CLEAN and cell.defense == subject.defense:
+            where = f"audit of {subject.defense} before {subject.target}"
+            raise RdpBenchError(f"{where}: it fails on clean images (part {part}): {cell.reason}")
 
 
 def _accuracies(run: Run) -> dict[str, dict[str, float]]:

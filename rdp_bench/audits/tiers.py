@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rdp_bench.audits.evidence import Cell, Evidence
 from rdp_bench.audits.parts import BLACK_BOX, DOUBLED, FIXED, GREY_BOX, STAND_IN, TRANSFER, WHITE_BOX
 from rdp_bench.metrics import stats
+from rdp_bench.results.cards import Tier, headline
 from rdp_bench.specs import CLEAN, UNDEFENDED
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+__all__ = ["NAMES", "PARTS", "Tier", "hardest", "headline", "tiers"]
 
 NAMES = {
     "clean": "clean images",
@@ -32,27 +35,6 @@ PARTS = {
 """The parts whose attacks each tier takes the worst of."""
 
 
-@dataclass(frozen=True)
-class Tier:
-    """The accuracy that one kind of attacker leaves, in percent."""
-
-    name: str
-    accuracy: float
-    """Mean over images of the share of draws that are right, under the worst attack for each image."""
-    low: float
-    high: float
-    worst: float
-    """Share of images that are right in every draw of every attack."""
-    vote: float
-    """Share of images whose majority is right under every attack."""
-    n: int
-    attacks: tuple[str, ...]
-    undefended: float | None = None
-    """The same accuracy without the defense, where it was measured."""
-    failed: tuple[str, ...] = ()
-    """Attacks of the tier that were planned and have no number: the accuracy may be too high."""
-
-
 def tiers(evidence: Evidence) -> list[Tier]:
     """Every tier that was measured, in the order of `NAMES`."""
     found = []
@@ -66,12 +48,6 @@ def tiers(evidence: Evidence) -> list[Tier]:
         tier = _tier(name, cells + [each for each in base if each and name != "clean"])
         found.append(replace(tier, undefended=_undefended(evidence, name), failed=_failed(evidence, name)))
     return found
-
-
-def headline(found: Sequence[Tier]) -> Tier | None:
-    """The tier of the lowest accuracy under attack; None where no attack was measured."""
-    attacked = [tier for tier in found if tier.name != "clean"]
-    return min(attacked, key=lambda tier: tier.accuracy) if attacked else None
 
 
 def hardest(cells: Sequence[Cell]) -> NDArray[np.float64]:
@@ -118,5 +94,5 @@ def _tier(name: str, cells: Sequence[Cell]) -> Tier:
     attacks = tuple(dict.fromkeys(str(cell) for cell in cells if cell.attack != CLEAN))
     return Tier(
         name, 100 * float(shares.mean()), 100 * low, 100 * high, 100 * float((shares == 1).mean()),
-        100 * float(votes.mean()), n, attacks,
+        100 * float(votes.mean()), n, attacks, title=NAMES[name],
     )  # fmt: skip

@@ -31,6 +31,8 @@ KINDS: dict[str, dict[str, ArraySpec]] = {
     # One array per measurement, which the record names; see `metrics.measurements`.
     "image_quality": {ANY: ArraySpec(("float32",))},
     "sample": {"purified": ArraySpec(("uint8",), (3, "size", "size"))},
+    # What a probe of an audit found, as JSON: one row.
+    "probe": {"json": ArraySpec(("uint8",), ("bytes",))},
     # One photograph per shard, of a training: its pixels, or why it could not be read.
     "photos": {
         "pixels": ArraySpec(("uint8",), (3, "height", "width"), optional=True),

@@ -231,12 +231,17 @@ def _command() -> str:
 
 def next_step(out: Path, cache: Location | None) -> str:
     """Where the results are, and the command that reports them: with the run's own cache, where one was named."""
+    return f"{out / 'results.csv'}; next: {report_command(out, cache)}"
+
+
+def report_command(out: Path, cache: Location | None) -> str:
+    """The command that reports the results in `out`."""
     import shlex
 
     words = ["rdp-bench", "report"]
     words += ["--out", str(out)] if str(out) != DEFAULT_OUT else []
     words += ["--cache", str(cache)] if cache else []
-    return f"{out / 'results.csv'}; next: {shlex.join(words)}"
+    return shlex.join(words)
 
 
 def _writable(folder: Location, option: str) -> None:

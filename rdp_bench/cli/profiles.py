@@ -22,6 +22,7 @@ def _quiet(log: logging.Logger) -> Iterator[None]:
 def lacking(profile: str, models_dir: Path | None) -> dict[str, str]:
     """Data sets, models and defenses of the built-in grids under `profile` that cannot be used, and why."""
     from rdp_bench import registry
+    from rdp_bench.audits import grid as audits
     from rdp_bench.data.adversarial import ELSEWHERE
     from rdp_bench.data.open import open_dataset
     from rdp_bench.engine import grid
@@ -40,16 +41,26 @@ def lacking(profile: str, models_dir: Path | None) -> dict[str, str]:
         except RdpBenchError as error:
             found[what] = str(error)
 
+    def settled(name: str) -> Iterator[grid.Grid]:
+        """The grid, or the parts of its audits."""
+        if not audits.is_audit(name):
+            yield grid.settle(grid.load(name, profile, {})[0], models_dir)
+            return
+        several = audits.load(name, profile, {})
+        for subject in several.subjects(models_dir):
+            yield from (grid.settle(one, models_dir) for _, one in several.parts(subject))
+
+    grids: list[grid.Grid] = []
     for name in grid.builtin():
         if grid.expand_suite(name) != [name]:
             continue
         try:
             with _quiet(grid.log):
-                settled = grid.settle(grid.load(name, profile, {})[0], models_dir)
+                grids += settled(name)
         except RdpBenchError as error:
             found[f"grid {name}"] = str(error)
-            continue
-        axes, files = settled.axes, settled.files("defenses", models_dir)
+    for one in grids:
+        axes, files = one.axes, one.files("defenses", models_dir)
         need(f"data set {axes.dataset}", lambda label=axes.dataset: open_dataset(label))  # type: ignore[misc]
         models = [*axes.targets, *axes.checks]
         for source in axes.sources if axes.attacks else ():

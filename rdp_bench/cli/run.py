@@ -10,8 +10,8 @@ import click
 
 from rdp_bench.api.names import names_of
 from rdp_bench.budgets import NORMS
+from rdp_bench.cli import audited, complete, suite, where
 from rdp_bench.cli import cache as cli_cache
-from rdp_bench.cli import complete, suite, where
 from rdp_bench.cli.again import Again
 from rdp_bench.cli.blocks import Blocks
 from rdp_bench.cli.perform import DEFAULT_OUT, load_grid, next_step, perform, plan_of, run_options
@@ -129,11 +129,13 @@ def run(grid_name: str | None, **flags: Any) -> None:
     by commas or given repeatedly. +NAME adds to the axis instead: --defense +mine/net adds a row to the grid's table.
 
     A run can be stopped at any time; the same command continues it. If the grid lists grids (paper), each is run in
-    turn, and these options select from the values of each grid.
+    turn, and these options select from the values of each grid. If it holds audits ([audit]), each defense is audited;
+    see rdp-bench audit --help.
 
     With --from, what differs here (versions, weights, device) is printed before anything runs, and afterwards the
     predictions are compared with the published ones. The exit status is 0 if all cells agree.
     """
+    from rdp_bench.audits import grid as audits
     from rdp_bench.engine import grid
 
     record: Path | None = flags.pop("record")
@@ -147,6 +149,8 @@ def run(grid_name: str | None, **flags: Any) -> None:
         raise UsageError(f"no grid is named; try: rdp-bench run table1. Built-in grids: {', '.join(grid.builtin())}")
     options = run_options(flags)
     names = grid.expand_suite(grid_name)
+    if names == [grid_name] and audits.is_audit(grid_name):
+        sys.exit(audited.run_all(audits.load(grid_name, options.profile, options.changes), options))
     if names != [grid_name]:
         sys.exit(suite.run_all(names, options))
     _run_one(plan_of(load_grid(grid_name, options, options.changes), options), options)

@@ -12,6 +12,7 @@ from rdp_bench.api.names import refuse_unknown
 from rdp_bench.budgets import parse_eps
 from rdp_bench.cli.perform import FLAGS, load_grid, next_step, perform, plan_of
 from rdp_bench.engine import prefix_reuse
+from rdp_bench.engine.executors.kept import keeping
 from rdp_bench.engine.jobs import CraftJob, Job
 from rdp_bench.engine.progress import Costs, duration, measure
 from rdp_bench.engine.run import summary
@@ -38,14 +39,15 @@ def run_all(names: list[str], options: "RunOptions") -> int:
     grids = _chosen(names, options)
     width = max(len(grid.name) for grid in grids)
     if options.dry_run:
-        return _dry_run(grids, options, width)
+        return dry_run(grids, options)
     begun, statuses = time.perf_counter(), []
     made: set[str] | None = set() if options.fresh else None
-    for number, grid in enumerate(grids, 1):
-        since = time.perf_counter()
-        status, text = _one(grid, options, made, f"[{number}/{len(grids)}] ")
-        statuses.append(status)
-        click.echo(f"{grid.name:{width}}  {text}; {duration(time.perf_counter() - since)}")
+    with keeping():
+        for number, grid in enumerate(grids, 1):
+            since = time.perf_counter()
+            status, text = _one(grid, options, made, f"[{number}/{len(grids)}] ")
+            statuses.append(status)
+            click.echo(f"{grid.name:{width}}  {text}; {duration(time.perf_counter() - since)}")
     took = duration(time.perf_counter() - begun)
     good = f"{statuses.count(0)} of {len(grids)} grids finished without failures"
     click.echo(f"\n{good}, {took}; {next_step(options.out, options.cache)}")
@@ -106,7 +108,9 @@ def _chosen(names: list[str], options: "RunOptions") -> list["Grid"]:
     return chosen
 
 
-def _dry_run(grids: list["Grid"], options: "RunOptions", width: int) -> int:
+def dry_run(grids: Sequence["Grid"], options: "RunOptions") -> int:
+    """Print what each grid lacks, and the time of all; returns the worst exit status."""
+    width = max(len(grid.name) for grid in grids)
     seen: set[str] = set()
     total, worst, foreign = 0.0, 0, False
     for grid in grids:

@@ -26,6 +26,9 @@ from rdp_bench.specs import UNDEFENDED, CellKey, FileSearch, cut, plain, show
 
 log = logging.getLogger(__name__)
 
+AUDIT = "audit"
+"""The table that makes a file a grid of audits; see `audits.grid`."""
+
 LEAST_SIZE = 8
 """Pixels across the smallest images that a run may resize its data set to."""
 
@@ -154,7 +157,11 @@ def load(name: str, profile: str, changes: Mapping[str, Any]) -> tuple[Grid, tup
     Raises:
         UsageError: an unknown name, key or profile, a value of the wrong type, or an empty axis.
     """
-    name, table, folder = _table(name)
+    name, table, folder = read_table(name)
+    if AUDIT in table:
+        raise UsageError(
+            f"grid {name} holds audits, which have no cells of their own; run it alone: rdp-bench run {name}"
+        )
     file = schema.read(table, _GridFile, f"grid {name}", "key of {}".format)
     return _read(name, file, profile, changes, folder), tuple(folder / each for each in file.plugins)
 
@@ -169,8 +176,8 @@ def settle(grid: Grid, models_dir: Path | None) -> Grid:
     """
     axes = grid.axes
     if "dataset" in grid.folders:
-        axes = replace(axes, dataset=_dataset(axes.dataset, grid.folders["dataset"]))
-    axes = replace(axes, defenses=_expand_wildcards(axes.defenses, grid.files("defenses", models_dir)))
+        axes = replace(axes, dataset=based_on(axes.dataset, grid.folders["dataset"]))
+    axes = replace(axes, defenses=expand_wildcards(axes.defenses, grid.files("defenses", models_dir)))
     _check_labels(grid.name, axes)
     folders = {axis: folder for axis, folder in grid.folders.items() if axis != "dataset"}
     return replace(grid, axes=axes, folders=folders)
@@ -227,7 +234,7 @@ def expand_suite(name: str, within: tuple[Path, ...] = ()) -> list[str]:
     Raises:
         UsageError: as `load`; or it lists nothing, itself, or two grids that would write the same run record.
     """
-    stem, table, folder = _table(name)
+    stem, table, folder = read_table(name)
     if "grids" not in table:
         return [name]
     names = schema.read(table, _SuiteFile, f"grid {stem}", "key of {}, which lists grids".format).grids
@@ -247,7 +254,7 @@ def expand_suite(name: str, within: tuple[Path, ...] = ()) -> list[str]:
     return found
 
 
-def _table(name: str) -> tuple[str, dict[str, Any], Path]:
+def read_table(name: str) -> tuple[str, dict[str, Any], Path]:
     """A grid's name, what its file says, and the folder that paths in it start from."""
     file: Traversable
     if name.endswith(".toml"):
@@ -306,7 +313,7 @@ def _read(
     return Grid(name, file.title or name, profile, axes, folders, file.names, run=file.run)
 
 
-def _dataset(label: str, folder: Path) -> str:
+def based_on(label: str, folder: Path) -> str:
     """A grid file's data set, a path as it is from the current folder."""
     if not label or label.startswith("~") or folder == Path():
         return label
@@ -318,7 +325,7 @@ def _dataset(label: str, folder: Path) -> str:
     return str(path) if is_path or path.exists() or Path(label).exists() else label
 
 
-def _expand_wildcards(labels: Sequence[str], search: FileSearch) -> tuple[str, ...]:
+def expand_wildcards(labels: Sequence[str], search: FileSearch) -> tuple[str, ...]:
     """The labels with "*" replaced by every other registered defense, and names ending in "?" left out if unusable."""
     named = [label.removesuffix("?") for label in labels]
     rest = [name for name in sorted(defenses.entries) if name not in named] if "*" in labels else []
@@ -371,6 +378,8 @@ def _check_settings(grid: str, axes: Axes, *, alone: bool) -> None:
     for figure in axes.figures:
         if figure not in FIGURES:
             raise unknown_name(f"figure of grid {grid}", figure, FIGURES)
+        if FIGURES[figure].of == "cards":
+            raise UsageError(f"grid {grid}: figure '{figure}' is drawn of audits, not of the cells of a grid")
 
 
 def _check_labels(grid: str, axes: Axes) -> None:

@@ -176,8 +176,13 @@ def write_run(path: Path, header: Record, cells: Iterable[CellResult]) -> None:
 
 def write_record(path: Path, record: Record) -> None:
     """Write a run record with its checksum, unchecked."""
+    write_atomic(path, sealed(record).encode())
+
+
+def sealed(record: Record) -> str:
+    """A record with its checksum, as JSON."""
     plain = json.loads(json.dumps(record))
-    write_atomic(path, json.dumps({**plain, "sha256": _checksum(plain)}, indent=1).encode())
+    return json.dumps({**plain, "sha256": checksum(plain)}, indent=1)
 
 
 def read_run(path: Path) -> StoredRun:
@@ -188,7 +193,7 @@ def read_run(path: Path) -> StoredRun:
     """
     try:
         raw = json.loads(path.read_bytes())
-        checksum = raw.pop("sha256", None)
+        found = raw.pop("sha256", None)
         record: Record = _readable(raw)
         if "label" in record["dataset"]:
             record["dataset"]["label"] = raw["dataset"]["label"]  # `export` opens it
@@ -196,7 +201,7 @@ def read_run(path: Path) -> StoredRun:
             record["request"] = raw["request"]  # `run --from` opens what it names
         if record["format"] != FORMAT:
             raise UsageError(f"{path}: format {record['format']}, this version reads {FORMAT}; run the grid again")
-        if checksum != _checksum(raw):
+        if found != checksum(raw):
             raise UsageError(f"{path} was changed after the run wrote it (its checksum differs); run the grid again")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} is not a run record ({error!r}); run the grid again, or move it away") from error
@@ -208,7 +213,8 @@ def read_run(path: Path) -> StoredRun:
     return StoredRun(record, list(cells))
 
 
-def _checksum(record: Record) -> str:
+def checksum(record: Record) -> str:
+    """Of everything in a record except its own checksum."""
     return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ Grids check the names that they ask for against `FIGURES`. Loads neither matplot
 imported when it is drawn.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rdp_bench.reports.figures.drawing import ReportFigure
     from rdp_bench.reports.figures.sample_images import SampleImages
     from rdp_bench.reports.tables.table import Table
+    from rdp_bench.results.cards import Card
     from rdp_bench.results.rows import Run
 
 
@@ -35,19 +37,26 @@ class FigureInput:
 
 
 @dataclass(frozen=True)
+class AuditInput:
+    """What figures of audits are drawn from."""
+
+    cards: "Sequence[Card]"
+
+
+@dataclass(frozen=True)
 class FigureKind:
     """A registered figure."""
 
     function: str
     """"module:function" in this package; returns a `ReportFigure`, or None if there is nothing to show."""
-    of: Literal["run", "tables", "samples"]
-    """What the function takes: the field of `FigureInput`."""
+    of: Literal["run", "tables", "samples", "cards"]
+    """What the function takes: the field of `FigureInput`, or "cards" of `AuditInput`."""
     usual: bool = False
     """Drawn for runs whose grid names no figures."""
     pictures: bool = False
     """Shows images of the run, which makes the section of examples superfluous."""
 
-    def draw(self, given: FigureInput) -> "ReportFigure | None":
+    def draw(self, given: FigureInput | AuditInput) -> "ReportFigure | None":
         """The figure, or None if there is nothing to show."""
         module, _, function = self.function.partition(":")
         draw = getattr(import_module(f"{__package__}.{module}"), function)
@@ -65,8 +74,15 @@ FIGURES: dict[str, FigureKind] = {
     "error-maps": FigureKind("error_maps:error_maps", "samples", pictures=True),
     "branches": FigureKind("branches:branches", "samples", pictures=True),
     "ablation": FigureKind("ablation:ablation", "tables"),
+    "illusion": FigureKind("illusion:illusion", "cards"),
 }
 """By the name that a grid's `figures` uses, in the order of the report."""
+
+
+def draw_audits(cards: "Sequence[Card]") -> "list[ReportFigure]":
+    """The figures of audits; one that has nothing to show is left out."""
+    drawn = [kind.draw(AuditInput(cards)) for kind in FIGURES.values() if kind.of == "cards"]
+    return [figure for figure in drawn if figure]
 
 
 def draw_figures(run: "Run", store: "Store", tables: "list[Table]") -> "list[ReportFigure]":

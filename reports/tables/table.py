@@ -122,6 +122,8 @@ class Table:
     keys: tuple[str, ...] = ()
     head: str = "Defense"
     """What a row is."""
+    remarks: tuple[str, ...] = ()
+    """Sentences below the table in every format."""
 
     @property
     def average(self) -> bool:
@@ -137,7 +139,8 @@ class Table:
         marks = {mark for entry in self.cells for mark in entry.symbols}
         marks |= {SEEN for column in self.columns if column.endswith(SEEN)}
         marks |= {BOLD for entry in self.cells if entry.bold}
-        return " ".join(f"{mark}{':' * (mark == BOLD)} {text}." for mark, text in LEGEND.items() if mark in marks)
+        said = [f"{mark}{':' * (mark == BOLD)} {text}." for mark, text in LEGEND.items() if mark in marks]
+        return " ".join([*said, *self.remarks])
 
     @property
     def done(self) -> int:

@@ -230,7 +230,7 @@ def test_a_list_may_hold_lists_and_built_in_names() -> None:
 def test_the_papers_list_holds_every_grid_of_the_paper(profile: str) -> None:
     plugins.load()
     names = grid.expand_suite("paper")
-    ours_alone = {"paper", "adaptive", "diffusion", "table1-eps", "table1-modern"}
+    ours_alone = {"paper", "adaptive", "audit", "diffusion", "table1-eps", "table1-modern"}
     assert set(names) == set(grid.builtin()) - ours_alone
     for name in names:
         assert any(True for _ in grid.load(name, profile, {})[0].cells())

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from rdp_bench import plugins
 from rdp_bench.attacks.parts import WORDS
+from rdp_bench.audits import grid as audits
 from rdp_bench.cache.store import Store
 from rdp_bench.cli.main import main
 from rdp_bench.engine import grid
@@ -101,7 +102,7 @@ def test_commands_can_be_typed(line: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert given["record"] or len(line.split()) < 4, line  # --from, or a command's name in running text
         return
     for name in grid.expand_suite(given["grid_name"]) if known_grid(given["grid_name"]) else ():
-        grid.load(name, given["profile"], {})
+        (audits if audits.is_audit(name) else grid).load(name, given["profile"], {})
     unwritten = () if all(path.exists() for path in given["plugins_"]) else ("mine/",)  # a file that the reader writes
     for kind in ("attack", "defense"):
         for label in (part for text in given[kind] for part in split(text, ",")):

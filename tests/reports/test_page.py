@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from rdp_bench.cache.store import Store
-from rdp_bench.reports import render
+from rdp_bench.reports import audits, render
 from rdp_bench.reports.compare import render as render_comparison
 from rdp_bench.results.rows import CellKey
 from tests.helpers.chromium import PATH, Chromium
 from tests.helpers.report_fixture import make_run
+from tests.reports.test_audits import card
 
 pytestmark = pytest.mark.skipif(PATH is None, reason="neither chromium nor chrome is on the PATH")
 
@@ -46,6 +47,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             out / folder, store, wrong, size=32, states=states, seed=seed, warnings=["careful"], checks=checks, **one
         )  # type: ignore[arg-type]
         make_run(out / folder, store, wrong, size=32, grid="figure4", title="Figure 4", eps=[1, 4, 16])
+    for each in (card(), card(WORDY, target=WORDY, verdict="long " * 40, failed=(f"white-box: {WORDY}",))):
+        audits.write(each, out / "out")
     render(out / "out", store)
     render_comparison((out / "out", out / "other"), store, out / "out")
     return out / "out" / "report"

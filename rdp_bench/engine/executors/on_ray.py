@@ -9,12 +9,14 @@ import socket
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
+from rdp_bench.engine.executors import kept
 from rdp_bench.engine.executors.remote import Remote, start_worker
 from rdp_bench.engine.executors.spec import WorkerSpec
 from rdp_bench.engine.options import Placement
-from rdp_bench.engine.schedule import Event, Lost, Ready, Refused
+from rdp_bench.engine.schedule import Answer, Event, Lost, Ready, Refused
 from rdp_bench.engine.tasks import Task
 from rdp_bench.errors import RdpBenchError, UsageError
 
@@ -31,6 +33,41 @@ KNOCKS = 3
 
 NO_ROOM = 120.0
 """Seconds without any worker after which a cluster that has no room for one is given up."""
+
+
+@dataclass
+class _Idle:
+    """Actors that have ended a run and wait for the next."""
+
+    kind: object = None
+    """What they were started with: actors of another kind are of no use."""
+    actors: list[Any] = field(default_factory=list)
+    begun_here: bool = False
+    """This process has started Ray for them."""
+
+    def clear(self) -> None:
+        """End them."""
+        ray: Any = importlib.import_module("ray")
+        for actor in self.actors:
+            with contextlib.suppress(Exception):
+                ray.kill(actor)
+        self.actors.clear()
+
+    def forget(self) -> None:
+        """Leave them to end with their cluster, which is gone."""
+        self.actors.clear()
+        self.begun_here = False
+
+    def release(self) -> None:
+        """End them, and Ray where it was started for them."""
+        self.clear()
+        if self.begun_here:
+            self.begun_here = False
+            with contextlib.suppress(Exception):
+                importlib.import_module("ray").shutdown()
+
+
+_idle = _Idle()
 
 
 class RayExecutor:
@@ -74,10 +111,15 @@ class RayExecutor:
         self._hosts: dict[str, str] = {}
         self._hellos: dict[Any, str] = {}
         self._streams: dict[Any, str] = {}  # generator of a task's events -> worker
+        self._working: set[str] = set()
         self._futile = 0
         self._count = 0
         self._events: deque[Event] = deque()
         self._waited = 0.0
+        self._kind = (self._need, address, spec.environment, spec.threads)
+        if _idle.kind != self._kind:
+            _idle.clear()
+            _idle.kind = self._kind
         for _ in range(self.workers):
             self._begin_worker()
 
@@ -86,6 +128,7 @@ class RayExecutor:
     def send(self, worker: str, task: Task) -> None:
         stream = self._actors[worker].do.options(num_returns="streaming").remote(task)
         self._streams[stream] = worker
+        self._working.add(worker)
 
     def wait(self) -> Event | None:
         while not self._events:
@@ -115,11 +158,17 @@ class RayExecutor:
     def _end_workers(self) -> None:
         ray = self._ray
         if self._is_gone:  # any call would wait for it, and then end this process
+            _idle.forget()
             return
+        actors: dict[str, Any] = getattr(self, "_actors", {})
+        if actors and kept.wanted(_idle.release):
+            busy = {*self._working, *self._hellos.values()}
+            _idle.actors += [actors.pop(name) for name in list(actors) if name not in busy]
+            _idle.begun_here |= self._begun_here
         with contextlib.suppress(Exception):
-            for actor in getattr(self, "_actors", {}).values():
+            for actor in actors.values():
                 ray.kill(actor)
-        if self._begun_here:
+        if self._begun_here and not _idle.begun_here:
             with contextlib.suppress(Exception):
                 ray.shutdown()
 
@@ -156,11 +205,14 @@ class RayExecutor:
     def _begin_worker(self) -> None:
         self._count += 1
         name = f"ray-{os.getpid()}-{self._count}"
-        options = {"num_cpus": self._need.get("CPU", 0), "num_gpus": self._need.get("GPU", 0)}
-        env = {**self._spec.environment, "OMP_NUM_THREADS": str(self._spec.threads)}
-        actor: Any = self._actor.options(**options, max_restarts=0, runtime_env={"env_vars": env}).remote()
+        actor: Any = _idle.actors.pop() if _idle.actors else self._start_actor()
         self._actors[name] = actor
         self._hellos[actor.begin.remote(self._spec, name)] = name
+
+    def _start_actor(self) -> Any:
+        options = {"num_cpus": self._need.get("CPU", 0), "num_gpus": self._need.get("GPU", 0)}
+        env = {**self._spec.environment, "OMP_NUM_THREADS": str(self._spec.threads)}
+        return self._actor.options(**options, max_restarts=0, runtime_env={"env_vars": env}).remote()
 
     def _take(self, ready: Any) -> None:
         """Turn what Ray has ready into events."""
@@ -188,6 +240,8 @@ class RayExecutor:
             self._lose(name, error)
             return
         self._futile = 0
+        if isinstance(event, Answer | Refused):
+            self._working.discard(name)
         self._events.append(event)
 
     def _lose(self, name: str, error: Exception) -> None:
@@ -234,13 +288,15 @@ class RayExecutor:
 
 
 class _Actor:
-    """A process of the cluster; named by the driver, made for one run."""
+    """A process of the cluster; named by the driver, for one run after another."""
 
     def __init__(self) -> None:
         self._remote: Remote | None = None
 
     def begin(self, spec: WorkerSpec, name: str) -> Event:
-        """Make the worker."""
+        """Make the worker of a run."""
+        if self._remote is not None:
+            self._remote.close()
         found = start_worker(spec, name)
         if isinstance(found, Refused):
             return found

@@ -1,0 +1,123 @@
+"""The card of an audit as text, Markdown, LaTeX and a page of its own; its files in OUT/audit."""
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+from rdp_bench.cache.store import write_atomic
+from rdp_bench.errors import UsageError
+from rdp_bench.reports import page
+from rdp_bench.reports.audit_section import cost, view
+from rdp_bench.reports.formats import latex as tex
+from rdp_bench.reports.formats.markdown import escape
+from rdp_bench.results import cards
+from rdp_bench.results.cards import Card, Tier
+from rdp_bench.results.rows import display_name, shown_names
+from rdp_bench.specs import show
+from rdp_bench.terminal import printable
+
+
+def write(card: Card, out: Path) -> tuple[Card, list[Path]]:
+    """Write OUT/audit/NAME.json, .md, .tex and .html; returns the card as it was written, and the files.
+
+    Where everything came from the cache, the card keeps what the audit took when it was computed.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    path = out / cards.FOLDER / f"{card.name}.json"
+    if card.cost and card.cost.cached == card.cost.jobs and path.is_file():
+        with contextlib.suppress(UsageError):  # a card that cannot be read is replaced
+            card = replace(card, cost=cards.read(path).cost)
+    files = [cards.write(card, out)]
+    for ending, content in contents(card).items():
+        files.append(path.with_suffix(f".{ending}"))
+        write_atomic(files[-1], content.encode())
+    return card, files
+
+
+def contents(card: Card) -> dict[str, str]:
+    """The card in each format, by ending."""
+    with shown_names(card.names):
+        return {"md": markdown(card), "tex": latex(card), "html": page.write("card.html.j2", view=view(card))}
+
+
+def heading(card: Card) -> str:
+    """What was audited."""
+    return f"Audit of {display_name(card.defense)} before {display_name(card.target)}"
+
+
+def markdown(card: Card) -> str:
+    """The verdict, the tiers and the checks, as tables."""
+    lines = [
+        f"# {escape(heading(card))}", "", escape(card.verdict), "",
+        f"{escape(card.dataset)}, {card.n} images, eps {show(card.eps)}, budget {escape(card.budget)}.", "",
+        "| tier | right % | 95 % | always right % | by vote % | undefended % | n |", "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [
+        f"| {escape(tier.title or tier.name)} | {tier.accuracy:.1f} | {tier.low:.1f} to {tier.high:.1f} | "
+        f"{tier.worst:.1f} | {tier.vote:.1f} | {_undefended(tier)} | {tier.n} |"
+        for tier in card.tiers
+    ]
+    lines += ["", "| check | | evidence | meaning | what to do |", "|---|---|---|---|---|"]
+    for each in card.findings:
+        lines.append(_row(f"{each.id} {each.title}", each.status, each.evidence, each.meaning, each.advice))
+    if card.failed:
+        lines += ["", "Failed:", "", *(f"* {escape(reason)}" for reason in card.failed)]
+    if card.attacks:
+        lines += ["", "| attack | eps | part | on | gradients per image | parameters |", "|---|---|---|---|---|---|"]
+        for attack in card.attacks:
+            params = ", ".join(f"{name} {value}" for name, value in page.flat(attack.params).items())
+            lines.append(
+                _row(
+                    attack.label, show(attack.eps), ", ".join(attack.parts), "; ".join(attack.sources),
+                    f"{attack.gradients:.0f}", params,
+                )
+            )  # fmt: skip
+    if card.cost:
+        lines += ["", f"Cost: {escape(cost(card))}"]
+    if card.command:
+        lines += ["", f"    {printable(card.command, lines=False)}"]
+    return "\n".join(lines) + "\n"
+
+
+def latex(card: Card) -> str:
+    """The tiers as a `table` with booktabs; its caption is the setting and the verdict."""
+    rows = [
+        f"{tex.escape(tier.name)} & {tier.accuracy:.1f} & {tier.low:.1f}--{tier.high:.1f} & {tier.worst:.1f} & "
+        f"{tier.vote:.1f} & {_undefended(tier) or '--'} \\\\"
+        for tier in card.tiers
+    ]
+    where = f"{heading(card)}: {card.n} images of {card.dataset}, ε = {show(card.eps)}, budget {card.budget}."
+    return "\n".join([
+        r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", r"\small",
+        rf"\caption{{{tex.escape(f'{where} {card.verdict}')}}}", rf"\label{{tab:audit-{card.name}}}", r"\smallskip",
+        r"\begin{tabular}{@{}lrrrrr@{}}", r"\toprule", r"Tier & Right \% & 95\,\% & Always & Vote & Undefended \\",
+        r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+    ])  # fmt: skip
+
+
+def text(card: Card) -> str:
+    """The card for a terminal."""
+    lines = ["", f"{'tier':12}{'right %':>9}{'95 %':>16}{'always':>9}{'vote':>8}{'undefended':>12}"]
+    for tier in card.tiers:
+        interval = f"{tier.low:.1f} to {tier.high:.1f}"
+        lines.append(
+            f"{tier.name:12}{tier.accuracy:9.1f}{interval:>16}{tier.worst:9.1f}{tier.vote:8.1f}{_undefended(tier):>12}"
+        )
+    lines.append("")
+    for each in card.findings:
+        lines.append(f"{each.status:5}{each.id:6}{each.title}: {each.evidence}")
+        lines += [f"{'':11}{more}" for more in (each.meaning, each.advice) if more]
+    lines += ["", *(f"failed: {reason}" for reason in card.failed), card.verdict]
+    if card.cost:
+        lines += ["", cost(card)]
+    return "\n".join(printable(line, lines=False) for line in lines)
+
+
+def _undefended(tier: Tier) -> str:
+    return "" if tier.undefended is None else f"{tier.undefended:.1f}"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(map(escape, cells))} |"
