@@ -314,7 +314,9 @@ def test_texts_are_neither_markup_nor_commands(shipped: Path) -> None:
     assert page.count("```") == 2
     assert "--plugin PATH/PLUGIN.py" in page
     version = record["environment"]["rdp-bench"]  # what is no date is left out
-    assert page.count(f"\n| [toy-1](#toy-1) | toy | 12 of tiny/noise | {version} | ") == 2
+    assert f"\ntoy: 12 images of tiny/noise, 2 defenses, rdp-bench {version}.\n" in page
+    assert page.count("\n| [toy-1](#toy-1) | toy | 12 | tiny/two | transfer, ε = 16 | ") == 1
+    assert page.count("\n|  |  |  | tiny/one | transfer, ε = 16 | ") == 1
 
 
 # --- read-only and moved ---------------------------------------------------------------------------------
