@@ -96,18 +96,7 @@ def _draw(names: list[str], at: list[tuple[float, float]], undefended: list[bool
                 x, y, "o", markersize=5.5, color=INK if bare else ACCENT, markerfacecolor="white" if bare else ACCENT,
                 zorder=3,
             )  # fmt: skip
-        for name, (x, y), box in zip(names, spots, placed(names, spots, (wide, tall), lines), strict=True):
-            side, edge = (
-                ("left", box.left) if box.left > x
-                else ("right", box.right) if box.right < x
-                else ("center", (box.left + box.right) / 2)
-            )  # fmt: skip
-            middle = (box.bottom + box.top) / 2 / tall
-            ax.text(edge / wide, middle, name, transform=ax.transAxes, ha=side, va="center_baseline", zorder=4)
-            ends = min(max(x, box.left), box.right), min(max(y, box.bottom), box.top)
-            if (ends[0] - x) ** 2 + (ends[1] - y) ** 2 > (2.5 * (_DOT + _GAP)) ** 2:
-                line = [x / wide, ends[0] / wide], [y / tall, ends[1] / tall]
-                ax.plot(*line, transform=ax.transAxes, color=INK, linewidth=0.4, zorder=2)
+        write_names(ax, names, spots, (wide, tall), lines)
         for axis, (low, high) in ((ax.xaxis, x_range), (ax.yaxis, y_range)):
             axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
             axis.set_ticks([tick for tick in axis.get_majorticklocs() if max(0, low) <= tick <= min(100, high)])
@@ -115,6 +104,25 @@ def _draw(names: list[str], at: list[tuple[float, float]], undefended: list[bool
         ax.set_ylabel("mean error, %")
         ax.spines[["top", "right"]].set_visible(False)
         return drawing.save(figure)
+
+
+def write_names(
+    ax: "Axes", names: list[str], spots: list[tuple[float, float]], size: tuple[float, float], lines: Sequence[Box]
+) -> None:
+    """Write each name near its spot, with a line to it where it had to move away; all in inches, see `placed`."""
+    wide, tall = size
+    for name, (x, y), box in zip(names, spots, placed(names, spots, size, lines), strict=True):
+        side, edge = (
+            ("left", box.left) if box.left > x
+            else ("right", box.right) if box.right < x
+            else ("center", (box.left + box.right) / 2)
+        )  # fmt: skip
+        middle = (box.bottom + box.top) / 2 / tall
+        ax.text(edge / wide, middle, name, transform=ax.transAxes, ha=side, va="center_baseline", zorder=4)
+        ends = min(max(x, box.left), box.right), min(max(y, box.bottom), box.top)
+        if (ends[0] - x) ** 2 + (ends[1] - y) ** 2 > (2.5 * (_DOT + _GAP)) ** 2:
+            line = [x / wide, ends[0] / wide], [y / tall, ends[1] / tall]
+            ax.plot(*line, transform=ax.transAxes, color=INK, linewidth=0.4, zorder=2)
 
 
 def _range(values: list[float]) -> tuple[float, float]:
