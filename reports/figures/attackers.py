@@ -8,7 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, COLUMN, INK, ReportFigure, short, tidy
+from rdp_bench.reports.figures.drawing import ACCENT, COLUMN, INK, PAGE, ReportFigure, short, tidy
 from rdp_bench.reports.figures.tradeoff import Box, write_names
 from rdp_bench.reports.tables.leaderboard import Leaderboard
 from rdp_bench.results.rows import display_name
@@ -23,7 +23,10 @@ COLUMNS = (
 )  # fmt: skip
 _EDGE = 4.0  # percent beyond 0 and 100, room for points
 _MARGINS = (0.55, 0.5, 0.1, 0.1)  # inches: left, bottom, right, top
-_SIDE = COLUMN - _MARGINS[0] - _MARGINS[2]
+_CROWDED = 6  # defenses, above which intervals would hide names; they are in the CSV
+_THIN = 0.02  # inches, half the width that a line takes
+_COLUMN, _PAGE = (width - _MARGINS[0] - _MARGINS[2] for width in (COLUMN, PAGE))
+"""Inches: the side of the square, which is as wide as a page if there are many defenses."""
 
 Points = list[dict[str, Any]]
 
@@ -64,7 +67,8 @@ def attackers(transfer: Leaderboard, white: Leaderboard) -> ReportFigure | None:
     caption = (
         f"Mean error under transfer attacks ({transfer.over}) against mean error under white-box attacks "
         f"({white.over}), {transfer.where}. On the dashed line the two are equal; the higher above it, the less a "
-        "transfer attack says of the defense. The hollow point is no defense, thin lines are 95 % intervals."
+        "transfer attack says of the defense. The hollow point is no defense"
+        + (", thin lines are 95 % intervals." if len(found) <= _CROWDED else ".")
     )
     name = f"attackers-{transfer.name.replace('_', '-')}"
     return ReportFigure(name, caption, _draw(found), tidy(COLUMNS, found))
@@ -73,29 +77,42 @@ def attackers(transfer: Leaderboard, white: Leaderboard) -> ReportFigure | None:
 def _draw(found: Points) -> drawing.Saved:
     from matplotlib.figure import Figure
 
-    left, bottom, _, top = _MARGINS
-    height = bottom + _SIDE + top
+    crowded = len(found) > _CROWDED
+    side = _PAGE if crowded else _COLUMN
+    left, bottom, right, top = _MARGINS
+    width, height = left + side + right, bottom + side + top
+
+    def inches(value: float) -> float:
+        """From the edge of the plot."""
+        return (value + _EDGE) / (100 + 2 * _EDGE) * side
+
+    def line(x0: float, y0: float, x1: float, y1: float) -> Box:
+        """A line between two points, in percent, as a thin box in inches."""
+        return Box(inches(x0) - _THIN, inches(y0) - _THIN, inches(x1) + _THIN, inches(y1) + _THIN)
+
     with drawing.styled():
-        figure = Figure((COLUMN, height))
-        ax: Axes = figure.add_axes((left / COLUMN, bottom / height, _SIDE / COLUMN, _SIDE / height))
+        figure = Figure((width, height))
+        ax: Axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
         ax.set_xlim(-_EDGE, 100 + _EDGE)
         ax.set_ylim(-_EDGE, 100 + _EDGE)
         ax.plot([0, 100], [0, 100], color=INK, linewidth=0.5, linestyle=(0, (3, 3)), zorder=1)
         named: dict[tuple[float, float], list[str]] = {}  # defenses with the same numbers share a point
+        steps = [(k + 0.5) / 40 * 100 for k in range(40)]
+        lines = [line(step, step, step, step) for step in steps]  # what names keep away from
         for point in found:
             x, y = point["transfer_error"], point["white_box_error"]
-            ax.plot([point["transfer_low"], point["transfer_high"]], [y, y], color=INK, linewidth=0.3, zorder=2)
-            ax.plot([x, x], [point["white_box_low"], point["white_box_high"]], color=INK, linewidth=0.3, zorder=2)
+            across = (point["transfer_low"], y, point["transfer_high"], y)
+            upward = (x, point["white_box_low"], x, point["white_box_high"])
+            for ends in (across, upward) if not crowded else ():
+                ax.plot(ends[::2], ends[1::2], color=INK, linewidth=0.3, zorder=2)
+                lines.append(line(*ends))
             named.setdefault((x, y), []).append(point["defense"])
         for at, defenses in named.items():
-            bare = defenses == [UNDEFENDED]
+            bare = UNDEFENDED in defenses
             face = "white" if bare else ACCENT
             ax.plot(*at, "o", markersize=5.5, color=INK if bare else ACCENT, markerfacecolor=face, zorder=3)
-        spots = [tuple((value + _EDGE) / (100 + 2 * _EDGE) * _SIDE for value in at) for at in named]
         names = [short(", ".join(short(display_name(each), 24) for each in group), 40) for group in named.values()]
-        steps = [(k + 0.5) / 40 * _SIDE for k in range(40)]
-        diagonal = [Box(step - 0.02, step - 0.02, step + 0.02, step + 0.02) for step in steps]
-        write_names(ax, names, [(x, y) for x, y in spots], (_SIDE, _SIDE), diagonal)
+        write_names(ax, names, [(inches(x), inches(y)) for x, y in named], (side, side), lines)
         ax.set_xticks(range(0, 101, 20))
         ax.set_yticks(range(0, 101, 20))
         ax.set_xlabel("error under transfer attacks, %")
