@@ -7,8 +7,7 @@ from pathlib import Path
 from rdp_bench.reports.formats.markdown import escape
 from rdp_bench.reports.published import PublishedRun, best_in_words, claims_in_words, none_in_words, repeat_command
 
-_HEAD = ("Run", "Grid", "Images", "Date, version", "Target", "Attackers", "Defenses", "Lowest mean error, %",
-         "No defense, % (the lowest against it)", "Claims", "Verified")  # fmt: skip
+_HEAD = ("Run", "Grid", "Images", "Target", "Attackers", "Lowest mean error, %", "No defense, %", "Verified")
 _NOBODY = "There are none yet: the runs behind the tables of this book are repeated first."
 
 
@@ -31,21 +30,15 @@ def render(runs: Sequence[PublishedRun], folder: Path, intro: str) -> str:
 
 
 def _cells(run: PublishedRun) -> Iterator[list[str]]:
+    """The rows of a run; what a row shares with the one before it is left empty."""
+    before: list[str] = []
     for line in run.lines:
         attackers = f"{line['attackers']}, ε = {line['eps']}" if line["attackers"] else "none"
-        words = [
-            line["grid"],
-            f"{line['images']} of {line['dataset']}",
-            ", ".join(filter(None, (line["date"], line["version"]))),
-            line["target"],
-            attackers,
-            str(line["defenses"]),
-            best_in_words(line),
-            none_in_words(line),
-            claims_in_words(line),
-            line["verified"],
-        ]
-        yield [_linked(run), *map(escape, words)]
+        facts = [_linked(run), *map(escape, (line["grid"], str(line["images"])))]
+        verified = f"{line['verified']}, {claims_in_words(line)} claims hold"
+        words = [line["target"], attackers, best_in_words(line), none_in_words(line), verified]
+        yield [*(facts if facts != before else [""] * len(facts)), *map(escape, words)]
+        before = facts
     if not run.lines:
         yield [_linked(run), *[""] * (len(_HEAD) - 2), "no" if run.problems else "yes"]
 
@@ -63,6 +56,11 @@ def _section(run: PublishedRun, folder: Path) -> Iterator[str]:
     assert run.submission is not None
     yield f"{escape(run.title)} ({escape(', '.join(run.submission.authors))})."
     yield ""
+    for grid, line in {line["grid"]: line for line in run.lines}.items():
+        version = f"rdp-bench {line['version']}" if line["version"] else ""
+        made = ", ".join(filter(None, (line["date"], version)))
+        words = f"{grid}: {line['images']} images of {line['dataset']}, {line['defenses']} defenses, {made}."
+        yield from (escape(words), "")
     for each in run.claims:
         yield f"* {escape(each.claim.says)} Computed: {escape(each.found)}."
     here = f"runs/{run.name}"

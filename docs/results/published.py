@@ -13,7 +13,7 @@ SHOWN = Path("docs", "results", "runs")
 """The folder as commands name it."""
 INTRO = """# Published runs
 
-`python docs/results/published.py` writes this page from the folders in `docs/results`; do not edit it.
+`python docs/results/published.py` writes this page from the folders in `docs/results/runs`; do not edit it.
 `rdp-bench results` prints the same table, `rdp-bench results NAME` the claims of one run. [Submit
 yours](submitting.md) as a pull request.
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rdp_bench.cache.store import write_atomic
+from rdp_bench.cli import results as cli_results
 from rdp_bench.reports import published, published_page
 from rdp_bench.reports.figures import drawing
 from rdp_bench.results import prediction_file
@@ -143,6 +144,15 @@ def test_nothing_is_published_yet(shipped: Path) -> None:
     )
     assert json.loads(cli("results", "--json").output) == []
     assert published_page.render(published.shipped(shipped), shipped, "# X").startswith("# X\n\nThere are none yet")
+
+
+def test_an_installed_package_says_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "photos20-table1" in cli("results", "--csv").output  # of the checkout that the package is imported from
+    monkeypatch.setattr(cli_results, "__file__", str(tmp_path / "lib" / "rdp_bench" / "cli" / "results.py"))
+    found = cli("results")
+    assert found.exit_code == 2
+    assert "published runs are in docs/results/runs of the repository" in found.stderr
 
 
 def test_a_name_that_is_none(shipped: Path) -> None:
@@ -314,7 +324,9 @@ def test_texts_are_neither_markup_nor_commands(shipped: Path) -> None:
     assert page.count("```") == 2
     assert "--plugin PATH/PLUGIN.py" in page
     version = record["environment"]["rdp-bench"]  # what is no date is left out
-    assert page.count(f"\n| [toy-1](#toy-1) | toy | 12 of tiny/noise | {version} | ") == 2
+    assert f"\ntoy: 12 images of tiny/noise, 2 defenses, rdp-bench {version}.\n" in page
+    assert page.count("\n| [toy-1](#toy-1) | toy | 12 | tiny/two | transfer, ε = 16 | ") == 1
+    assert page.count("\n|  |  |  | tiny/one | transfer, ε = 16 | ") == 1
 
 
 # --- read-only and moved ---------------------------------------------------------------------------------

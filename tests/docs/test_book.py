@@ -50,12 +50,12 @@ def test_the_page_links_what_a_published_run_contains(tmp_path: Path) -> None:
     page = published_page.render([line], Path("docs/results/runs"), "# Published runs")
     (row,) = [text for text in page.splitlines() if text.startswith("| [toy]")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:6] == ["[toy](#toy)", "table1", "20 of photos20", "2025-01-01", "t", "transfer, ε = 16"]
-    assert cells[7].startswith("RDP 7.5 (")
-    assert cells[8] == "60.0 (lower)"
-    assert (
-        "[results.csv](runs/toy/results.csv), [claims.json](runs/toy/claims.json), <https://example.org/paper>" in page
-    )
+    assert cells[:5] == ["[toy](#toy)", "table1", "20", "t", "transfer, ε = 16"]
+    assert cells[5].startswith("RDP 7.5 (")
+    assert cells[6:] == ["60.0 (lower)", "yes, 2 of 2 claims hold"]
+    files = "[results.csv](runs/toy/results.csv), [claims.json](runs/toy/claims.json), <https://example.org/paper>"
+    assert files in page
+    assert "\ntable1: 20 images of photos20, 2 defenses, 2025-01-01" in page
     assert "## toy" in page
 
 
@@ -110,17 +110,21 @@ def test_the_table_of_the_first_page_is_that_of_the_cells() -> None:
 
 
 def test_figures_are_drawn_from_published_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The points of the figure are the errors by hand: 7.5 % behind RDP, 60 % without a defense."""
-    small(tmp_path / "out")
-    monkeypatch.setenv("RDP_BENCH_CACHE", str(tmp_path / "out" / "store"))
-    monkeypatch.setattr(sys, "argv", ["figures.py", str(tmp_path / "out"), "--to", str(tmp_path / "figures")])
+    """Every point has the mean error of results.csv, and the folder is as it was."""
+    out = RUNS / "photos20-table1"
+    before = sorted(out.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["figures.py", str(out), "--to", str(tmp_path)])
     runpy.run_path(str(BOOK / "figures.py"), run_name="__main__")
-    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert names == [f"out-table1_tradeoff-t-eps16.{kind}" for kind in ("csv", "pdf", "png", "svg")]
-    (sheet,) = (tmp_path / "figures").glob("*tradeoff*.csv")
-    with sheet.open() as file:
-        points = {
-            row["defense"]: (float(row["clean_accuracy"]), float(row["mean_error"])) for row in csv.DictReader(file)
-        }
-    assert points == {"none": (100.0, 60.0), "jpeg": (85.0, 80.0), "rdp": (100.0, 7.5)}
-    assert not (tmp_path / "out" / "report").exists()
+    assert sorted(out.rglob("*")) == before
+    with (out / "results.csv").open() as file:
+        cells = [row for row in csv.DictReader(file) if row["metric"] == "error"]
+    for target in ("effnet-lite2-ens", "effnet-lite2"):
+        name = f"photos20-table1_table1-tradeoff-{target}-eps16"
+        assert {path.suffix for path in tmp_path.glob(f"{name}.*")} == {".csv", ".svg", ".png", ".pdf"}
+        with (tmp_path / f"{name}.csv").open() as file:
+            points = {row["defense"]: float(row["mean_error"]) for row in csv.DictReader(file)}
+        assert set(points) == {"none", "jpeg", "r&p", "nrp", "rdp"}
+        for defense, error in points.items():
+            values = [float(row["value"]) for row in cells if (row["target"], row["defense"]) == (target, defense)]
+            assert len(values) == 5
+            assert error == pytest.approx(sum(values) / 5, abs=1e-3)
