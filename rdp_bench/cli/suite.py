@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -45,13 +46,19 @@ def run_all(names: list[str], options: "RunOptions") -> int:
     with keeping():
         for number, grid in enumerate(grids, 1):
             since = time.perf_counter()
-            status, text = _one(grid, options, made, f"[{number}/{len(grids)}] ")
+            status, text = _one(grid, _limited(options, grid), made, f"[{number}/{len(grids)}] ")
             statuses.append(status)
             click.echo(f"{grid.name:{width}}  {text}; {duration(time.perf_counter() - since)}")
     took = duration(time.perf_counter() - begun)
     good = f"{statuses.count(0)} of {len(grids)} grids finished without failures"
     click.echo(f"\n{good}, {took}; {next_step(options.out, options.cache)}")
     return max(statuses)
+
+
+def _limited(options: "RunOptions", grid: "Grid") -> "RunOptions":
+    """The options for one grid of many: as other flags select from its values, `--limit` lets a smaller number stand."""
+    counts = [n for n in (options.limit, grid.axes.limit) if n is not None]
+    return replace(options, limit=min(counts, default=None))
 
 
 def _one(grid: "Grid", options: "RunOptions", made: set[str] | None, heading: str) -> tuple[int, str]:
@@ -115,7 +122,7 @@ def dry_run(grids: Sequence["Grid"], options: "RunOptions") -> int:
     total, worst, foreign = 0.0, 0, False
     for grid in grids:
         try:
-            plan = plan_of(grid, options)
+            plan = plan_of(grid, _limited(options, grid))
             jobs: Sequence[Job] = plan.jobs
             if not options.fresh:
                 prefix_reuse.drop_damaged(plan, jobs)

@@ -1,6 +1,7 @@
 """A grid of grids: every grid runs, what they share is made once, and one that fails stops no other."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ def write(name: str, text: str) -> None:
 
 def run(*args: object) -> Result:
     return CliRunner().invoke(main, ["run", "--grid", "all.toml", "--plugin", str(PLUGIN), *map(str, args)])
+
+
+def record(name: str) -> dict[str, Any]:
+    """The record of a grid's run."""
+    found: dict[str, Any] = json.loads(Path(f"rdp-bench-out/runs/{name}.json").read_text())
+    return found
 
 
 def results() -> dict[str, set[tuple[str, ...]]]:
@@ -172,6 +179,17 @@ def test_flags_select_what_each_grid_has() -> None:
     }
     left = run("--attack", "i-fgsm", "--dry-run")
     assert "skipped (nothing matches the filters): a\n" in left.output
+
+
+@pytest.mark.parametrize(("asked", "used"), [(1, 1), (7, 3)])
+def test_a_smaller_number_of_images_of_a_grid_stands(asked: int, used: int) -> None:
+    write("a", AXES + "limit = 3\n")
+    dry = run("--limit", asked, "--dry-run").output
+    assert f"on {used} images" in dry.partition("\nb ")[0]
+    assert f"on {asked} images" in dry.partition("\nb ")[2]
+    run("--limit", asked)
+    assert record("a")["dataset"]["n"] == used
+    assert record("b")["dataset"]["n"] == asked
 
 
 @pytest.mark.parametrize(
