@@ -56,7 +56,7 @@ def run_all(names: list[str], options: "RunOptions") -> int:
 
 
 def _limited(options: "RunOptions", grid: "Grid") -> "RunOptions":
-    """The options for one grid of many: as other flags select from its values, `--limit` lets a smaller number stand."""
+    """The options for one grid of many: as flags select from its values there, its smaller number of images stands."""
     counts = [n for n in (options.limit, grid.axes.limit) if n is not None]
     return replace(options, limit=min(counts, default=None))
 
