@@ -22,6 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from rdp_bench import plugins, registry
 from rdp_bench.attacks.gradient_sign import compose
 from rdp_bench.engine import grid
+from rdp_bench.engine.batch_memory import CudaMemory, FoundBatches
+from rdp_bench.engine.tasks import BATCH
 from rdp_bench.engine.worker import configure_torch
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.models import classifier
@@ -93,24 +95,14 @@ def bare(model: Any, x: Tensor, y: Tensor) -> Tensor:
     return torch.autograd.grad(cross_entropy(model(leaf), y, reduction="sum"), leaf)[0]
 
 
-def largest_batch(job: Callable[[int], object], device: str, start: int = 16, most: int = 1024) -> int:
-    """The largest power of two, or `start`, that fits into memory and still makes `job` faster per image."""
-    best, found, batch = float("inf"), start, start
-    while batch <= most:
-        try:
-            seconds = clock(lambda size=batch: job(size), batch, device, 0.5).seconds  # type: ignore[misc]
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            break
-        if seconds > 0.98 * best:
-            break
-        best, found, batch = seconds, batch, 2 * batch
-    return found
+def batches_of(device: str) -> FoundBatches | None:
+    """What finds the batches of a run on this device."""
+    return FoundBatches(CudaMemory(device)) if device.startswith("cuda") else None
 
 
 def sources(names: Sequence[str], device: str, batch: int | None, ceiling: float, steps: int = 3) -> dict[str, float]:
     """Print a line per network; returns seconds per gradient of an image."""
-    found = {}
+    found, batches = {}, batches_of(device)
     attack = compose(f"I({steps})|MI")
     for name in names:
         model = prepared(name, device)
@@ -119,10 +111,14 @@ def sources(names: Sequence[str], device: str, batch: int | None, ceiling: float
             torch.manual_seed(0)
             return torch.rand(count, 3, SIZE, SIZE, device=device), torch.zeros(count, dtype=torch.long, device=device)
 
-        size = batch or largest_batch(lambda count, model=model: bare(model, *images(count)), device)  # type: ignore[misc]
+        source = LoadedSource(name, [model])
+
+        def craft(x: Tensor, y: Tensor, source: LoadedSource = source) -> Tensor:
+            return attack(source, x, y, 16 / 255, ImageRng([str(i) for i in range(len(x))], device))
+
+        size = batch or (batches.size(name, lambda count: craft(*images(count))) if batches else BATCH["cpu"])
         x, y = images(size)
-        source, rng = LoadedSource(name, [model]), ImageRng([str(i) for i in range(size)], device)
-        ours = clock(lambda: attack(source, x, y, 16 / 255, rng), size * steps, device)  # noqa: B023
+        ours = clock(lambda: craft(x, y), size * steps, device)  # noqa: B023
         plain = clock(lambda: bare(model, x, y), size, device)  # noqa: B023
         share = operations(model) / ours.seconds / ceiling
         found[name] = ours.seconds
@@ -136,17 +132,32 @@ def sources(names: Sequence[str], device: str, batch: int | None, ceiling: float
 
 
 @torch.no_grad()
-def judging(names: Sequence[str], target: str, device: str, batch: int) -> dict[str, float]:
-    """Print a line per defense; returns seconds per image and pass, the target's included."""
-    model, found = prepared(target, device), {}
-    x = torch.rand(batch, 3, SIZE, SIZE, device=device)
+def judging(names: Sequence[str], target: str, device: str, batch: int | None) -> dict[str, float]:
+    """Print a line per defense; returns seconds per image, the target's and all passes included."""
+    model, found, batches = prepared(target, device), {}, batches_of(device)
     for name in names:
         try:
             entry = registry.defense.resolve(name).value
-            rng = ImageRng([str(i) for i in range(batch)], device)
-            purified = entry.purify(x.clone(), rng)
-            alone = clock(lambda: entry.purify(x.clone(), rng), batch, device)  # noqa: B023
-            behind = clock(lambda: model(purified, purified.shape[-1] / SIZE), batch, device)  # noqa: B023
+
+            def images(count: int) -> Tensor:
+                torch.manual_seed(0)
+                return torch.rand(count, 3, SIZE, SIZE, device=device)
+
+            def purify(x: Tensor, entry: Any = entry) -> Tensor:
+                purified: Tensor = entry.purify(x.clone(), ImageRng([str(i) for i in range(len(x))], device))
+                return purified
+
+            def classify(purified: Tensor) -> Tensor:
+                logits: Tensor = model(purified, purified.shape[-1] / SIZE)
+                return logits
+
+            size = batch or (
+                batches.size(name, lambda count: classify(purify(images(count)))) if batches else BATCH["cpu"]
+            )
+            x = images(size)
+            purified = purify(x)
+            alone = clock(lambda: purify(x), size, device)  # noqa: B023
+            behind = clock(lambda: classify(purified), size, device)  # noqa: B023
         except (RdpBenchError, RuntimeError) as error:
             print(f"  {name:26} not measured: {error}")
             continue
@@ -154,7 +165,7 @@ def judging(names: Sequence[str], target: str, device: str, batch: int) -> dict[
         memory = max(alone.bytes, behind.bytes) / 1e9
         print(
             f"  {name:26} {1 / alone.seconds:10.1f} images/s purified, {1 / behind.seconds:10.1f} judged, "
-            f"{memory:6.2f} GB",
+            f"{memory:6.2f} GB, batch {size}",
             flush=True,
         )
     return found
@@ -182,7 +193,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--target", default=TARGET)
-    parser.add_argument("--batch", type=int, help="default: the fastest power of two")
+    parser.add_argument("--batch", type=int, help="default: what a run finds by memory; 20 on a CPU")
     parser.add_argument("--precision", nargs="+", default=("float32", "tf32", "bfloat16"))
     parser.add_argument("--no-defenses", action="store_true")
     arguments = parser.parse_args()
@@ -197,7 +208,7 @@ def main() -> None:
             ceiling = peak(device, torch.bfloat16 if each == "bfloat16" else torch.float32)
             print(f"\n{each}: a matrix product reaches {ceiling / 1e12:.3g} TFLOP/s")
             gradients = sources(arguments.networks, device, arguments.batch, ceiling)
-            judged = judging(defenses, arguments.target, device, arguments.batch or 64)
+            judged = judging(defenses, arguments.target, device, arguments.batch)
             for label in EXHIBITS:
                 seconds = exhibit(label, gradients, judged)
                 shown = "sources not measured" if seconds is None else f"{seconds / 60:.1f} min at 1,000 images"

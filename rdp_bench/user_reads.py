@@ -174,5 +174,6 @@ _CALLERS = {
     (_HERE / "models/zoo.py", "_load"),
     (_HERE / "models/entry_calls.py", "__call__"),
     (_HERE / "engine/worker.py", "make"),
+    (_HERE / "engine/worker.py", "predict"),
 }
 """Where this package calls entries: who called this package, such as a user's script, has not read what they read."""

@@ -64,7 +64,7 @@ class CudaMemory:
 
 
 def largest(free: int, used: int, images: int, most: int) -> int:
-    """The largest power of two, 1 to `most`, of which `SHARE` of `free` bytes hold so many images if `images` need `used`.
+    """The largest power of two up to `most`, at least 1, so that `SHARE` of `free` bytes suffice; `images` need `used`.
 
     >>> largest(10_000, 800, 8, 128), largest(1_000, 800, 8, 128), largest(10**9, 800, 8, 128), largest(10, 800, 8, 128)
     (64, 8, 128, 1)

@@ -4,11 +4,9 @@ import contextlib
 import ctypes
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,13 +25,13 @@ from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.engine.levels import (
     add_delta,
     check_adversarial,
-    check_purified,
     delta_of,
     on_host,
     to_float,
     to_uint8,
     within,
 )
+from rdp_bench.engine.looks import look, together
 from rdp_bench.engine.overlap import Reader, Writer
 from rdp_bench.engine.plan import SET_FACTS, Plan
 from rdp_bench.engine.tasks import batch_of
@@ -41,7 +39,7 @@ from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import measurements
-from rdp_bench.models.entry_calls import checked_logits, is_out_of_memory, naming_entry
+from rdp_bench.models.entry_calls import is_out_of_memory, naming_entry
 from rdp_bench.numerics import precision
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
 from rdp_bench.rng import ImageRng
@@ -342,56 +340,25 @@ class Worker:
 
         With `measure`, also the distances of the purified images to the clean ones.
         """
-        models = {label: self.model(label) for label in wanted}
-        scores: dict[str, list[Tensor]] = {label: [] for label in models}  # of each draw
-        spent = dict.fromkeys(models, 0.0)
         out = _Evaluated({})
-        shared = 0.0
-        # Where only image quality is missing, the first pass of the first draw will do.
-        looks = product(range(job.defense_samples), range(defense.passes)) if models else [(0, 0)]
-        for draw, number in looks:
-            begin = time.perf_counter()
-            streams = rng.fork(f"draw {draw}") if draw else rng  # draw 0 is that of a run with one draw
-            with naming_entry(f"defense '{job.defense}'"), noting_unkeyed(f"defense '{job.defense}'"):
-                output = defense.purify(x.clone(), streams.fork(f"pass {number}"))
-            purified = check_purified(output, x, job.defense)
-            shared += time.perf_counter() - begin
-            if draw == number == 0:
-                out.sample = self._sample(job, purified, low)
-                if measure and job.image_quality:
-                    clean = to_float(self.clean(low, high), self.plan.device)
-                    near = measurements.measure(purified, clean, job.image_quality["measure"])
-                    out.image_quality = {name: values.cpu().numpy() for name, values in near.items()}
-            for label, model in models.items():
-                if label in problems:
-                    continue
-                begin = time.perf_counter()
-                try:
-                    with naming_entry(f"target '{label}' behind '{job.defense}'"):
-                        logits = model(purified, purified.shape[-1] / x.shape[-1])
-                    logits = checked_logits(logits, len(x), model.classes, f"target '{label}'")
-                    if not torch.isfinite(logits).all():
-                        raise RdpBenchError(f"target '{label}' gave NaN or infinite outputs behind '{job.defense}'")
-                except RdpBenchError as error:
-                    problems[label] = str(error)
-                    continue
-                # One pass keeps its logits; several average their softmax outputs (Xie et al. 2018).
-                part = logits.clone() if defense.passes == 1 else logits.softmax(1) / defense.passes
-                if number:
-                    scores[label][-1] += part
-                else:
-                    scores[label].append(part)
-                spent[label] += time.perf_counter() - begin
-        for label, each in scores.items():
-            if label in problems:
-                continue
-            drawn = torch.stack(each, 1) if job.defense_samples > 1 else each[0]  # [n, draws, classes], or [n, classes]
+
+        def first(purified: Tensor) -> None:
+            out.sample = self._sample(job, purified, low)
+            if measure and job.image_quality:
+                clean = to_float(self.clean(low, high), self.plan.device)
+                near = measurements.measure(purified, clean, job.image_quality["measure"])
+                out.image_quality = {name: values.cpu().numpy() for name, values in near.items()}
+
+        models = {label: self.model(label) for label in wanted}
+        passes = together(len(x), self.size, self.plan.device)
+        scores, seconds = look(job, defense, x, rng, models, problems, first, passes)
+        for label, drawn in scores.items():
             top = drawn.float().topk(2, dim=-1).values
             out.predictions[label] = {
                 "predicted": drawn.argmax(-1).int().cpu().numpy(),
                 "label": self._labels(low, high).int().cpu().numpy(),
                 "margin": (top[..., 0] - top[..., 1]).cpu().numpy(),
-                "seconds": np.full(len(x), (spent[label] + shared) / len(x), np.float32),
+                "seconds": np.full(len(x), seconds[label], np.float32),
             }
         return out
 

@@ -29,6 +29,7 @@ class Fixed(nn.Module):
     weight: Any
     bias: Any
     groups: int = 1
+    clip: bool = False  # whether ReLU6 follows
 
     def __getstate__(self) -> dict[str, Any]:
         # The weights of a copy may be changed, so it makes its own forms of them.
@@ -55,11 +56,11 @@ class Fixed(nn.Module):
         return made[name]
 
     def pointwise(self, x: Tensor) -> Tensor:
-        """The layer's 1 x 1 convolution of `[n, in, h, w]`, differentiable in `x`."""
+        """The layer's 1 x 1 convolution of `[n, in, h, w]`, and ReLU6 if it clips; differentiable in `x`."""
         if x.requires_grad and torch.is_grad_enabled():
             out: Tensor = _Pointwise.apply(x, self)
             return out
-        return onednn(x, self._kernel(), self.bias, groups=self.groups)
+        return onednn(x, self._kernel(), self.bias, groups=self.groups, clip=self.clip)
 
     def _kernel(self) -> Tensor:
         kernel: Tensor = self.weight if self.weight.dim() == 4 else self.weight[:, :, None, None]
@@ -73,19 +74,47 @@ class Fixed(nn.Module):
 
 
 class _Pointwise(torch.autograd.Function):
-    """A 1 x 1 convolution; its gradient is one with the transposed kernel."""
+    """A 1 x 1 convolution, and ReLU6 of it if the layer clips; its gradient is one with the transposed kernel."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Fixed) -> Tensor:
         ctx.layer = layer
-        return onednn(x, layer._kernel(), layer.bias, groups=layer.groups)
+        out = onednn(x, layer._kernel(), layer.bias, groups=layer.groups, clip=layer.clip)
+        if layer.clip:
+            ctx.save_for_backward(out)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         layer: Fixed = ctx.layer
         grad = grads[0].contiguous(memory_format=torch.channels_last)
+        if layer.clip:
+            grad = _unclipped(grad, *ctx.saved_tensors)
         return onednn(grad, layer.kept(("transposed",), layer.gradient_kernel), None, groups=layer.groups), None
+
+
+class _Clipped(torch.autograd.Function):
+    """ReLU6 of a convolution, in one operation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Convolution, padding: list[int], more: list[int]) -> Tensor:
+        ctx.kernel = layer.kernel_for(more)
+        ctx.where = layer.stride, padding, layer.dilation
+        ctx.groups = layer.groups
+        out = onednn(x, ctx.kernel, layer.bias, padding, layer.stride, layer.dilation, layer.groups, clip=True)
+        ctx.save_for_backward(x, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        x, out = ctx.saved_tensors
+        grad = _unclipped(grads[0], out)
+        found = torch.ops.aten.convolution_backward(
+            grad, x, ctx.kernel, None, *ctx.where, False, [0, 0], ctx.groups, [True, False, False]
+        )
+        return found[0], None, None, None
 
 
 class Convolution(nn.Conv2d, Fixed):
@@ -116,11 +145,16 @@ class Convolution(nn.Conv2d, Fixed):
         if fits and not (x.requires_grad and torch.is_grad_enabled()):
             return self._fused(x, padding, more)
         if fits and self.kernel_size == (1, 1) and self.stride == (1, 1) and not any(padding):
-            out = self.pointwise(x)
-        else:
-            kernel = self.kept(("extended", *more), lambda: self._extended(more)) if any(more) else self.weight
-            out = conv2d(x, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
+            return self.pointwise(x)
+        if fits and self.clip:
+            clipped: Tensor = _Clipped.apply(x, self, padding, more)
+            return clipped
+        out = conv2d(x, self.kernel_for(more), self.bias, self.stride, padding, self.dilation, self.groups)
         return Clip6.apply(out) if self.clip else out
+
+    def kernel_for(self, more: list[int]) -> Tensor:
+        """The kernel with `more` rows and columns of zeros before its first ones."""
+        return self.kept(("extended", *more), lambda: self._extended(more)) if any(more) else self.weight
 
     def _fused(self, x: Tensor, padding: list[int], more: list[int]) -> Tensor:
         """Convolution and clip in one operation, with weights in the order that oneDNN reads them in."""
@@ -173,10 +207,13 @@ class Clip6(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (out,) = ctx.saved_tensors
-        # The gradient passes where 0 < x < 6, which is where 0 < clip(x) < 6.
-        gradient: Tensor = torch.ops.aten.hardtanh_backward(grads[0], out, 0.0, CLIP)
-        return gradient
+        return _unclipped(grads[0], *ctx.saved_tensors)
+
+
+def _unclipped(grad: Tensor, out: Tensor) -> Tensor:
+    """The gradient of ReLU6 by its output: it passes where 0 < x < 6, which is where 0 < clip(x) < 6."""
+    gradient: Tensor = torch.ops.aten.hardtanh_backward(grad, out, 0.0, CLIP)
+    return gradient
 
 
 ONE, NONE = (1, 1), (0, 0)

@@ -18,4 +18,4 @@ def in_parts(images: Tensor, function: Callable[[Tensor], Tensor], on_cpu: int) 
     """
     if images.device.type != "cpu" or len(images) <= on_cpu:
         return function(images)
-    return torch.cat([function(part) for part in images.split(on_cpu)])
+    return torch.cat([function(part) for part in torch.split(images, on_cpu)])
