@@ -33,7 +33,7 @@ def test_an_audit_prints_its_card_writes_it_and_computes_nothing_twice(tmp_path:
     assert any(attack["params"]["steps"] == 10 for attack in card["attacks"] if attack["label"].startswith("apgd"))
     assert {path.suffix for path in (out / "audit").iterdir()} == {".json", ".md", ".tex", ".html"}
     left = cli("audit", "honest/average", *FLAGS, "--limit", "4", "--out", out, "--dry-run")
-    assert left.output.count(" 0 jobs to do") == 6
+    assert left.output.count(" 0 jobs to do") == 7
     again = cli("audit", "honest/average", *FLAGS, "--limit", "4", "--out", out)
     assert [line for line in again.stdout.splitlines() if "At eps" in line] == [
         line for line in first.stdout.splitlines() if "At eps" in line
@@ -68,7 +68,7 @@ def test_a_module_is_attacked_through_its_own_gradient(tmp_path: Path) -> None:
         out=tmp_path / "out",
     )  # fmt: skip
     assert card.defense == "mine"
-    assert [tier.name for tier in card.tiers] == ["clean", "transfer", "black-box", "white-box"]
+    assert [tier.name for tier in card.tiers] == ["clean", "transfer", "grey-box", "black-box", "white-box"]
     assert card.tiers[0].accuracy == 100
     assert card.tiers[-1].accuracy < 60
     assert not [each for each in card.findings if each.status == "FAIL"]
