@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from rdp_bench.attacks import _pieces
 from rdp_bench.attacks.parts.ball import Ball
-from rdp_bench.attacks.parts.base import Part, Run, find, identity, look, mean, prediction
+from rdp_bench.attacks.parts.base import Part, Run, find, identity, look, loss_of, prediction
 from rdp_bench.attacks.parts.steps import Steps
 from rdp_bench.protocols import samples_of
 from rdp_bench.rng import ImageRng
@@ -91,14 +91,14 @@ def loss_gradient(run: Run, at: Tensor) -> Tensor:
     for transform in [each for each in _copies(run) for _ in range(samples_of(run.source))]:
         leaf = at.detach().requires_grad_()
         images = transform(leaf)
+        if (size := _pieces.size(run, images)) is not None:
+            grad = _pieces.gradient(run, leaf, images, size)
+            total = grad if total is None else total + grad
+            continue
         outputs = [look(run, member, images) for member in run.source.members]
         if run.labels is None:
             run.labels = prediction(outputs)
-        # A sum, not a mean, over the batch: an image's gradient must not depend on its neighbours.
-        loss = cross_entropy(mean([main for main, _ in outputs]), run.labels, reduction="sum")
-        for part in reversed(run.parts):
-            loss = part.loss(run, loss, outputs, run.labels)
-        (grad,) = torch.autograd.grad(loss, leaf)
+        (grad,) = torch.autograd.grad(loss_of(run, outputs, run.labels), leaf)
         # Not in place: the gradient of a mean or sum is one number seen many times.
         total = grad if total is None else total + grad
     assert total is not None

@@ -134,8 +134,10 @@ class Learned(Purifier):
 
     def forward(self, x: Tensor, *more: Any) -> Tensor:
         """The network's output for `x` `[n, 3, h, w]`, reflect-padded to its `multiple`, then cropped."""
+        import torch
         from torch.nn.functional import pad
 
+        from rdp_bench.numerics import pieces
         from rdp_bench.numerics.precision import lowered
 
         net = self.net(x.device)
@@ -143,8 +145,10 @@ class Learned(Purifier):
         below, right = (-size % int(getattr(net, "multiple", 1)) for size in (height, width))
         if below or right:
             x = pad(x, (0, right, 0, below), mode="reflect")
+        # Networks that draw noise draw it for the whole batch.
+        whole = bool(more) or (x.requires_grad and torch.is_grad_enabled()) or not pieces.independent(net)
         with lowered(x.device):
-            out: Tensor = net(x, *more).to(x.dtype)
+            out = pieces.computed(lambda part: net(part, *more).to(x.dtype), x, None if whole else pieces.size(x))
         times = out.shape[-1] // x.shape[-1]  # super-resolution
         return out[..., : times * height, : times * width]
 

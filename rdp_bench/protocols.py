@@ -94,6 +94,28 @@ class GatheredLogits(Protocol):
 
 
 @runtime_checkable
+class InPieces(Protocol):
+    """A classifier whose network may see a batch in pieces, which takes less memory, with equal bits."""
+
+    def network_input(
+        self, x: Tensor, zoom: float = 1.0, rows: Tensor | None = None, columns: Tensor | None = None
+    ) -> Tensor:
+        """What the network sees of images `x` `[n, 3, h, h]`, `[n, 3, s, s]`, differentiable.
+
+        With `rows` and `columns`, of the images that gathering these pixels gives; see `GatheredLogits`.
+        """
+        ...
+
+    def logits_of_input(self, seen: Tensor) -> Tensor:
+        """Logits `[n, classes]` of what `network_input` gave, or of some of it."""
+        ...
+
+    def at_once(self, seen: Tensor) -> int | None:
+        """How many images of `seen` to differentiate at a time in a source of one network; None: all of them."""
+        ...
+
+
+@runtime_checkable
 class Features(Protocol):
     """A classifier that gives its inner maps."""
 

@@ -204,9 +204,24 @@ def find(parts: Iterable[Part], kind: type[P]) -> P | None:
 
 def look(run: Run, member: Classifier, images: Tensor) -> Outputs:
     """Outputs of one member of the source for `images`, as the part that decides what the source sees gives them."""
-    view = View(run, member)
+    return look_by(run, View(run, member), images)
+
+
+def look_by(run: Run, view: View, images: Tensor) -> Outputs:
+    """`look`, by a view of the member."""
     part = next((part for part in run.parts if type(part).look is not Part.look), None)
     return part.look(run, view, images) if part else view(images)
+
+
+def loss_of(run: Run, outputs: Sequence[Outputs], labels: Tensor) -> Tensor:
+    """The loss that is ascended, from the outputs of every member of the source."""
+    from torch.nn.functional import cross_entropy
+
+    # A sum, not a mean, over the batch: an image's gradient must not depend on its neighbours.
+    loss = cross_entropy(mean([main for main, _ in outputs]), labels, reduction="sum")
+    for part in reversed(run.parts):
+        loss = part.loss(run, loss, outputs, labels)
+    return loss
 
 
 def prediction(outputs: Sequence[Outputs]) -> Tensor:

@@ -147,7 +147,7 @@ class Diversity(Part):
         """All draws that the iteration will make, in their order; none if others draw from the same streams between."""
         import torch
 
-        alone = all(type(part) in _QUIET or type(part) is Diversity for part in run.parts)
+        alone = all(type(part) in QUIET or type(part) is Diversity for part in run.parts)
         if not alone or isinstance(run.eps, torch.Tensor):
             return ()
         if any(isinstance(member, StochasticLogits) for member in run.source.members):
@@ -168,7 +168,7 @@ class Diversity(Part):
 MOST_AHEAD = 10_000
 """Draws that are made before the first step: 100 KB per image."""
 
-_QUIET = (Steps, Ball, RandomStart, LabelChoice, Targeted, Momentum, Nesterov, ScaleCopies, Smoothing, AuxiliaryHead)
+QUIET = (Steps, Ball, RandomStart, LabelChoice, Targeted, Momentum, Nesterov, ScaleCopies, Smoothing, AuxiliaryHead)
 """Parts that draw nothing between the first step and the last."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,17 +110,33 @@ def extra_memory(work: Callable[[], Any], device: str) -> int | None:
         work()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device)) - before
-    try:
-        # What was freed goes back first; else `work` would fill it again and nothing would be seen.
+    # What was freed goes back first; else `work` would fill it again and nothing would be seen.
+    with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-        _RESET.write_text("5")  # forgets the highest resident size
-        before, now = _resident("VmHWM"), _resident("VmRSS")
-    except (OSError, AttributeError, KeyError):
+    try:
+        before = forget_peak()
+        work()
+        return max(0, peak() - before)
+    except (OSError, KeyError):
         return None
+
+
+def forget_peak() -> int:
+    """Bytes that this process holds, from which on `peak` counts.
+
+    Raises:
+        OSError: the system does not tell, or does not forget.
+    """
+    _RESET.write_text("5")
+    before, now = _resident("VmHWM"), _resident("VmRSS")
     if before > now + _SLACK:
-        return None  # it was not forgotten
-    work()
-    return max(0, _resident("VmHWM") - before)
+        raise OSError(f"{_RESET} had no effect")
+    return before
+
+
+def peak() -> int:
+    """The most bytes that this process held since `forget_peak`."""
+    return _resident("VmHWM")
 
 
 def _resident(name: str) -> int:

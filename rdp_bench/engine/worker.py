@@ -40,7 +40,7 @@ from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import measurements
 from rdp_bench.models.entry_calls import is_out_of_memory, naming_entry
-from rdp_bench.numerics import precision
+from rdp_bench.numerics import pieces, precision
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
 from rdp_bench.rng import ImageRng
 from rdp_bench.user_reads import noting_unkeyed, unkeyed
@@ -106,6 +106,7 @@ class Worker:
 
     plan: Plan
     batch: int | None = None
+    """Images at once, as asked for; None: what suits the device and its memory."""
     report: Report | None = None
     classes: dict[str, int] = field(default_factory=dict)
     """Number of classes of every model loaded so far."""
@@ -135,7 +136,7 @@ class Worker:
         if type(job) is not self._phase or resident() > KEPT:
             self._phase = type(job)
             release_memory()
-        with precision.using(self.plan.precision):
+        with precision.using(self.plan.precision), pieces.using(self.batch):
             if isinstance(job, CraftJob):
                 self._craft(job)
             else:

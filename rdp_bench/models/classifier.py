@@ -5,6 +5,7 @@ import logging
 from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rdp_bench.keys import canonical_json
 from rdp_bench.models import families
 from rdp_bench.models.card import ABOUT, NUMERICS, Card, convert_first
 from rdp_bench.models.fold_batch_norm import fold_batch_norm, fuse_relu6, norm_pairs
+from rdp_bench.numerics import pieces
 from rdp_bench.numerics.fixed_layers import fix_layers
 from rdp_bench.numerics.precision import lowered
 from rdp_bench.numerics.resizing import resize, resize_gathered
@@ -55,12 +57,22 @@ class PixelClassifier(nn.Module):
         at_once = len(x) if torch.is_grad_enabled() else max(1, round(ZOOMED / (size / self.card.input_size) ** 2))
         if x.device.type == "cpu" and size > 1.5 * self.card.input_size and len(x) > at_once:
             return torch.cat([self.forward(part, zoom) for part in torch.split(x, at_once)])
-        return self._logits(resize(x, size, self.card.interpolation, self.card.crop))
+        return self.logits_of_input(self.network_input(x, zoom))
 
     def logits_of_gathered(self, x: Tensor, rows: Tensor, columns: Tensor, zoom: float = 1.0) -> Tensor:
         """Return `forward(gather_pixels(x, rows, columns), zoom)` up to rounding, without creating that image."""
-        size = self._size(zoom)
-        return self._logits(resize_gathered(x, rows, columns, size, self.card.interpolation, self.card.crop))
+        return self.logits_of_input(self.network_input(x, zoom, rows, columns))
+
+    def network_input(
+        self, x: Tensor, zoom: float = 1.0, rows: Tensor | None = None, columns: Tensor | None = None
+    ) -> Tensor:
+        """Return `x` in the size that the network sees; see `protocols.InPieces`."""
+        how = self._size(zoom), self.card.interpolation, self.card.crop
+        return resize(x, *how) if rows is None or columns is None else resize_gathered(x, rows, columns, *how)
+
+    def at_once(self, seen: Tensor) -> int | None:
+        """Return how many images of `seen` to differentiate at a time; None: all."""
+        return pieces.size(seen, self.card.input_size, pieces.CRAFTED) if self.independent else None
 
     def features(self, x: Tensor, levels: tuple[int, ...] = (2,), zoom: float = 1.0) -> list[Tensor]:
         """Return the feature maps of `x` at `levels`.
@@ -89,6 +101,11 @@ class PixelClassifier(nn.Module):
         )
         return maps
 
+    @cached_property
+    def independent(self) -> bool:
+        """Whether a CPU gives an image the same bits whatever the rest of the batch is."""
+        return pieces.independent(self.net)
+
     def _size(self, zoom: float) -> int:
         """Return the side of the network's input for a zoomed image: the nearest that the network accepts."""
         own = self.card.input_size
@@ -101,12 +118,15 @@ class PixelClassifier(nn.Module):
                 )
         return self._sizes[wanted]
 
-    def _logits(self, x: Tensor) -> Tensor:
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+    def logits_of_input(self, seen: Tensor) -> Tensor:
+        """Return logits of what `network_input` gave, or of some of it."""
+        x = ((seen - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         # A decision that is counted is never rounded; a gradient may be.
         crafting = x.requires_grad and torch.is_grad_enabled()
+        whole = crafting or not self.independent
+        at_once = None if whole else pieces.size(x, self.card.input_size)
         with lowered(x.device) if crafting else nullcontext():
-            logits: Tensor = self.net(x)
+            logits = pieces.computed(self.net, x, at_once)
         return logits[:, self.card.label_offset :].to(x.dtype)
 
     def record(self) -> dict[str, Any]:

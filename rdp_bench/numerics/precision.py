@@ -29,8 +29,13 @@ def using(precision: str) -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
+def lowers() -> bool:
+    """Whether some networks are computed in a lower precision."""
+    return _active[-1] == "bfloat16"
+
+
 def lowered(device: torch.device) -> AbstractContextManager[object]:
     """Around a network that may be computed in the lower precision, if there is one."""
-    if _active[-1] != "bfloat16":
+    if not lowers():
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
