@@ -63,7 +63,8 @@ class TokenGradients(Part):
 def without_extreme_tokens(grad: Tensor, factor: float) -> Tensor:
     """`factor * grad` `[n, tokens, channels]`, zero at each channel's tokens of largest and smallest gradient."""
     out = factor * grad
-    for index in (grad.argmax(1, keepdim=True), grad.argmin(1, keepdim=True)):
+    # `max` and `min` are twice as fast as `argmax` and `argmin` along this axis, and choose the same of equal ones.
+    for index in (grad.max(1, keepdim=True).indices, grad.min(1, keepdim=True).indices):
         out.scatter_(1, index, 0.0)
     return out
 
