@@ -125,19 +125,24 @@ def hooked(x: Tensor, y: Tensor, steps: int, rounds: int) -> Iterator[Row]:
         yield Row(name, statistics.median(found), note)
 
 
+def rows(batch: int = 5, steps: int = 1, rounds: int = 3) -> Iterator[Row]:
+    """Every measurement, as it is made."""
+    plugins.load()
+    worker.configure_torch("cpu")
+    x, y = photos(batch)
+    yield from own_work(x, y, steps, rounds)
+    yield from hooked(x, y, steps, rounds)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    plugins.load()
-    worker.configure_torch("cpu")
-    x, y = photos(given.batch)
-    for rows in (own_work, hooked):
-        for row in rows(x, y, given.steps, given.rounds):
-            print(f"{row.name:<32} {row.value:9.3f} {row.note}", flush=True)
+    for row in rows(given.batch, given.steps, given.rounds):
+        print(f"{row.name:<32} {row.value:9.3f} {row.note}", flush=True)
 
 
 if __name__ == "__main__":
