@@ -1,12 +1,13 @@
 """Every benchmark in turn, as one table: `python -m benchmarks`. Wants a machine with nothing else to do."""
 
-from benchmarks import adaptive, attacks, defenses, purifiers, system, training
+from benchmarks import adaptive, attacks, defenses, modern_attacks, purifiers, system, training
 
 
 def main() -> None:
     """Print each part as it is measured."""
     parts = {
         "Attack engine": attacks.rows,
+        "Transfer attacks of 2020 to 2024": modern_attacks.rows,
         "Adaptive attacks": adaptive.rows,
         "Defenses": defenses.rows,
         "Score-based purifiers": purifiers.rows,

@@ -1,14 +1,15 @@
 """What score-based purifiers cost beyond the calls of their network: `python -m benchmarks.purifiers`.
 
-The bare loop calls the same network as often on states of the same size; for the gradient, every call once forward and
-once more forward and backward. It and the purifier run in turn; a ratio is the median of the rounds' ratios of CPU
-time.
+A purifier's own work is measured by itself, with a network that returns its input: the ratio of two long times would be
+mostly noise on a machine that others use. It is set against the time of as many calls of the real network; for the
+gradient, every call once forward and once more forward and backward.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.defenses import Row, images
 from rdp_bench import plugins
+from rdp_bench.defenses._networks.score import Prediction
 from rdp_bench.defenses._score import framed
 from rdp_bench.registry import defense
 from rdp_bench.rng import ImageRng
@@ -45,6 +47,22 @@ def gradient(net: Any, x: Tensor, calls: int) -> None:
         torch.autograd.grad(net.predict(leaf, 99, 0.9).eps, leaf, x)
 
 
+def median(work: Callable[[], object], repeats: int) -> float:
+    """CPU seconds of one call, after one to warm up."""
+    work()
+    return statistics.median(seconds(work) for _ in range(repeats))
+
+
+@contextmanager
+def costless(net: Any) -> Iterator[None]:
+    """The network returns its input."""
+    net.predict = lambda x, step, abar: Prediction(x)  # noqa: ARG005
+    try:
+        yield
+    finally:
+        del net.predict
+
+
 def rows(n: int = 2, repeats: int = 5) -> Iterator[Row]:
     """Ratios, and milliseconds of one network call."""
     plugins.load()
@@ -54,28 +72,21 @@ def rows(n: int = 2, repeats: int = 5) -> Iterator[Row]:
         net, calls = entry.net("cpu"), entry.resolved()["calls"]
         state = framed(x, net)
 
-        def purify(entry: Any = entry, slope: bool = False) -> None:
+        def purify(slope: bool, entry: Any = entry) -> None:
             with torch.set_grad_enabled(slope):
                 leaf = x.clone().requires_grad_(slope)
                 out = entry.purify(leaf, ImageRng([str(i) for i in range(n)]))
             if slope:
                 torch.autograd.grad(out, leaf, x)
 
-        pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "": (purify, lambda net=net, state=state, calls=calls: forward(net, state, calls)),
-        }
-        if label != "dds":  # a single call, which autograd differentiates
-            pairs[", gradient"] = (
-                lambda purify=purify: purify(slope=True),
-                lambda net=net, state=state, calls=calls: gradient(net, state, calls),
-            )
-        for what, (whole, bare) in pairs.items():
-            taken = [(seconds(whole), seconds(bare)) for _ in range(repeats + 1)][1:]
-            ratio = statistics.median(a / b for a, b in taken)
-            yield Row(f"{label}{what}, of its network calls' time", ratio, "times, at most 1.05")
-            if not what:
-                each = statistics.median(b for _, b in taken) / calls / n
-                yield Row(f"{label}, a network call", 1e3 * each, "ms an image, at most 300")
+        for slope, bare in ((False, forward), (True, gradient)):
+            call = median(lambda bare=bare, net=net, state=state: bare(net, state, 1), repeats)  # type: ignore[misc]
+            with costless(net):
+                own = median(lambda purify=purify, slope=slope: purify(slope), 2 * repeats)  # type: ignore[misc]
+            what = f"{label}, gradient" if slope else label
+            yield Row(f"{what}, of its network calls' time", 1 + own / (calls * call), "times, at most 1.05")
+            if not slope:
+                yield Row(f"{label}, a network call", 1e3 * call / n, "ms an image, at most 300")
 
 
 def main() -> None:

@@ -103,14 +103,17 @@ def change_blocks(images: Tensor, blocks: int, rng: ImageRng) -> Tensor:
     channels, noise = rng.uniform(blocks, blocks, 3), rng.uniform(*images.shape[1:], low=-1.0, high=1.0)
     out = []
     for k, image in enumerate(images):
-        rows, columns = (each[k] for each in cuts)
+        rows, columns = ([end - start for start, end in pairwise(each[k])] for each in cuts)
         made = []
-        for i, (top, bottom) in enumerate(pairwise(rows)):
+        # Split, not sliced: the gradient of a slice is a whole image of zeros.
+        for i, (of_image, of_noise) in enumerate(
+            zip(torch.split(image, rows, 1), torch.split(noise[k], rows, 1), strict=True)
+        ):
             strip = []
-            for j, (left, right) in enumerate(pairwise(columns)):
+            for j, block in enumerate(torch.split(of_image, columns, 2)):
                 which, unit = units[k][i][j]
-                draw = Draw(unit, channels[k, i, j], noise[k, :, top:bottom, left:right])
-                strip.append(CHANGES[int(which * len(CHANGES))](image[:, top:bottom, left:right], draw))
+                draw = Draw(unit, channels[k, i, j], torch.split(of_noise, columns, 2)[j])
+                strip.append(CHANGES[int(which * len(CHANGES))](block, draw))
             made.append(torch.cat(strip, 2))
         out.append(torch.cat(made, 1))
     return torch.stack(out)

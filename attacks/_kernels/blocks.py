@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import erf
 
 import torch
@@ -27,6 +27,10 @@ class Strips:
     first: Tensor
     source: Tensor
     length: Tensor
+
+    def of(self, k: int) -> Strips:
+        """Those of image `k`."""
+        return Strips(*(getattr(self, each.name)[k : k + 1] for each in fields(self)))
 
 
 def strips(size: int, count: int, rng: ImageRng) -> Strips:
@@ -64,6 +68,13 @@ def rotated_blocks(images: Tensor, rows: Strips, columns: Strips, angles: Tensor
         columns: strips of columns.
         angles: radians, `[n, row blocks, column blocks]`, by the place of a block in the output.
     """
+    if images.device.type == "cpu" and len(images) > 1:
+        # One image at a time: what is computed between stays in the processor's cache.
+        found = [
+            rotated_blocks(part, rows.of(k), columns.of(k), angles[k : k + 1])
+            for k, part in enumerate(torch.split(images, 1))
+        ]
+        return torch.cat(found)
     device = images.device
     n, c, h, w = images.shape
     top, source_y, height = (each.to(device)[:, :, None] for each in (rows.first, rows.source, rows.length))
@@ -75,12 +86,20 @@ def rotated_blocks(images: Tensor, rows: Strips, columns: Strips, angles: Tensor
     y = centre_y + angle.cos() * dy + angle.sin() * dx
     x = centre_x - angle.sin() * dy + angle.cos() * dx
     flat = (images - GREY).reshape(n, c, h * w)
-    out = torch.zeros_like(flat)
-    low_y, low_x = y.floor(), x.floor()
-    for corner_y, weight_y in ((low_y, 1 + low_y - y), (low_y + 1, y - low_y)):
-        for corner_x, weight_x in ((low_x, 1 + low_x - x), (low_x + 1, x - low_x)):
-            inside = (corner_y >= 0) & (corner_y < height) & (corner_x >= 0) & (corner_x < width)
-            index = ((source_y + corner_y) * w + source_x + corner_x).long() * inside
-            weight = (weight_y * weight_x * inside).reshape(n, 1, h * w)
-            out = out + weight * flat.gather(2, index.reshape(n, 1, h * w).expand(n, c, h * w))
-    return GREY + out.reshape(n, c, h, w)
+    parts = []
+    for row, above, weight_y in _neighbours(y, source_y, height):
+        for column, beside, weight_x in _neighbours(x, source_x, width):
+            inside = above & beside
+            index = (row * w + column).mul_(inside).reshape(n, 1, h * w)
+            weight = (weight_y * weight_x).mul_(inside).reshape(n, 1, h * w)
+            parts.append(weight * flat.gather(2, index.expand(n, c, h * w)))
+    return GREY + (parts[0] + parts[1] + parts[2] + parts[3]).reshape(n, c, h, w)
+
+
+def _neighbours(at: Tensor, source: Tensor, length: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of places within strips along one axis, the pixels below and above: index in the image, if inside, weight."""
+    low = at.floor()
+    found = []
+    for pixel, weight in ((low, 1 + low - at), (low + 1, at - low)):
+        found.append(((source + pixel).long(), (pixel >= 0) & (pixel < length), weight))
+    return found

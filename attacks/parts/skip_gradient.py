@@ -21,6 +21,7 @@ PROJECTIONS = ("downsample", "shortcut")
 
 SUMS = {"add", "add_"}
 VIEWS = {"reshape", "view", "flatten", "permute", "transpose", "contiguous", "__getitem__"}
+FOLLOWED = SUMS | VIEWS
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,12 @@ class _Watch:
         self.found = 0
 
     def hooks(self, net: nn.Module) -> Iterator[Any]:
-        """Registers what notices that a module starts and ends."""
+        """Registers what notices that a module starts and ends; a layer without modules inside adds no branch."""
         for name, module in net.named_modules():
-            yield module.register_forward_pre_hook(self._start)
-            end = partial(self._end, projects=name.rpartition(".")[2] in PROJECTIONS, whole=module is net)
-            yield module.register_forward_hook(end)
+            projects = name.rpartition(".")[2] in PROJECTIONS
+            if projects or module is net or next(module.children(), None) is not None:
+                yield module.register_forward_pre_hook(self._start)
+                yield module.register_forward_hook(partial(self._end, projects=projects, whole=module is net))
 
     def _start(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG002
         if not self.running:
@@ -101,11 +103,10 @@ class _Watch:
             def __torch_function__(
                 self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
             ) -> Any:
-                call = partial(func, *args, **(kwargs or {}))
                 name = getattr(func, "__name__", "")
-                if not watch.running or name not in SUMS | VIEWS:
-                    return call()
-                return watch.followed(call, args[: 2 if name in SUMS else 1])
+                if name not in FOLLOWED or not watch.running:
+                    return func(*args, **(kwargs or {}))
+                return watch.followed(partial(func, *args, **(kwargs or {})), args[: 2 if name in SUMS else 1])
 
         return Mode()
 

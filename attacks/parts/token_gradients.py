@@ -62,25 +62,22 @@ class TokenGradients(Part):
 
 def without_extreme_tokens(grad: Tensor, factor: float) -> Tensor:
     """`factor * grad` `[n, tokens, channels]`, zero at each channel's tokens of largest and smallest gradient."""
-    extremes = [grad.argmax(1, keepdim=True), grad.argmin(1, keepdim=True)]
     out = factor * grad
-    for index in extremes:
-        out = out.scatter(1, index, 0.0)
+    # `max` and `min` are twice as fast as `argmax` and `argmin` along this axis, and choose the same of equal ones.
+    for index in (grad.max(1, keepdim=True).indices, grad.min(1, keepdim=True).indices):
+        out.scatter_(1, index, 0.0)
     return out
 
 
 def without_extreme_pairs(grad: Tensor, factor: float) -> Tensor:
     """`factor * grad` `[n, heads, tokens, tokens]`, zero in each head's rows and columns of the two extreme entries."""
-    import torch
-
     n, heads, rows, columns = grad.shape
-    flat = grad.reshape(n, heads, -1)
-    keep = torch.ones_like(grad, dtype=torch.bool)
+    flat, out = grad.reshape(n, heads, -1), factor * grad
     for index in (flat.argmax(2), flat.argmin(2)):
-        row, column = index // columns, index % columns
-        keep &= torch.arange(rows, device=grad.device)[:, None] != row[..., None, None]
-        keep &= torch.arange(columns, device=grad.device) != column[..., None, None]
-    return factor * grad * keep
+        row, column = (index // columns)[..., None, None], (index % columns)[..., None, None]
+        out.scatter_(2, row.expand(n, heads, 1, columns), 0.0)
+        out.scatter_(3, column.expand(n, heads, rows, 1), 0.0)
+    return out
 
 
 def _change_gradient(change: Callable[[Tensor], Tensor], _: nn.Module, inputs: object, output: Tensor) -> None:  # noqa: ARG001
