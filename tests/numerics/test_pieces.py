@@ -97,7 +97,7 @@ def test_parts_that_need_the_batch_get_it() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "CRAFTED", 2)
         patch.setattr(_pieces, "size", lambda *args: asked.append(usual(*args)) or asked[-1])
-        for attack in ("fgsm", "I(1)|MI|VT(samples=1)"):
+        for attack in ("fgsm", "I(1)|MI|VT(variance_samples=1)"):
             registry.attack.resolve(attack).value(source, x.clone(), y, 16 / 255, ImageRng(["a", "b"]))
     assert asked[0] == 1
     assert set(asked[1:]) == {None}
