@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 def size(run: Run, images: Tensor) -> int | None:
     """Images to differentiate at a time; None: all at once, because it is as good or a part needs them together."""
     members = run.source.members
+    if images.device.type != "cpu" or len(members) == 1:  # one network is small enough
+        return None
     if not all(type(part) in QUIET or type(part) is Diversity for part in run.parts):
         return None
     if any(part.auxiliary for part in run.parts) and any(isinstance(member, AuxiliaryLogits) for member in members):

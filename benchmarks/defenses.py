@@ -107,12 +107,13 @@ def against_peers(n: int, repeats: int) -> list[Row]:
         torch.stack([vision_jpeg((image * 255).round().byte()) for image in x]).float() / 255
 
     def pillow() -> None:
+        # From a batch to a batch `[n, 3, h, w]`, as the others.
         done = []
-        for image in (last * 255).round().astype(np.uint8):
+        for image in (x.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8):
             file = BytesIO()
             Image.fromarray(image).save(file, "JPEG", quality=75)
             done.append(np.asarray(Image.open(file)))
-        np.stack(done).astype(np.float32) / 255
+        (torch.from_numpy(np.stack(done)).permute(0, 3, 1, 2).float() / 255).contiguous()
 
     def resize_and_pad() -> None:
         done = []

@@ -7,7 +7,8 @@ number or a lone "-"; one that begins with apostrophes before such a letter gets
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 _RISKY = re.compile(r"'*[=+\-@\t\r]", re.DOTALL)
@@ -33,6 +34,14 @@ def unsafe(cell: str) -> str:
 def rows(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     """The text of a table."""
     return "".join(_line([safe(cell) for cell in line]) for line in (head, *lines))
+
+
+def chunks(columns: Sequence[str], lines: Iterable[Mapping[str, Any]], count: int = 10_000) -> Iterator[str]:
+    """The text that `records` gives, in parts of `count` lines."""
+    yield rows(columns, ())
+    left = iter(lines)
+    while some := list(islice(left, count)):
+        yield "".join(_line([safe(line.get(name, "")) for name in columns]) for line in some)
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -3,9 +3,9 @@
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from rdp_bench.cache.url import UrlPath
 from rdp_bench.errors import DamagedError, StorageError, UnreadableError
@@ -20,23 +20,40 @@ def write_atomic(path: Location, content: bytes) -> None:
     Raises:
         StorageError: the folder cannot be written to, or the disk is full.
     """
-    try:
+    with _named(path):
         if isinstance(path, UrlPath):
             path.put(content)
         else:
-            _replace(path, content)
+            _replace(path, lambda file: file.write(content))
+
+
+def write_atomic_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` write a file that is too large to hold; a reader sees the old file or the whole new one.
+
+    Raises:
+        StorageError: as `write_atomic`.
+    """
+    with _named(path):
+        _replace(path, write)
+
+
+@contextlib.contextmanager
+def _named(path: Location) -> Iterator[None]:
+    """Errors of writing `path` name it."""
+    try:
+        yield
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}. Free space, or name another folder"
         ) from error
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

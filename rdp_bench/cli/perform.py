@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rdp_bench.api.names import names_of
-from rdp_bench.api.work import lacks_results, work
-from rdp_bench.cache.store import Location, Store
-from rdp_bench.cache.url import UrlPath
-from rdp_bench.cli.lines import JobLines
 from rdp_bench.cli.where import chosen, where_of
-from rdp_bench.data.adversarial import ELSEWHERE, SCHEME
 from rdp_bench.errors import UsageError
 from rdp_bench.specs import split
 
 if TYPE_CHECKING:
+    from rdp_bench.cache.files import Location
     from rdp_bench.engine.grid import Grid
     from rdp_bench.engine.options import RunOptions
     from rdp_bench.engine.plan import Plan
@@ -49,6 +44,9 @@ def perform(
         heading: what stands before the title of the grid.
         watch: called with the run once it is known what is cached, and after each job.
     """
+    from rdp_bench.api.names import names_of
+    from rdp_bench.api.work import lacks_results, work
+    from rdp_bench.cli.lines import JobLines
     from rdp_bench.engine.run import Run, summary
 
     _writable(options.out, "--out")
@@ -148,6 +146,8 @@ def run_options(flags: Mapping[str, Any]) -> "RunOptions":
 
 def _changes(flags: Mapping[str, Any]) -> dict[str, Any]:
     """What the flags put in the place of a grid's axes."""
+    from rdp_bench.data.adversarial import ELSEWHERE, SCHEME
+
     plus = _added(flags)
     given: dict[str, Any] = {axis: flags[flag] for axis, flag in FLAGS.items() if flags[flag] and axis not in plus}
     if "targets" in given:
@@ -210,6 +210,7 @@ def _say_size(grid: "Grid") -> None:
 
 def plan_of(grid: "Grid", options: "RunOptions") -> "Plan":
     """The plan of a grid under the flags."""
+    from rdp_bench.cache.store import Store
     from rdp_bench.engine.plan import make_plan
 
     return make_plan(
@@ -229,12 +230,12 @@ def _command() -> str:
     return shlex.join(["rdp-bench", *sys.argv[1:]])
 
 
-def next_step(out: Path, cache: Location | None) -> str:
+def next_step(out: Path, cache: "Location | None") -> str:
     """Where the results are, and the command that reports them: with the run's own cache, where one was named."""
     return f"{out / 'results.csv'}; next: {report_command(out, cache)}"
 
 
-def report_command(out: Path, cache: Location | None) -> str:
+def report_command(out: Path, cache: "Location | None") -> str:
     """The command that reports the results in `out`."""
     import shlex
 
@@ -244,7 +245,9 @@ def report_command(out: Path, cache: Location | None) -> str:
     return shlex.join(words)
 
 
-def _writable(folder: Location, option: str) -> None:
+def _writable(folder: "Location", option: str) -> None:
+    from rdp_bench.cache.url import UrlPath
+
     probe = folder / f".probe-{os.getpid()}"
     try:
         if isinstance(probe, UrlPath):

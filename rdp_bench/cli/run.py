@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rdp_bench.api.names import names_of
 from rdp_bench.budgets import NORMS
-from rdp_bench.cli import audited, complete, suite, where
 from rdp_bench.cli import cache as cli_cache
-from rdp_bench.cli.again import Again
-from rdp_bench.cli.blocks import Blocks
+from rdp_bench.cli import complete, where
 from rdp_bench.cli.perform import DEFAULT_OUT, load_grid, next_step, perform, plan_of, run_options
 from rdp_bench.engine.precision import PRECISIONS
 from rdp_bench.errors import UsageError
 
 if TYPE_CHECKING:
+    from rdp_bench.cli.again import Again
     from rdp_bench.engine.options import RunOptions
     from rdp_bench.engine.plan import Plan
 
@@ -136,6 +134,8 @@ def run(grid_name: str | None, **flags: Any) -> None:
     predictions are compared with the published ones. The exit status is 0 if all cells agree.
     """
     from rdp_bench.audits import grid as audits
+    from rdp_bench.cli import audited, suite
+    from rdp_bench.cli.again import Again
     from rdp_bench.engine import grid
 
     record: Path | None = flags.pop("record")
@@ -162,8 +162,10 @@ def _named_flags(ctx: click.Context) -> set[str]:
     return {name for name in ctx.params if ctx.get_parameter_source(name) is source}
 
 
-def _run_one(plan: "Plan", options: "RunOptions", again: Again | None = None) -> None:
+def _run_one(plan: "Plan", options: "RunOptions", again: "Again | None" = None) -> None:
     """Run one grid, or print its plan; the exit status says whether a cell failed, or differs from a published one."""
+    from rdp_bench.api.names import names_of
+    from rdp_bench.cli.blocks import Blocks
     from rdp_bench.engine.run import summary
 
     if options.dry_run:
@@ -182,6 +184,7 @@ def _run_one(plan: "Plan", options: "RunOptions", again: Again | None = None) ->
 
 
 def _dry_run(plan: "Plan", options: "RunOptions") -> None:
+    from rdp_bench.cli import suite
     from rdp_bench.engine import prefix_reuse
     from rdp_bench.engine.jobs import CraftJob, Job
     from rdp_bench.engine.progress import Costs, duration, measure

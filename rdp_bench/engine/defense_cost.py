@@ -6,10 +6,8 @@ store.
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +101,8 @@ def extra_memory(work: Callable[[], Any], device: str) -> int | None:
     """Most bytes that `work` held at once beyond what was held before it; None where the system does not tell."""
     import torch
 
+    from rdp_bench.numerics import memory
+
     if device != "cpu":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -111,8 +111,7 @@ def extra_memory(work: Callable[[], Any], device: str) -> int | None:
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device)) - before
     # What was freed goes back first; else `work` would fill it again and nothing would be seen.
-    with suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
+    memory.release()
     try:
         before = forget_peak()
         work()

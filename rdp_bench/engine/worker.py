@@ -1,13 +1,9 @@
 """Doing a job: crafting an adversarial set, or evaluating a purified one. Imported only when there is work."""
 
-import contextlib
-import ctypes
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -40,7 +36,7 @@ from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import measurements
 from rdp_bench.models.entry_calls import is_out_of_memory, naming_entry
-from rdp_bench.numerics import pieces, precision
+from rdp_bench.numerics import memory, pieces, precision
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
 from rdp_bench.rng import ImageRng
 from rdp_bench.user_reads import noting_unkeyed, unkeyed
@@ -73,31 +69,11 @@ def configure_torch(device: str) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     if device == "cpu":
-        try:
-            # glibc returns large blocks to the system at once, and every batch would fault its pages in again. Blocks
-            # that are kept are returned between phases, see `release_memory`.
-            libc = ctypes.CDLL(None)
-            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        except (OSError, AttributeError):
-            pass  # not glibc: slower, not wrong
-
-
-def release_memory() -> None:
-    """Return freed memory to the system, so that the peaks of phases with blocks of other sizes do not add up."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
+        memory.keep_blocks()
 
 
 KEPT = 5 << 28
 """Bytes that a process may hold when a job begins; beyond, what earlier jobs freed is returned to the system."""
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds; 0 where the system does not say."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
 
 
 @dataclass
@@ -133,9 +109,8 @@ class Worker:
         self._rows = rows or (0, self.plan.n)
         # Jobs of one kind may need blocks of other sizes, too: each defense has a network of its own. Below `KEPT`,
         # freed memory is kept, because faulting it in again takes a quarter of a second per gigabyte.
-        if type(job) is not self._phase or resident() > KEPT:
-            self._phase = type(job)
-            release_memory()
+        memory.release(above=KEPT if type(job) is self._phase else 0)
+        self._phase = type(job)
         with precision.using(self.plan.precision), pieces.using(self.batch):
             if isinstance(job, CraftJob):
                 self._craft(job)

@@ -17,7 +17,7 @@ from rdp_bench.keys import canonical_json
 from rdp_bench.models import families
 from rdp_bench.models.card import ABOUT, NUMERICS, Card, convert_first
 from rdp_bench.models.fold_batch_norm import fold_batch_norm, fuse_relu6, norm_pairs
-from rdp_bench.numerics import pieces
+from rdp_bench.numerics import memory, pieces
 from rdp_bench.numerics.fixed_layers import fix_layers
 from rdp_bench.numerics.precision import lowered
 from rdp_bench.numerics.resizing import resize, resize_gathered
@@ -67,6 +67,8 @@ class PixelClassifier(nn.Module):
         self, x: Tensor, zoom: float = 1.0, rows: Tensor | None = None, columns: Tensor | None = None
     ) -> Tensor:
         """Return `x` in the size that the network sees; see `protocols.InPieces`."""
+        if x.device.type == "cpu":
+            memory.release(above=memory.MOST)  # here, where no graph is there yet
         how = self._size(zoom), self.card.interpolation, self.card.crop
         return resize(x, *how) if rows is None or columns is None else resize_gathered(x, rows, columns, *how)
 

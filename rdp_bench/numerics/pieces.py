@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rdp_bench.numerics import precision
+from rdp_bench.numerics import memory, precision
 from rdp_bench.numerics.fixed_layers import AVAILABLE, Convolution, Linear
 
-AT_ONCE, CRAFTED = 10, 20
+AT_ONCE, CRAFTED = 10, 14
 """Images of usual size at a time: without a gradient, and with that of one network. Each takes up to 1 GB."""
 
 USUAL = 299
@@ -59,4 +59,5 @@ def computed(net: Callable[[Tensor], Tensor], x: Tensor, at_once: int | None) ->
     """`net(x)`, computed for `at_once` images at a time; None: for all at once."""
     if at_once is None or len(x) <= at_once:
         return net(x)
+    memory.release(above=memory.MOST)
     return torch.cat([net(part) for part in torch.split(x, at_once)])

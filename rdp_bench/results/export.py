@@ -1,19 +1,21 @@
 """What a run made, for others to use: predictions of every image, adversarial images as PNG."""
 
-import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rdp_bench import csvtext
+from rdp_bench.cache.files import write_atomic_by
 from rdp_bench.cache.store import Store, write_atomic
 from rdp_bench.data.decoded import DecodedImages
 from rdp_bench.data.image_hashes import digest, hash_images
@@ -31,6 +33,8 @@ COLUMNS = (
     "correct", "draw", "norm",
 )  # fmt: skip
 BATCH = 50
+ROW_GROUP = 100_000
+"""Rows of a Parquet file that are held at a time."""
 
 
 def export(
@@ -65,12 +69,10 @@ def export(
         if images or dataset or (predictions and not (run.stored and run.stored.file))
     }
     data = {grid: found.dataset for grid, found in opened.items()}
-    rows = [row for run in runs if predictions for row in _predictions(run, data.get(run.grid))]
-    if predictions:
-        _write_predictions(to, rows, parquet)
+    number = _write_predictions(to, runs, data, parquet) if predictions else 0
     counts = [_write_images(run, store, opened[run.grid], to / "images") for run in runs] if images else []
     found, lacking = (sum(count[i] for count in counts) for i in (0, 1))
-    return {"predictions": len(rows), "images": found, "lacking": lacking}
+    return {"predictions": number, "images": found, "lacking": lacking}
 
 
 def _dataset(run: Run, named: str | None, store: Store) -> DecodedImages:
@@ -117,19 +119,38 @@ def _predictions(run: Run, dataset: Dataset | None) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _write_predictions(to: Path, rows: list[dict[str, Any]], parquet: bool) -> None:
-    if parquet:
-        from pandas import DataFrame
+def _write_predictions(to: Path, runs: Sequence[Run], data: Mapping[str, Dataset], parquet: bool) -> int:
+    """Write the rows of the runs as they come, a few of them in memory at a time; returns how many there are."""
+    number = 0
 
-        content = io.BytesIO()
-        try:
-            written = [{**row, "id": utf8(row["id"]).decode()} for row in rows]
-            DataFrame(written, columns=COLUMNS).to_parquet(content, index=False)
-        except ImportError as error:
-            raise UsageError("--parquet needs pyarrow: pip install pyarrow, or leave it out for CSV") from error
-        write_atomic(to / "predictions.parquet", content.getvalue())
-        return
-    write_atomic(to / "predictions.csv", utf8(csvtext.records(COLUMNS, rows)))
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal number
+        for run in runs:
+            for row in _predictions(run, data.get(run.grid)):
+                number += 1
+                yield row
+
+    if parquet:
+        write_atomic_by(to / "predictions.parquet", partial(_write_parquet, rows()))
+    else:
+        text = csvtext.chunks(COLUMNS, rows())
+        write_atomic_by(to / "predictions.csv", lambda file: file.writelines(map(utf8, text)))
+    return number
+
+
+def _write_parquet(rows: Iterator[dict[str, Any]], file: BinaryIO) -> None:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetWriter
+    except ImportError as error:
+        raise UsageError("--parquet needs pyarrow: pip install pyarrow, or leave it out for CSV") from error
+    kinds = dict.fromkeys(("index", "label", "predicted", "correct", "draw"), pyarrow.int64())
+    kinds |= dict.fromkeys(("eps", "margin"), pyarrow.float64())
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in COLUMNS])
+    with ParquetWriter(file, schema) as writer:
+        while some := list(islice(rows, ROW_GROUP)):
+            written = [{**row, "id": utf8(row["id"]).decode()} for row in some]
+            writer.write_table(pyarrow.Table.from_pylist(written, schema=schema))
 
 
 def _write_images(run: Run, store: Store, images: DecodedImages, to: Path) -> tuple[int, int]:

@@ -9,12 +9,14 @@ import pytest
 
 from rdp_bench.engine import worker as work
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob
+from rdp_bench.numerics import memory
 
 PLAN = cast("Any", SimpleNamespace(n=1, precision="float32"))
 
 MEASURE = """
 import torch
-from rdp_bench.engine.worker import configure_torch, release_memory
+from rdp_bench.engine.worker import configure_torch
+from rdp_bench.numerics.memory import release
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -26,7 +28,7 @@ blocks = [torch.ones(2**18) for _ in range(400)]  # 400 MiB
 pins = [torch.ones(64) for _ in range(400)]
 del blocks
 held = resident() - before
-release_memory()
+release()
 print(held, resident() - before)
 """
 
@@ -39,10 +41,17 @@ def test_what_was_freed_is_returned() -> None:
     assert left < 100
 
 
+def watch(monkeypatch: pytest.MonkeyPatch, done: list[str], held: list[int]) -> None:
+    """Note what is returned while the process holds these bytes, one number a question."""
+    numbers = iter(held)
+    monkeypatch.setattr(memory, "resident", lambda: next(numbers))
+    libc = SimpleNamespace(malloc_trim=lambda _: done.append("release"))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: libc)
+
+
 def test_it_is_returned_between_phases_and_not_within_one(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    monkeypatch.setattr(work, "release_memory", lambda: done.append("release"))
-    monkeypatch.setattr(work, "resident", lambda: 0)
+    watch(monkeypatch, done, [0, 0, 0, 0, 0])
     monkeypatch.setattr(work.Worker, "_craft", lambda *_: done.append("craft"))
     monkeypatch.setattr(work.Worker, "_evaluate", lambda *_: done.append("judge"))
     worker = work.Worker.__new__(work.Worker)
@@ -54,9 +63,7 @@ def test_it_is_returned_between_phases_and_not_within_one(monkeypatch: pytest.Mo
 
 def test_it_is_returned_between_jobs_where_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    held = iter([0, work.KEPT + 1, work.KEPT - 1])
-    monkeypatch.setattr(work, "resident", lambda: next(held))
-    monkeypatch.setattr(work, "release_memory", lambda: done.append("release"))
+    watch(monkeypatch, done, [0, work.KEPT + 1, work.KEPT - 1])
     monkeypatch.setattr(work.Worker, "_evaluate", lambda *_: done.append("judge"))
     worker = work.Worker.__new__(work.Worker)
     worker._remarks, worker._phase, worker.plan = [], EvaluateJob, PLAN
@@ -71,6 +78,7 @@ from types import SimpleNamespace
 import torch
 from rdp_bench.engine import worker as work
 from rdp_bench.engine.jobs import EvaluateJob
+from rdp_bench.numerics import memory
 
 work.configure_torch("cpu")
 peaks, pins = [], []
@@ -79,7 +87,7 @@ def phase(self, job):
     size = 2 ** (16 + len(peaks))  # larger blocks than any that was freed
     blocks = [torch.ones(size) for _ in range(2**27 // size)]  # 512 MiB
     pins.extend(torch.ones(64) for _ in blocks)
-    peaks.append(work.resident() / 2**20)
+    peaks.append(memory.resident() / 2**20)
 
 work.Worker._evaluate = phase
 worker = work.Worker.__new__(work.Worker)

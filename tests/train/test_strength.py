@@ -34,8 +34,8 @@ class Sizes:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, card: Card) -> None:
         self.seen: list[int] = []
         classifier = PixelClassifier(toy.network(), card, "hash")
-        usual = classifier._logits
-        monkeypatch.setattr(classifier, "_logits", lambda x: (self.seen.append(x.shape[-1]), usual(x))[1])
+        usual = classifier.logits_of_input
+        monkeypatch.setattr(classifier, "logits_of_input", lambda x: (self.seen.append(x.shape[-1]), usual(x))[1])
 
         class ModelRef:
             load = staticmethod(lambda _: classifier)
