@@ -105,8 +105,10 @@ class FoundBatches:
             try:
                 used = self._memory.used_by(partial(compute, images))
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or images == 1:
+                if not is_out_of_memory(error):
                     raise
+                if images == 1:
+                    return 1  # whoever computes the first batch reports it
                 images //= 2
                 torch.cuda.empty_cache()
                 continue

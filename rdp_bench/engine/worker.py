@@ -190,9 +190,14 @@ class Worker:
     def _found_size(self, job: Job, make: Callable[[int, int], object]) -> int:
         """Images at once in `job`, of which `make` computes rows."""
         first, last = self._rows
+
+        def compute(count: int) -> object:
+            self.size = count  # a target then sees one pass at a time
+            return make(first, first + count)
+
         if self.batches is not None and last - first >= PROBED:
             self._work = kind_of_work(job)
-            self.size = self.batches.size(self._work, lambda count: make(first, first + count))
+            self.size = self.batches.size(self._work, compute)
         return self.size
 
     def _count(self, job: Job, images: int) -> None:
