@@ -85,6 +85,17 @@ def resize(pixels: NDArray[np.uint8], size: int, where: str) -> NDArray[np.uint8
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
+def reduce(image: Image, short: int) -> NDArray[np.uint8]:
+    """Return an image uint8 `[3, h, w]`, resized (bicubic, antialiased) if its shorter side is above `short` pixels."""
+    import numpy as np
+    from PIL.Image import Resampling
+
+    if (least := min(image.size)) > short:
+        size = tuple(max(short, round(side * short / least)) for side in image.size)
+        image = image.resize((size[0], size[1]), Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
 def decode(path: Path) -> Image:
     """Return the image in `path`, upright, 8-bit RGB, at its own size.
 

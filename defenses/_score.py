@@ -156,6 +156,11 @@ class ScoreBased(Purifier):
         """The network's file."""
         return ScoreFile(weights=self.weights)
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The network's files."""
+        return self.file.paths
+
     def strongest(self) -> float:
         """The highest noise level that the network is asked about: deviation over that of an image in [0, 1]."""
         raise NotImplementedError

@@ -83,6 +83,15 @@ class Chain(Purifier):
 
     bpda = straight_through
 
+    @property
+    def has_smooth(self) -> bool:  # type: ignore[override]
+        """Whether any part has."""
+        return any(part.has_smooth for part in self.parts)
+
+    def smooth_through(self, x: Tensor, rng: ImageRng) -> Tensor:
+        """As `purify`; the backward pass uses the closer stand-in of each part that has one, and `bpda` elsewhere."""
+        return self._in_order(x, rng, [part.smooth_through if part.has_smooth else part.bpda for part in self.parts])
+
     def resolved(self) -> dict[str, Any]:
         """The identity of every part, in order."""
         return {"parts": [identity(each) for each in self.made]}

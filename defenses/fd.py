@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import defense
@@ -26,6 +27,8 @@ class FeatureDistillation(Purifier):
     batch black; this one does not.
     """
 
+    has_smooth: ClassVar[bool] = True
+
     low: int = 25  # utils/feature_distillation.py: the 4 x 4 lowest frequencies
     high: int = 30  # the other 48
 
@@ -36,6 +39,17 @@ class FeatureDistillation(Purifier):
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """The quantised images, of the size of `x` `[n, 3, h, w]`, clipped to [0, 1]."""
+        # Halves are common (a block's mean is a multiple of 1/64): 2^-16 of a step is more than rounding
+        # error, so that not the last bit decides, and halves go to the even level everywhere.
+        return self._quantised(x.detach(), lambda levels: levels.mul_(2**16).round_().div_(2**16).round_())
+
+    def smooth(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
+        """The same with a soft rounding of the coefficients."""
+        from rdp_bench.defenses._smooth_jpeg import soft_round
+
+        return self._quantised(x, soft_round)
+
+    def _quantised(self, x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
         import torch
         from torch.nn.functional import pad
 
@@ -53,11 +67,7 @@ class FeatureDistillation(Purifier):
         def quantise(image: Tensor) -> Tensor:
             padded = pad(image[None] * 255, (0, 8 * wide - width, 0, 8 * tall - height), mode="replicate")
             blocks = padded.double().view(channels, tall, 8, wide, 8).transpose(2, 3).reshape(-1, 64)
-            levels = blocks @ to_levels
-            # Halves are common (a block's mean is a multiple of 1/64): 2^-16 of a step is more than rounding
-            # error, so that not the last bit decides, and halves go to the even level everywhere.
-            levels.mul_(2**16).round_().div_(2**16).round_()
-            coded = (levels @ from_levels).to(image.dtype).view(channels, tall, wide, 8, 8)
+            coded = (rounded(blocks @ to_levels) @ from_levels).to(image.dtype).view(channels, tall, wide, 8, 8)
             return coded.transpose(2, 3).reshape(channels, 8 * tall, 8 * wide)[:, :height, :width]
 
-        return torch.stack([quantise(image) for image in x.detach()]).div_(255).clamp_(0, 1)
+        return torch.stack([quantise(image) for image in x]).div_(255).clamp_(0, 1)

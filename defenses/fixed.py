@@ -63,6 +63,15 @@ class Fixed(Purifier):
         """The defense's own."""
         return self.made.value.straight_through(x, _same(rng))
 
+    @property
+    def has_smooth(self) -> bool:  # type: ignore[override]
+        """As the defense."""
+        return self.made.value.has_smooth
+
+    def smooth_through(self, x: Tensor, rng: ImageRng) -> Tensor:
+        """The defense's own."""
+        return self.made.value.smooth_through(x, _same(rng))
+
     def resolved(self) -> dict[str, Any]:
         """The identity of the defense."""
         return {"defense": identity(self.made)}

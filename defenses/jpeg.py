@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import defense
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Jpeg(Purifier):
     """Saves each image as JPEG, quality 75, and reads it back."""
 
+    has_smooth: ClassVar[bool] = True
+
     quality: int = 75  # lib/defenses.py; the TensorFlow ports of this defense use 95: `jpeg(quality=95)`
 
     def __post_init__(self) -> None:
@@ -34,6 +36,12 @@ class Jpeg(Purifier):
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """`x` `[n, 3, h, w]`, encoded and decoded with chroma at half resolution (4:2:0)."""
         return jpeg_round_trip(x, self.quality)
+
+    def smooth(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
+        """JPEG with a soft rounding of its coefficients."""
+        from rdp_bench.defenses._smooth_jpeg import smooth_jpeg
+
+        return smooth_jpeg(x, self.quality)
 
 
 def check_quality(quality: int) -> None:

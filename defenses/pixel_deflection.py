@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import defense
@@ -24,6 +24,7 @@ class PixelDeflection(Purifier):
     """
 
     random = True
+    has_smooth: ClassVar[bool] = True
 
     deflections: int = 200  # as in methods.py, a value of one colour counts, in rounds of R, G, B
     window: int = 10  # the farthest row and column a value comes from
@@ -40,17 +41,21 @@ class PixelDeflection(Purifier):
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """The deflected and denoised images, of the shape of `x` `[n, 3, h, w]`."""
+        return self.smooth(x.detach(), rng)
+
+    def smooth(self, x: Tensor, rng: ImageRng) -> Tensor:
+        """As `purify`, all of which is differentiable."""
         import torch
 
         from rdp_bench.defenses._wavelet import denoise
 
-        out = x.detach().clone()
+        out = [image.clone() for image in x]
         for image, pairs in zip(out, self.copies(x, rng), strict=True):
             if pairs:
                 places = torch.tensor(list(pairs.items()), device=x.device).T
                 flat = image.view(-1)
                 flat[places[0]] = flat[places[1]]
-        return torch.stack([denoise(image, self.sigma) for image in out]) if self.sigma else out
+        return torch.stack([denoise(image, self.sigma) if self.sigma else image for image in out])
 
     def copies(self, x: Tensor, rng: ImageRng) -> list[dict[int, int]]:
         """For each image, the flat index of each replaced value and of the value of `x` that replaces it.

@@ -43,6 +43,7 @@ class SuperResolution(Learned):
 
     differentiable: ClassVar[bool] = False
     backward: ClassVar[Backward] = "stand-in"
+    has_smooth: ClassVar[bool] = True
     kind: ClassVar[str] = "sr"
     network: ClassVar[str] = "rdp_bench.defenses._networks.edsr:EDSR"
 
@@ -77,13 +78,20 @@ class SuperResolution(Learned):
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """`x` `[n, 3, h, w]` to `[n, 3, 2h, 2w]`, or back at its own size, in [0, 1]."""
-        from torch.nn.functional import interpolate
-
-        large = self.forward(self.denoiser().purify(x, rng)).clamp(0, 1)
-        if not self.resize:
-            return large
-        return interpolate(large, x.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
+        return self._enlarged(self.denoiser().purify(x, rng))
 
     def stand_in(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """Nearest-neighbour upsampling to the same size, for gradients."""
         return upsample_nearest(x, int(self.scale))
+
+    def smooth(self, x: Tensor, rng: ImageRng) -> Tensor:
+        """The network itself, after the denoiser's closer stand-in."""
+        return self._enlarged(self.denoiser().smooth(x, rng))
+
+    def _enlarged(self, x: Tensor) -> Tensor:
+        from torch.nn.functional import interpolate
+
+        large = self.forward(x).clamp(0, 1)
+        if not self.resize:
+            return large
+        return interpolate(large, x.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import defense
@@ -27,6 +27,7 @@ class TotalVariationMinimisation(Purifier):
     """
 
     random = True
+    has_smooth: ClassVar[bool] = True
 
     keep: float = 0.5  # constants.py: probability that a value (not a pixel) is kept
     weight: float = 0.03  # constants.py; its solver's mu is 1 / weight
@@ -47,3 +48,10 @@ class TotalVariationMinimisation(Purifier):
 
         kept = (rng.uniform(*x.shape[1:]) < self.keep).to(x)
         return inpaint(x.detach(), kept, 1 / self.weight, self.steps).clamp_(0, 1)
+
+    def smooth(self, x: Tensor, rng: ImageRng) -> Tensor:
+        """The same iteration; the gradient passes its last steps."""
+        from rdp_bench.defenses._tv_unrolled import unrolled
+
+        kept = (rng.uniform(*x.shape[1:]) < self.keep).to(x)
+        return unrolled(x, kept, 1 / self.weight, self.steps).clamp(0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rdp_bench.defenses.jpeg import check_quality, codec, jpeg_round_trip
 from rdp_bench.protocols import Purifier
@@ -23,6 +23,8 @@ class Wavelet(Purifier):
     What the authors' scripts hand to super-resolution. Their file names sigma .01, their shipped image
     follows from .04 under the scikit-image of its time (see `_wavelet`), saved as JPEG 95.
     """
+
+    has_smooth: ClassVar[bool] = True
 
     sigma: float = 0.04
     jpeg: int = 95  # quality; 0: not saved as JPEG
@@ -46,3 +48,13 @@ class Wavelet(Purifier):
 
         clean = torch.stack([denoise(image, self.sigma) for image in x.detach()])
         return jpeg_round_trip(clean, self.jpeg) if self.jpeg else clean
+
+    def smooth(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
+        """Shrinkage is differentiable; JPEG gets a soft rounding."""
+        import torch
+
+        from rdp_bench.defenses._smooth_jpeg import smooth_jpeg
+        from rdp_bench.defenses._wavelet import denoise
+
+        clean = torch.stack([denoise(image, self.sigma) for image in x])
+        return smooth_jpeg(clean, self.jpeg) if self.jpeg else clean

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 from rdp_bench.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -384,6 +386,14 @@ class HasNetwork(Protocol):
         ...
 
 
+@runtime_checkable
+class HasWeightFiles(Protocol):
+    """A defense that reads weights from files."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]: ...
+
+
 @dataclass(frozen=True)
 class Purifier:
     """Base class of defenses: subclass it as a frozen dataclass whose fields are the parameters.
@@ -395,6 +405,7 @@ class Purifier:
     * `only_by_name`: True for defenses that `*` leaves out because of their cost, or because they are controls.
     * `differentiable`: autograd through `purify` gives its true gradient.
     * `backward`: the backward pass of BPDA: "exact" (autograd), "identity", or "stand-in" (`stand_in`).
+    * `has_smooth`: `smooth` is closer to `purify` than `stand_in`; audits attack through both.
     * `passes`: how many random draws a prediction averages the softmax outputs of (R&P-30).
     * `scale`: output size over input size.
     """
@@ -403,6 +414,7 @@ class Purifier:
     only_by_name: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
     backward: ClassVar[Backward] = "identity"
+    has_smooth: ClassVar[bool] = False
 
     @property
     def random(self) -> bool:
@@ -438,6 +450,28 @@ class Purifier:
         # A stand-in that draws has other draws in every call (EOT).
         draws = self.random and type(self).stand_in is not Purifier.stand_in
         near = self.stand_in(x.clone(), rng.spawn("stand-in") if draws else rng.fork("stand-in"))
+        return self._with_gradient_of(near, purified, x)
+
+    def smooth(self, x: Tensor, rng: ImageRng) -> Tensor:
+        """A differentiable approximation of `purify`, closer than `stand_in`; see `has_smooth`.
+
+        Args:
+            x: images `[n, 3, h, w]` in [0, 1].
+            rng: streams that give the draws that `purify` had.
+        """
+        raise NotImplementedError
+
+    def smooth_through(self, x: Tensor, rng: ImageRng) -> Tensor:
+        """`purify` forward, `smooth` with the same draws backward: BPDA with a better stand-in.
+
+        Raises:
+            UsageError: the two differ in size.
+        """
+        again = rng.copy()
+        purified = self.purify(x.detach().clone(), rng)
+        return self._with_gradient_of(self.smooth(x.clone(), again), purified, x)
+
+    def _with_gradient_of(self, near: Tensor, purified: Tensor, x: Tensor) -> Tensor:
         if near.shape != purified.shape:
             raise UsageError(
                 f"BPDA: {type(self).__name__} makes {list(purified.shape)} of {list(x.shape)} and has no stand-in of "

@@ -44,6 +44,13 @@ class ImageRng:
         part._streams = [self._streams[i] for i in index.tolist()]
         return part
 
+    def copy(self) -> "ImageRng":
+        """Streams that give what these will give; neither advances the other."""
+        part = ImageRng([], self.device)
+        part.seeds = self.seeds
+        part._streams = [Generator().set_state(stream.get_state()) for stream in self._streams]
+        return part
+
     def on_host(self) -> "ImageRng":
         """These streams, shared, with tensors on the CPU: for draws that decide what the host does."""
         part = ImageRng([], "cpu")

@@ -38,6 +38,7 @@ def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding]) 
         return f"No attack on {subject.defense} was measured: nothing can be said of it."
     who = {
         "transfer": "an attacker who knows neither defense nor target",
+        "grey-box": "an attacker who knows the target and guesses at the defense",
         "black-box": "an attacker who sees the outputs alone",
         "white-box": f"an attacker who knows {subject.defense}",
         "fixed": f"an attacker who knows {subject.defense} and its noise",
@@ -46,6 +47,9 @@ def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding]) 
     transfer = next((tier for tier in found if tier.name == "transfer"), None)
     if transfer is not None and transfer.low > worst.high:
         text += f"; transfer numbers ({transfer.accuracy:.0f} %) say nothing about its robustness"
+    if incomplete := [tier for tier in found if tier.failed]:
+        parts = ", ".join(f"{len(tier.failed)} of the {tier.name} tier" for tier in incomplete)
+        text += f". Planned attacks have no number: {parts}"
     if faults := [finding for finding in said if finding.status == FAIL]:
         names = ", ".join(f"{finding.id} {finding.title}" for finding in faults[:3])
         text += f". The true number is lower or unknown: {len(faults)} checks fail ({names})"

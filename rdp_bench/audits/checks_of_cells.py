@@ -7,7 +7,18 @@ from itertools import pairwise
 
 from rdp_bench.audits.evidence import Cell, Evidence
 from rdp_bench.audits.finding import FAIL, PASS, WARN, Finding, missing
-from rdp_bench.audits.parts import BLACK_BOX, DOUBLED, EPS, FIXED, NOISE, ONE_DRAW, TRANSFER, WHITE_BOX
+from rdp_bench.audits.parts import (
+    BLACK_BOX,
+    DOUBLED,
+    EPS,
+    GREY_BOX,
+    LARGE,
+    NOISE,
+    ONE_DRAW,
+    STAND_IN,
+    TRANSFER,
+    WHITE_BOX,
+)
 from rdp_bench.audits.tiers import hardest, tiers
 from rdp_bench.metrics import stats
 from rdp_bench.specs import UNDEFENDED
@@ -20,9 +31,6 @@ SQUARE = 0.2
 
 LUCK = 10.0
 """Points that randomness may account for."""
-
-LARGE = 32.0
-"""The least eps at which an attacker may show anything."""
 
 AT_ZERO = 1.0
 """Percent right that count as none at an eps where anything can be shown."""
@@ -69,24 +77,25 @@ def undefended(evidence: Evidence) -> Finding:
 
 
 def attacks_ran(evidence: Evidence) -> Finding:
-    """C4.a: white-box attacks have a gradient and end."""
-    title = "white-box attacks run"
-    failed = [cell for cell in evidence.failed if cell.part in (WHITE_BOX, FIXED, DOUBLED, EPS, BLACK_BOX)]
-    done = evidence.attacked(WHITE_BOX)
+    """C4.a: all attacks run: those through the defense have a gradient, and none of another tier is lost."""
+    title = "attacks run"
+    failed = sorted(evidence.failed, key=lambda cell: cell.part in (TRANSFER, GREY_BOX, NOISE))
     if failed:
+        first, count = failed[0], f"{len(failed)} of {len(evidence.cells)} cells have no number"
+        said = f"{count}; {first.part}: {first}: {first.reason}"
         gradient = any("grad" in cell.reason for cell in failed)
-        meaning = "the gradient does not pass the defense" if gradient else "an attack through the defense fails"
+        meaning = "the gradient does not pass the defense" if gradient else "the number of a tier may be too high"
         advice = "give the defense a backward pass: backward = 'identity' or a stand_in" if gradient else "repair it"
-        return Finding("C4.a", title, FAIL, f"{failed[0]}: {failed[0].reason}", meaning, advice)
-    if not done:
+        return Finding("C4.a", title, FAIL, said, meaning, advice)
+    if not evidence.attacked(WHITE_BOX):
         return missing("C4.a", title, "no white-box attack was run")
-    return Finding("C4.a", title, PASS, f"{len(done)} attacks ran")
+    return Finding("C4.a", title, PASS, f"all {len(evidence.cells)} cells have a number")
 
 
 def gradient_free(evidence: Evidence) -> Finding:
     """C3.e: an attack without gradients is no better than those with them."""
     title = "gradients beat no gradients"
-    white, black = evidence.attacked(WHITE_BOX, DOUBLED), evidence.attacked(BLACK_BOX)
+    white, black = evidence.attacked(WHITE_BOX, STAND_IN, DOUBLED), evidence.attacked(BLACK_BOX)
     if not (white and black):
         return missing("C3.e", title, "needs a white-box and a gradient-free attack")
     gap = _gain(evidence, white, black)
@@ -109,15 +118,39 @@ def converged(evidence: Evidence) -> Finding:
     gap = _gain(evidence, base, more)
     images = gap / 100 * len(hardest(base))
     said = f"twice the steps and EOT break {_points(gap)} more"
-    if (lost := _mean(more) - _mean(base)) > LUCK:
-        meaning = "an attack that grows weaker with more steps has not converged"
-        said = f"twice the steps and EOT leave {_points(lost)} more right"
-        return Finding("C6", title, WARN, said, meaning, "look for gradients that mislead (C3.e, C5)")
+    # Each on its own: the worst of several would hide it.
+    weakest = max(more, key=lambda cell: cell.accuracy)
+    if (lost := weakest.accuracy - _mean(base)) > LUCK:
+        low, _ = stats.mean_interval(hardest([weakest]) - hardest(base), -1)
+        meaning = "an attack that grows weaker with more steps or draws is broken: its gradient misleads"
+        said = f"{weakest.attack} leaves {_points(lost)} more right than {base[0].attack}"
+        return Finding("C6", title, FAIL if low > 0 else WARN, said, meaning, "look at the gradient: C3, C5 and C11")
     if gap < POINT:
         return Finding("C6", title, PASS, said)
     meaning = "the attack has not converged: the white-box number is too high"
     status = FAIL if images > 1.5 else WARN
     return Finding("C6", title, status, said, meaning, "use --budget full, or attacks with more steps and draws")
+
+
+def stand_in(evidence: Evidence) -> Finding:
+    """C5.b: an attack through a closer stand-in of what has no gradient is no stronger."""
+    title = "a closer stand-in breaks no more"
+    attack, ours = evidence.subject.settings.gradient[-1], evidence.subject.defense
+    base = evidence.find(part=WHITE_BOX, attack=attack, defense=ours)
+    near = evidence.find(part=STAND_IN, attack=attack, defense=ours)
+    if not near:
+        return missing("C5.b", title, "no stand-in is known that is closer than the gradient in use, or it was not run")
+    if not base:
+        return missing("C5.b", title, "the attack through the usual stand-in was not run")
+    gap = _gain(evidence, base, near)
+    said = (
+        f"{attack} through the usual stand-in leaves {_mean(base):.1f} % right, through the closer one "
+        f"{_mean(near):.1f} %; the white-box tier takes the worst of both"
+    )
+    if gap > LUCK:
+        meaning = "numbers that were measured through the usual stand-in alone are too high"
+        return Finding("C5.b", title, WARN, said, meaning, f"attack {ours} with smooth(...) as a source, too")
+    return Finding("C5.b", title, PASS, said)
 
 
 def one_draw(evidence: Evidence) -> Finding:
@@ -141,11 +174,11 @@ def one_draw(evidence: Evidence) -> Finding:
 def order_of_attackers(evidence: Evidence) -> Finding:
     """C8.a: who knows more breaks more."""
     title = "white-box is no weaker than transfer"
-    white, transfer = evidence.attacked(WHITE_BOX, DOUBLED), evidence.attacked(TRANSFER)
+    white, transfer = evidence.attacked(WHITE_BOX, STAND_IN, DOUBLED), evidence.attacked(TRANSFER, GREY_BOX)
     if not (white and transfer):
         return missing("C8.a", title, "needs a white-box and a transfer attack")
     gap = _mean(white) - _mean(transfer)
-    said = f"white-box attacks leave {_mean(white):.1f} % right, transfer attacks {_mean(transfer):.1f} %"
+    said = f"white-box attacks leave {_mean(white):.1f} % right, transfer and grey-box attacks {_mean(transfer):.1f} %"
     if gap > POINT:
         return Finding("C8.a", title, FAIL, said, "the white-box attack is broken", "look at the gradient: C3 and C5")
     return Finding("C8.a", title, PASS, said)
@@ -176,7 +209,7 @@ def sweep(evidence: Evidence) -> Finding:
 def noise_control(evidence: Evidence) -> Finding:
     """C8.c: the attacks are better than random signs."""
     title = "attacks beat random signs"
-    noise, white = evidence.attacked(NOISE), evidence.attacked(WHITE_BOX, DOUBLED)
+    noise, white = evidence.attacked(NOISE), evidence.attacked(WHITE_BOX, STAND_IN, DOUBLED)
     clean = evidence.clean()
     if not (noise and white and clean):
         return missing("C8.c", title, "needs the random signs and a white-box attack")
@@ -214,9 +247,15 @@ def random_defense(evidence: Evidence) -> Finding:
 def all_tiers(evidence: Evidence) -> Finding:
     """C10: an attacker of every kind was tried."""
     title = "every tier was measured"
-    there = {tier.name for tier in tiers(evidence)}
-    wanted = ["clean", "transfer", "white-box", "black-box", *(["fixed"] if evidence.random else [])]
+    there = {tier.name: tier for tier in tiers(evidence)}
+    wanted = ["clean", "transfer", "grey-box", "white-box", "black-box", *(["fixed"] if evidence.random else [])]
     lacking = [name for name in wanted if name not in there]
+    partly = [f"{len(tier.failed)} attacks of {tier.name}" for tier in there.values() if tier.failed]
+    if partly and not lacking:
+        said = f"without a number: {', '.join(partly)}"
+        return Finding(
+            "C10", title, WARN, said, "a tier is the worst of fewer attacks", "see the reasons of failed cells"
+        )
     if lacking:
         meaning = "the number of the worst tier may be too high"
         return Finding("C10", title, FAIL, f"missing: {', '.join(lacking)}", meaning, "see the reasons of failed cells")
@@ -238,6 +277,6 @@ def statistics(evidence: Evidence) -> Finding:
 
 
 CHECKS: tuple[Callable[[Evidence], Finding], ...] = (
-    undefended, gradient_free, attacks_ran, converged, one_draw, order_of_attackers, sweep, noise_control,
+    undefended, gradient_free, attacks_ran, stand_in, converged, one_draw, order_of_attackers, sweep, noise_control,
     random_defense, all_tiers, statistics,
 )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 from rdp_bench.audits.evidence import Evidence
 from rdp_bench.audits.finding import FAIL, NA, PASS, WARN, Finding, Status, missing
+from rdp_bench.metrics import stats
 
 DIFFERENT = 1e-4
 """L2 distance of normalised logits of two calls that counts as random (fra31/auto-attack)."""
@@ -23,6 +24,12 @@ LATE = 0.05
 
 FAR_LESS = 0.2
 """Of how far noise moves outputs elsewhere, what is suspicious on the test images."""
+
+FOUND = 0.95
+"""Share of planted points that an attack must find (Zimmermann et al. 2022)."""
+
+EASY = 0.5
+"""Share of random points above which finding a planted one shows nothing."""
 
 UNMEASURED = "it was not measured"
 UNREPEATABLE = "calls with equal streams differ (C3.a)"
@@ -195,15 +202,52 @@ def autoattack(evidence: Evidence) -> Finding:
     return missing("C7", title, "this budget has none; use --budget full for a claim of robustness")
 
 
-def binarisation(evidence: Evidence) -> Finding:  # noqa: ARG001 - it reads nothing yet
-    """C11: the attack finds a planted point."""
-    return missing("C11", "the attack passes the binarisation test", "this version has no such probe")
+@of_probe("C11", "the attack finds a planted image", "planted", compares=True)
+def binarisation(probe: Numbers) -> Said:
+    """C11: the attack passes the binarisation test."""
+    if probe.get("reason"):
+        return NA, probe["reason"]
+    n, found, searched = probe["n"], probe["found"], probe["random"]
+    low, high = stats.wilson(found, n)
+    said = (
+        f"APGD finds {found} of {n} adversarial images that exist by construction (95 % interval {100 * low:.0f} to "
+        f"{100 * high:.0f} %); {100 * searched:.0f} % of random points are such"
+    )
+    if probe["fixed"]:
+        said += f"; on {probe['fixed']} with the noise of the defense fixed"
+    meaning, advice = "the attack is too weak, whatever the defense is", "look at the gradient (C3, C5), or add steps"
+    if searched >= FOUND or (found / n >= FOUND and searched > EASY):
+        return NA, f"{said}: the construction is too easy to tell anything"
+    if high < FOUND or found / n <= searched:
+        return FAIL, said, meaning, advice
+    if found / n < FOUND:
+        return WARN, said, "the attack may be too weak, whatever the defense is", "use more images, or add steps"
+    return PASS, said
 
 
-def training_images(evidence: Evidence) -> Finding:  # noqa: ARG001 - it reads nothing yet
+@of_probe(
+    "C13.a", "test images were not trained on", "photographs", without="neither the defense nor its target has weights "
+    "that this package trained"
+)  # fmt: skip
+def training_images(probe: Numbers) -> Said:
     """C13.a: no test image was trained on."""
-    what = "weight files hold one hash over all photographs, not one each; see C13.b"
-    return missing("C13.a", "test images are not among the training images", what)
+    listed = [each for each in probe["files"] if "ids" in each]
+    unknown = [f"{each['name']}: {each['reason']}" for each in probe["files"] if "ids" not in each]
+    said = "; ".join(
+        [f"{len(each['ids'])} of {probe['images']} images are among the {each['n']} photographs of {each['name']}"
+         for each in listed] + unknown
+    )  # fmt: skip
+    if ids := list(dict.fromkeys(id_ for each in listed for id_ in each["ids"])):
+        shown = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+        return FAIL, f"{said} ({shown})", "it was trained on test images", "test on other images, or train without them"
+    if not listed:
+        return NA, said
+    if doubts := [f"of {each['name']}: {each['but']}" for each in listed if each["but"]]:
+        meaning = f"the list may not be complete; {'; '.join(doubts)}"
+        return WARN, said, meaning, "train from the beginning with this version, which writes the list into the file"
+    if unknown:
+        return WARN, said, "nothing is known of the others", "ask their authors"
+    return PASS, said
 
 
 CHECKS: tuple[Callable[[Evidence], Finding], ...] = (

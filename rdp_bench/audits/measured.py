@@ -40,6 +40,7 @@ class ProbeFacts:
 PROBES = {
     "repeat": ProbeFacts(4), "outputs": ProbeFacts(16), "gradient": ProbeFacts(8), "cosine": ProbeFacts(8),
     "state": ProbeFacts(8), "elsewhere": ProbeFacts(16), "stability": ProbeFacts(4), "progress": ProbeFacts(4),
+    "planted": ProbeFacts(16),
 }  # fmt: skip
 """The probes of `audits.probes`."""
 
@@ -78,13 +79,13 @@ class Probing:
     def record(self, name: str, images: int) -> Record:
         """Everything that the numbers of a probe depend on."""
         subject, plan = self._subject, self._plan
+        settings = subject.settings
         return {
             "kind": "probe", "n": 1, "probe": name, "version": PROBES[name].version,
-            "source": plain(self._spec.record()),
-            "images": hash_many(plan.image_hashes[:images]),
-            "labels": hash_many(str(label) for label in plan.dataset.labels[:images]),
-            "random": subject.random, "draws": subject.settings.eot, "eps": subject.eps,
-            "steps": subject.settings.traced, "device": plan.device.partition(":")[0], "precision": plan.precision,
+            "source": plain(self._spec.record()), "images": hash_many(plan.image_hashes[:images]),
+            "labels": hash_many(str(label) for label in plan.dataset.labels[:images]), "random": subject.random,
+            "eps": subject.eps, "draws": settings.eot, "steps": settings.traced, "planted": list(settings.planted),
+            "device": plan.device.partition(":")[0], "precision": plan.precision,
         }  # fmt: skip
 
     def measure(self, *, fresh: set[str] | None = None, names: Iterable[str] = PROBES) -> Measured:
@@ -183,8 +184,9 @@ class Probing:
         y = torch.tensor(list(plan.dataset.labels[:images]), device=plan.device)
         fresh = partial(_copy, self._spec, plan.device) if self._spec.attacked_defense else None
         return probes.Context(
-            self._made, x, y, subject.random, subject.settings.eot, subject.eps / 255, subject.settings.traced, fresh
-        )
+            self._made, x, y, subject.random, subject.settings.eot, subject.eps / 255, subject.settings.traced,
+            subject.settings.planted, fresh,
+        )  # fmt: skip
 
 
 def _copy(spec: SourceSpec, device: str) -> LoadedSource:

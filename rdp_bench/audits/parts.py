@@ -10,13 +10,21 @@ from rdp_bench import registry
 from rdp_bench.budgets import LINF
 from rdp_bench.engine.grid import Grid, from_axes
 from rdp_bench.errors import UsageError, unknown_name
-from rdp_bench.specs import UNDEFENDED, FileSearch, plain
+from rdp_bench.protocols import Defense, Purifier
+from rdp_bench.specs import UNDEFENDED, FileSearch, cut, plain, split
 
 TRANSFER, WHITE_BOX, FIXED, BLACK_BOX = "transfer", "white-box", "fixed", "black-box"
 DOUBLED, EPS, NOISE, ONE_DRAW = "doubled", "eps", "noise", "one-draw"
+GREY_BOX, STAND_IN = "grey-box", "stand-in"
 
 SURROGATES = ("effnet-lite0", "effnet-lite1")
 """Sources of the transfer part where the user names none; the target itself is left out."""
+
+OWN_PURIFIERS = ("nrp", "rdp", "hgd")
+"""What an attacker who does not know the defense puts in its place: the first that the defense does not contain."""
+
+LARGE = 32.0
+"""The least eps at which an attacker may show anything."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,10 @@ class Budget:
     """Further eps, in multiples of the audit's own."""
     traced: int = 100
     """Steps of the attack whose progress is traced."""
+    grey_box: tuple[str, ...] = ("mi-fgsm",)
+    """Attacks through the attacker's own purifier."""
+    planted: tuple[int, int] = (5, 50)
+    """Of the binarisation test: images, and points inside the budget for each."""
 
 
 BUDGETS = {
@@ -50,13 +62,14 @@ BUDGETS = {
         None, 2, ("fgsm", "mi-fgsm", "dim", "ti-dim", "sini-tidim"), 20, 10,
         ("pgd(steps=20)", "apgd-dlr(stop=true)", "apgd-ce(stop=true)"),
         ("apgd-ce(steps=200, stop=true)", "apgd-ce(restarts=5, stop=true)"), ("square(queries=1000)",),
-        (0.25, 0.5, 2.0, 4.0, 16.0),
+        (0.25, 0.5, 2.0, 4.0, 16.0), grey_box=("mi-fgsm", "ti-dim"), planted=(16, 200),
     ),
     "full": Budget(
         None, 2, ("fgsm", "mi-fgsm", "dim", "ti-dim", "sini-tidim"), 20, 10,
         ("pgd(steps=50, restarts=5)", "apgd-dlr(stop=true)", "autoattack", "apgd-ce(stop=true)"),
         ("apgd-ce(steps=200, stop=true)", "apgd-ce(restarts=10, stop=true)"),
         ("square", "spsa"), (0.25, 0.5, 1.5, 2.0, 4.0, 16.0),
+        grey_box=("mi-fgsm", "ti-dim", "apgd-ce"), planted=(16, 999),
     ),
 }  # fmt: skip
 
@@ -91,10 +104,20 @@ class Subject:
         return BUDGETS[self.budget]
 
     @property
+    def made(self) -> Defense:
+        """The defense itself."""
+        return registry.defense.resolve(self.defense, files=FileSearch(models_dir=self.models_dir)).value
+
+    @property
     def random(self) -> bool:
         """Whether the defense is random."""
-        made = registry.defense.resolve(self.defense, files=FileSearch(models_dir=self.models_dir))
-        return bool(made.value.random)
+        return bool(self.made.random)
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the defense has a closer stand-in than its gradient in the white-box tier."""
+        made = self.made
+        return isinstance(made, Purifier) and made.has_smooth
 
     @property
     def fixed(self) -> str:
@@ -110,8 +133,22 @@ class Subject:
 
     @property
     def sweep(self) -> tuple[float, ...]:
-        """The further eps; whole levels of 8 bits, below 256."""
-        return tuple(dict.fromkeys(float(min(255, max(1, round(self.eps * factor)))) for factor in self.settings.sweep))
+        """The further eps; whole levels of 8 bits, below 256, and one of at least `LARGE`."""
+        found = [float(min(255, max(1, round(self.eps * factor)))) for factor in self.settings.sweep]
+        reach = [] if max((*found, self.eps)) >= LARGE else [2 * LARGE]
+        return tuple(each for each in dict.fromkeys((*found, *reach)) if each != self.eps)
+
+    @property
+    def own_purifier(self) -> str:
+        """The purifier of an attacker who does not know the defense."""
+        known = {cut(part)[0] for part in split(self.defense, ">>")}  # refused elsewhere if it is no label
+        return next((each for each in OWN_PURIFIERS if each not in known), OWN_PURIFIERS[-1])
+
+    @property
+    def grey_sources(self) -> tuple[str, ...]:
+        """The sources of the grey-box part: the target, and the first surrogate, behind the attacker's own purifier."""
+        models = (self.target, *(self.surrogates[:1] if self.settings.surrogates > 1 else ()))
+        return tuple(f"adaptive({self.own_purifier}, {each})" for each in models)
 
 
 def grids(subject: Subject) -> Iterator[tuple[str, Grid]]:
@@ -124,7 +161,12 @@ def grids(subject: Subject) -> Iterator[tuple[str, Grid]]:
     through = f"white-box({budget.eot})"
     yield TRANSFER, _grid(subject, TRANSFER, subject.surrogates, budget.transfer, rows, clean=True)
     yield NOISE, _grid(subject, NOISE, ("white-box",), ("noise",), rows)
+    yield GREY_BOX, _grid(subject, GREY_BOX, subject.grey_sources, budget.grey_box, rows)
     yield WHITE_BOX, _grid(subject, WHITE_BOX, (through,), budget.gradient, rows)
+    if subject.smooth:
+        samples = f", {budget.eot}" if subject.random else ""
+        near = f"smooth({defense}, {subject.target}{samples})"
+        yield STAND_IN, _grid(subject, STAND_IN, (near,), budget.gradient[-1:], (defense,))
     if subject.random:
         yield ONE_DRAW, _grid(subject, ONE_DRAW, ("white-box(1)",), budget.gradient[-1:], (defense,))
         yield FIXED, _grid(subject, FIXED, ("white-box",), budget.gradient[-1:], (subject.fixed,), clean=True)

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from rdp_bench.attacks._adaptive import apgd
 from rdp_bench.attacks._adaptive.victim import Victim
 from rdp_bench.attacks._kernels.losses import LOSSES, Loss
+from rdp_bench.audits import binarisation
 from rdp_bench.budgets import LINF
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.protocols import StochasticLogits
@@ -50,6 +51,8 @@ class Context:
     """The audit's budget, in [0, 1]."""
     steps: int = 20
     """Of the attack whose progress is traced."""
+    planted: tuple[int, int] = (5, 50)
+    """Of the binarisation test: images, and points inside the budget for each."""
     fresh: Callable[[], Source] | None = None
     """The same source with a copy of its defense; None without a defense."""
 
@@ -215,9 +218,19 @@ def progress(context: Context) -> Numbers | None:
     return {"steps": context.steps, "last": last, "n": int(open_.sum()), "late": most}
 
 
+def planted(context: Context) -> Numbers:
+    """How often the attack finds a planted point; see `binarisation`."""
+    images, inner = context.planted
+    few = min(images, len(context.x))
+    rng = context.rng("planted").select(torch.arange(few))
+    x = context.x[:few]
+    return binarisation.test(context.source, x, context.eps, context.steps, inner, rng, random=context.random)
+
+
 PROBES: Mapping[str, Callable[[Context], Numbers | None]] = {
     "repeat": repeat, "outputs": outputs, "gradient": gradient, "cosine": cosine, "state": state,
     "elsewhere": elsewhere, "stability": stability, "progress": progress,
+    "planted": planted,
 }  # fmt: skip
 
 

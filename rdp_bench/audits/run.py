@@ -11,6 +11,7 @@ from rdp_bench.audits.card import Card, card_of
 from rdp_bench.audits.evidence import Cell, Evidence, cells_of
 from rdp_bench.audits.measured import Measured, Probing
 from rdp_bench.audits.parts import WHITE_BOX, Subject, grids
+from rdp_bench.audits.training_images import overlap
 from rdp_bench.engine.jobs import CraftJob, Job
 from rdp_bench.engine.tasks import nominal_cost
 from rdp_bench.errors import RdpBenchError
@@ -88,7 +89,8 @@ def audit(
         )
     (white,) = [plan for part, plan in plans if part == WHITE_BOX]
     probes = Probing(subject, white).measure(fresh=fresh)
-    evidence = Evidence(subject, subject.random, tuple(work.cells), {**probes.numbers, "models": work.models})
+    more_numbers = {"models": work.models, "photographs": overlap(subject.made, white)}
+    evidence = Evidence(subject, subject.random, tuple(work.cells), {**probes.numbers, **more_numbers})
     return card_of(
         evidence, unmeasured=probes.problems, attacks=work.attacks(), command=command,
         cost=work.cost(probes, (time.perf_counter() - begin) / 60),

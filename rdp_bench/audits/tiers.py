@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rdp_bench.audits.evidence import Cell, Evidence
-from rdp_bench.audits.parts import BLACK_BOX, DOUBLED, FIXED, TRANSFER, WHITE_BOX
+from rdp_bench.audits.parts import BLACK_BOX, DOUBLED, FIXED, GREY_BOX, STAND_IN, TRANSFER, WHITE_BOX
 from rdp_bench.metrics import stats
 from rdp_bench.results.cards import Tier, headline
+from rdp_bench.specs import CLEAN, UNDEFENDED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,13 +21,18 @@ __all__ = ["NAMES", "PARTS", "Tier", "hardest", "headline", "tiers"]
 NAMES = {
     "clean": "clean images",
     "transfer": "transfer: the attacker knows neither defense nor target",
+    "grey-box": "grey-box: the attacker knows the target, and has a purifier of its own",
     "black-box": "gradient-free: the attacker sees the outputs",
     "white-box": "white-box: the attacker knows the defense and the target",
     "fixed": "noise fixed: the attacker knows the noise too",
 }
 """The tiers in order of what the attacker knows."""
 
-PARTS = {"transfer": (TRANSFER,), "black-box": (BLACK_BOX,), "white-box": (WHITE_BOX, DOUBLED)}
+PARTS = {
+    "transfer": (TRANSFER,), "grey-box": (GREY_BOX,), "black-box": (BLACK_BOX,),
+    "white-box": (WHITE_BOX, STAND_IN, DOUBLED), "fixed": (FIXED,),
+}  # fmt: skip
+"""The parts whose attacks each tier takes the worst of."""
 
 
 def tiers(evidence: Evidence) -> list[Tier]:
@@ -36,10 +43,11 @@ def tiers(evidence: Evidence) -> list[Tier]:
         cells = _cells(evidence, name)
         if not cells:
             continue
-        undefended = _undefended(evidence, name)
         # An attacker may always leave an image as it is.
         base = [evidence.clean(evidence.subject.fixed) if name == "fixed" else clean]
-        found.append(_tier(name, cells + [each for each in base if each and name != "clean"], undefended))
+        tier = _tier(name, cells + [each for each in base if each and name != "clean"])
+        undefended, failed = _undefended(evidence, name), _failed(evidence, name)
+        found.append(replace(tier, undefended=undefended, failed=failed, title=NAMES[name]))
     return found
 
 
@@ -60,14 +68,21 @@ def _cells(evidence: Evidence, name: str) -> list[Cell]:
 
 
 def _undefended(evidence: Evidence, name: str) -> float | None:
-    if name == "clean":
-        cells = [cell for cell in [evidence.clean("none")] if cell]
-    else:
-        cells = evidence.attacked(*PARTS.get(name, ()), defense="none")
-    return 100 * float(hardest(cells).mean()) if cells else None
+    """The accuracy without the defense, of clean images or under the worst of the tier's attacks and none."""
+    clean = [cell for cell in [evidence.clean(UNDEFENDED)] if cell]
+    attacks = evidence.attacked(*PARTS.get(name, ()), defense=UNDEFENDED)
+    if not attacks and name != "clean":
+        return None
+    return 100 * float(hardest(attacks + clean).mean()) if attacks or clean else None
 
 
-def _tier(name: str, cells: Sequence[Cell], undefended: float | None) -> Tier:
+def _failed(evidence: Evidence, name: str) -> tuple[str, ...]:
+    ours = (evidence.subject.defense, evidence.subject.fixed)
+    parts = PARTS.get(name, ())
+    return tuple(str(cell) for cell in evidence.failed if cell.part in parts and cell.defense in ours)
+
+
+def _tier(name: str, cells: Sequence[Cell]) -> Tier:
     import numpy as np
 
     shares = hardest(cells)
@@ -77,8 +92,8 @@ def _tier(name: str, cells: Sequence[Cell], undefended: float | None) -> Tier:
     else:
         low, high = stats.mean_interval(shares)
     votes = np.min([cell.vote for cell in cells if cell.vote is not None], axis=0)
-    attacks = tuple(dict.fromkeys(str(cell) for cell in cells if cell.attack != "clean"))
+    attacks = tuple(dict.fromkeys(str(cell) for cell in cells if cell.attack != CLEAN))
     return Tier(
         name, 100 * float(shares.mean()), 100 * low, 100 * high, 100 * float((shares == 1).mean()),
-        100 * float(votes.mean()), n, attacks, undefended, NAMES[name],
+        100 * float(votes.mean()), n, attacks,
     )  # fmt: skip

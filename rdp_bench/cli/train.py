@@ -103,7 +103,8 @@ def _train(made: "Recipe", photos: "Photos", out: Path, resume: bool, given: dic
     if given["validation_images"]:
         click.echo("making validation sets", err=True)
         validate = made.validation(photos.validation(given["validation_images"]))
-    training = Training(made, photos, out, validate, LoopIntervals(validate_every=given["validate_every"]))
+    pace = LoopIntervals(validate_every=given["validate_every"])
+    training = Training(made, photos, out, validate, pace, given["start"])
     if resume:
         training.resume()
     try:

@@ -2,8 +2,9 @@
 
 `exact(rdp, effnet-lite0)` uses the true gradient through the purifier. `bpda(jpeg, effnet-lite0)` runs the purifier
 forward and its stand-in (usually the identity) backward (Athalye et al. 2018, Sec. 4.1). `adaptive(...)` uses the one
-that the defense declares. A number at the end, `exact(r&p, effnet-lite0, 20)`, is the number of samples of the defense
-over which each gradient is averaged (EOT, Sec. 4.2). The source may be an ensemble, `bpda(nrp, a+b)`.
+that the defense declares, and `smooth(...)` its closer stand-in, where it has one. A number at the end,
+`exact(r&p, effnet-lite0, 20)`, is the number of samples of the defense over which each gradient is averaged (EOT,
+Sec. 4.2). The source may be an ensemble, `bpda(nrp, a+b)`.
 
 `white-box`, or `white-box(20)` with EOT, means the target of each cell behind the defense of that cell.
 """
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from rdp_bench.rng import ImageRng
 
-MODES = ("exact", "bpda", "adaptive")
+MODES = ("exact", "bpda", "adaptive", "smooth")
 
 _WHITE_BOX = "white-box"
 
@@ -52,6 +53,7 @@ class AttackedDefense:
             "exact": purifier.purify,
             "bpda": purifier.straight_through,
             "adaptive": purifier.bpda,
+            "smooth": purifier.smooth_through,
         }
         # A copy, because a defense may write into its input, which belongs to the attack.
         return ways[self.mode](x.clone(), rng)
@@ -79,6 +81,11 @@ class DefendedClassifier:
 
     def stochastic_logits(self, x: "Tensor", rng: "ImageRng", zoom: float = 1.0) -> "Tensor":
         """Return logits `[n, classes]` of purified `x` `[n, 3, h, w]`, with a new sample of the defense from `rng`."""
+        purified = self.purified(x, rng)
+        return self.inner(purified, zoom * purified.shape[-1] / x.shape[-1])
+
+    def purified(self, x: "Tensor", rng: "ImageRng") -> "Tensor":
+        """Return what the classifier sees of `x` `[n, 3, h, w]`, checked; its gradient is the attacker's."""
         from rdp_bench.models.entry_calls import checked_images, naming_entry
 
         label = f"defense '{self.attacked_defense.defense.label}'"
@@ -86,7 +93,7 @@ class DefendedClassifier:
             purified = self.attacked_defense.purify(x, rng)
         # What is fed may leave [0, 1] itself: the look-ahead of NI is not clipped.
         checked_images(purified, x, f"{label} under attack", bounded=False)
-        return self.inner(purified, zoom * purified.shape[-1] / x.shape[-1])
+        return purified
 
     def __call__(self, x: "Tensor", zoom: float = 1.0) -> "Tensor":
         """Return logits `[n, classes]` without `rng`, which is possible only for a deterministic defense.
@@ -127,6 +134,8 @@ def parse(label: str) -> tuple[AttackedDefense, str] | None:
         raise UsageError(f"source '{label}': defense {parts[0]} declares no backward pass; subclass Purifier")
     if mode == "exact" and not defense.differentiable:
         raise UsageError(f"source '{label}': {parts[0]} is not differentiable; use bpda({parts[0]}, {parts[1]})")
+    if mode == "smooth" and not defense.has_smooth:
+        raise UsageError(f"source '{label}': {parts[0]} has no closer stand-in; use adaptive({parts[0]}, {parts[1]})")
     return AttackedDefense(mode, resolved, samples), parts[1]
 
 

@@ -60,6 +60,8 @@ class Tier:
     """The same accuracy without the defense, where it was measured."""
     title: str = ""
     """What its attacker knows, in words."""
+    failed: tuple[str, ...] = ()
+    """Attacks of the tier that were planned and have no number: the accuracy may be too high."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from rdp_bench.data.photographs import PhotographHashes
 from rdp_bench.environment import processor, versions
 from rdp_bench.errors import RdpBenchError, StorageError, UsageError
 from rdp_bench.keys import diff_records
@@ -56,7 +57,12 @@ class Training:
         out: Path,
         validate: Validate | None = None,
         pace: LoopIntervals | None = None,
+        start: Path | None = None,
     ) -> None:
+        """`start`: the weight file that the recipe began with, where it did."""
+        before = weight_files.read_photographs(start) if start else ""
+        self._before = PhotographHashes.from_json(before, str(start)) if before else None
+        self._started = start is not None
         self.recipe, self.photos, self.out, self.validate = recipe, photos, out, validate
         self.pace = pace or LoopIntervals()
         self.options = recipe.options
@@ -192,10 +198,16 @@ class Training:
         """Save these weights as the best, with their card."""
         self.best = {"score": metrics.get("score", math.inf), "step": self.done, "metrics": metrics}
         self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.recipe.export().items()}
-        about = self.metadata(command)
-        weight_files.save(self.product_file, self.best_state, about)
+        about, hashes = self.metadata(command), self._photographs()
+        weight_files.save(self.product_file, self.best_state, about, photographs=hashes)
         for name, net in self.recipe.extra_exports().items():
-            weight_files.save(self.out / f"{name}.safetensors", net.state_dict(), {**about, "defense": name})
+            file, facts = self.out / f"{name}.safetensors", {**about, "defense": name}
+            weight_files.save(file, net.state_dict(), facts, photographs=hashes)
+
+    def _photographs(self) -> str:
+        """The hashes of the photographs of this training and of what it began with."""
+        hashes = self.photos.hashes
+        return (hashes.after(self._before) if self._started else hashes).to_json()
 
     @property
     def product_file(self) -> Path:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rdp_bench.cache.store import Artefact, Location, Store
-from rdp_bench.data._images import SUFFIXES, decode
+from rdp_bench.data._images import SUFFIXES, decode, reduce
+from rdp_bench.data.photographs import PhotographHashes
 from rdp_bench.errors import BadImageError, DamagedError, StorageError, UsageError
-from rdp_bench.keys import hash_file, hash_many
+from rdp_bench.keys import hash_file, hash_many, hash_pixels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,16 @@ class Photos:
     offsets: "list[int]" = None  # type: ignore[assignment]
     held_out: "list[int]" = None  # type: ignore[assignment]
     training: "list[int]" = None  # type: ignore[assignment]
+    short: int = SHORT
+    """Larger photographs were reduced to this shorter side in pixels."""
+    files: tuple[str, ...] = ()
+    """The sha256 of each file."""
+
+    @cached_property
+    def hashes(self) -> PhotographHashes:
+        """What tells whether an image is among the photographs, those that are held out too."""
+        pixels = (hash_pixels(self.image(i)) for i in range(len(self.names)))
+        return PhotographHashes.of(self.record, len(self.names), self.short, (*self.files, *pixels))
 
     def image(self, index: int) -> "NDArray[np.uint8]":
         """Photograph `index`, `[3, h, w]`."""
@@ -143,7 +154,8 @@ def open_photos(folder: Path, crop: int, cache: Location, short: int = SHORT) ->
     short = max(short, crop)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     names = [str(path.relative_to(folder)) for path in files]
-    content = hash_many(text for name, path in zip(names, files, strict=True) for text in (name, hash_file(path)))
+    hashes = [hash_file(path) for path in files]
+    content = hash_many(text for pair in zip(names, hashes, strict=True) for text in pair)
     record = {"kind": "photos", "short": short, "files": content, "n": len(files)}
     artefact = Store(cache).artefact("photos", record, len(files))
     try:
@@ -165,7 +177,10 @@ def open_photos(folder: Path, crop: int, cache: Location, short: int = SHORT) ->
             f"with a shorter side of {crop} pixels or more"
         )
     usable = [shape for i in rows if (shape := shapes[i])]
-    return StoredPhotos(np.empty(0, np.uint8), usable, [names[i] for i in rows], artefact.key, stored=stored, rows=rows)
+    return StoredPhotos(
+        np.empty(0, np.uint8), usable, [names[i] for i in rows], artefact.key, stored=stored, rows=rows,
+        short=short, files=tuple(hashes[i] for i in rows),
+    )  # fmt: skip
 
 
 def _decoded(
@@ -180,7 +195,7 @@ def _decoded(
         missing, desc="decoding photographs", unit="", disable=None if missing else True, leave=False
     ):
         try:
-            artefact.write(low, high, {"pixels": _pixels(files[low], short)[None]})
+            artefact.write(low, high, {"pixels": reduce(decode(files[low]), short)[None]})
         except BadImageError as error:
             artefact.write(low, high, {"refused": np.frombuffer(str(error).encode(), np.uint8)[None]})
     stored = _Stored(**{field.name: getattr(artefact, field.name) for field in fields(Artefact)})
@@ -193,15 +208,3 @@ def _decoded(
             log.warning("left out: %s: %s", name, bytes(arrays["refused"][0]).decode())
             shapes.append(None)
     return stored, shapes
-
-
-def _pixels(path: Path, short: int) -> "NDArray[np.uint8]":
-    """A photograph `[3, h, w]`, resized so that its shorter side is at most `short`."""
-    import numpy as np
-    from PIL.Image import Resampling
-
-    image = decode(path)
-    if (least := min(image.size)) > short:
-        size = tuple(max(short, round(side * short / least)) for side in image.size)
-        image = image.resize((size[0], size[1]), Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

@@ -30,6 +30,9 @@ State = OrderedDict[str, "Tensor"]
 OURS = "rdp-bench"
 """The key of the safetensors metadata in which our files describe their content as JSON."""
 
+PHOTOGRAPHS = "photographs"
+"""The key of the safetensors metadata for the hashes of the photographs (`data.photographs`)."""
+
 LARGEST = 2**29
 """The largest unpacked size of a file of arrays in bytes; ResNet-152 with denoising has 273 MiB."""
 
@@ -111,19 +114,43 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """
     if path.suffix != ".safetensors":
         return {}
+    with _header(path) as said:
+        found: dict[str, Any] = {**json.loads(said.get(OURS, "{}"))}
+    return found
+
+
+def read_photographs(path: Path) -> str:
+    """Return what `save` wrote as `photographs`, or an empty text; see `data.photographs`. Does not import torch.
+
+    Raises:
+        BadModelError: the header of a safetensors file cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        return ""
+    with _header(path) as said:
+        return str(said.get(PHOTOGRAPHS, ""))
+
+
+@contextmanager
+def _header(path: Path) -> Iterator[dict[str, Any]]:
+    """The metadata of a safetensors file; errors of reading it and of what is inside are one."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             if size > path.stat().st_size:
                 raise ValueError("the header is longer than the file")
-            said = json.loads(file.read(size)).get("__metadata__", {}).get(OURS, "{}")
-        found: dict[str, Any] = {**json.loads(said)}
+            yield json.loads(file.read(size)).get("__metadata__", {})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BadModelError(f"{path}: refused (damaged, or not a weight file). Its header cannot be read") from error
-    return found
 
 
-def save(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, Any], half: bool = True) -> None:
+def save(
+    path: Path,
+    state: "Mapping[str, Tensor]",
+    metadata: Mapping[str, Any],
+    half: bool = True,
+    photographs: str = "",
+) -> None:
     """Write tensors and metadata as a safetensors file.
 
     Args:
@@ -131,6 +158,7 @@ def save(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, Any],
         state: tensors by name.
         metadata: a description of the content, stored in the header as JSON.
         half: store floats in 16 bits if they fit.
+        photographs: hashes of what the weights were trained on, as text.
 
     Raises:
         StorageError: the folder cannot be written, or the disk is full.
@@ -145,7 +173,8 @@ def save(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, Any],
         return tensor if (rounded := tensor.half()).isinf().any() else rounded
 
     tensors = {name: small(tensor) for name, tensor in state.items()}
-    write_atomic(path, to_bytes(tensors, {OURS: json.dumps(metadata, sort_keys=True)}))
+    more = {PHOTOGRAPHS: photographs} if photographs else {}
+    write_atomic(path, to_bytes(tensors, {OURS: json.dumps(metadata, sort_keys=True), **more}))
 
 
 def require_safe_torch(path: Path) -> None:

@@ -187,6 +187,10 @@ class Smooth:
         x = x - 0.5
         return self.factor * (avg_pool2d(x, 4).flatten(1) @ self.coarse.T + x.flatten(1) @ self.fine.T)
 
+    def features(self, x: Tensor, levels: tuple[int, ...] = (2,), zoom: float = 1.0) -> list[Tensor]:
+        """The mean colours and the pixels, as a map of one place."""
+        return [torch.cat([avg_pool2d(x, 4).flatten(1), x.flatten(1)], 1)[..., None, None]]
+
     def record(self) -> dict[str, Any]:
         return {"seed": self.seed, "factor": self.factor}
 
