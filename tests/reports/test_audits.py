@@ -16,6 +16,7 @@ from rdp_bench.engine import grid
 from rdp_bench.errors import UsageError
 from rdp_bench.reports import audits, render
 from rdp_bench.reports.audit_section import view
+from rdp_bench.reports.figures.drawing import ACCENT
 from rdp_bench.reports.figures.illusion import illusion
 from rdp_bench.reports.tables.audits import sheet, side_by_side
 from rdp_bench.results import cards
@@ -144,6 +145,10 @@ def test_the_figure_plots_transfer_error_against_white_box_error() -> None:
     drawn = ET.fromstring(figure.saved["svg"])
     words = ["".join(each.itertext()).strip() for each in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert {"JPEG", "No defense", "error under transfer attacks, %", "error under white-box attacks, %"} <= {*words}
+    width, height = (float(drawn.get(side, "").removesuffix("pt")) for side in ("width", "height"))
+    uses = [each for each in drawn.iter("{http://www.w3.org/2000/svg}use") if ACCENT in each.get("style", "")]
+    (place,) = [(float(each.get("x", "")) / width, float(each.get("y", "")) / height) for each in uses]
+    assert place == pytest.approx((0.5, 0.08), abs=0.06)  # 40 % to the right, at 95 % of the height
     assert illusion([card(tiers=())]) is None
 
 
