@@ -8,8 +8,8 @@ from rdp_bench.results.cards import AttackFacts, Card, Status, Tier
 from rdp_bench.results.rows import display_name
 from rdp_bench.specs import show
 
-WIDTH, ROW, TOP, TALL = 420.0, 44.0, 20.0, 12.0
-"""Of the drawing of tiers: its width, the height of a tier, where its bar begins in it, and the bar's height."""
+WIDTH, LINE, TALL, GAP = 420.0, 15.0, 12.0, 14.0
+"""Of the drawing of tiers: its width, the height of a line of text, of a bar, and of what is between two tiers."""
 _INSET = 8.0
 """Left and right of the axis."""
 
@@ -63,10 +63,16 @@ def _drawing(card: Card) -> dict[str, Any]:
     def x(percent: float) -> float:
         return round(_INSET + long * percent / 100, 1)
 
-    bars = [_bar(tier, x) | {"y": ROW * number} for number, tier in enumerate(card.tiers)]
+    bars: list[dict[str, Any]] = []
+    y = 0.0
+    for tier in card.tiers:
+        bar = _bar(tier, x)
+        top = (2 if bar["knows"] else 1) * LINE + 4
+        bars.append(bar | {"y": y, "top": top})
+        y += top + TALL + GAP
     return {
-        "width": WIDTH, "height": ROW * len(bars) + 22, "axis": ROW * len(bars), "bars": bars, "left": x(0), "top": TOP,
-        "tall": TALL, "ticks": [(x(tick), tick) for tick in (0, 25, 50, 75, 100)],
+        "width": WIDTH, "height": y + 22, "axis": y, "bars": bars, "left": x(0), "tall": TALL,
+        "ticks": [(x(tick), tick) for tick in (0, 25, 50, 75, 100)],
         "bare": any(bar["bare"] is not None for bar in bars),
     }  # fmt: skip
 

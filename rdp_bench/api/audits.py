@@ -134,7 +134,12 @@ def audit(
             work(running, jobs, batch_size, progress, where=where)
             return running
 
-        command = f"rdp_bench.audit({ours.labels[0]!r}, target={target!r}, eps={eps!r}, budget={budget!r})"
+        asked = {
+            "target": target, "sources": names, "dataset": dataset, "eps": eps, "budget": budget, "limit": limit,
+            "image_size": image_size, "seed": seed,
+        }  # fmt: skip
+        kept = [f"{name}={value!r}" for name, value in asked.items() if value not in (None, ())]
+        command = f"rdp_bench.audit({', '.join([repr(ours.labels[0]), *kept])})"
         plans = planned(subject, plan_of, list(grid.parts(subject, limit)))
         with keeping():
             card = run_audit(subject, plans, perform, command, fresh=made)

@@ -52,5 +52,6 @@ def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding]) 
         text += f". Planned attacks have no number: {parts}"
     if faults := [finding for finding in said if finding.status == FAIL]:
         names = ", ".join(f"{finding.id} {finding.title}" for finding in faults[:3])
-        text += f". The true number is lower or unknown: {len(faults)} checks fail ({names})"
+        fail = "1 check fails" if len(faults) == 1 else f"{len(faults)} checks fail"
+        text += f". The true number is lower or unknown: {fail} ({names})"
     return text + "."

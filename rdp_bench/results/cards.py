@@ -204,7 +204,10 @@ def load(out: Path, complain: Callable[[str], None] | None = None) -> list[Card]
     found = []
     for path in sorted((out / FOLDER).glob("*.json")):
         try:
-            found.append(read(path))
+            card = read(path)
+            if path.stem != card.name:
+                raise UsageError(f"{path} is the card of another audit, {card.name}; move it away")
+            found.append(card)
         except UsageError as error:
             if complain:
                 complain(str(error))

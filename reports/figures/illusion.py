@@ -18,8 +18,10 @@ COLUMNS = (
     "dataset", "n", "eps", "budget", "target", "defense",
     *(f"{tier}_error{part}" for tier in ("transfer", "white_box") for part in ("", "_low", "_high")),
 )  # fmt: skip
-SIDE = 2.75
-"""Inches of a panel: both axes are errors, so it is a square."""
+SIDE, WIDE = 2.75, 3.6
+"""Inches of a panel: both axes are errors, so it is a square. `WIDE` is one of many points that is alone."""
+MANY = 8
+"""Points from which intervals are no longer kept free of names."""
 _LEFT, _BOTTOM, _RIGHT, _TOP = 0.58, 0.45, 0.15, 0.1
 _PANELS = 6
 _EDGE = 4.0
@@ -73,20 +75,24 @@ def _draw(panels: dict[tuple[str, str], list[dict[str, Any]]]) -> drawing.Saved:
     across = min(len(shown), 2)
     down = -(-len(shown) // across)
     top = _TOP + (0.3 if len(shown) > 1 else 0)
-    wide, tall = _LEFT + SIDE + _RIGHT, _BOTTOM + SIDE + top
+    side = WIDE if across == 1 and len(shown[0][1]) >= MANY else SIDE
+    wide, tall = _LEFT + side + _RIGHT, _BOTTOM + side + top
     width, height = wide * across, tall * down
     with drawing.styled():
         figure = Figure((width, height))
         for i, ((target, where), points) in enumerate(shown):
-            x, y = wide * (i % across) + _LEFT, height - tall * (i // across) - top - SIDE
-            ax: Axes = figure.add_axes((x / width, y / height, SIDE / width, SIDE / height))
-            _panel(ax, points)
+            x, y = wide * (i % across) + _LEFT, height - tall * (i // across) - top - side
+            ax: Axes = figure.add_axes((x / width, y / height, side / width, side / height))
+            _panel(ax, points, side)
             if len(shown) > 1:
                 ax.set_title(f"{short(display_name(target), 24)}\n{short(where, 34)}")
         return drawing.save(figure)
 
 
-def _panel(ax: "Axes", points: list[dict[str, Any]]) -> None:
+def _panel(ax: "Axes", points: list[dict[str, Any]], side: float) -> None:
+    def inches(percent: float) -> float:
+        return (percent + _EDGE) / (100 + 2 * _EDGE) * side
+
     ax.set_xlim(-_EDGE, 100 + _EDGE)
     ax.set_ylim(-_EDGE, 100 + _EDGE)
     ax.fill([-_EDGE, 100 + _EDGE, -_EDGE], [-_EDGE, 100 + _EDGE, 100 + _EDGE], color=ACCENT, alpha=0.09, linewidth=0)
@@ -102,33 +108,23 @@ def _panel(ax: "Axes", points: list[dict[str, Any]]) -> None:
         named.setdefault(at, []).append(point["defense"])
         for axis, tier in enumerate(("transfer", "white_box")):
             if f"{tier}_error_low" in point:
-                ends = [point[f"{tier}_error_low"], point[f"{tier}_error_high"]]
-                level = [at[1 - axis]] * 2
-                boxes = [[_inches(value) for value in each] for each in (ends, level)][:: 1 if axis == 0 else -1]
-                lines.append(Box(*(min(each) - 0.01 for each in boxes), *(max(each) + 0.01 for each in boxes)))
-                ax.plot(*((ends, level) if axis == 0 else (level, ends)), color=INK, linewidth=0.3, zorder=2)
+                x, y = [at[0]] * 2, [at[1]] * 2
+                (x, y)[axis][:] = [point[f"{tier}_error_low"], point[f"{tier}_error_high"]]
+                ax.plot(x, y, color=INK, alpha=0.45, linewidth=0.4, zorder=2)
+                if len(points) < MANY:
+                    left, right, low, high = map(inches, (*x, *y))
+                    lines.append(Box(left - 0.01, low - 0.01, right + 0.01, high + 0.01))
     for at, defenses in named.items():
         bare = defenses == [UNDEFENDED]
-        ax.plot(
-            *at,
-            "o",
-            markersize=5.5,
-            color=INK if bare else ACCENT,
-            markerfacecolor="white" if bare else ACCENT,
-            zorder=3,
-        )
-    spots = [(_inches(x), _inches(y)) for x, y in named]
+        color, face = (INK, "white") if bare else (ACCENT, ACCENT)
+        ax.plot(*at, "o", markersize=5.5, color=color, markerfacecolor=face, zorder=3)
+    spots = [(inches(x), inches(y)) for x, y in named]
     names = [short(", ".join(short(display_name(each), 24) for each in each_at), 40) for each_at in named.values()]
-    steps = [(k + 0.5) / 40 * SIDE for k in range(40)]
+    steps = [(k + 0.5) / 40 * side for k in range(40)]
     lines += [Box(step - 0.02, step - 0.02, step + 0.02, step + 0.02) for step in steps]
-    write_names(ax, names, spots, (SIDE, SIDE), lines)
+    write_names(ax, names, spots, (side, side), lines)
     ax.set_xticks(range(0, 101, 20))
     ax.set_yticks(range(0, 101, 20))
     ax.set_xlabel("error under transfer attacks, %")
     ax.set_ylabel("error under white-box attacks, %")
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def _inches(percent: float) -> float:
-    """From the left or lower end of an axis."""
-    return (percent + _EDGE) / (100 + 2 * _EDGE) * SIDE

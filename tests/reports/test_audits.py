@@ -189,6 +189,14 @@ def test_an_edited_card_is_left_out_and_named(change: Any, tmp_path: Path) -> No
     assert (found.exit_code, str(path) in found.output) == (1, True)
 
 
+def test_a_copied_card_is_left_out(tmp_path: Path) -> None:
+    _, (path, *_) = audits.write(card(), tmp_path)
+    (path.parent / "copy.json").write_bytes(path.read_bytes())
+    lost: list[str] = []
+    assert cards.load(tmp_path, lost.append) == [card()]
+    assert lost == [f"{path.parent / 'copy.json'} is the card of another audit, {path.stem}; move it away"]
+
+
 def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
     made = card(names={"a": "b"}, runs=("x",))
     written, files = audits.write(made, tmp_path)
