@@ -67,7 +67,7 @@ _grid: dict[str, Any] = {
 )
 @click.option("--profile", default="embedded", show_default=True, help="Profile of the grid: embedded or paper.")
 @click.option("--dataset", metavar="NAME|FOLDER|CSV", help="Images to use instead of the grid's.")
-@click.option("--limit", type=int, help="Use only the first N images.")
+@click.option("--limit", type=int, help="Use only the first N images, instead of the grid's number.")
 @click.option(
     "--image-size",
     type=int,

@@ -372,7 +372,7 @@ def make_plan(
             continue
         sources[label] = find_source(label, axes.ensembles, grid.files(axis, models_dir))
     checks = {label: find(label, models_dir) for label in axes.checks}
-    dataset = _resized(axes, min((n for n in (limit, axes.limit) if n), default=None))
+    dataset = _resized(axes, limit or axes.limit)
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
     aiming = [label for label, made in attacks.items() if aims_at_targets(made.value)]

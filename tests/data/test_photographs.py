@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from rdp_bench.data._images import prepare
 from rdp_bench.data.image_hashes import hash_images
 from rdp_bench.data.open import open_dataset
 from rdp_bench.data.photographs import PhotographHashes, shipped
 from rdp_bench.errors import DamagedError
-from rdp_bench.keys import hash_file
+from rdp_bench.keys import hash_file, hash_pixels
 from rdp_bench.train.photos import Photos, open_photos
 from tests.helpers.images import noise
 from tests.helpers.paths import ROOT
@@ -47,6 +48,15 @@ def test_files_pixels_and_strangers(photos: tuple[Path, Photos], tmp_path: Path)
     assert found(opened.hashes, tmp_path, 32) == ["copy.png", "large.bmp", "small.bmp"]
     pixels_only = PhotographHashes.of("", 10, opened.short, ())
     assert found(pixels_only, tmp_path, 32) == []
+
+
+def test_a_training_on_prepared_images(tmp_path: Path) -> None:
+    """The photographs are what an evaluation makes of the files: neither files nor whole images agree."""
+    (tmp_path / "0").mkdir()
+    for i in range(2):
+        Image.fromarray(noise(i, 70, 90)).save(tmp_path / "0" / f"{i}.png")
+    hashes = PhotographHashes.of("r", 1, 256, [hash_pixels(prepare(tmp_path / "0" / "1.png", 32))])
+    assert found(hashes, tmp_path, 32) == ["1.png"]
 
 
 def test_only_so_many_images_are_looked_up(photos: tuple[Path, Photos], tmp_path: Path) -> None:

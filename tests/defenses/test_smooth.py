@@ -103,6 +103,12 @@ def test_what_is_differentiable_has_its_own_gradient(label: str) -> None:
     assert value(x + step) - value(x - step) == pytest.approx(2e-3 * float(slope.norm()), rel=0.02)
 
 
+def test_the_stand_in_has_the_draws_of_what_is_seen() -> None:
+    """TVM: a value that the defense dropped has no gradient, and another has."""
+    dropped = toy.image_rng(2).uniform(3, 16, 16) >= 0.5
+    assert torch.equal(gradient(made("tvm").smooth_through, photo(2, 16)) == 0, dropped)
+
+
 def test_sources_name_it() -> None:
     found = parse("smooth(jpeg, effnet-lite0, 3)")
     assert found

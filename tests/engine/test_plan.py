@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from rdp_bench import registry
+from rdp_bench.cache.store import Store
 from rdp_bench.engine import plan as planning
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob
 from rdp_bench.engine.options import RunOptions
-from rdp_bench.engine.plan import Plan
+from rdp_bench.engine.plan import Plan, make_plan
 from rdp_bench.engine.run import Run
 from rdp_bench.engine.schedule import run_here
 from rdp_bench.engine.worker import Worker
@@ -121,6 +122,15 @@ def test_images_are_hashed_once_for_all_records(tmp_path: Path, monkeypatch: pyt
         made = plan(tmp_path, limit=12, defenses=("none", "tiny/round"), attacks=("fgsm", "mi-fgsm"))
         assert len([job for job in made.jobs if isinstance(job, CraftJob)]) == 2
     assert hashed == [12, 12]  # pixels, labels
+
+
+@pytest.mark.parametrize("asked", [2, 5])
+def test_the_number_of_images_that_is_asked_for_replaces_that_of_the_grid(asked: int, tmp_path: Path) -> None:
+    with new_process():
+        grid = plan(tmp_path).grid
+        grid = dataclasses.replace(grid, axes=dataclasses.replace(grid.axes, limit=3))
+        made = make_plan(grid, Store(tmp_path), seed=0, device="cpu", limit=asked, models_dir=None)
+    assert len(made.dataset.ids) == asked
 
 
 def test_files_of_a_label_are_looked_for_where_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
