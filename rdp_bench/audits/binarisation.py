@@ -20,6 +20,7 @@ from rdp_bench.attacks._adaptive.victim import Victim, hardest
 from rdp_bench.budgets import LINF
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.models.defended import DefendedClassifier
+from rdp_bench.models.entry_calls import is_out_of_memory
 from rdp_bench.protocols import Features, samples_of
 
 if TYPE_CHECKING:
@@ -212,10 +213,17 @@ def _same(rng: ImageRng) -> ImageRng:
 @torch.no_grad()
 def _features(member: Classifier, points: Tensor, rng: ImageRng, *, random: bool) -> Tensor:
     """Features of points around one image, each with draws of its own, or all with the same."""
-    parts = []
-    for part in torch.split(points, BATCH):
+    parts: list[Tensor] = []
+    size = BATCH
+    while (done := sum(map(len, parts))) < len(points):
+        part = points[done : done + size]
         streams = rng.select(torch.zeros(len(part), dtype=torch.int64))  # one stream: they follow one another
-        parts.append(features(member, part, streams if random else _same(streams)))
+        try:
+            parts.append(features(member, part, streams if random else _same(streams)))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            size //= 2
     return torch.cat(parts)
 
 
