@@ -161,7 +161,10 @@ class Probing:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                log.warning("out of memory on %s: probe '%s' goes on with %d images", plan.device, name, images // 2)
+                if images > 1:
+                    log.warning(
+                        "out of memory on %s: probe '%s' goes on with %d images", plan.device, name, images // 2
+                    )
                 torch.cuda.empty_cache()
                 continue
             plan.store.made_by = describe(plan.device)
