@@ -22,7 +22,7 @@ from rdp_bench.attacks._adaptive.victim import Victim, hardest
 from rdp_bench.budgets import LINF
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.models.defended import DefendedClassifier
-from rdp_bench.protocols import Features, samples_of
+from rdp_bench.protocols import Features, Purifier, samples_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -151,7 +151,6 @@ def trial(
     fitted = _fit(seen(chain([x], inside)), far)
     if fitted is None:
         return None
-    read_out = ReadOut(member, *fitted, random)
 
     def share(points: Iterable[Tensor]) -> float:
         """Of points, or draws, that have label 1."""
@@ -164,9 +163,23 @@ def trial(
     uniform = (_uniform(own, x, eps) for _ in range(RANDOM_POINTS))
     searched = share(chain(corners, uniform))
     label = torch.zeros(1, dtype=torch.int64, device=x.device)
-    victim = Victim.of(_Source([read_out], samples_of(source)), x, label, eps, LINF, rng.fork("attack"))
-    adv = hardest(victim, cascade.apgd_runs("ce", steps, 1, 1, stop=True))
-    return Trial(bool(victim.accuracy(victim.stored(adv)) < 0.5), searched)
+
+    def finds(attacked: Classifier) -> bool:
+        read_out = _Source([ReadOut(attacked, *fitted, random)], samples_of(source))
+        victim = Victim.of(read_out, x, label, eps, LINF, rng.fork("attack"))
+        adv = hardest(victim, cascade.apgd_runs("ce", steps, 1, 1, stop=True))
+        return bool(victim.accuracy(victim.stored(adv)) < 0.5)
+
+    return Trial(any(map(finds, _ways(member))), searched)
+
+
+def _ways(member: Classifier) -> list[Classifier]:
+    """The member, and the one with the closer stand-in of its defense: the white-box tier takes the worst of both."""
+    if isinstance(member, DefendedClassifier) and member.attacked_defense.mode == "adaptive":
+        behind = member.attacked_defense
+        if isinstance(behind.defense.value, Purifier) and behind.defense.value.has_smooth:
+            return [member, replace(member, attacked_defense=replace(behind, mode="smooth"))]
+    return [member]
 
 
 def binarisation_test(
