@@ -122,7 +122,8 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _note(file: Any, frame: FrameType) -> None:
-    if not isinstance(file, str | bytes | os.PathLike):
+    # A module of safetensors that is imported within a block keeps what that block put in the place of `safe_open`.
+    if not watched or not isinstance(file, str | bytes | os.PathLike):
         return
     path = Path(os.fsdecode(file))
     data = path.suffix not in (".py", ".pyc") and path.is_file() and local_code.is_local(path)
