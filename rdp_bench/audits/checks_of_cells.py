@@ -189,10 +189,11 @@ def sweep(evidence: Evidence) -> Finding:
     title = "accuracy falls with eps and reaches 0"
     attack = evidence.subject.settings.gradient[-1]
     cells = evidence.find(attack=attack, defense=evidence.subject.defense)
-    by_eps = {cell.eps: cell.accuracy for cell in cells if cell.part in (WHITE_BOX, EPS)}
-    if len(by_eps) < 2:
+    cells = [cell for cell in cells if cell.part in (WHITE_BOX, STAND_IN, EPS)]
+    levels = sorted({cell.eps for cell in cells})
+    if len(levels) < 2:
         return missing("C8.b", title, "needs two eps")
-    levels = sorted(by_eps)
+    by_eps = {eps: min(cell.accuracy for cell in cells if cell.eps == eps) for eps in levels}
     said = ", ".join(f"{by_eps[eps]:.1f} % at {eps:g}" for eps in levels)
     least = min(by_eps.values())
     if levels[-1] < LARGE:

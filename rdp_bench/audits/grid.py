@@ -20,7 +20,7 @@ from rdp_bench import schema
 from rdp_bench.audits.parts import Subject
 from rdp_bench.audits.run import parts_of
 from rdp_bench.budgets import parse_eps
-from rdp_bench.engine.grid import AUDIT, Grid, Names, Text, based_on, expand_wildcards, read_table
+from rdp_bench.engine.grid import Grid, Names, Text, based_on, expand_wildcards, read_table
 from rdp_bench.engine.options import Placement
 from rdp_bench.errors import UsageError, unknown_name
 from rdp_bench.specs import FileSearch, plain
@@ -114,15 +114,6 @@ class _AuditFile:
     plugins: Annotated[tuple[str, ...], "a list of paths"] = ()
     names: Annotated[dict[str, str], "a table of texts"] = field(default_factory=dict)
     run: Annotated[dict[str, Any], "a table"] = field(default_factory=dict)
-
-
-def is_audit(name: str) -> bool:
-    """Whether a grid, built in or a file, is one of audits.
-
-    Raises:
-        UsageError: there is no such grid.
-    """
-    return AUDIT in read_table(name)[1]
 
 
 def load(name: str, profile: str, changes: Mapping[str, Any]) -> AuditGrid:

@@ -79,13 +79,12 @@ class Probing:
     def record(self, name: str, images: int) -> Record:
         """Everything that the numbers of a probe depend on."""
         subject, plan = self._subject, self._plan
+        settings = subject.settings
         return {
             "kind": "probe", "n": 1, "probe": name, "version": PROBES[name].version,
-            "source": plain(self._spec.record()),
-            "images": hash_many(plan.image_hashes[:images]),
-            "labels": hash_many(str(label) for label in plan.dataset.labels[:images]),
-            "random": subject.random, "draws": subject.settings.eot, "eps": subject.eps,
-            "steps": subject.settings.traced, "planted": list(subject.settings.planted),
+            "source": plain(self._spec.record()), "images": hash_many(plan.image_hashes[:images]),
+            "labels": hash_many(str(label) for label in plan.dataset.labels[:images]), "random": subject.random,
+            "eps": subject.eps, "draws": settings.eot, "steps": settings.traced, "planted": list(settings.planted),
             "device": plan.device.partition(":")[0], "precision": plan.precision,
         }  # fmt: skip
 
@@ -163,7 +162,10 @@ class Probing:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                log.warning("out of memory on %s: probe '%s' goes on with %d images", plan.device, name, images // 2)
+                if images > 1:
+                    log.warning(
+                        "out of memory on %s: probe '%s' goes on with %d images", plan.device, name, images // 2
+                    )
                 torch.cuda.empty_cache()
                 continue
             plan.store.made_by = describe(plan.device)

@@ -114,10 +114,13 @@ class Subject:
         return bool(self.made.random)
 
     @property
-    def smooth(self) -> bool:
-        """Whether the defense has a closer stand-in than its gradient in the white-box tier."""
+    def near(self) -> tuple[str, ...]:
+        """The source with the closer stand-in of the defense, where it has one."""
         made = self.made
-        return isinstance(made, Purifier) and made.has_smooth
+        if not (isinstance(made, Purifier) and made.has_smooth):
+            return ()
+        samples = f", {self.settings.eot}" if self.random else ""
+        return (f"smooth({self.defense}, {self.target}{samples})",)
 
     @property
     def fixed(self) -> str:
@@ -158,20 +161,18 @@ def grids(subject: Subject) -> Iterator[tuple[str, Grid]]:
         UsageError: an unknown name.
     """
     budget, defense, rows = subject.settings, subject.defense, _rows(subject)
-    through = f"white-box({budget.eot})"
+    through, near = f"white-box({budget.eot})", subject.near
     yield TRANSFER, _grid(subject, TRANSFER, subject.surrogates, budget.transfer, rows, clean=True)
     yield NOISE, _grid(subject, NOISE, ("white-box",), ("noise",), rows)
     yield GREY_BOX, _grid(subject, GREY_BOX, subject.grey_sources, budget.grey_box, rows)
     yield WHITE_BOX, _grid(subject, WHITE_BOX, (through,), budget.gradient, rows)
-    if subject.smooth:
-        samples = f", {budget.eot}" if subject.random else ""
-        near = f"smooth({defense}, {subject.target}{samples})"
-        yield STAND_IN, _grid(subject, STAND_IN, (near,), budget.gradient[-1:], (defense,))
+    if near:
+        yield STAND_IN, _grid(subject, STAND_IN, near, budget.gradient[-1:], (defense,))
     if subject.random:
         yield ONE_DRAW, _grid(subject, ONE_DRAW, ("white-box(1)",), budget.gradient[-1:], (defense,))
         yield FIXED, _grid(subject, FIXED, ("white-box",), budget.gradient[-1:], (subject.fixed,), clean=True)
     yield BLACK_BOX, _grid(subject, BLACK_BOX, ("white-box",), budget.black_box, (defense,))
-    yield EPS, _grid(subject, EPS, (through,), budget.gradient[-1:], (defense,), eps=subject.sweep)
+    yield EPS, _grid(subject, EPS, (through, *near), budget.gradient[-1:], (defense,), eps=subject.sweep)
     yield DOUBLED, _grid(subject, DOUBLED, (f"white-box({2 * budget.eot})",), budget.doubled, (defense,))
 
 

@@ -224,7 +224,9 @@ def planted(context: Context) -> Numbers:
     few = min(images, len(context.x))
     rng = context.rng("planted").select(torch.arange(few))
     x = context.x[:few]
-    return binarisation.test(context.source, x, context.eps, context.steps, inner, rng, random=context.random)
+    return binarisation.binarisation_test(
+        context.source, x, context.eps, context.steps, inner, rng, random=context.random
+    )
 
 
 PROBES: Mapping[str, Callable[[Context], Numbers | None]] = {

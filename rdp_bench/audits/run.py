@@ -89,8 +89,8 @@ def audit(
         )
     (white,) = [plan for part, plan in plans if part == WHITE_BOX]
     probes = Probing(subject, white).measure(fresh=fresh)
-    numbers = {**probes.numbers, "models": work.models, "photographs": overlap(subject.made, white)}
-    evidence = Evidence(subject, subject.random, tuple(work.cells), numbers)
+    more_numbers = {"models": work.models, "photographs": overlap(subject.made, white)}
+    evidence = Evidence(subject, subject.random, tuple(work.cells), {**probes.numbers, **more_numbers})
     return card_of(
         evidence, unmeasured=probes.problems, attacks=work.attacks(), command=command,
         cost=work.cost(probes, (time.perf_counter() - begin) / 60),

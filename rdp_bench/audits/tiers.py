@@ -46,7 +46,8 @@ def tiers(evidence: Evidence) -> list[Tier]:
         # An attacker may always leave an image as it is.
         base = [evidence.clean(evidence.subject.fixed) if name == "fixed" else clean]
         tier = _tier(name, cells + [each for each in base if each and name != "clean"])
-        found.append(replace(tier, undefended=_undefended(evidence, name), failed=_failed(evidence, name)))
+        undefended, failed = _undefended(evidence, name), _failed(evidence, name)
+        found.append(replace(tier, undefended=undefended, failed=failed, title=NAMES[name]))
     return found
 
 
@@ -94,5 +95,5 @@ def _tier(name: str, cells: Sequence[Cell]) -> Tier:
     attacks = tuple(dict.fromkeys(str(cell) for cell in cells if cell.attack != CLEAN))
     return Tier(
         name, 100 * float(shares.mean()), 100 * low, 100 * high, 100 * float((shares == 1).mean()),
-        100 * float(votes.mean()), n, attacks, title=NAMES[name],
+        100 * float(votes.mean()), n, attacks,
     )  # fmt: skip

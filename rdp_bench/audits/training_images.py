@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from rdp_bench.weights import files
 
 if TYPE_CHECKING:
     from rdp_bench.engine.plan import Plan
+
+
+log = logging.getLogger(__name__)
 
 
 def overlap(defense: Defense, plan: Plan) -> dict[str, Any]:
@@ -34,8 +38,13 @@ def weight_files(defense: Defense) -> Iterator[Path]:
     if isinstance(defense, Chained):
         for part in defense.parts:
             yield from weight_files(part)
-    elif isinstance(defense, HasWeightFiles):
-        yield from defense.paths
+        return
+    try:
+        paths = list(defense.paths) if isinstance(defense, HasWeightFiles) else []
+    except Exception as error:  # a plugin's `paths` may be anything
+        log.info("the weight files of %s are not known: %s", type(defense).__name__, error)
+        return
+    yield from (path for path in paths if isinstance(path, Path))
 
 
 def _of_file(path: Path, plan: Plan, *, ours: bool) -> dict[str, Any] | None:

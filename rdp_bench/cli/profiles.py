@@ -43,7 +43,7 @@ def lacking(profile: str, models_dir: Path | None) -> dict[str, str]:
 
     def settled(name: str) -> Iterator[grid.Grid]:
         """The grid, or the parts of its audits."""
-        if not audits.is_audit(name):
+        if not grid.is_audit(name):
             yield grid.settle(grid.load(name, profile, {})[0], models_dir)
             return
         several = audits.load(name, profile, {})

@@ -149,7 +149,9 @@ def run(grid_name: str | None, **flags: Any) -> None:
         raise UsageError(f"no grid is named; try: rdp-bench run table1. Built-in grids: {', '.join(grid.builtin())}")
     options = run_options(flags)
     names = grid.expand_suite(grid_name)
-    if names == [grid_name] and audits.is_audit(grid_name):
+    if names == [grid_name] and grid.is_audit(grid_name):
+        from rdp_bench.audits import grid as audits
+
         sys.exit(audited.run_all(audits.load(grid_name, options.profile, options.changes), options))
     if names != [grid_name]:
         sys.exit(suite.run_all(names, options))

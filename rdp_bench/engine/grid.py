@@ -254,6 +254,15 @@ def expand_suite(name: str, within: tuple[Path, ...] = ()) -> list[str]:
     return found
 
 
+def is_audit(name: str) -> bool:
+    """Whether a grid, built in or a file, is one of audits; see `audits.grid`.
+
+    Raises:
+        UsageError: there is no such grid.
+    """
+    return AUDIT in read_table(name)[1]
+
+
 def read_table(name: str) -> tuple[str, dict[str, Any], Path]:
     """A grid's name, what its file says, and the folder that paths in it start from."""
     file: Traversable

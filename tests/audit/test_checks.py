@@ -189,6 +189,8 @@ def test_who_knows_more_breaks_more_and_everything_breaks_at_a_large_eps() -> No
     for right, status in (("0" * 20, PASS), ("1" + "0" * 19, FAIL)):
         assert cells.sweep(evidence(white, cell("eps", BASE, right, eps=64.0))).status == status
     assert cells.sweep(evidence(white, cell("eps", BASE, "0" * 20, eps=8.0))).status == NA  # 64 failed
+    both = [cell("eps", BASE, right, eps=64.0) for right in ("0" * 20, "1" * 20)]
+    assert cells.sweep(evidence(white, *both)).status == PASS  # by the closer stand-in
     assert cells.noise_control(evidence(CLEAN, white, cell("noise", "noise", "1" * 20))).status == PASS
     assert cells.noise_control(evidence(CLEAN, white, cell("noise", "noise", "1" * 10 + "0" * 10))).status == FAIL
 

@@ -30,6 +30,9 @@ TRUTH = {
 ROBUST = "effnet-lite2-ens"
 """The adversarially fine-tuned target, without a defense."""
 
+TURNED = "fault/turned"
+"""A defense with a bad and a good stand-in."""
+
 HONEST = ("fault/identity", "honest/average", "honest/half")
 
 ROOTS = frozenset().union(*TRUTH.values()) - {"C6", "C11"}
@@ -66,6 +69,16 @@ def test_the_fault_of_each_is_named(name: str, tmp_path: Path) -> None:
     assert not found & ROOTS - TRUTH[name] - consequences
 
 
+def test_a_closer_stand_in_takes_the_place_of_a_bad_one(tmp_path: Path) -> None:
+    """The tier, the sweep and the binarisation test take the worst of both; C5.b says that they differ."""
+    card = audited(tmp_path, TURNED)
+    assert check(card, "C5.b").status == "WARN"
+    assert [check(card, each).status for each in ("C8.b", "C11")] == ["PASS", "PASS"]
+    assert failing(card) == {"C5"}  # of the usual one
+    (white,) = [tier for tier in card.tiers if tier.name == "white-box"]
+    assert any("smooth(fault/turned, fault/one)" in attack for attack in white.attacks)
+
+
 @pytest.mark.parametrize("name", HONEST)
 def test_nothing_is_raised_on_honest_ones(name: str, tmp_path: Path) -> None:
     card = audited(tmp_path, name)
@@ -82,7 +95,7 @@ def test_nothing_is_raised_on_an_adversarially_trained_network(tmp_path: Path) -
 def main() -> None:
     """Print the table."""
     logging.disable(logging.CRITICAL)
-    for name in (*TRUTH, *HONEST, ROBUST):
+    for name in (*TRUTH, TURNED, *HONEST, ROBUST):
         with TemporaryDirectory() as folder:
             card = audits.robust_card(Path(folder)) if name == ROBUST else audited(Path(folder), name)
         tiers = ", ".join(f"{tier.name} {tier.accuracy:.0f}" for tier in card.tiers)

@@ -146,7 +146,7 @@ def test_paths_start_at_the_file_and_profiles_win(tmp_path: Path) -> None:
         '[audit]\ndefenses = ["jpeg"]\ndataset = "photos"\n[profile.embedded]\n[profile.paper]\nbudget = "standard"\n'
     )
     (tmp_path / "g.toml").write_text(text)
-    assert grid.is_audit(str(tmp_path / "g.toml"))
+    assert engine_grid.is_audit(str(tmp_path / "g.toml"))
     found = grid.load(str(tmp_path / "g.toml"), "paper", {})
     assert (found.axes.dataset, found.axes.budget, found.axes.targets) == (
         str(tmp_path / "photos"), "standard", ("effnet-lite2",)
@@ -155,7 +155,7 @@ def test_paths_start_at_the_file_and_profiles_win(tmp_path: Path) -> None:
 
 def test_the_built_in_grid_of_audits_can_be_planned(tmp_path: Path) -> None:
     assert "audit" in engine_grid.builtin()
-    assert not grid.is_audit("table1")
+    assert not engine_grid.is_audit("table1")
     found = cli("run", "audit", "--dry-run", "--limit", "1", "--out", tmp_path / "out")
     assert found.exit_code == 0, found.output
     assert "audit-rdp-effnet-lite2-ens-photos20-eps4-quick-white-box" in found.output

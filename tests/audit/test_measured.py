@@ -23,6 +23,7 @@ from tests.helpers import audits
 from tests.helpers.paths import ROOT
 
 BUDGETS |= {"toy": audits.TOY, "finer": replace(audits.TOY, eot=3), "longer": replace(audits.TOY, traced=7)}
+BUDGETS["planted"] = replace(audits.TOY, planted=(2, 9))
 SUBJECT = Subject("honest/average", "fault/one", "fault/photos", 4.0, "toy", ("fault/two",))
 
 
@@ -82,6 +83,7 @@ def facts(folder: Path) -> Mapping[str, tuple[Subject, Plan]]:
         "eps": (replace(SUBJECT, eps=8.0), plan(folder, replace(SUBJECT, eps=8.0))),
         "draws": (finer, plan(folder, finer)),
         "steps": (replace(SUBJECT, budget="longer"), plan(folder, replace(SUBJECT, budget="longer"))),
+        "planted": (replace(SUBJECT, budget="planted"), plan(folder, replace(SUBJECT, budget="planted"))),
         "defense": (random, plan(folder, random)),
         "target": (replace(SUBJECT, target="fault/two"), plan(folder, replace(SUBJECT, target="fault/two"))),
         "images": (SUBJECT, relabelled),

@@ -1,5 +1,6 @@
 """What an entry reads when it is made is in its keys; what it reads while it works is warned of."""
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
@@ -175,3 +177,15 @@ def test_what_a_users_script_reads_itself_changes_no_key(tmp_path: Path) -> None
     )
     plugins.load()
     assert done.stdout.strip() == str([defense.resolve(label).version for label in ("jpeg", "rdp", "comdefend")])
+
+
+def test_a_library_that_is_first_imported_within_a_block_works_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps the function that notes reads, and there is no block any more."""
+    monkeypatch.setattr(safetensors, "torch", safetensors.torch)
+    monkeypatch.delitem(sys.modules, "safetensors.torch")
+    with user_reads.watching():
+        fresh = importlib.import_module("safetensors.torch")
+    save_file({"factor": torch.tensor([3.0])}, tmp_path / "factor.safetensors")
+    assert fresh.load_file(tmp_path / "factor.safetensors")["factor"].item() == 3

@@ -102,7 +102,7 @@ def test_commands_can_be_typed(line: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert given["record"] or len(line.split()) < 4, line  # --from, or a command's name in running text
         return
     for name in grid.expand_suite(given["grid_name"]) if known_grid(given["grid_name"]) else ():
-        (audits if audits.is_audit(name) else grid).load(name, given["profile"], {})
+        (audits if grid.is_audit(name) else grid).load(name, given["profile"], {})
     unwritten = () if all(path.exists() for path in given["plugins_"]) else ("mine/",)  # a file that the reader writes
     for kind in ("attack", "defense"):
         for label in (part for text in given[kind] for part in split(text, ",")):

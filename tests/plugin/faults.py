@@ -85,6 +85,20 @@ class Sign(Exact):
         return found
 
 
+@defense("fault/turned", source="made up")
+@dataclass(frozen=True)
+class Turned(Purifier):
+    """Turns the image upside down: the identity is a bad stand-in, and turning is a good one."""
+
+    has_smooth: ClassVar[bool] = True
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return x.detach().flip(2, 3)
+
+    def smooth(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return x.flip(2, 3)
+
+
 @defense("fault/detach", source="made up")
 @dataclass(frozen=True)
 class Detach(Exact):
