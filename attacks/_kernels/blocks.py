@@ -79,7 +79,9 @@ def rotated_blocks(images: Tensor, rows: Strips, columns: Strips, angles: Tensor
     n, c, h, w = images.shape
     top, source_y, height = (each.to(device)[:, :, None] for each in (rows.first, rows.source, rows.length))
     left, source_x, width = (each.to(device)[:, None, :] for each in (columns.first, columns.source, columns.length))
-    angle = angles.to(device)[torch.arange(n)[:, None, None], rows.block[:, :, None], columns.block[:, None, :]]
+    # Of the block of each pixel, one axis after the other, which is much faster than both at once.
+    block_y, block_x = rows.block.to(device)[:, :, None], columns.block.to(device)[:, None, :]
+    angle = angles.to(device).gather(1, block_y.expand(n, h, angles.shape[2])).gather(2, block_x.expand(n, h, w))
     centre_y, centre_x = (height - 1) / 2, (width - 1) / 2
     dy = torch.arange(h, device=device)[:, None] - top - centre_y
     dx = torch.arange(w, device=device) - left - centre_x
@@ -90,7 +92,7 @@ def rotated_blocks(images: Tensor, rows: Strips, columns: Strips, angles: Tensor
     for row, above, weight_y in _neighbours(y, source_y, height):
         for column, beside, weight_x in _neighbours(x, source_x, width):
             inside = above & beside
-            index = (row * w + column).mul_(inside).reshape(n, 1, h * w)
+            index = (row * w + column).clamp_(0, h * w - 1).reshape(n, 1, h * w)
             weight = (weight_y * weight_x).mul_(inside).reshape(n, 1, h * w)
             parts.append(weight * flat.gather(2, index.expand(n, c, h * w)))
     return GREY + (parts[0] + parts[1] + parts[2] + parts[3]).reshape(n, c, h, w)
