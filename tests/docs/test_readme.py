@@ -94,7 +94,7 @@ def test_the_python_runs_as_printed(tmp_path: Path) -> None:
 
 
 def test_every_command_and_flag_of_the_readme_exists() -> None:
-    lines = re.findall(r"rdp-bench ((?:run|report|doctor|list|train|export)[^`\n]*)", README)
+    lines = re.findall(r"rdp-bench ((?:run|report|doctor|list|train|export|audit|results)[^`\n]*)", README)
     assert len(lines) >= 6
     for line in lines:
         words = shlex.split(line.partition(" && ")[0])
