@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rdp_bench.numerics import memory, precision
 from rdp_bench.numerics.fixed_layers import AVAILABLE, Convolution, Linear
 
-AT_ONCE, CRAFTED = 10, 14
+AT_ONCE, CRAFTED = 10, 10
 """Images of usual size at a time: without a gradient, and with that of one network. Each takes up to 1 GB."""
 
 USUAL = 299
