@@ -17,14 +17,14 @@ from tests.helpers.plans import new_process, plan
 
 
 class Clock:
-    """Seconds pass when somebody sleeps."""
+    """Seconds pass when somebody sleeps, and only then."""
 
     def __init__(self) -> None:
-        self.passed = 0.0
+        self.begin, self.passed = time.time(), 0.0
         self.on_sleep: Callable[[], None] = lambda: None
 
     def time(self) -> float:
-        return time.time() + self.passed
+        return self.begin + self.passed
 
     def sleep(self, seconds: float) -> None:
         self.passed += seconds
