@@ -33,6 +33,7 @@ ARRAYS: dict[str, dict[str, Any]] = {
     },
     "image_quality": {"mse": np.ones(N, np.float32), "ssim": np.ones(N, np.float32)},
     "sample": {"purified": np.arange(N * 12, dtype=np.uint8).reshape(N, 3, 2, 2)},
+    "probe": {"json": np.frombuffer(b'{"a": 1}' * N, np.uint8).reshape(N, 8)},
     "photos": {"pixels": np.arange(N * 18, dtype=np.uint8).reshape(N, 3, 2, 3)},
 }
 KINDS = sorted(ARRAYS)

@@ -20,7 +20,7 @@ from tests.cache.test_store_faults import ARRAYS, N, artefact
 from tests.helpers.commands import cli
 from tests.helpers.damage import Toy, edit, flip
 
-OF_A_RUN = {*KINDS} - {"photos"}  # those are a training's
+OF_A_RUN = {*KINDS} - {"photos", "probe"}  # those are of a training and of an audit
 
 # --- shards: every bit ------------------------------------------------------------------------------------
 
