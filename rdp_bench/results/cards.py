@@ -158,7 +158,7 @@ def slug(label: str) -> str:
     """A label as part of a file's name: a-z, 0-9 and single hyphens; of a label that has others, with its hash.
 
     >>> slug("effnet-lite2"), slug("mine/net")
-    ('effnet-lite2', 'mine-net-2bf6d3')
+    ('effnet-lite2', 'mine-net-21130a')
     """
     safe = "-".join(re.findall(r"[a-z0-9]+", label.lower()))[-40:]
     return safe if safe and safe == label else f"{safe}-{hashlib.sha256(label.encode()).hexdigest()[:6]}".lstrip("-")

@@ -155,7 +155,7 @@ def test_without_the_axis_nothing_is_measured_and_with_it_no_key_changes(
         purified.append(what)
         return check_purified(pure, x, what)
 
-    monkeypatch.setattr("rdp_bench.engine.worker.check_purified", count)
+    monkeypatch.setattr("rdp_bench.engine.looks.check_purified", count)
     assert run(grid).exit_code == 0
     assert sorted(purified) == ["none", "none", "tiny/dither", "tiny/dither", "tiny/round", "tiny/round"]
     assert {kind for kind, _ in stored(grid) - before} == {"image_quality"}
