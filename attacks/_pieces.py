@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def size(run: Run, images: Tensor) -> int | None:
     """Images to differentiate at a time; None: all at once, because it is as good or a part needs them together."""
     members = run.source.members
-    if images.device.type != "cpu" or len(members) == 1:  # one network is small enough
+    if images.device.type != "cpu":
         return None
     if not all(type(part) in QUIET or type(part) is Diversity for part in run.parts):
         return None

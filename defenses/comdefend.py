@@ -100,6 +100,7 @@ class ComDefend(Learned):
         from torch.nn.functional import interpolate, pad
 
         from rdp_bench.defenses._networks.comdefend import BITS, cut, join
+        from rdp_bench.numerics import pieces
         from rdp_bench.numerics.precision import lowered
 
         net, own = self.net(x.device), x.shape[-1]
@@ -111,8 +112,10 @@ class ComDefend(Learned):
             x = pad(x, (0, more, 0, more), mode="reflect")
         side = self.patch or x.shape[-1]
         noise = cut(rng.normal(BITS, *x.shape[2:]) * self.noise, side) if self.noise else 0.0
+        patches, images = cut(x, side), None if self.noise or not pieces.independent(net) else pieces.size(x)
+        at_once = images and images * len(patches) // len(x)
         with lowered(x.device):
-            out = join(net(cut(x, side), noise).to(x.dtype), len(x))
+            out = join(pieces.computed(lambda part: net(part, noise).to(x.dtype), patches, at_once), len(x))
         if self.size not in (0, own):
             out = interpolate(out, own, mode="bicubic", antialias=True).clamp(0, 1)
         out = out[..., :own, :own]

@@ -72,7 +72,7 @@ def configure_torch(device: str) -> None:
         memory.keep_blocks()
 
 
-KEPT = 5 << 28
+KEPT = 14 * 10**8
 """Bytes that a process may hold when a job begins; beyond, what earlier jobs freed is returned to the system."""
 
 
@@ -86,7 +86,6 @@ class Worker:
     report: Report | None = None
     classes: dict[str, int] = field(default_factory=dict)
     """Number of classes of every model loaded so far."""
-    _phase: type[Job] | None = None  # crafting or evaluating
     _remarks: list[str] = field(default_factory=list)  # of the job at hand
     _work: str = ""  # the kind of it, where batches are found by memory
 
@@ -107,10 +106,9 @@ class Worker:
         Returns what a reader of its results must know.
         """
         self._rows = rows or (0, self.plan.n)
-        # Jobs of one kind may need blocks of other sizes, too: each defense has a network of its own. Below `KEPT`,
-        # freed memory is kept, because faulting it in again takes a quarter of a second per gigabyte.
-        memory.release(above=KEPT if type(job) is self._phase else 0)
-        self._phase = type(job)
+        # Jobs need blocks of different sizes: each defense has a network of its own. Below `KEPT`, freed memory is
+        # kept, because faulting it in again takes a quarter of a second per gigabyte.
+        memory.release(above=KEPT)
         with precision.using(self.plan.precision), pieces.using(self.batch):
             if isinstance(job, CraftJob):
                 self._craft(job)

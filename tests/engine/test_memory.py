@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from rdp_bench.engine import worker as work
-from rdp_bench.engine.jobs import CraftJob, EvaluateJob
+from rdp_bench.engine.jobs import EvaluateJob
 from rdp_bench.numerics import memory
 
 PLAN = cast("Any", SimpleNamespace(n=1, precision="float32"))
@@ -49,24 +49,12 @@ def watch(monkeypatch: pytest.MonkeyPatch, done: list[str], held: list[int]) -> 
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: libc)
 
 
-def test_it_is_returned_between_phases_and_not_within_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-    watch(monkeypatch, done, [0, 0, 0, 0, 0])
-    monkeypatch.setattr(work.Worker, "_craft", lambda *_: done.append("craft"))
-    monkeypatch.setattr(work.Worker, "_evaluate", lambda *_: done.append("judge"))
-    worker = work.Worker.__new__(work.Worker)
-    worker._remarks, worker.plan = [], PLAN
-    for kind in (CraftJob, CraftJob, EvaluateJob, EvaluateJob, CraftJob):
-        worker(cast("Any", kind.__new__(kind)))
-    assert done == ["release", "craft", "craft", "release", "judge", "judge", "release", "craft"]
-
-
 def test_it_is_returned_between_jobs_where_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     watch(monkeypatch, done, [0, work.KEPT + 1, work.KEPT - 1])
     monkeypatch.setattr(work.Worker, "_evaluate", lambda *_: done.append("judge"))
     worker = work.Worker.__new__(work.Worker)
-    worker._remarks, worker._phase, worker.plan = [], EvaluateJob, PLAN
+    worker._remarks, worker.plan = [], PLAN
     for _ in range(3):
         worker(cast("Any", EvaluateJob.__new__(EvaluateJob)))
     assert done == ["judge", "release", "judge", "judge"]
