@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def size(run: Run, images: Tensor) -> int | None:
-    """Images to differentiate at a time; None: all at once, because it is as good or a part needs them together."""
+    """Images to differentiate at a time; None: all at once, on a GPU or because a part needs them together."""
     members = run.source.members
     if images.device.type != "cpu":
         return None

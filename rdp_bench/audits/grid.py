@@ -94,7 +94,7 @@ class AuditGrid:
             subject: one of `subjects`.
             limit: images that the command asks for.
         """
-        images = self.axes.limit or (None if limit else subject.settings.limit)
+        images = limit or self.axes.limit or subject.settings.limit
         for part, grid in parts_of(subject, self.name):
             yield (
                 part,

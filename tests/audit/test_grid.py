@@ -94,6 +94,14 @@ def test_flags_replace_axes_and_add_to_them(tmp_path: Path) -> None:
     assert sum("honest-half" in name and "eps8" in name for name in names) == parts("honest/half")
 
 
+@pytest.mark.parametrize("asked", [3, 6])
+def test_a_dry_run_counts_the_images_that_the_run_uses(asked: int, tmp_path: Path) -> None:
+    """The file says four."""
+    found = cli("run", file(tmp_path), "--limit", asked, "--dry-run", "--out", tmp_path / "out")
+    assert f"on {asked} images" in found.output
+    assert "on 4 images" not in found.output
+
+
 def test_several_defenses_on_the_command_line(tmp_path: Path) -> None:
     flags = ("--target", "fault/one,fault/two", "--dataset", "fault/photos", "--plugin", audits.FAULTS)
     found = cli("audit", "honest/average, fault/sign", *flags, "--dry-run", "--out", tmp_path / "out")

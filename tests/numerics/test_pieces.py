@@ -35,10 +35,21 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("attack", ["dim(steps=2)", "pgd-targeted(steps=1)"])
-def test_an_ensemble_is_differentiated_in_pieces(attack: str, seen: list[int]) -> None:
-    """Three members, input sizes that are odd, labels that the source predicts, random streams."""
-    source, (x, y) = zoo.find_source("effnet-lite0+effnet-lite1+effnet-lite2", {}).load("cpu"), photos(N)
+@pytest.mark.parametrize(
+    ("attack", "label", "at_once"),
+    [
+        ("dim(steps=2)", "effnet-lite0+effnet-lite1+effnet-lite2", 2),
+        ("pgd-targeted(steps=1)", "effnet-lite0+effnet-lite1+effnet-lite2", 2),
+        ("mi-fgsm(steps=2)", "effnet-lite0", 4),
+    ],
+)
+def test_a_source_is_differentiated_in_pieces(
+    attack: str, label: str, at_once: int, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Input sizes that are odd, labels that the source predicts, random streams."""
+    if at_once == 4:
+        monkeypatch.setattr(pieces, "CRAFTED", at_once)
+    source, (x, y) = zoo.find_source(label, {}).load("cpu"), photos(N)
     made = registry.attack.resolve(attack).value
 
     def crafted() -> Tensor:
@@ -47,13 +58,13 @@ def test_an_ensemble_is_differentiated_in_pieces(attack: str, seen: list[int]) -
         return found
 
     found = crafted()
-    assert max(seen) == 2  # six images of a network, for three networks
+    assert max(seen) == at_once  # six images of a network, for three networks; four of one
     with pieces.using(N):
         assert torch.equal(found, crafted())
-    assert max(seen) > 2
+    assert max(seen) > at_once
 
 
-@pytest.mark.parametrize("defense", ["sr", "hgd", "rdp"])
+@pytest.mark.parametrize("defense", ["sr", "hgd", "rdp", "comdefend"])
 def test_purifying_and_judging_in_pieces(defense: str, seen: list[int]) -> None:
     model, (x, _) = zoo.find("effnet-lite2-ens").load("cpu"), photos(4)
     purifier = registry.defense.resolve(defense).value
