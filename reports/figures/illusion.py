@@ -14,10 +14,8 @@ from rdp_bench.specs import UNDEFENDED, show
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS = (
-    "dataset", "n", "eps", "budget", "target", "defense",
-    *(f"{tier}_error{part}" for tier in ("transfer", "white_box") for part in ("", "_low", "_high")),
-)  # fmt: skip
+ERRORS = tuple(f"{tier}_error{part}" for tier in ("transfer", "white_box") for part in ("", "_low", "_high"))
+COLUMNS = ("dataset", "n", "eps", "budget", "target", "defense", *ERRORS)
 SIDE, WIDE = 2.75, 3.6
 """Inches of a panel: both axes are errors, so it is a square. `WIDE` is one of many points that is alone."""
 MANY = 8
@@ -48,7 +46,7 @@ def illusion(cards: Sequence[Card]) -> ReportFigure | None:
         "robustness that transfer attacks show is an illusion. Below the diagonal, the white-box attack is broken. The "
         "hollow point is no defense; thin lines are 95 % intervals."
     )
-    return ReportFigure("illusion", caption, _draw(panels), tidy(COLUMNS, rows))
+    return ReportFigure("illusion", caption, draw(panels), tidy(COLUMNS, rows))
 
 
 def _points(card: Card) -> list[dict[str, Any]]:
@@ -68,7 +66,8 @@ def _error(name: str, tier: Tier) -> dict[str, float]:
     return {f"{name}_error{part}": round(100 - value, 4) for part, value in parts.items()}
 
 
-def _draw(panels: dict[tuple[str, str], list[dict[str, Any]]]) -> drawing.Saved:
+def draw(panels: dict[tuple[str, str], list[dict[str, Any]]]) -> drawing.Saved:
+    """Panels by target and setting; a point has a defense, its `ERRORS` in percent, and may lack intervals."""
     from matplotlib.figure import Figure
 
     shown = list(panels.items())[:_PANELS]

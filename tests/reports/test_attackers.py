@@ -40,7 +40,7 @@ def test_a_point_is_a_defense_with_both_errors(tmp_path: Path) -> None:
     }  # fmt: skip
     for row in rows:
         for kind in ("transfer", "white_box"):
-            assert float(row[f"{kind}_low"]) <= float(row[f"{kind}_error"]) <= float(row[f"{kind}_high"])
+            assert float(row[f"{kind}_error_low"]) <= float(row[f"{kind}_error"]) <= float(row[f"{kind}_error_high"])
     for name in ("RDP", "JPEG", "No defense", "error under transfer attacks"):
         assert name in figure.saved["svg"].decode()
 
