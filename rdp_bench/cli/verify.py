@@ -14,10 +14,11 @@ def verify(out: Path) -> None:
     """Verify the results folder OUT, by default rdp-bench-out, without a cache.
 
     Every number of results.csv is computed again from OUT/predictions, the predictions are compared with the run
-    record, and all hashes are checked. If OUT has a claims.json, every claim in it is computed again, too. A line per
-    run; the exit status is 1 if a run or a claim fails. The folder `report` is not read; write it again with
-    rdp-bench report.
+    record, and all hashes are checked. So are the cards of audits, except for checks that need the networks, and every
+    claim of a claims.json. A line per run and card; the exit status is 1 if a run, a card or a claim fails. The folder
+    `report` is not read; write it again with rdp-bench report.
     """
+    from rdp_bench.audits.verify import verify_cards
     from rdp_bench.results import verify as verifying
 
     found = list(verifying.verify(out))
@@ -27,6 +28,11 @@ def verify(out: Path) -> None:
     if claims:
         click.echo(str(claims))
     failed = sum(bool(each.problems) for each in found)
+    cards = list(verify_cards(out, {each.grid: each.run for each in found if each.run}))
+    for card in cards:
+        click.echo(str(card))
     click.echo(f"{len(found) - failed} of {len(found)} runs pass")
-    if failed or (claims and claims.problems):
+    if cards:
+        click.echo(f"{sum(not card.problems for card in cards)} of {len(cards)} cards of audits pass")
+    if failed or any(card.problems for card in cards) or (claims and claims.problems):
         sys.exit(1)

@@ -1,0 +1,101 @@
+"""`verify` computes cards of audits again: an edited number, status or verdict is found in spite of its checksum."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rdp_bench.audits.parts import BUDGETS
+from rdp_bench.results.record import sealed
+from tests.helpers import audits
+from tests.helpers.commands import cli
+
+FLAGS = ("--target", "fault/one", "--source", "fault/two", "--dataset", "fault/photos", "--plugin", audits.FAULTS)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(BUDGETS, "quick", audits.TOY)
+    monkeypatch.setenv("RDP_BENCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The results folder of one audit."""
+    made = tmp_path / "out"
+    done = cli("audit", "honest/average", *FLAGS, "--limit", "4", "--out", made)
+    assert done.exit_code == 0, done.output
+    return made
+
+
+def card(out: Path) -> Path:
+    (path,) = (out / "audit").glob("*.json")
+    return path
+
+
+def edit(out: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a card, and give it a checksum that fits."""
+    record = json.loads(card(out).read_text())
+    del record["sha256"]
+    change(record)
+    card(out).write_text(sealed(record))
+
+
+def tier(record: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(each for each in record["tiers"] if each["name"] == name)
+    return found
+
+
+def test_a_card_as_it_was_written_passes(out: Path) -> None:
+    found = cli("verify", out)
+    assert found.exit_code == 0, found.output
+    (line,) = [each for each in found.output.splitlines() if each.startswith("pass  card ")]
+    assert "tiers and checks follow from predictions" in line
+    assert "1 of 1 cards of audits pass" in found.output
+
+
+def raise_accuracy(record: dict[str, Any]) -> None:
+    tier(record, "white-box")["accuracy"] += 25.0
+
+
+def drop_tier(record: dict[str, Any]) -> None:
+    record["tiers"] = [each for each in record["tiers"] if each["name"] != "black-box"]
+
+
+def pass_check(record: dict[str, Any]) -> None:
+    check = next(each for each in record["findings"] if each["id"] == "C12")
+    assert check["status"] == "WARN"
+    check["status"] = "PASS"
+
+
+def drop_check(record: dict[str, Any]) -> None:
+    record["findings"] = [each for each in record["findings"] if each["id"] != "C12"]
+
+
+def say_robust(record: dict[str, Any]) -> None:
+    record["verdict"] = "honest/average is robust."
+
+
+def other_defense(record: dict[str, Any]) -> None:
+    record["runs"] = [*record["runs"], "another-run"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (raise_accuracy, "tier white-box: accuracy is "),
+        (drop_tier, "tier black-box is missing"),
+        (pass_check, "check C12 is PASS ("),
+        (drop_check, "check C12 is missing"),
+        (say_robust, 'its verdict is "honest/average is robust."'),
+        (other_defense, "it reads the run another-run, which this folder does not have"),
+    ],
+)
+def test_an_edited_card_fails(out: Path, change: Callable[[dict[str, Any]], None], said: str) -> None:
+    edit(out, change)
+    found = cli("verify", out)
+    assert found.exit_code == 1
+    assert said in found.output
+    assert "0 of 1 cards of audits pass" in found.output
