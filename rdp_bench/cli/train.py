@@ -42,6 +42,13 @@ if TYPE_CHECKING:
     type=float,
     help="ens-adv: weight of the trained parameters against the initial ones; 1 keeps only the trained.",
 )
+@click.option(
+    "--average",
+    type=float,
+    metavar="DECAY",
+    help="Validate and save a moving average of the weights, like 0.998; 0: the weights themselves.  [default: 0; "
+    "0.998 of denoiser]",
+)
 @click.option("--precision", help="auto (bfloat16 on a GPU, else float32), float32 or bfloat16.")
 @click.option("--seed", type=int, help="Seed of all randomness.")
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
@@ -83,9 +90,7 @@ def train(name: str, images: Path, out: Path | None, resume: bool, **given: Any)
     photos = open_photos(images, options.crop, given["cache"] or default_root(), short)
     made = recipe(options, device, given["models_dir"])
     if start:
-        weight_files.load_strict(
-            made.product, weight_files.read_tensors(start), f"{name} of size {options.size}", start
-        )
+        made.begin_with(weight_files.read_tensors(start), f"{name} of size {options.size}", start)
     with only_training(out):
         _unused(out, resume)  # another may have ended since
         _train(made, photos, out, resume, given)

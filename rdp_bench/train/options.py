@@ -29,6 +29,7 @@ class Options:
     weights: tuple[tuple[str, float], ...] = ()  # loss weights that differ from the recipe's
     blend: float = 1.0  # ens-adv: how far the product lies from the teacher (0) towards the student (1)
     precision: str = "auto"  # of the trained networks' arithmetic: bfloat16 on a GPU, else float32
+    average: float = 0.0  # decay a step of the average of the weights that is validated and saved; 0: the weights
     start: str = ""  # sha256 of the weights the product started from
 
     def __post_init__(self) -> None:
@@ -42,6 +43,8 @@ class Options:
             raise UsageError(f"--eps is between 0 and 255, found {self.eps}")
         if not 0 <= self.blend <= 1:
             raise UsageError(f"--blend is between 0 and 1, found {self.blend}")
+        if not 0 <= self.average < 1:
+            raise UsageError(f"--average is at least 0 and below 1, found {self.average}")
         if self.crop % 32:
             raise UsageError(f"--crop is a multiple of 32, found {self.crop}")
         if self.schedule not in SCHEDULES:

@@ -1,10 +1,12 @@
 """Base of recipes: what differs between trainings (networks, inputs, losses). The loop is shared."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from rdp_bench.defenses._learned import Learned
 from rdp_bench.errors import UsageError, unknown_name
@@ -12,9 +14,12 @@ from rdp_bench.rng import ImageRng
 from rdp_bench.train.extractor import Extractor
 from rdp_bench.train.options import Options
 from rdp_bench.train.validate import Validation
+from rdp_bench.weights.files import load_strict
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+AVERAGE = "average"
 
 Step = tuple[str, Tensor]
 """The name of an optimizer, and the loss that it minimises."""
@@ -23,7 +28,8 @@ Step = tuple[str, Tensor]
 class Recipe:
     """Base of a recipe.
 
-    * `nets`: every network that is trained, by name; the first one is the product.
+    * `nets`: every network that is trained, by name; the first one becomes the product. With the option `average`,
+      also "average", the moving average of the networks of the optimizer "main".
     * `optimizers`: Adam by name, each over the parameters of some networks.
     * `terms`: the loss terms of the last step, for train.csv.
     * `parts`: what --without may leave out.
@@ -63,6 +69,11 @@ class Recipe:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             self.nets = self.build()
+        groups = self.groups()
+        if options.average:
+            trained = nn.ModuleDict({name: self.nets[name] for name in groups["main"]})
+            average = AveragedModel(trained, avg_fn=partial(_averaged, options.average), use_buffers=True)
+            self.nets[AVERAGE] = average
         for net in self.nets.values():
             net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizers = {
@@ -72,8 +83,11 @@ class Recipe:
                 betas=self.betas,
                 fused=True,  # one pass over all weights, where the default makes ten over each
             )
-            for group, names in self.groups().items()
+            for group, names in groups.items()
         }
+        if options.average:
+            # Only after an update that was made: one that is skipped changes nothing.
+            self.optimizers["main"].register_step_post_hook(lambda *_: average.update_parameters(trained))
 
     @classmethod
     def settings(cls, size: str, given: dict[str, Any]) -> Options:
@@ -121,8 +135,23 @@ class Recipe:
 
     @property
     def product(self) -> nn.Module:
-        """The network that is exported."""
-        return next(iter(self.nets.values()))
+        """The network that is validated and exported."""
+        return self.averaged(next(iter(self.nets)))
+
+    def averaged(self, name: str) -> nn.Module:
+        """The moving average of a network, or the network itself without the option `average`."""
+        average: Any = self.nets.get(AVERAGE)
+        return average.module[name] if average is not None else self.nets[name]
+
+    def begin_with(self, tensors: Mapping[str, Tensor], what: str, where: "Path") -> None:
+        """Begin with other weights of the product.
+
+        Raises:
+            UsageError: they are of another network.
+        """
+        first = next(iter(self.nets))
+        for net in {id(net): net for net in (self.nets[first], self.averaged(first))}.values():
+            load_strict(net, tensors, what, where)
 
     def export(self) -> dict[str, Tensor]:
         """The tensors of the weight file."""
@@ -142,3 +171,11 @@ class Recipe:
         if not used:
             raise UsageError(f"--without leaves {self.name} without a loss; keep at least one part")
         return torch.stack(used).sum()
+
+
+def _averaged(decay: float, average: Tensor, now: Tensor, steps: Tensor | int) -> Tensor:
+    """The average of weights after one more step: `decay` of it, and less in the first steps."""
+    if not now.is_floating_point():
+        return now
+    share = min(decay, (1 + int(steps)) / (10 + int(steps)))
+    return average.lerp(now, 1 - share)

@@ -67,7 +67,7 @@ def tiny(name: str) -> dict[str, Any]:
     levels = () if name == "hgd" else (0, 1)
     return {
         "steps": 10, "batch": 4, "crop": 32, "rate": 5e-4 if name == "nrp" else 4e-3, "schedule": "constant",
-        "features": ("toy/one",), "levels": levels, "attack_steps": 2,
+        "features": ("toy/one",), "levels": levels, "attack_steps": 2, "average": 0.998 if name == "denoiser" else 0.0,
     }  # fmt: skip
 
 

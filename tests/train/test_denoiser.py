@@ -9,7 +9,7 @@ from torch import Generator
 
 from rdp_bench.registry import defense
 from rdp_bench.train.recipe import Recipe
-from rdp_bench.train.recipes.denoiser import DECAY, NoiseValidation
+from rdp_bench.train.recipes.denoiser import NoiseValidation
 from rdp_bench.weights import files as weight_files
 from tests.helpers import toy, toy_train
 
@@ -67,18 +67,18 @@ def test_what_is_exported_is_a_moving_average(recipe: Any) -> None:
     expected = None
     for done in range(6):
         advance(recipe)
-        now = weights(recipe.product)
-        share = min(DECAY, (1 + done) / (10 + done))
+        now = weights(recipe.nets["denoiser"])
+        share = min(0.998, (1 + done) / (10 + done))
         expected = now if expected is None else share * expected + (1 - share) * now
         average = torch.cat([tensor.flatten() for tensor in recipe.export().values()])
         assert torch.allclose(average, expected, atol=1e-6)
     assert not torch.allclose(average, now, atol=1e-4)
-    assert recipe.export().keys() == recipe.product.state_dict().keys()
+    assert recipe.export().keys() == recipe.nets["denoiser"].state_dict().keys()
 
 
 def test_the_average_is_not_trained(recipe: Any) -> None:
     trained = {id(p) for group in recipe.optimizers["main"].param_groups for p in group["params"]}
-    assert trained == {id(p) for p in recipe.product.parameters()}
+    assert trained == {id(p) for p in recipe.nets["denoiser"].parameters()}
 
 
 def test_validation_is_the_entrys_psnr(recipe: Any) -> None:
@@ -90,7 +90,7 @@ def test_validation_is_the_entrys_psnr(recipe: Any) -> None:
     assert validation.undefended["psnr_sigma_0.5"] == pytest.approx(6, abs=0.2)
     noisy = validation.sets[0.25]
     with torch.no_grad():
-        denoised = recipe.average.module(noisy, torch.full((3,), 0.25)).clamp(0, 1)
+        denoised = recipe.product(noisy, torch.full((3,), 0.25)).clamp(0, 1)
     psnr = -10 * (denoised - clean).square().mean((1, 2, 3)).log10()
     assert found["psnr_sigma_0.25"] == pytest.approx(psnr.mean().item(), abs=1e-3)
     levels = [found[f"psnr_sigma_{level}"] for level in ("0.1", "0.25", "0.5")]

@@ -1,32 +1,26 @@
 """The denoiser that knows its noise level: denoising score matching on photographs (Karras et al. 2022, EDM)."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from rdp_bench.defenses._networks import edm
 from rdp_bench.defenses.denoiser import GaussianDenoiser
 from rdp_bench.rng import ImageRng
-from rdp_bench.train.options import Options
 from rdp_bench.train.recipe import Recipe, Step
 from rdp_bench.train.validate import mean_psnr
 
 LEVELS = (0.1, 0.25, 0.5)
 """Noise levels of the validation."""
 
-DECAY = 0.998
-"""Of the average of the weights that is exported, a step; less in the first steps."""
-
 
 class Denoiser(Recipe):
     """Trained on clean photographs plus Gaussian noise of a level that is .5 u^2, u uniform.
 
     Loss term: `mse`, EDM's: the squared error over c_out^2, so that every level weighs the same at the start. What is
-    validated and exported is a moving average of the weights.
+    validated and exported is a moving average of the weights, by default.
     """
 
     name = "denoiser"
@@ -34,25 +28,14 @@ class Denoiser(Recipe):
     loss_weights: ClassVar = {"mse": 1.0}
     uses_features = False
     defaults: ClassVar = {
-        "paper": {"steps": 300_000, "batch": 32, "crop": 128, "rate": 2e-4, "schedule": "cosine"},
-        "compact": {"steps": 8000, "batch": 16, "crop": 96, "rate": 1e-3, "schedule": "cosine"},
+        "paper": {"steps": 300_000, "batch": 32, "crop": 128, "rate": 2e-4, "schedule": "cosine", "average": 0.998},
+        "compact": {"steps": 8000, "batch": 16, "crop": 96, "rate": 1e-3, "schedule": "cosine", "average": 0.998},
     }  # fmt: skip
 
-    def __init__(self, options: Options, device: str, models_dir: Path | None = None) -> None:
-        super().__init__(options, device, models_dir)
-        # Only after an update that was made: one that is skipped changes nothing.
-        self.optimizers["main"].register_step_post_hook(lambda *_: self.average.update_parameters(self.product))
-
     def build(self) -> dict[str, nn.Module]:
-        """The network, and the moving average of its weights."""
+        """The network."""
         self.net_args: dict[str, Any] = dict(edm.SIZES[self.options.size])
-        net = edm.Denoiser(**self.net_args)
-        self.average = AveragedModel(net, avg_fn=_averaged)
-        return {"denoiser": net, "average": self.average}
-
-    def groups(self) -> dict[str, list[str]]:
-        """The average is not trained."""
-        return {"main": ["denoiser"]}
+        return {"denoiser": edm.Denoiser(**self.net_args)}
 
     def defense(self) -> GaussianDenoiser:
         """The denoiser at the middle level of the validation."""
@@ -72,23 +55,14 @@ class Denoiser(Recipe):
         yield "main", self.total({"mse": error.square().mean()})
 
     def purify(self, x: Tensor, sigma: float | None = None) -> Tensor:
-        """Images `[n, 3, h, w]` denoised by the entry with the average as its network, at its own level or `sigma`."""
+        """Images `[n, 3, h, w]` denoised by the entry with the product as its network, at its own level or `sigma`."""
         entry = GaussianDenoiser() if sigma is None else GaussianDenoiser(sigma=sigma)
-        object.__setattr__(entry, "net", lambda _: self.average.module)  # frozen, and else it would look for a file
+        object.__setattr__(entry, "net", lambda _: self.product)  # frozen, and else it would look for a file
         return entry.purify(x, ImageRng([str(i) for i in range(len(x))], x.device))
-
-    def export(self) -> dict[str, Tensor]:
-        """The average."""
-        return dict(self.average.module.state_dict())
 
     def validation(self, clean: Tensor) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
         """See `NoiseValidation`."""
         return NoiseValidation(clean, self)
-
-
-def _averaged(average: Tensor, weight: Tensor, steps: Tensor | int) -> Tensor:
-    decay = torch.clamp((1 + torch.as_tensor(steps)) / (10 + torch.as_tensor(steps)), max=DECAY)
-    return average.lerp(weight, float(1 - decay))
 
 
 class NoiseValidation:

@@ -49,8 +49,8 @@ class Rdp(AdversarialRecipe):
             return {}
         with torch.device("meta"):  # no weights of its own, and no random numbers for them
             whole: Any = rdp.Reconstruction(**self.net_args)
-        purifier: Any = self.nets["purifier"]
-        whole.encoder, whole.reconstructor = purifier.encoder, self.nets["reconstructor"]
+        purifier: Any = self.product
+        whole.encoder, whole.reconstructor = purifier.encoder, self.averaged("reconstructor")
         return {Reconstruction.kind: whole}
 
     def defense(self) -> RepresentationDisentanglement:
