@@ -43,21 +43,18 @@ def to_plane(x: Tensor, w: Tensor, c: Tensor, norm: Norm) -> Tensor:
     """
     sign = torch.sign(w) * torch.where(c < 0, -1.0, 1.0)[:, None]
     room = torch.where(sign > 0, 1 - x, torch.where(sign < 0, x, 0))
-    weight = w.abs()
-    unit = torch.ones_like(weight) if norm == LINF else weight
-    wanted, slope = c.abs(), weight * unit
-    at_bound = room <= 0
-    reached = torch.zeros_like(wanted)  # by the pixels at their bounds
-    size = torch.zeros_like(wanted)
+    weight, wanted = w.abs(), c.abs()
+    slope, farthest = weight if norm == LINF else weight.square(), weight * room
+    at_bound, reached = room <= 0, torch.zeros_like(wanted)
     for _ in range(MOST_ROUNDS):
         free = slope.masked_fill(at_bound, 0).sum(1)
-        size = torch.where(free > 0, (wanted - reached) / free.clamp(min=1e-30), torch.inf)
-        beyond = ~at_bound & (unit * size[:, None] >= room) & (weight > 0)
-        if not beyond.any():
+        size = torch.where(free > 0, (wanted - reached) / free.clamp(min=1e-30), torch.inf)[:, None]
+        before = at_bound
+        at_bound = before | (room <= size if norm == LINF else weight * size >= room)
+        if torch.equal(at_bound, before):
             break
-        at_bound |= beyond
-        reached = (weight * room).masked_fill(~at_bound, 0).sum(1)
-    step = torch.where(at_bound, room, unit * size[:, None])
+        reached = farthest.masked_fill(~at_bound, 0).sum(1)
+    step = torch.where(at_bound, room, size if norm == LINF else weight * size)
     return sign * torch.where(weight > 0, step, 0)
 
 
