@@ -3,8 +3,10 @@
     python benchmarks/kills.py [--kills 100] [--seed 0]
 
 The cluster has three nodes on this machine. A run of toy networks is started on it again and again, each with a new
-cache; a process of it is killed every few seconds until the run has ended. Printed are the number of kills of each
-kind, X, and the stored arrays whose bits differ from those of a run in one process. Both must be 0.
+cache; a process of it is killed at a random moment after a batch was stored since the kill before, until the run has
+ended: workers are interrupted at work, not only while they start. Printed are the number of kills of each kind, the
+finished batches that were lost, and the stored arrays whose bits differ from those of a run in one process. Both must
+be 0.
 """
 
 import argparse
@@ -57,10 +59,11 @@ class Killer:
     def __init__(self, cluster: Any, seed: int) -> None:
         self.cluster, self.draw, self.count = cluster, random.Random(seed), Counter[str]()
 
-    def kill(self, cache: Path, driver: subprocess.Popen[bytes]) -> None:
+    def kill(self, cache: Path, driver: subprocess.Popen[bytes]) -> bool:
+        """Whether something was killed."""
         alive = [pid for pid in workers(cache) if Path(f"/proc/{pid}").exists()]
         if not alive:
-            return  # all are starting: there is nothing to interrupt
+            return False  # all are starting: there is nothing to interrupt
         kind = self.draw.choices(["worker", "node", "driver"], [6, 2, 1])[0]
         if kind == "worker":
             os.kill(self.draw.choice(alive), signal.SIGKILL)
@@ -71,6 +74,7 @@ class Killer:
         else:
             driver.kill()
         self.count[kind] += 1
+        return True
 
 
 def one_run(folder: Path, killer: Killer, least: int) -> tuple[int, bool]:
@@ -79,16 +83,18 @@ def one_run(folder: Path, killer: Killer, least: int) -> tuple[int, bool]:
 
     address = killer.cluster.address
     more = ("--executor", "ray", "--ray-address", address, "--workers", str(NODES))
-    lost = 0
+    lost, stored = 0, 0
     for _ in range(50):
         with (folder / "log.txt").open("ab") as log:
             driver = subprocess.Popen(command(folder, *more), stdout=log, stderr=log)
             while driver.poll() is None:
                 time.sleep(killer.draw.uniform(0.5, 8.0))
                 before = rows(folder / "cache") if (folder / "cache").exists() else set()
-                if not before or killer.count.total() >= least:
-                    continue  # nothing to lose yet, or enough
-                killer.kill(folder / "cache", driver)
+                if len(before) <= stored or killer.count.total() >= least:
+                    continue  # nothing new to lose yet, or enough
+                if not killer.kill(folder / "cache", driver):
+                    continue
+                stored = len(before)
                 time.sleep(0.2)
                 lost += len(before - rows(folder / "cache"))
         if driver.returncode == 0:
