@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rdp_bench import plugins
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import UsageError
 from rdp_bench.metrics.significance import Verdict, compare_defenses
 from rdp_bench.metrics.stats import wilson
+from rdp_bench.registry import attack, defense
 from rdp_bench.results.record import CellResult, write_record
 from rdp_bench.results.rows import (
     COLUMNS,
@@ -323,3 +325,18 @@ def test_an_average_is_compared_by_the_sums_of_its_images() -> None:
     (got,) = compare_defenses([{"none": 3 * errors(*range(5)), "rdp": errors(), "fd": 3 * errors(*range(5))}])
 
     assert got["rdp"].p_none == pytest.approx(2 * 2 / 32)
+
+
+def test_every_built_in_attack_and_defense_is_written_as_its_paper_writes_it() -> None:
+    """In the paper's tables, or by the title of its entry."""
+    plugins.load()
+    names = paper_metadata()["names"]
+    for kind in (attack, defense):
+        shown = {
+            label: names.get(label) or entry.title
+            for label, entry in kind.entries.items()
+            if entry.factory.__module__.startswith("rdp_bench.")
+        }
+        assert len(shown) > 20
+        assert [label for label, name in shown.items() if not name] == []
+        assert len(set(shown.values())) == len(shown)
