@@ -83,7 +83,7 @@ def perform(
 def _split_lists(flags: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The labels that the flags of axes give, by flag: "a,b" stands for "a" and "b".
 
-    A label with a colon is left whole: a file's name may hold commas.
+    "+a,b" and "+a,+b" stand for "+a" and "+b". A label with a colon is left whole: a file's name may hold commas.
     """
     given = {}
     for flag in FLAGS.values():
@@ -94,7 +94,7 @@ def _split_lists(flags: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
             whole = any(":" in part.removeprefix("timm:") for part in parts)
             if len(parts) > 1 and not all(parts):
                 raise UsageError(f"--{flag} {text}: a name is missing beside a comma")
-            found += [text] if whole else [plus + part for part in parts]
+            found += [text] if whole else [plus + part.removeprefix(plus) for part in parts]
         given[flag] = tuple(found)
     return given
 

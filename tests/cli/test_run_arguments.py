@@ -102,6 +102,13 @@ def test_plus_of_what_is_there_adds_nothing(folder: Folder) -> None:
     assert folder.axis("target") == ["tiny/two", "tiny/one"]
 
 
+def test_plus_before_every_name_of_a_list_is_plus_before_the_list(folder: Folder) -> None:
+    folder.run(folder.grid, "--attack", "+i-fgsm,+mi-fgsm", "--eps", "+16,+4")
+    assert folder.axis("attack") == ["fgsm", "i-fgsm", "mi-fgsm"]
+    assert folder.axis("eps") == ["8", "16", "4"]
+    assert "use one of the two" in folder.run(folder.grid, "--attack", "i-fgsm,+mi-fgsm", code=2)
+
+
 def test_plus_in_every_grid_of_a_list(folder: Folder) -> None:
     clean = '[axes]\ndataset = "tiny/noise"\ntargets = ["tiny/two"]\ndefenses = ["none"]\n'
     (folder.path / "clean.toml").write_text(clean)
