@@ -25,6 +25,7 @@ class _Mixer:
 
     share: float
     kept: list[Tensor] = field(default_factory=list)
+    """One output, or several of some images each: without a gradient, a network may compute a batch in pieces."""
     keeping: bool = False
 
     def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:  # noqa: ARG002
@@ -101,8 +102,10 @@ class IntermediateDecay(Part):
             with torch.no_grad():
                 look(run, member, near)
             mixer.keeping = False
-            if len(mixer.kept) != 1:
-                raise UsageError(f"layer {self.decay_layer} of {member.name} ran {len(mixer.kept)} times; name another")
+            if (ran := sum(map(len, mixer.kept))) != len(near):
+                each = f"{ran / len(near):g} times for each image"
+                raise UsageError(f"layer {self.decay_layer} of {member.name} ran {each}; name another")
+            mixer.kept = [torch.cat(mixer.kept)]
         return inner(at)
 
 

@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from rdp_bench import plugins
 from rdp_bench.attacks.gradient_sign import compose
 from rdp_bench.errors import UsageError
-from rdp_bench.models.zoo import LoadedSource
+from rdp_bench.models.zoo import LoadedSource, find
+from rdp_bench.numerics import pieces
 from tests.helpers import toy
 
 EPS, STEPS = 16 / 255, 3
@@ -70,6 +71,34 @@ def test_ilpd_finds_the_stage_at_an_eighth_of_the_side() -> None:
 def test_sources_without_the_layers_are_refused(text: str, member: Any, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         compose(text)(toy.source(member), toy.images(1, 24), torch.tensor([0]), EPS, toy.image_rng(1))
+
+
+@pytest.mark.parametrize("part", ["ILPD", "SGM"])
+def test_a_network_may_compute_a_batch_in_pieces(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins.load()
+    source = LoadedSource("effnet-lite0", (find("effnet-lite0").load("cpu"),))
+    x, y = toy.images(3, 64), torch.arange(3)
+    found = []
+    for images in (2, 3):
+        monkeypatch.setattr(pieces, "size", lambda *_, at_once=images: at_once)
+        found.append(compose(f"I(2)|{part}")(source, x, y, EPS, toy.image_rng(3)))
+    assert torch.equal(*found)
+
+
+def test_ilpd_refuses_a_layer_that_runs_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.tail = nn.Conv2d(3, 3, 3, padding=1), toy.network(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.tail(self.shared(self.shared(x)))
+            return out
+
+    with pytest.raises(UsageError, match="layer shared of net ran 2 times for each image; name another"):
+        compose("I(1)|ILPD(layer=shared)")(
+            toy.source(wrapped(Twice())), toy.images(2, 24), torch.arange(2), EPS, toy.image_rng(2)
+        )
 
 
 def test_ilpd_refuses_images_of_changing_size() -> None:
