@@ -55,19 +55,19 @@ class AutoPgd(Adaptive):
         return (self.steps + 1) * self.restarts * (self.targets if self.loss == "targeted-dlr" else 1)
 
 
-@attack("apgd-ce", title="APGD-CE", source="Croce and Hein 2020b, Alg. 1; fra31/auto-attack")
+@attack("apgd-ce", source="Croce and Hein 2020b, Alg. 1; fra31/auto-attack")
 def apgd_ce() -> Attack:
     """Auto-PGD on the cross-entropy: 100 steps of adaptive size."""
     return AutoPgd()
 
 
-@attack("apgd-dlr", title="APGD-DLR", source="Croce and Hein 2020b, Eq. 6; fra31/auto-attack")
+@attack("apgd-dlr", source="Croce and Hein 2020b, Eq. 6; fra31/auto-attack")
 def apgd_dlr() -> Attack:
     """Auto-PGD on the difference of logits ratio, which does not change with the scale of the logits."""
     return AutoPgd("dlr")
 
 
-@attack("apgd-t", title="APGD-T", source="Croce and Hein 2020b, Eq. 7; fra31/auto-attack")
+@attack("apgd-t", source="Croce and Hein 2020b, Eq. 7; fra31/auto-attack")
 def apgd_t() -> Attack:
     """Auto-PGD on the targeted difference of logits ratio, towards the 9 likeliest wrong classes."""
     return AutoPgd("targeted-dlr")

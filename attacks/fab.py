@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from rdp_bench.attacks._adaptive.victim import Run
 
 
-@attack(
-    "fab-t", title="FAB-T", source="Croce and Hein 2020a, Alg. 1; Croce and Hein 2020b, Sec. 5.1; fra31/auto-attack"
-)
+@attack("fab-t", source="Croce and Hein 2020a, Alg. 1; Croce and Hein 2020b, Sec. 5.1; fra31/auto-attack")
 @dataclass(frozen=True)
 class TargetedFab(Adaptive):
     """FAB towards the 9 likeliest wrong classes: the nearest point beyond the linearised boundary.

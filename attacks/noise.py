@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
 
 
-@attack("noise", title="Noise", source="Carlini et al. 2019, arXiv 1902.06705, Sec. 4")
+@attack("noise", source="Carlini et al. 2019, arXiv 1902.06705, Sec. 4")
 @dataclass(frozen=True)
 class Noise(Attack):
     """Adds -eps or +eps to every value at random, and asks no source."""

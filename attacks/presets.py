@@ -89,82 +89,82 @@ def pgd_targeted() -> Attack:
 # The attacks that follow came after the paper. eps 16/255, 10 steps of eps/10 and momentum 1, unless said.
 
 
-@attack("vmi-fgsm", title="VMI-FGSM", source="Wang & He 2021, Alg. 1; JHL-HUST/VT")
+@attack("vmi-fgsm", source="Wang & He 2021, Alg. 1; JHL-HUST/VT")
 def vmi_fgsm() -> Attack:
     """Variance tuning: momentum over the gradient plus the variance of 20 neighbours."""
     return compose("MI|VT")
 
 
-@attack("vni-fgsm", title="VNI-FGSM", source="Wang & He 2021, Sec. 3.3; JHL-HUST/VT")
+@attack("vni-fgsm", source="Wang & He 2021, Sec. 3.3; JHL-HUST/VT")
 def vni_fgsm() -> Attack:
     """Variance tuning with Nesterov's look-ahead."""
     return compose("NI|VT")
 
 
-@attack("pi-fgsm", title="PI-FGSM", source="Gao et al. 2020, Alg. 1; qilong-zhang/Patch-wise-iterative-attack")
+@attack("pi-fgsm", source="Gao et al. 2020, Alg. 1; qilong-zhang/Patch-wise-iterative-attack")
 def pi_fgsm() -> Attack:
     """Patch-wise steps of 10 eps/10, with the excess spread to neighbouring pixels; no momentum."""
     return compose("PI")
 
 
-@attack("admix", title="Admix", source="Wang et al. 2021, Alg. 1; JHL-HUST/Admix")
+@attack("admix", source="Wang et al. 2021, Alg. 1; JHL-HUST/Admix")
 def admix() -> Attack:
     """Three copies with a fifth of another image, at five scales each."""
     return compose("MI|ADMIX")
 
 
 # The released code has its momentum switched off; papers that compare SSA use momentum 1.
-@attack("ssa", title="SSA", source="Long et al. 2022, Alg. 1; yuyang-long/SSA")
+@attack("ssa", source="Long et al. 2022, Alg. 1; yuyang-long/SSA")
 def ssa() -> Attack:
     """Twenty copies with a random spectrum."""
     return compose("MI|SSA")
 
 
-@attack("pgn", title="PGN", source="Ge et al. 2023, Alg. 1; Trustworthy-AI-Group/PGN")
+@attack("pgn", source="Ge et al. 2023, Alg. 1; Trustworthy-AI-Group/PGN")
 def pgn() -> Attack:
     """Penalised gradient norm: pairs of gradients at 20 neighbours."""
     return compose("MI|PGN")
 
 
-@attack("bsr", title="BSR", source="Wang et al. 2024, Alg. 1; Trustworthy-AI-Group/BSR")
+@attack("bsr", source="Wang et al. 2024, Alg. 1; Trustworthy-AI-Group/BSR")
 def bsr() -> Attack:
     """Twenty copies whose 2 x 2 blocks are shuffled and rotated."""
     return compose("MI|BSR")
 
 
-@attack("sia", title="SIA", source="Wang et al. 2023, Alg. 1; xiaosen-wang/SIT")
+@attack("sia", source="Wang et al. 2023, Alg. 1; xiaosen-wang/SIT")
 def sia() -> Attack:
     """Twenty copies whose 3 x 3 blocks are changed independently."""
     return compose("MI|SIA")
 
 
-@attack("gra", title="GRA", source="Zhu et al. 2023, Alg. 1; RYC-98/GRA")
+@attack("gra", source="Zhu et al. 2023, Alg. 1; RYC-98/GRA")
 def gra() -> Attack:
     """Gradients weighted by their agreement with 20 neighbours, and steps that shrink where signs flip."""
     return compose("MI|GRA")
 
 
 # 100 steps of 1/255 without momentum, as in the authors' repository, which uses eps 8.
-@attack("ilpd", title="ILPD", source="Li et al. 2023, Sec. 3.2; qizhangli/ILPD-attack")
+@attack("ilpd", source="Li et al. 2023, Sec. 3.2; qizhangli/ILPD-attack")
 def ilpd() -> Attack:
     """Intermediate-level perturbation decay: a tenth of the change of one layer's features."""
     return compose("I(100, alpha=1)|ILPD")
 
 
-@attack("tgr", title="TGR", source="Zhang et al. 2023, Sec. 3.3; jpzhang1810/TGR")
+@attack("tgr", source="Zhang et al. 2023, Sec. 3.3; jpzhang1810/TGR")
 def tgr() -> Attack:
     """Token gradient regularisation, for vision transformers as sources."""
     return compose("MI|TGR")
 
 
 # 10 steps of 2/255 without momentum and gamma .2, as in the authors' repository for ResNets.
-@attack("sgm", title="SGM", source="Wu et al. 2020; csdongxian/skip-connections-matter")
+@attack("sgm", source="Wu et al. 2020; csdongxian/skip-connections-matter")
 def sgm() -> Attack:
     """Skip gradient method: gradients of residual branches count a fifth."""
     return compose("I(10, alpha=2)|SGM")
 
 
-@attack("svre-mi-fgsm", title="SVRE-MI-FGSM", source="Xiong et al. 2022, Alg. 2; JHL-HUST/SVRE")
+@attack("svre-mi-fgsm", source="Xiong et al. 2022, Alg. 2; JHL-HUST/SVRE")
 def svre_mi_fgsm() -> Attack:
     """Stochastic variance reduced ensemble: 4 inner steps per member of the source."""
     return compose("MI|SVRE")

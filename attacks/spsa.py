@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rdp_bench.attacks._adaptive.victim import Run
 
 
-@attack("spsa", title="SPSA", source="Uesato et al. 2018, Alg. 1")
+@attack("spsa", source="Uesato et al. 2018, Alg. 1")
 @dataclass(frozen=True)
 class Spsa(Adaptive):
     """Adam along gradients that are estimated from pairs of evaluations: for sources without a useful gradient."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rdp_bench.attacks._adaptive.victim import Run
 
 
-@attack("square", title="Square", source="Andriushchenko et al. 2020, Alg. 1-3; fra31/auto-attack")
+@attack("square", source="Andriushchenko et al. 2020, Alg. 1-3; fra31/auto-attack")
 @dataclass(frozen=True)
 class Square(Adaptive):
     """Random squares of shrinking size, kept where the margin falls: 5000 queries, no gradient."""

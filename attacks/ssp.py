@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Maps = Callable[["Tensor"], "list[Tensor]"]
 
 
-@attack("ssp", title="SSP", source="Naseer et al. 2020, Eq. 1; Muzammal-Naseer/NRP ssp.py; RDP, Eq. 1")
+@attack("ssp", source="Naseer et al. 2020, Eq. 1; Muzammal-Naseer/NRP ssp.py; RDP, Eq. 1")
 @dataclass(frozen=True)
 class SelfSupervised(Attack):
     """Drives a network's inner features away from the clean image's; needs no label.

@@ -22,7 +22,7 @@ LEAST, MOST = 1e-5, 0.1
 """Smallest and largest step length."""
 
 
-@defense("adp", title="ADP", source="Yoon et al. 2021; jmyoon1/adp")
+@defense("adp", source="Yoon et al. 2021; jmyoon1/adp")
 @dataclass(frozen=True)
 class AdaptiveDenoising(ScoreBased):
     """Adds noise once and follows the score in up to ten steps whose length adapts; the softmax of `runs` is averaged.

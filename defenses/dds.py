@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
 
 
-@defense("dds", title="DDS", source="Carlini et al. 2023, Alg. 1; ethz-spylab/diffusion_denoised_smoothing")
+@defense("dds", source="Carlini et al. 2023, Alg. 1; ethz-spylab/diffusion_denoised_smoothing")
 @dataclass(frozen=True)
 class DiffusionDenoisedSmoothing(ScoreBased):
     """Adds noise of at least `sigma`, and removes it by one call of a diffusion model: its predicted x0, clipped.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
 
 
-@defense("denoised-smoothing", title="Denoised Smoothing", source="Salman et al. 2020; microsoft/denoised-smoothing")
+@defense("denoised-smoothing", source="Salman et al. 2020; microsoft/denoised-smoothing")
 @dataclass(frozen=True)
 class DenoisedSmoothing(ScoreBased):
     """Adds noise of level `sigma` and removes it by a denoiser: ours, or one of the authors' DnCNNs.

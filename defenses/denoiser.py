@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
 
 
-@defense("denoiser", title="Denoiser", source="this package; preconditioned as in Karras et al. 2022, Table 1 (EDM)")
+@defense("denoiser", source="this package; preconditioned as in Karras et al. 2022, Table 1 (EDM)")
 @dataclass(frozen=True)
 class GaussianDenoiser(ScoreFile):
     """Removes noise of level `sigma` from an image to which none was added: the perturbation is taken for the noise.

@@ -21,7 +21,7 @@ LEAST_T = 50
 """Published settings are 75 (CIFAR-10, L2), 100 (CIFAR-10, L-infinity) and 150 (ImageNet)."""
 
 
-@defense("diffpure", title="DiffPure", source="Nie et al. 2022, Sec. 3; NVlabs/DiffPure")
+@defense("diffpure", source="Nie et al. 2022, Sec. 3; NVlabs/DiffPure")
 @dataclass(frozen=True)
 class DiffPure(ScoreBased):
     """Adds the noise of `t` of 1000 diffusion steps and removes it again: reverse VP-SDE, its ODE, or DDPM.

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
 
 
-@defense(
-    "dip", title="DIP", source="Ulyanov et al. 2018, Eq. 2 and supplement (denoising); DmitryUlyanov/deep-image-prior"
-)
+@defense("dip", source="Ulyanov et al. 2018, Eq. 2 and supplement (denoising); DmitryUlyanov/deep-image-prior")
 @dataclass(frozen=True)
 class DeepImagePrior(Purifier):
     """Fits an untrained network to each image and stops early: it learns the image before its perturbation.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
 
 
-@defense("gdmp", title="GDMP", source="Wang et al. 2022; JinyiW/GuidedDiffusionPur")
+@defense("gdmp", source="Wang et al. 2022; JinyiW/GuidedDiffusionPur")
 @dataclass(frozen=True)
 class GuidedDiffusion(ScoreBased):
     """DDPM purification whose steps are pulled towards the input: guided by the distance to it.

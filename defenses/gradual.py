@@ -24,9 +24,7 @@ SCHEDULES = {
 """Noise steps of each round."""
 
 
-@defense(
-    "gradual", title="Gradual", source="Lee & Kim 2023; ml-postech/robust-evaluation-of-diffusion-based-purification"
-)
+@defense("gradual", source="Lee & Kim 2023; ml-postech/robust-evaluation-of-diffusion-based-purification")
 @dataclass(frozen=True)
 class GradualNoise(ScoreBased):
     """Rounds of DDPM purification with growing noise: 30 x 4, 50 x 2, then 200 x 2 steps (CIFAR-10: 125 x 2).

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
 
 
-@defense(
-    "noise", title="Noise", source="Cohen et al. 2019, without training on noise; the control of stochastic purifiers"
-)
+@defense("noise", source="Cohen et al. 2019, without training on noise; the control of stochastic purifiers")
 @dataclass(frozen=True)
 class GaussianNoise(Purifier):
     """Adds N(0, sigma^2) to every pixel and clamps to [0, 1]."""
@@ -45,11 +43,7 @@ class GaussianNoise(Purifier):
         return (x + self.sigma * streams(rng, fixed=self.fixed).normal(*x.shape[1:]).to(x)).clamp(0, 1)
 
 
-@defense(
-    "noise-vote",
-    title="Noise, vote",
-    source="Cohen et al. 2019, without training on noise; the control of stochastic purifiers",
-)
+@defense("noise-vote", source="Cohen et al. 2019, without training on noise; the control of stochastic purifiers")
 @dataclass(frozen=True)
 class NoiseVote(GaussianNoise):
     """The classifier sees `n` noisy copies, and its softmax outputs are averaged.

@@ -34,7 +34,7 @@ class NeuralRepresentationPurifier(Dynamic):
         return {"blocks": len(blocks)}, OrderedDict((ours(name), tensor) for name, tensor in state.items())
 
 
-@defense("nrp-resg", title="NRP-resG", source="Naseer et al. 2020; Muzammal-Naseer/NRP, NRP_resG.pth")
+@defense("nrp-resg", source="Naseer et al. 2020; Muzammal-Naseer/NRP, NRP_resG.pth")
 @dataclass(frozen=True)
 class NeuralRepresentationPurifierResG(NeuralRepresentationPurifier):
     """The lighter NRP: plain residual blocks in place of the dense ones."""

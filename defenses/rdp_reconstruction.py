@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 LATENTS = ("natural", "random")
 
 
-@defense(
-    "rdp-reconstruction",
-    title="RDP, reconstruction",
-    source="Bai et al. 2021, Figure 7; weights: rdp-bench train rdp",
-    version=2,
-)
+@defense("rdp-reconstruction", source="Bai et al. 2021, Figure 7; weights: rdp-bench train rdp", version=2)
 @dataclass(frozen=True)
 class Reconstruction(Learned):
     """RDP's reconstruction branch R, for Figure 7; not a defense.

@@ -27,7 +27,7 @@ NEEDS = (
 )
 
 
-@defense("soap", title="SOAP", source="Shi et al. 2021; Mishne-Lab/SOAP")
+@defense("soap", source="Shi et al. 2021; Mishne-Lab/SOAP")
 @dataclass(frozen=True)
 class SelfSupervisedPurification(Purifier):
     """Moves an image, by PGD within a budget, to where the loss of a self-supervised task is lowest.
