@@ -138,6 +138,12 @@ def answer(board: Leaderboard) -> str:
     text += "."
     if kinds[HIGHER]:
         text += f" {_few(kinds[HIGHER])} {'has' if len(kinds[HIGHER]) == 1 else 'have'} a significantly higher one."
+    if len(lowest) == 1 and lowest[0].clean is not None and bare.clean is not None:
+        # A defense that destroys images has the lowest error where every attack succeeds.
+        text += (
+            f" On clean images, accuracy is {lowest[0].clean:.1f} % behind {lowest[0].name} and {bare.clean:.1f} % "
+            "without a defense."
+        )
     return text
 
 

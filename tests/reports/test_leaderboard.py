@@ -83,6 +83,15 @@ def test_a_higher_error_is_said(tmp_path: Path) -> None:
     assert answer(board) == f"{none} JPEG has a significantly higher one."
 
 
+def test_the_answer_says_what_the_lowest_error_costs(tmp_path: Path) -> None:
+    """A defense that destroys images has the lowest error where every attack succeeds."""
+    (board,) = leaderboards(run_of(tmp_path / "a", WRONG, attacks=["fgsm", "dim"]))
+    assert answer(board).endswith(" On clean images, accuracy is 85.0 % behind RDP and 100.0 % without a defense.")
+    (without,) = leaderboards(run_of(tmp_path / "b", WRONG, attacks=["fgsm", "dim"], clean=False))
+    assert "RDP has the lowest, 20.0 %" in answer(without)
+    assert "clean" not in answer(without)
+
+
 def test_a_lower_error_that_may_be_chance_is_not_denied(tmp_path: Path) -> None:
     """RDP is lower in the table beside the sentence."""
     (board,) = leaderboards(run_of(tmp_path, {("none",): 5, ("jpeg",): 5, ("rdp",): 3}, attacks=["fgsm"]))
