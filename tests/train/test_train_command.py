@@ -119,7 +119,7 @@ def test_options_reach_the_recipe() -> None:
     flags = (
         "--batch", 2, "--crop", 64, "--rate", "2e-3", "--schedule", "drops", "--features", "toy/two", "--features",
         "toy/one", "--levels", "1", "--eps", 8, "--attack", "wide", "--without", "lat, adv", "--weight", "pix=0.5",
-        "--weight", "feat=2", "--seed", 7, "--precision", "bfloat16",
+        "--weight", "feat=2", "--seed", 7, "--precision", "bfloat16", "--average", 0.5,
     )  # fmt: skip
     Image.fromarray(np.zeros((70, 70, 3), np.uint8)).save("photos/more0.png")
     for i in range(8):
@@ -131,7 +131,7 @@ def test_options_reach_the_recipe() -> None:
         "recipe": "rdp", "size": "tiny", "steps": 3, "batch": 2, "crop": 64, "rate": 2e-3, "schedule": "drops",
         "features": ["toy/two", "toy/one"], "levels": [1], "eps": 8.0, "attack": "wide", "attack_steps": 2,
         "without": ["lat", "adv"], "weights": {"feat": 2.0, "pix": 0.5}, "seed": 7, "blend": 1.0, "start": "",
-        "precision": "bfloat16", "scale": "image",
+        "precision": "bfloat16", "scale": "image", "average": 0.5,
     }  # fmt: skip
 
 
