@@ -4,13 +4,14 @@ What each measured, and whether it follows from its predictions.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.reports.tables.leaderboard import Leaderboard, leaderboards
+from rdp_bench.results.cards import FOLDER as CARDS
 from rdp_bench.results.prediction_file import FOLDER as PREDICTIONS
 from rdp_bench.results.record import read_run
 from rdp_bench.results.rows import Run, display_name, shown_names
@@ -44,6 +45,15 @@ UNNAMED = "it has no claims.json"
 
 Line = dict[str, Any]
 
+CheckCards = Callable[[Path, Mapping[str, Run]], Iterable[str]]
+"""What is wrong with the cards of audits in a folder with these runs by grid: `audits.verify.problems_of_cards`."""
+
+
+def _unchecked(folder: Path, runs: Mapping[str, Run]) -> Iterator[str]:  # noqa: ARG001
+    """That there are cards which nothing here can compute again."""
+    for path in sorted((folder / CARDS).glob("*.json")):
+        yield f"card {path.name}: it was not computed again; rdp-bench results does that"
+
 
 @dataclass
 class PublishedRun:
@@ -74,7 +84,7 @@ class PublishedRun:
         return self.submission.title if self.submission else ""
 
 
-def shipped(folder: Path) -> list[PublishedRun]:
+def shipped(folder: Path, check_cards: CheckCards = _unchecked) -> list[PublishedRun]:
     """Every folder in docs/results/runs, with the rules for what ships.
 
     Beyond `read_folder`: names, sizes and kinds of files, a claims.json, and the size of all folders together.
@@ -84,7 +94,7 @@ def shipped(folder: Path) -> list[PublishedRun]:
     for path in folders(folder):
         problems = list(_rules(path))
         total += sum(file.lstat().st_size for file in _files(path))
-        run = PublishedRun(path, problems) if problems else read_folder(path)
+        run = PublishedRun(path, problems) if problems else read_folder(path, check_cards)
         if not run.problems and run.submission is None:
             run.problems.append(UNNAMED)
         if total > LARGEST_ALL:
@@ -99,13 +109,14 @@ def folders(folder: Path) -> list[Path]:
     return sorted(path for path in inside if path.is_dir() and not path.name.startswith("."))
 
 
-def read_folder(folder: Path) -> PublishedRun:
+def read_folder(folder: Path, check_cards: CheckCards = _unchecked) -> PublishedRun:
     """A results folder, verified; what is wrong with it is one of its `problems`, never an exception."""
     found = PublishedRun(folder)
     try:
         _require_readable(folder)
         found.verified = list(verify(folder))
         found.problems += [f"{each.grid}: {problem}" for each in found.verified for problem in each.problems]
+        found.problems += check_cards(folder, {each.grid: each.run for each in found.verified if each.run})
         claims = verify_claims(folder, found.verified)
         if claims:
             found.problems += claims.problems

@@ -45,7 +45,7 @@ def to_plane(x: Tensor, w: Tensor, c: Tensor, norm: Norm) -> Tensor:
     room = torch.where(sign > 0, 1 - x, torch.where(sign < 0, x, 0))
     weight, wanted = w.abs(), c.abs()
     slope, farthest = weight if norm == LINF else weight.square(), weight * room
-    at_bound, reached = room <= 0, torch.zeros_like(wanted)
+    at_bound, reached = room <= 0, torch.zeros_like(wanted)  # reached: by the pixels at their bounds
     for _ in range(MOST_ROUNDS):
         free = slope.masked_fill(at_bound, 0).sum(1)
         size = torch.where(free > 0, (wanted - reached) / free.clamp(min=1e-30), torch.inf)[:, None]

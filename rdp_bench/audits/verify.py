@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rdp_bench.audits.card import verdict
+from rdp_bench.audits.checks import findings
 from rdp_bench.audits.checks_of_cells import CHECKS
 from rdp_bench.audits.evidence import Cell, Evidence, from_predictions
 from rdp_bench.audits.parts import Subject
@@ -32,9 +33,14 @@ class CardVerified:
     probes: int = 0
     """Checks that need the networks: they were not computed again."""
 
+    @property
+    def lines(self) -> list[str]:
+        """The problems with the card's name."""
+        return [f"card {self.name}: {problem}" for problem in self.problems]
+
     def __str__(self) -> str:
         if self.problems:
-            return "\n".join(f"FAIL  card {self.name}: {problem}" for problem in self.problems)
+            return "\n".join(f"FAIL  {line}" for line in self.lines)
         return (
             f"pass  card {self.name}: {self.numbers} tiers and checks follow from predictions; {self.probes} checks "
             "need the networks and were not computed again"
@@ -59,11 +65,16 @@ def verify_cards(out: Path, runs: Mapping[str, Run]) -> Iterator[CardVerified]:
             yield CardVerified(card.name, (str(error),))
 
 
+def problems_of_cards(out: Path, runs: Mapping[str, Run]) -> list[str]:
+    """What `verify_cards` finds wrong, one line each."""
+    return [line for each in verify_cards(out, runs) for line in each.lines]
+
+
 def _verified(card: cards.Card, runs: Mapping[str, Run]) -> CardVerified:
-    if missing := [name for name in card.runs if name not in runs]:
-        return CardVerified(card.name, (f"it reads the run {missing[0]}, which this folder does not have",))
+    if wrong := list(_of_runs(card, runs)):
+        return CardVerified(card.name, tuple(wrong))
     subject = Subject(card.defense, card.target, card.dataset, card.eps, card.budget)
-    cells = [cell for name in card.runs for cell in _cells(name.removeprefix(f"{card.grid}-{card.name}-"), runs[name])]
+    cells = [cell for name in card.runs for cell in _cells(name.removeprefix(_prefix(card)), runs[name])]
     evidence = Evidence(subject, card.random, tuple(cells))
     computed = {tier.name: tier for tier in tiers(evidence)}
     stored = {tier.name: tier for tier in card.tiers}
@@ -73,18 +84,40 @@ def _verified(card: cards.Card, runs: Mapping[str, Run]) -> CardVerified:
     ]
     for name in computed.keys() & stored.keys():
         problems += _of_tier(stored[name], computed[name])
+    if card.n != (wanted := max((tier.n for tier in computed.values()), default=0)):
+        problems.append(f"it says {card.n} images, and the predictions are of {wanted}")
     said = {finding.id: finding for finding in card.findings}
+    if (ids := sorted(each.id for each in card.findings)) != (all_ids := sorted(e.id for e in findings(evidence))):
+        problems.append(f"its checks are {', '.join(ids)}, and an audit has {', '.join(all_ids)}")
     checks = [check(evidence) for check in CHECKS]
     problems += [
-        f"check {now.id} is {_words(said[now.id]) if now.id in said else 'missing'}, by the predictions {_words(now)}"
+        f"check {now.id} is {_words(said[now.id])}, by the predictions {_words(now)}"
         for now in checks
-        if now.id not in said or _core(said[now.id]) != _core(now)
+        if now.id in said and _core(said[now.id]) != _core(now)
     ]
-    if not problems and card.verdict != (wanted := verdict(evidence, card.tiers, card.findings)):
-        problems.append(f'its verdict is "{card.verdict}", and its tiers and checks say "{wanted}"')
+    if not problems and card.verdict != (text := verdict(evidence, card.tiers, card.findings)):
+        problems.append(f'its verdict is "{card.verdict}", and its tiers and checks say "{text}"')
     return CardVerified(
         card.name, tuple(sorted(problems)), len(computed) + len(checks), len(card.findings) - len(checks)
     )
+
+
+def _prefix(card: cards.Card) -> str:
+    """What the names of its runs begin with; the part follows."""
+    return f"{card.grid}-{card.name}-"
+
+
+def _of_runs(card: cards.Card, runs: Mapping[str, Run]) -> Iterator[str]:
+    """Runs that the card leaves out, invents, or takes from another audit."""
+    ours = {name for name in runs if name.startswith(_prefix(card))}
+    for name in sorted(ours ^ set(card.runs)):
+        if name in ours:
+            yield f"it leaves out the run {name}"
+        else:
+            yield f"it reads the run {name}, " + ("of another audit" if name in runs else "which this folder lacks")
+    for name in sorted(ours):
+        if targets := {cell.target for cell in runs[name].cells} - {card.target}:
+            yield f"its run {name} is of the target {min(targets)}, not of {card.target}"
 
 
 def _cells(part: str, run: Run) -> Iterator[Cell]:

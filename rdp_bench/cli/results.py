@@ -64,6 +64,7 @@ def results(names: tuple[str, ...], as_json: bool, as_csv: bool) -> None:
 
 def _found(names: Sequence[str]) -> "list[PublishedRun]":
     """The folders that are named, or all that ship."""
+    from rdp_bench.audits.verify import problems_of_cards
     from rdp_bench.reports import published
 
     folder = _shipped_folder()
@@ -73,11 +74,10 @@ def _found(names: Sequence[str]) -> "list[PublishedRun]":
                 "published runs are in docs/results/runs of the repository, which is neither the current folder nor "
                 "where this package was imported from; name results folders"
             )
-        return published.shipped(folder)
+        return published.shipped(folder, problems_of_cards)
     known = {path.name for path in published.folders(folder)} if folder else set()
-    return [
-        published.read_folder(folder / name if folder and name in known else _existing(name, known)) for name in names
-    ]
+    paths = [folder / name if folder and name in known else _existing(name, known) for name in names]
+    return [published.read_folder(path, problems_of_cards) for path in paths]
 
 
 def _existing(name: str, known: set[str]) -> Path:

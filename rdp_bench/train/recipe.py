@@ -150,7 +150,7 @@ class Recipe:
             UsageError: they are of another network.
         """
         first = next(iter(self.nets))
-        for net in {id(net): net for net in (self.nets[first], self.averaged(first))}.values():
+        for net in {self.nets[first], self.averaged(first)}:
             load_strict(net, tensors, what, where)
 
     def export(self) -> dict[str, Tensor]:

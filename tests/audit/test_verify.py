@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rdp_bench.audits.parts import BUDGETS
+from rdp_bench.reports import published
 from rdp_bench.results.record import sealed
 from tests.helpers import audits
 from tests.helpers.commands import cli
@@ -78,8 +79,25 @@ def say_robust(record: dict[str, Any]) -> None:
     record["verdict"] = "honest/average is robust."
 
 
-def other_defense(record: dict[str, Any]) -> None:
+def drop_probe_check(record: dict[str, Any]) -> None:
+    record["findings"] = [each for each in record["findings"] if each["id"] != "C3.a"]
+
+
+def repeat_check(record: dict[str, Any]) -> None:
+    record["findings"].append(record["findings"][0])
+
+
+def more_images(record: dict[str, Any]) -> None:
+    record["n"] = 500
+
+
+def other_run(record: dict[str, Any]) -> None:
     record["runs"] = [*record["runs"], "another-run"]
+
+
+def drop_run(record: dict[str, Any]) -> None:
+    """The attack at the doubled budget."""
+    record["runs"] = [name for name in record["runs"] if not name.endswith("-doubled")]
 
 
 @pytest.mark.parametrize(
@@ -88,9 +106,13 @@ def other_defense(record: dict[str, Any]) -> None:
         (raise_accuracy, "tier white-box: accuracy is "),
         (drop_tier, "tier black-box is missing"),
         (pass_check, "check C12 is PASS ("),
-        (drop_check, "check C12 is missing"),
+        (drop_check, "its checks are C1, C10, C11, C13.a,"),
         (say_robust, 'its verdict is "honest/average is robust."'),
-        (other_defense, "it reads the run another-run, which this folder does not have"),
+        (drop_probe_check, "its checks are C1, C10, C11, C12, C13.a, C13.b, C2, C3.b,"),
+        (repeat_check, "its checks are C1, C1, "),
+        (more_images, "it says 500 images, and the predictions are of 4"),
+        (drop_run, "it leaves out the run audit-honest-average-"),
+        (other_run, "it reads the run another-run, which this folder lacks"),
     ],
 )
 def test_an_edited_card_fails(out: Path, change: Callable[[dict[str, Any]], None], said: str) -> None:
@@ -99,3 +121,15 @@ def test_an_edited_card_fails(out: Path, change: Callable[[dict[str, Any]], None
     assert found.exit_code == 1
     assert said in found.output
     assert "0 of 1 cards of audits pass" in found.output
+
+
+def test_a_folder_with_an_edited_card_is_not_listed_as_verified(out: Path) -> None:
+    """Nor one whose cards nobody computes again."""
+    fine = cli("results", out)
+    assert fine.exit_code == 0, fine.output
+    edit(out, raise_accuracy)
+    found = cli("results", out)
+    assert found.exit_code == 1
+    assert "is not verified: card honest-average-" in found.output
+    (problem,) = published.read_folder(out).problems
+    assert "it was not computed again" in problem
