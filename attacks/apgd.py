@@ -30,7 +30,7 @@ class AutoPgd(Adaptive):
     targets: int = 9
     """Classes that `targeted-dlr` approaches one after the other, the likeliest first."""
     stop: bool = False
-    """Leave an image alone once it is misclassified as it will be stored; without effect on a random source."""
+    """Leave an image alone once it is misclassified as it will be stored: on 20 draws where the source is random."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
@@ -55,19 +55,19 @@ class AutoPgd(Adaptive):
         return (self.steps + 1) * self.restarts * (self.targets if self.loss == "targeted-dlr" else 1)
 
 
-@attack("apgd-ce", source="Croce and Hein 2020b, Alg. 1; fra31/auto-attack")
+@attack("apgd-ce", source="Croce and Hein 2020b, Alg. 1; fra31/auto-attack", version=2)
 def apgd_ce() -> Attack:
     """Auto-PGD on the cross-entropy: 100 steps of adaptive size."""
     return AutoPgd()
 
 
-@attack("apgd-dlr", source="Croce and Hein 2020b, Eq. 6; fra31/auto-attack")
+@attack("apgd-dlr", source="Croce and Hein 2020b, Eq. 6; fra31/auto-attack", version=2)
 def apgd_dlr() -> Attack:
     """Auto-PGD on the difference of logits ratio, which does not change with the scale of the logits."""
     return AutoPgd("dlr")
 
 
-@attack("apgd-t", source="Croce and Hein 2020b, Eq. 7; fra31/auto-attack")
+@attack("apgd-t", source="Croce and Hein 2020b, Eq. 7; fra31/auto-attack", version=2)
 def apgd_t() -> Attack:
     """Auto-PGD on the targeted difference of logits ratio, towards the 9 likeliest wrong classes."""
     return AutoPgd("targeted-dlr")

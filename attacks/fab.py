@@ -31,7 +31,10 @@ class TargetedFab(Adaptive):
     beta: float = 0.9
     """What is left of the change of a misclassified point for the next step."""
     stop: bool = False
-    """Leave an image alone once a point within the budget is misclassified as it will be stored."""
+    """Leave an image alone once a point within the budget is misclassified as it will be stored.
+
+    Without effect on a random source.
+    """
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""

@@ -86,17 +86,18 @@ def ascend(victim: Victim, begin: Tensor, loss: Loss | Tensor, steps: int, *, st
     """The last misclassified point of each image, or the one of the highest loss where there is none.
 
     Args:
-        victim: what is attacked. Where it is random, the point of the highest mean loss counts alone.
+        victim: what is attacked. Where it is random, a point is misclassified only if no draw is right, and images
+            that `stop` has not left alone end at the point of the highest mean loss.
         begin: where the iteration starts, `[n, 3, h, w]` in [0, 1].
         loss: what is ascended; or for `targeted_dlr`, the target class of each image, int64 `[n]`.
         steps: number of steps; one gradient more is evaluated.
-        stop: leave an image alone once it is misclassified as it will be stored. Ignored for a random victim.
+        stop: leave an image alone once it is misclassified as it will be stored.
     """
     out = begin.clone()
     state = _begin(victim, begin, victim.gradient(begin, _loss(loss)))
     reviews, period_start = checkpoints(steps), 0
     for number in range(1, steps + 1):
-        if stop and not victim.random:
+        if stop:
             victim, left = _drop_fooled(victim, state, out)
             if not len(victim):
                 return out
@@ -121,7 +122,7 @@ def _begin(victim: Victim, begin: Tensor, point: Point) -> _State:
         number=torch.arange(n), adv=begin, previous=begin,
         gradient=point.gradient, best=begin.clone(),
         best_gradient=point.gradient.clone(), best_loss=point.value.clone(),
-        fooled=begin.clone(), wrong=~point.right,
+        fooled=begin.clone(), wrong=point.broken.clone(),
         step=torch.full((n, 1, 1, 1), 2 * victim.eps, device=begin.device),
         # The authors compare the first step's loss with an empty row of their history.
         last_loss=torch.zeros_like(point.value), rises=torch.zeros(n, device=begin.device),
@@ -161,9 +162,8 @@ def _norm(images: Tensor) -> Tensor:
 def _note(state: _State, point: Point) -> None:
     """Take in the loss, gradient and prediction at the new point."""
     state.gradient = point.gradient
-    wrong = ~point.right
-    _put(state.fooled, wrong, state.adv)
-    state.wrong |= wrong
+    _put(state.fooled, point.broken, state.adv)
+    state.wrong |= point.broken
     better = point.value > state.best_loss
     _put(state.best, better, state.adv)
     _put(state.best_gradient, better, point.gradient)

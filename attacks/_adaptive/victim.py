@@ -30,8 +30,8 @@ class Point(NamedTuple):
     """The loss `[n]`, a mean over draws."""
     gradient: Tensor
     """Its gradient, of the images' shape; a mean over draws."""
-    right: Tensor
-    """Whether the mean of the draws' logits predicts the label, bool `[n]`."""
+    broken: Tensor
+    """Whether no draw predicted the label, bool `[n]`."""
 
 
 @dataclass(frozen=True)
@@ -110,27 +110,36 @@ class Victim:
             leaf = images.detach().requires_grad_()
             with torch.enable_grad():
                 logits = self.logits(leaf)
+                wrong = logits.detach().argmax(1) != self.y
                 # Not a mean over the batch: an image's gradient must not depend on its neighbours.
                 each = loss(logits, self.y)
                 grad = _backward(each.sum(), leaf, self.source.name)
             if draw == 0:
-                value, total, scores = each.detach(), grad, logits.detach()
+                value, total, broken = each.detach(), grad, wrong
             else:
-                value, total, scores = value + each.detach(), total + grad, scores + logits.detach()
+                value, total, broken = value + each.detach(), total + grad, broken & wrong
         _refuse_not_finite(self.source.name, loss=value, gradient=total)
         if self.draws > 1:
             value, total = value / self.draws, total / self.draws
-        return Point(value, total, scores.argmax(1) == self.y)
+        return Point(value, total, broken)
 
+    @torch.no_grad()
     def finished(self, images: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """Who of `asked` (bool `[n]`) is misclassified as it will be stored, and who is left; int64 on the CPU."""
-        which = asked.nonzero()[:, 0].cpu()
+        """Who of `asked` (bool `[n]`) is misclassified as it will be stored, and who is left; int64 on the CPU.
+
+        Of a random source all of `JUDGED` draws must be wrong; an image is not judged further after one that is right.
+        """
+        done = asked.nonzero()[:, 0].cpu()
+        some = self.select(done)
+        stored = some.stored(images[done.to(images.device)]) if len(done) else images[:0]
+        for _ in range(JUDGED if self.random else 1):
+            if not len(done):
+                break
+            wrong = (some.logits(stored).argmax(1) != some.y).nonzero()[:, 0]
+            done, some, stored = done[wrong.cpu()], some.select(wrong.cpu()), stored[wrong]
         rest = torch.ones(len(self), dtype=torch.bool)
-        if len(which):
-            some = self.select(which)
-            wrong = some.accuracy(some.stored(images[which.to(images.device)])) == 0
-            rest[which[wrong.cpu()]] = False
-        return (~rest).nonzero()[:, 0], rest.nonzero()[:, 0]
+        rest[done] = False
+        return done, rest.nonzero()[:, 0]
 
     def stored(self, images: Tensor) -> Tensor:
         """The images as they are stored, in whole levels of 8 bits, and as many as the budget allows."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rdp_bench.cli import audited, complete, where
+from rdp_bench.cli import complete, where
 from rdp_bench.cli import cache as cli_cache
 from rdp_bench.cli.perform import run_options
 from rdp_bench.cli.run import out_option, plugin_option
@@ -45,6 +45,7 @@ def audit(defenses: str, budget: str, **flags: Any) -> None:
     A grid file with a table [audit] holds the same: rdp-bench run GRID.
     """
     from rdp_bench.audits import grid
+    from rdp_bench.cli import audited
     from rdp_bench.errors import UsageError
     from rdp_bench.results.cards import FOLDER
 

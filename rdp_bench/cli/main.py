@@ -13,7 +13,6 @@ from rdp_bench.cache.store import Location, Store, default_root
 from rdp_bench.cli import audit, check, cite, data, purify, results, run, show, status, train, verify, weights
 from rdp_bench.cli import cache as cli_cache
 from rdp_bench.errors import FetchError, RdpBenchError, UsageError
-from rdp_bench.results.cards import FOLDER
 from rdp_bench.terminal import OneLine, printable, terminal
 
 log = logging.getLogger("rdp_bench")
@@ -206,6 +205,8 @@ def report(
         click.echo(page)
         _open(page, open_)
         return
+    from rdp_bench.results.cards import FOLDER
+
     if not any(any((out / folder).glob("*.json")) for folder in ("runs", FOLDER)):
         raise UsageError(f"{out} holds no run; start with: rdp-bench run table1 --out {out}")
     from rdp_bench import reports

@@ -146,6 +146,40 @@ def test_a_random_source_is_judged_on_twenty_draws_and_never_by_luck() -> None:
     assert next(levels) == 0.5
 
 
+def test_stop_leaves_an_image_of_a_random_source_alone_once_twenty_draws_are_wrong() -> None:
+    """Noise of at most .2 around a threshold of .5: below .3 no draw is right, above .3 some are.
+
+    Image 0 begins below .3: it is judged once and left alone. Image 1 reaches .351 at best: one of twenty draws is right
+    soon, and it is attacked until the end. Neither's result depends on the other.
+    """
+
+    @dataclass(frozen=True)
+    class Shaken(Purifier):
+        random: ClassVar[bool] = True
+        differentiable: ClassVar[bool] = True
+        backward = "exact"
+        calls: ClassVar[list[int]] = []
+
+        def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+            self.calls.append(len(x))
+            return x + rng.uniform(1, 1, 1, low=-0.2, high=0.2)
+
+    net = toy.Toy(lambda x: torch.stack([20 * x.mean((1, 2, 3)), torch.full((len(x),), 10.0)], 1), 2)
+    x = (torch.tensor([76, 115]) / 255).view(2, 1, 1, 1).expand(2, 3, 2, 2).clone()
+    y = torch.zeros(2, dtype=torch.long)
+    attack = registry.attack.resolve("apgd-ce(steps=8, stop=true)").value
+    source = behind(net, Shaken(), 4)
+    Shaken.calls.clear()
+    adv = attack(source, x, y, 0.1, toy.image_rng(2))
+    assert float(adv[0].mean()) < 76 / 255
+    assert float(adv[1].mean()) == pytest.approx(115 / 255 - 0.1, abs=1e-4)
+    # Both are judged before and after, and have a gradient of four draws where they begin.
+    assert Shaken.calls.count(2) == 20 + 4 + 20
+    assert Shaken.calls.count(1) >= 20 + 8 * 4
+    alone = attack(source, x[:1], y[:1], 0.1, toy.image_rng(2).select(torch.tensor([0])))
+    assert torch.equal(alone, adv[:1])
+
+
 def test_eot_averages_gradients_and_values() -> None:
     """exact(noise, 3): three evaluations per gradient; autoattack-rand takes its own 20 where the source says less."""
     net = toy.conv()
