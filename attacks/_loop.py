@@ -71,7 +71,7 @@ def begin(
 ) -> Run:
     """A run before its first step; `rng` may be left out where no part is random."""
     streams = ImageRng([""] * len(x), x.device) if rng is None else rng
-    return Run(parts, source, x, eps, alpha, streams, labels, torch.zeros_like(x))
+    return Run(parts, source, x, eps, alpha, streams, labels, torch.zeros_like(x), x)
 
 
 def ascend(run: Run, adv: Tensor, step: Callable[[Tensor, Tensor], Tensor], count: int) -> Tensor:
@@ -80,6 +80,7 @@ def ascend(run: Run, adv: Tensor, step: Callable[[Tensor, Tensor], Tensor], coun
     for part in reversed(run.parts):
         gradient = partial(part.gradient, run, gradient)
     for _ in range(count):
+        run.point = adv
         run.g = gradient(adv)
         adv = step(adv, run.g)
     return adv

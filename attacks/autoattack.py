@@ -40,7 +40,7 @@ class Cascade(Adaptive):
         return sum(each.gradients(eps_255) for each in self.attacks)
 
 
-@attack("autoattack", source="Croce and Hein 2020b, Sec. 5; fra31/auto-attack")
+@attack("autoattack", source="Croce and Hein 2020b, Sec. 5; fra31/auto-attack", version=2)
 @dataclass(frozen=True)
 class AutoAttack(Cascade):
     """APGD-CE, APGD-T, FAB-T and Square in order, each on what the ones before left right (the standard version)."""
@@ -66,7 +66,7 @@ class AutoAttack(Cascade):
         )
 
 
-@attack("autoattack-rand", source="Croce and Hein 2020b, Sec. 5; fra31/auto-attack, issue 105")
+@attack("autoattack-rand", source="Croce and Hein 2020b, Sec. 5; fra31/auto-attack, issue 105", version=2)
 @dataclass(frozen=True)
 class RandomAutoAttack(Cascade):
     """APGD-CE and APGD-DLR with gradients averaged over 20 draws: AutoAttack for random defenses.

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 class Admix(Part):
     """G = sum over m1 mates x' of grad J(x + share * x'), before SI's scaling (Wang et al. 2021, Eq. 4, Alg. 1).
 
-    Their images are in [-1, 1]; here x' - .5 is added. A mate is drawn for each image, gradient and copy from the other
-    images of the data set; the authors' code shuffles the batch.
+    Their images are in [-1, 1]; here x' - .5 is added. The m1 mates of an image are drawn for each gradient from the
+    other images of the data set, and every scale of SI shows the same ones; the authors' code shuffles the batch.
     """
 
     id: ClassVar[str] = "admix"
+    version: ClassVar[int] = 2
     order: ClassVar[int] = 45
     off: ClassVar[Any] = 0
     changes_first: ClassVar[bool] = True
@@ -47,14 +48,22 @@ class Admix(Part):
         return self.admix_mates
 
     def copies(self, run: Run) -> Iterable[Transform]:
-        """Images with a share of another one, drawn anew in every call."""
-        from rdp_bench.attacks._kernels.gather import GREY
+        """Images with a share of another one; every call draws others."""
+        return [_mixed(run, self.admix_share) for _ in range(self.admix_mates)]
 
-        def mixed(images: Tensor) -> Tensor:
-            mates = run.mates(run.rng) if run.mates else _others(run)
-            return images + self.admix_share * (mates - GREY)
 
-        return [mixed] * self.admix_mates
+def _mixed(run: Run, share: float) -> Transform:
+    """Adds the same mates whenever it is called; they are drawn when it is first."""
+    from rdp_bench.attacks._kernels.gather import GREY
+
+    drawn: list[Tensor] = []
+
+    def mixed(images: Tensor) -> Tensor:
+        if not drawn:
+            drawn.append(share * ((run.mates(run.rng) if run.mates else _others(run)) - GREY))
+        return images + drawn[0]
+
+    return mixed
 
 
 def _others(run: Run) -> Tensor:

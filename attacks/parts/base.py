@@ -51,6 +51,8 @@ class Run:
     """Classes that the loss is about, int64 `[n]`; None until the source's first prediction sets them."""
     g: Tensor
     """g_t, the direction of the previous step; zeros at first."""
+    point: Tensor
+    """x_t, where the step begins; parts may ask for the gradient elsewhere, as NI does."""
     memory: dict[str, Tensor] = field(default_factory=dict)
     """What parts keep between steps, by their id."""
     tools: dict[str, Any] = field(default_factory=dict)

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 class VarianceTuning(Part):
     """G = grad J(x_t) + v_t, v_{t+1} = mean_i grad J(x_t + r_i) - grad J(x_t) (Wang & He 2021, Eq. 5-7, Alg. 1).
 
-    r_i is U(-variance_range * eps, variance_range * eps) per pixel and is not clipped, as in JHL-HUST/VT.
+    r_i is U(-variance_range * eps, variance_range * eps) per pixel and is not clipped, as in JHL-HUST/VT. Under NI, the
+    gradient is that of the look-ahead, and neighbours are those of x_t, as there.
     """
 
     id: ClassVar[str] = "variance-tuning"
+    version: ClassVar[int] = 2
     order: ClassVar[int] = 40
     off: ClassVar[Any] = 0
     aliases: ClassVar = {"n": "variance_samples", "beta": "variance_range"}
@@ -46,7 +48,7 @@ class VarianceTuning(Part):
 
     @property
     def evaluations(self) -> int:
-        """One at the image and one per neighbour."""
+        """One at the image or its look-ahead, and one per neighbour."""
         return 1 + self.variance_samples
 
     def gradient(self, run: Run, inner: Gradient, at: Tensor) -> Tensor:
@@ -55,6 +57,6 @@ class VarianceTuning(Part):
 
         here = inner(at)
         before = run.memory.get(self.id)
-        around = mean_gradient(inner, at, self.variance_range * run.eps, self.variance_samples, run.rng)
+        around = mean_gradient(inner, run.point, self.variance_range * run.eps, self.variance_samples, run.rng)
         run.memory[self.id] = around - here
         return here if before is None else here + before

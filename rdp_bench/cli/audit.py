@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from rdp_bench.cli import complete, where
 from rdp_bench.cli import cache as cli_cache
+from rdp_bench.cli import complete, where
 from rdp_bench.cli.perform import run_options
 from rdp_bench.cli.run import out_option, plugin_option
 

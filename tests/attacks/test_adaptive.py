@@ -149,8 +149,8 @@ def test_a_random_source_is_judged_on_twenty_draws_and_never_by_luck() -> None:
 def test_stop_leaves_an_image_of_a_random_source_alone_once_twenty_draws_are_wrong() -> None:
     """Noise of at most .2 around a threshold of .5: below .3 no draw is right, above .3 some are.
 
-    Image 0 begins below .3: it is judged once and left alone. Image 1 reaches .351 at best: one of twenty draws is right
-    soon, and it is attacked until the end. Neither's result depends on the other.
+    Image 0 begins below .3: it is judged once and left alone. Image 1 reaches .351 at best: one of twenty draws is
+    right soon, and it is attacked until the end. Neither's result depends on the other.
     """
 
     @dataclass(frozen=True)

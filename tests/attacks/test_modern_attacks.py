@@ -43,7 +43,7 @@ def vmi(x: Tensor, grad: Gradient, rng: ImageRng, *, nesterov: bool = False) -> 
     for _ in range(STEPS):
         at = adv + ALPHA * g if nesterov else adv
         here = grad(at)
-        around = [grad(at + rng.uniform(3, SIZE, SIZE, low=-1.5 * EPS, high=1.5 * EPS)) for _ in range(3)]
+        around = [grad(adv + rng.uniform(3, SIZE, SIZE, low=-1.5 * EPS, high=1.5 * EPS)) for _ in range(3)]
         g = g + unit(here + v)
         v = sum(around) / 3 - here
         adv = clip(adv + ALPHA * g.sign(), x)
@@ -114,11 +114,11 @@ def admix(x: Tensor, grad: Gradient, rng: ImageRng) -> Tensor:
     adv, g = x, torch.zeros_like(x)
     for _ in range(STEPS):
         total = torch.zeros_like(x)
-        for mate, scale in [(mate, 2**i) for mate in range(3) for i in range(3)]:
-            del mate
+        for _ in range(3):
             other = 2 * MATES[rng.integers(0, 7)] - 1
-            mixed = ((2 * adv - 1) + 0.2 * other) / scale
-            total += grad((mixed + 1) / 2) / 2 / scale
+            for scale in (1, 2, 4):
+                mixed = ((2 * adv - 1) + 0.2 * other) / scale
+                total += grad((mixed + 1) / 2) / 2 / scale
         g = g + unit(total)
         adv = clip(adv + ALPHA * g.sign(), x)
     return adv

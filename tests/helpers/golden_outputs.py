@@ -141,11 +141,18 @@ def entries() -> Iterator[tuple[str, str, str]]:
             if "/" in name:  # names with a slash are plugins' that another test registered
                 continue
             try:
-                yield kind, name, registry.identity(entries.resolve(name), *at)["version"]
+                yield kind, name, versions(registry.identity(entries.resolve(name), *at))
             except BadModelError:  # a network that ships without weights
                 yield kind, name, entries.get(name).version
     for name in EMBEDDED:
         yield "model", name, str(card.NUMERICS)
+
+
+def versions(identity: dict[str, Any]) -> str:
+    """The version of an engine or entry, and of each part that is beyond its first."""
+    parts = identity["params"].get("parts", {}).items()
+    later = [f"{name}={part['version']}" for name, part in parts if part["version"] != "1"]
+    return " ".join([identity["version"], *later])
 
 
 def projections(output: NDArray[Any]) -> list[float]:
