@@ -63,7 +63,7 @@ def boundary(victim: Victim, begin: Tensor, target: Tensor, steps: int, constant
     """The misclassified point nearest to each clean image, moved to the budget where it is beyond it.
 
     Args:
-        victim: what is attacked; images that it gets wrong already stay as they are.
+        victim: what is attacked.
         begin: where the iteration starts, `[n, 3, h, w]` in [0, 1].
         target: the class that each image approaches, int64 `[n]`.
         steps: number of steps.

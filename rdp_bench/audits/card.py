@@ -7,10 +7,15 @@ from typing import Any
 
 from rdp_bench.audits.checks import FAIL, Finding, findings
 from rdp_bench.audits.evidence import Evidence
-from rdp_bench.audits.tiers import Tier, headline, tiers
+from rdp_bench.audits.tiers import Tier, failed_attacks, headline, tiers
 from rdp_bench.results.cards import Card
 
 __all__ = ["Card", "card_of", "verdict"]
+
+
+NOT_OF_THE_NUMBER = ("C1", "C6.b", "C9")
+"""Checks whose failure says nothing against the headline: it is no better than nothing, resists attacks without EOT
+only, or owes to luck what the tier of fixed noise leaves out."""
 
 
 def card_of(evidence: Evidence, *, unmeasured: Sequence[str] = (), **more: Any) -> Card:
@@ -47,11 +52,16 @@ def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding]) 
     transfer = next((tier for tier in found if tier.name == "transfer"), None)
     if transfer is not None and transfer.low > worst.high:
         text += f"; transfer numbers ({transfer.accuracy:.0f} %) say nothing about its robustness"
-    if incomplete := [tier for tier in found if tier.failed]:
-        parts = ", ".join(f"{len(tier.failed)} of the {tier.name} tier" for tier in incomplete)
-        text += f". Planned attacks have no number: {parts}"
-    if faults := [finding for finding in said if finding.status == FAIL]:
-        names = ", ".join(f"{finding.id} {finding.title}" for finding in faults[:3])
-        fail = "1 check fails" if len(faults) == 1 else f"{len(faults)} checks fail"
-        text += f". The true number is lower or unknown: {fail} ({names})"
+    if parts := [f"{len(lost)} of the {name} tier" for name, lost in failed_attacks(evidence).items()]:
+        text += f". Planned attacks have no number: {', '.join(parts)}"
+    clean = next((tier for tier in found if tier.name == "clean"), None)
+    if clean is not None and clean.accuracy == 0:
+        text += ". No clean image is right either: there was nothing to attack"
+    faults = [finding for finding in said if finding.status == FAIL]
+    doubts = [finding for finding in faults if finding.id not in NOT_OF_THE_NUMBER]
+    if faults:
+        names = ", ".join(f"{finding.id} {finding.title}" for finding in (doubts or faults)[:3])
+        count = len(doubts or faults)
+        fail = "1 check fails" if count == 1 else f"{count} checks fail"
+        text += f". The true number is lower or unknown: {fail} ({names})" if doubts else f". {fail} ({names})"
     return text + "."

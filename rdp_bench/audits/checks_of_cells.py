@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from rdp_bench.audits.evidence import Cell, Evidence
-from rdp_bench.audits.finding import FAIL, PASS, WARN, Finding, missing
+from rdp_bench.audits.finding import FAIL, PASS, WARN, Finding, Status, missing
 from rdp_bench.audits.parts import (
     BLACK_BOX,
     DOUBLED,
@@ -23,6 +24,12 @@ from rdp_bench.audits.tiers import hardest, tiers
 from rdp_bench.metrics import stats
 from rdp_bench.specs import UNDEFENDED
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NONE_RIGHT = "no clean image is right"
+
 POINT = 1.0
 """Points of accuracy that a better attack may still win."""
 
@@ -32,6 +39,9 @@ SQUARE = 0.2
 LUCK = 10.0
 """Points that randomness may account for."""
 
+FEW = 10
+"""Images below which a row is not compared with another."""
+
 AT_ZERO = 1.0
 """Percent right that count as none at an eps where anything can be shown."""
 
@@ -40,19 +50,38 @@ def _mean(cells: list[Cell]) -> float:
     return 100 * float(hardest(cells).mean())
 
 
-def _gain(evidence: Evidence, base: list[Cell], more: list[Cell]) -> float:
-    """Points that further attacks win.
+def _won(evidence: Evidence, base: list[Cell], more: list[Cell]) -> NDArray[np.float64]:
+    """Of each image, what further attacks win, `[n]`: how much lower its share of right draws is.
 
-    Each cell of a random defense has its own draws, and a minimum over them is lower by chance: there, attacks are
-    compared as they are and not image by image.
+    Of a deterministic defense nothing is lost by more attacks. Of a random one, attacks are compared as they are.
     """
-    if evidence.random:
-        return _mean(base) - _mean(more)
-    return _mean(base) - _mean([*base, *more])
+    won: NDArray[np.float64] = hardest(base) - hardest(more if evidence.random else [*base, *more])
+    return won
+
+
+def _severity(evidence: Evidence, won: NDArray[np.float64]) -> Status:
+    """What it means that other attacks win `won` `[n]`.
+
+    Of a deterministic defense, one image may be an accident. Of a random one, the draws must not explain it.
+    """
+    if not evidence.random:
+        return FAIL if won.sum() > 1.5 else WARN
+    low, _ = stats.mean_interval(won, -1)
+    return FAIL if low > 0 else WARN if 100 * won.mean() > LUCK else PASS
+
+
+def _none_right(evidence: Evidence) -> bool:
+    """Whether there is nothing to attack."""
+    clean = evidence.clean()
+    return clean is not None and clean.accuracy <= AT_ZERO
 
 
 def _points(value: float) -> str:
     return f"{value:.1f} point{'s' if abs(round(value, 1)) != 1 else ''}"
+
+
+def _more(gap: float) -> str:
+    return f"{_points(abs(gap))} {'more' if gap >= 0 else 'less'}"
 
 
 def undefended(evidence: Evidence) -> Finding:
@@ -65,7 +94,7 @@ def undefended(evidence: Evidence) -> Finding:
     a, b = hardest(ours), hardest(none)
     gain = 100 * float((a - b).mean())
     said = f"transfer attacks leave {_mean(ours):.1f} % right with the defense, {_mean(none):.1f} % without"
-    low, high = stats.mean_interval(a - b, -1)
+    low, high = stats.mean_interval(a - b, -1) if len(a) >= FEW else (-1.0, 1.0)
     if evidence.subject.defense == UNDEFENDED:
         return missing("C1", title, f"{said}; the subject is no defense")
     if high < 0:
@@ -80,10 +109,16 @@ def attacks_ran(evidence: Evidence) -> Finding:
     """C4.a: all attacks run: those through the defense have a gradient, and none of another tier is lost."""
     title = "attacks run"
     failed = sorted(evidence.failed, key=lambda cell: cell.part in (TRANSFER, GREY_BOX, NOISE))
+    ours = [cell for cell in failed if cell.defense in (evidence.subject.defense, evidence.subject.fixed)]
+    if failed and not ours:
+        said = (
+            f"{len(failed)} rows without the defense have no number; {failed[0].part}: {failed[0]}: {failed[0].reason}"
+        )
+        return Finding("C4.a", title, WARN, said, "the defense is compared with less", "repair it")
     if failed:
-        first, count = failed[0], f"{len(failed)} of {len(evidence.cells)} cells have no number"
+        first, count = ours[0], f"{len(failed)} of {len(evidence.cells)} cells have no number"
         said = f"{count}; {first.part}: {first}: {first.reason}"
-        gradient = any("grad" in cell.reason for cell in failed)
+        gradient = any("gradient" in cell.reason for cell in ours)
         meaning = "the gradient does not pass the defense" if gradient else "the number of a tier may be too high"
         advice = "give the defense a backward pass: backward = 'identity' or a stand_in" if gradient else "repair it"
         return Finding("C4.a", title, FAIL, said, meaning, advice)
@@ -98,11 +133,15 @@ def gradient_free(evidence: Evidence) -> Finding:
     white, black = evidence.attacked(WHITE_BOX, STAND_IN, DOUBLED), evidence.attacked(BLACK_BOX)
     if not (white and black):
         return missing("C3.e", title, "needs a white-box and a gradient-free attack")
-    gap = _gain(evidence, white, black)
-    said = f"the gradient-free attack breaks {_points(gap)} more than all with gradients"
-    if gap > SQUARE:
+    if _none_right(evidence):
+        return missing("C3.e", title, NONE_RIGHT)
+    won = _won(evidence, white, black)
+    gap = 100 * float(won.mean())
+    said = f"the gradient-free attack breaks {_more(gap)} than all with gradients"
+    status = _severity(evidence, won) if gap > SQUARE else PASS
+    if status != PASS:
         meaning = "the gradient through the defense is masked"
-        return Finding("C3.e", title, FAIL, said, meaning, "attack with a stand-in gradient or more draws (EOT)")
+        return Finding("C3.e", title, status, said, meaning, "attack with a stand-in gradient or more draws (EOT)")
     return Finding("C3.e", title, PASS, said)
 
 
@@ -115,9 +154,11 @@ def converged(evidence: Evidence) -> Finding:
     more = evidence.attacked(DOUBLED)
     if not (base and more):
         return missing("C6", title, "the attack with doubled steps was not run")
-    gap = _gain(evidence, base, more)
-    images = gap / 100 * len(hardest(base))
-    said = f"twice the steps and EOT break {_points(gap)} more"
+    if _none_right(evidence):
+        return missing("C6", title, NONE_RIGHT)
+    won = _won(evidence, base, more)
+    gap = 100 * float(won.mean())
+    said = f"twice the steps and EOT break {_more(gap)}"
     # Each on its own: the worst of several would hide it.
     weakest = max(more, key=lambda cell: cell.accuracy)
     if (lost := weakest.accuracy - _mean(base)) > LUCK:
@@ -125,10 +166,10 @@ def converged(evidence: Evidence) -> Finding:
         meaning = "an attack that grows weaker with more steps or draws is broken: its gradient misleads"
         said = f"{weakest.attack} leaves {_points(lost)} more right than {base[0].attack}"
         return Finding("C6", title, FAIL if low > 0 else WARN, said, meaning, "look at the gradient: C3, C5 and C11")
-    if gap < POINT:
+    status = PASS if gap < POINT else _severity(evidence, won)
+    if status == PASS:
         return Finding("C6", title, PASS, said)
     meaning = "the attack has not converged: the white-box number is too high"
-    status = FAIL if images > 1.5 else WARN
     return Finding("C6", title, status, said, meaning, "use --budget full, or attacks with more steps and draws")
 
 
@@ -142,7 +183,7 @@ def stand_in(evidence: Evidence) -> Finding:
         return missing("C5.b", title, "no stand-in is known that is closer than the gradient in use, or it was not run")
     if not base:
         return missing("C5.b", title, "the attack through the usual stand-in was not run")
-    gap = _gain(evidence, base, near)
+    gap = 100 * float(_won(evidence, base, near).mean())
     said = (
         f"{attack} through the usual stand-in leaves {_mean(base):.1f} % right, through the closer one "
         f"{_mean(near):.1f} %; the white-box tier takes the worst of both"
@@ -177,10 +218,13 @@ def order_of_attackers(evidence: Evidence) -> Finding:
     white, transfer = evidence.attacked(WHITE_BOX, STAND_IN, DOUBLED), evidence.attacked(TRANSFER, GREY_BOX)
     if not (white and transfer):
         return missing("C8.a", title, "needs a white-box and a transfer attack")
-    gap = _mean(white) - _mean(transfer)
+    if _none_right(evidence):
+        return missing("C8.a", title, NONE_RIGHT)
+    lost = hardest(white) - hardest(transfer)
     said = f"white-box attacks leave {_mean(white):.1f} % right, transfer and grey-box attacks {_mean(transfer):.1f} %"
-    if gap > POINT:
-        return Finding("C8.a", title, FAIL, said, "the white-box attack is broken", "look at the gradient: C3 and C5")
+    status = _severity(evidence, lost) if 100 * lost.mean() > POINT else PASS
+    if status != PASS:
+        return Finding("C8.a", title, status, said, "the white-box attack is broken", "look at the gradient: C3 and C5")
     return Finding("C8.a", title, PASS, said)
 
 
@@ -196,6 +240,8 @@ def sweep(evidence: Evidence) -> Finding:
     by_eps = {eps: min(cell.accuracy for cell in cells if cell.eps == eps) for eps in levels}
     said = ", ".join(f"{by_eps[eps]:.1f} % at {eps:g}" for eps in levels)
     least = min(by_eps.values())
+    if _none_right(evidence):
+        return missing("C8.b", title, NONE_RIGHT)
     if levels[-1] < LARGE:
         return missing("C8.b", title, f"needs an eps of at least {LARGE:g}; {said}")
     if by_eps[levels[-1]] > AT_ZERO:
@@ -214,8 +260,12 @@ def noise_control(evidence: Evidence) -> Finding:
     clean = evidence.clean()
     if not (noise and white and clean):
         return missing("C8.c", title, "needs the random signs and a white-box attack")
+    if _none_right(evidence):
+        return missing("C8.c", title, NONE_RIGHT)
     said = f"random signs leave {_mean(noise):.1f} % right, white-box attacks {_mean(white):.1f} %"
-    if clean.accuracy > AT_ZERO and _mean(white) >= _mean(noise) and _mean(white) > AT_ZERO:
+    if _mean(white) >= _mean(noise) and _mean(white) > AT_ZERO:
+        if _mean(white) >= clean.accuracy and sweep(evidence).status == PASS:
+            return missing("C8.c", title, f"{said}: neither breaks anything at this eps, and larger ones do (C8.b)")
         return Finding("C8.c", title, FAIL, said, "the attack is no better than noise", "look at the gradient")
     return Finding("C8.c", title, PASS, said)
 

@@ -20,24 +20,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: on which share of the draws of its defense each image is classified right."""
+    """One cell: on which draws of its defense each image is classified right."""
 
     part: str
     source: str
     attack: str
     eps: float
     defense: str
-    shares: NDArray[np.float64] | None = None
-    """`[n]` in [0, 1]; None where the cell failed."""
+    right: NDArray[np.bool_] | None = None
+    """Whether each image is classified right on each draw, `[n, draws]`; None where the cell failed."""
     vote: NDArray[np.bool_] | None = None
     """Whether the majority of the draws is right, `[n]`."""
     reason: str = ""
     """Why it failed."""
 
     @property
+    def shares(self) -> NDArray[np.float64]:
+        """Of each image the share of draws that are right, `[n]` in [0, 1]."""
+        assert self.right is not None
+        shares: NDArray[np.float64] = self.right.mean(1)
+        return shares
+
+    @property
     def accuracy(self) -> float:
         """Mean of `shares`, in percent."""
-        assert self.shares is not None
         return 100 * float(self.shares.mean())
 
     def __str__(self) -> str:
@@ -67,7 +73,7 @@ class Evidence:
         return [
             cell
             for cell in self.cells
-            if cell.shares is not None and all(getattr(cell, name) == value for name, value in given.items())
+            if cell.right is not None and all(getattr(cell, name) == value for name, value in given.items())
         ]
 
     def clean(self, defense: str | None = None) -> Cell | None:
@@ -87,7 +93,7 @@ class Evidence:
     @property
     def failed(self) -> list[Cell]:
         """Cells without a number."""
-        return [cell for cell in self.cells if cell.shares is None]
+        return [cell for cell in self.cells if cell.right is None]
 
 
 def cells_of(part: str, run: Run) -> Iterable[Cell]:
@@ -109,8 +115,5 @@ def from_predictions(
     part: str, source: str, attack: str, eps: float, defense: str, predicted: NDArray[Any], label: NDArray[Any]
 ) -> Cell:
     """A cell from predictions `[n]`, or `[n, draws]`, and labels `[n]`."""
-    import numpy as np
-
     draws = predicted.reshape(len(label), -1)
-    shares = (draws == label[:, None]).mean(1).astype(np.float64)
-    return Cell(part, source, attack, eps, defense, shares, majority(draws) == label)
+    return Cell(part, source, attack, eps, defense, draws == label[:, None], majority(draws) == label)

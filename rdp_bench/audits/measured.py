@@ -38,8 +38,8 @@ class ProbeFacts:
 
 
 PROBES = {
-    "repeat": ProbeFacts(4), "outputs": ProbeFacts(16), "gradient": ProbeFacts(8), "cosine": ProbeFacts(8),
-    "state": ProbeFacts(8), "elsewhere": ProbeFacts(16), "stability": ProbeFacts(4), "progress": ProbeFacts(4),
+    "repeat": ProbeFacts(4), "outputs": ProbeFacts(16), "gradient": ProbeFacts(8), "cosine": ProbeFacts(8, 2),
+    "state": ProbeFacts(8, 2), "elsewhere": ProbeFacts(16), "stability": ProbeFacts(4), "progress": ProbeFacts(4),
     "planted": ProbeFacts(16),
 }  # fmt: skip
 """The probes of `audits.probes`."""

@@ -20,6 +20,9 @@ GREY_BOX, STAND_IN = "grey-box", "stand-in"
 SURROGATES = ("effnet-lite0", "effnet-lite1")
 """Sources of the transfer part where the user names none; the target itself is left out."""
 
+STANDARD = ("autoattack", "autoattack-rand")
+"""The attack that claims of robustness need, and its version for random defenses."""
+
 OWN_PURIFIERS = ("nrp", "rdp", "hgd")
 """What an attacker who does not know the defense puts in its place: the first that the defense does not contain."""
 
@@ -43,6 +46,8 @@ class Budget:
     """Attacks that use the gradient through the defense; the last is the one that `doubled` is compared with."""
     doubled: tuple[str, ...]
     black_box: tuple[str, ...]
+    random_black_box: tuple[str, ...]
+    """The same of a random defense, whose queries are means over draws: fewer of them."""
     sweep: tuple[float, ...]
     """Further eps, in multiples of the audit's own."""
     traced: int = 100
@@ -56,19 +61,20 @@ class Budget:
 BUDGETS = {
     "quick": Budget(
         20, 1, ("mi-fgsm", "ti-dim"), 4, 5, ("pgd", "apgd-ce(steps=20, stop=true)"),
-        ("apgd-ce(steps=40, stop=true)",), ("square(queries=100)",), (16.0,), 20,
+        ("apgd-ce(steps=40, stop=true)",), ("square(queries=100)",), ("square(queries=25)",),
+        (16.0,), 20,
     ),
     "standard": Budget(
         None, 2, ("fgsm", "mi-fgsm", "dim", "ti-dim", "sini-tidim"), 20, 10,
         ("pgd(steps=20)", "apgd-dlr(stop=true)", "apgd-ce(stop=true)"),
         ("apgd-ce(steps=200, stop=true)", "apgd-ce(restarts=5, stop=true)"), ("square(queries=1000)",),
-        (0.25, 0.5, 2.0, 4.0, 16.0), grey_box=("mi-fgsm", "ti-dim"), planted=(16, 200),
+        ("square(queries=100)",), (0.25, 0.5, 2.0, 4.0, 16.0), grey_box=("mi-fgsm", "ti-dim"), planted=(16, 200),
     ),
     "full": Budget(
         None, 2, ("fgsm", "mi-fgsm", "dim", "ti-dim", "sini-tidim"), 20, 10,
         ("pgd(steps=50, restarts=5)", "apgd-dlr(stop=true)", "autoattack", "apgd-ce(stop=true)"),
         ("apgd-ce(steps=200, stop=true)", "apgd-ce(restarts=10, stop=true)"),
-        ("square", "spsa"), (0.25, 0.5, 1.5, 2.0, 4.0, 16.0),
+        ("square", "spsa"), ("square(queries=500)", "spsa"), (0.25, 0.5, 1.5, 2.0, 4.0, 16.0),
         grey_box=("mi-fgsm", "ti-dim", "apgd-ce"), planted=(16, 999),
     ),
 }  # fmt: skip
@@ -129,10 +135,32 @@ class Subject:
 
     @property
     def surrogates(self) -> tuple[str, ...]:
-        """The sources of the transfer part."""
-        if self.sources:
-            return self.sources
-        return tuple(each for each in SURROGATES if each != self.target)[: self.settings.surrogates]
+        """The sources of the transfer part: never the target, which its attacker does not know.
+
+        Raises:
+            UsageError: the user named the target alone.
+        """
+        if not self.sources:
+            return tuple(each for each in SURROGATES if each != self.target)[: self.settings.surrogates]
+        if others := tuple(each for each in self.sources if each != self.target):
+            return others
+        raise UsageError(
+            f"the transfer attacks on {self.target} need a source that is another model, found --source "
+            f"{', '.join(self.sources)}; leave --source out, or name another"
+        )
+
+    @property
+    def gradient(self) -> tuple[str, ...]:
+        """Attacks that use the gradient through the defense; AutoAttack in the version for it."""
+        instead = dict([STANDARD]) if self.random else {}
+        return tuple(instead.get(each, each) for each in self.settings.gradient)
+
+    @property
+    def black_box(self) -> tuple[str, tuple[str, ...]]:
+        """What attacks without gradients ask, and these attacks."""
+        if not self.random:
+            return "white-box", self.settings.black_box
+        return f"white-box({min(self.settings.eot, self.settings.draws)})", self.settings.random_black_box
 
     @property
     def sweep(self) -> tuple[float, ...]:
@@ -165,13 +193,14 @@ def grids(subject: Subject) -> Iterator[tuple[str, Grid]]:
     yield TRANSFER, _grid(subject, TRANSFER, subject.surrogates, budget.transfer, rows, clean=True)
     yield NOISE, _grid(subject, NOISE, ("white-box",), ("noise",), rows)
     yield GREY_BOX, _grid(subject, GREY_BOX, subject.grey_sources, budget.grey_box, rows)
-    yield WHITE_BOX, _grid(subject, WHITE_BOX, (through,), budget.gradient, rows)
+    yield WHITE_BOX, _grid(subject, WHITE_BOX, (through,), subject.gradient, rows)
     if near:
         yield STAND_IN, _grid(subject, STAND_IN, near, budget.gradient[-1:], (defense,))
     if subject.random:
         yield ONE_DRAW, _grid(subject, ONE_DRAW, ("white-box(1)",), budget.gradient[-1:], (defense,))
         yield FIXED, _grid(subject, FIXED, ("white-box",), budget.gradient[-1:], (subject.fixed,), clean=True)
-    yield BLACK_BOX, _grid(subject, BLACK_BOX, ("white-box",), budget.black_box, (defense,))
+    asked, black_box = subject.black_box
+    yield BLACK_BOX, _grid(subject, BLACK_BOX, (asked,), black_box, (defense,))
     yield EPS, _grid(subject, EPS, (through, *near), budget.gradient[-1:], (defense,), eps=subject.sweep)
     yield DOUBLED, _grid(subject, DOUBLED, (f"white-box({2 * budget.eot})",), budget.doubled, (defense,))
 

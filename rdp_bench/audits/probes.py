@@ -30,8 +30,8 @@ DRAWS = 20
 TRACED = 4
 """Images on which the progress of an attack is traced."""
 
-SMALL_STEP = 0.25
-"""Of the finite difference, in /255."""
+SMALL_STEP = 1.0
+"""Of the finite difference, in /255: less would ask how a defense rounds."""
 
 
 @dataclass(frozen=True)
@@ -134,16 +134,25 @@ def gradient(context: Context) -> Numbers:
 
 @torch.no_grad()
 def state(context: Context) -> Numbers | None:
-    """Whether seeing an image changes the output for a similar one: one copy of the defense saw it, another did not."""
+    """Whether seeing an image changes the output for a similar one: one copy of the defense saw it, another did not.
+
+    `moved` is how far the output for the similar image is from that for the one that was seen, which both copies know
+    where they share what they keep.
+    """
     if context.fresh is None:
         return None
     strangers = context.rng("strangers").uniform(*context.x.shape[1:])
     near = (strangers + 8 / 255 * context.signs("near")).clamp(0, 1)
     seen, unseen = context.fresh(), context.fresh()
-    context.logits(strangers, context.rng("state"), seen)
+    first = context.logits(strangers, context.rng("state"), seen)
     after = context.logits(near, context.rng("state"), seen)
     alone = context.logits(near, context.rng("state"), unseen)
-    return {"difference": float(((after - alone).norm(dim=1) / (alone.norm(dim=1) + 1e-10)).max())}
+    return {"difference": _apart(after, alone), "moved": _apart(after, first)}
+
+
+def _apart(one: Tensor, two: Tensor) -> float:
+    """The largest distance of two outputs for an image, over the size of the second."""
+    return float(((one - two).norm(dim=1) / (two.norm(dim=1) + 1e-10)).max())
 
 
 @torch.no_grad()

@@ -28,6 +28,9 @@ NAMES = {
 }
 """The tiers in order of what the attacker knows."""
 
+TELLING = 10
+"""Images that must differ from the others for an interval by resampling."""
+
 PARTS = {
     "transfer": (TRANSFER,), "grey-box": (GREY_BOX,), "black-box": (BLACK_BOX,),
     "white-box": (WHITE_BOX, STAND_IN, DOUBLED), "fixed": (FIXED,),
@@ -52,11 +55,29 @@ def tiers(evidence: Evidence) -> list[Tier]:
 
 
 def hardest(cells: Sequence[Cell]) -> NDArray[np.float64]:
-    """Of each image the lowest share of right draws over the cells, `[n]`."""
+    """Of each image the share of right draws under the cell that is worst for it, `[n]`.
+
+    The least of several shares that were drawn is lower by chance. Of a random defense the worst cell is therefore
+    chosen by one half of the draws and counted by the other half, and the other way round: the mean of both is what an
+    attacker reaches who tries the attacks and keeps the best.
+    """
     import numpy as np
 
-    lowest: NDArray[np.float64] = np.min([cell.shares for cell in cells if cell.shares is not None], axis=0)
-    return lowest
+    rights = [cell.right for cell in cells if cell.right is not None]
+    if len(rights) == 1 or all(right.shape[1] == 1 for right in rights):
+        lowest: NDArray[np.float64] = np.min([right.mean(1) for right in rights], axis=0)
+        return lowest
+    halves = [np.stack([right[:, min(half, right.shape[1] - 1) :: 2].mean(1) for right in rights]) for half in (0, 1)]
+    image = np.arange(halves[0].shape[1])
+    counted: NDArray[np.float64] = np.mean(
+        [by[chosen.argmin(0), image] for chosen, by in (halves, reversed(halves))], axis=0
+    )
+    return counted
+
+
+def failed_attacks(evidence: Evidence) -> dict[str, tuple[str, ...]]:
+    """The attacks on the defense without a number, by tier; also of tiers that have none."""
+    return {name: lost for name in NAMES if (lost := _failed(evidence, name))}
 
 
 def _cells(evidence: Evidence, name: str) -> list[Cell]:
@@ -87,13 +108,17 @@ def _tier(name: str, cells: Sequence[Cell]) -> Tier:
 
     shares = hardest(cells)
     n = len(shares)
-    if set(np.unique(shares)) <= {0.0, 1.0}:
-        low, high = stats.wilson(int(shares.sum()), n)
-    else:
-        low, high = stats.mean_interval(shares)
+    low, high = stats.wilson(round(shares.sum()), n)
+    _, counts = np.unique(shares, return_counts=True)
+    if not set(np.unique(shares)) <= {0.0, 1.0}:
+        lower, upper = stats.mean_interval(shares)
+        # Where hardly any image differs from the others, resampling them shows too little.
+        few = n - counts.max() < TELLING
+        low, high = (min(low, lower), max(high, upper)) if few else (lower, upper)
+    always = np.all([cell.right.all(1) for cell in cells if cell.right is not None], axis=0)
     votes = np.min([cell.vote for cell in cells if cell.vote is not None], axis=0)
     attacks = tuple(dict.fromkeys(str(cell) for cell in cells if cell.attack != CLEAN))
     return Tier(
-        name, 100 * float(shares.mean()), 100 * low, 100 * high, 100 * float((shares == 1).mean()),
+        name, 100 * float(shares.mean()), 100 * low, 100 * high, 100 * float(always.mean()),
         100 * float(votes.mean()), n, attacks,
     )  # fmt: skip

@@ -47,7 +47,8 @@ class Tier:
 
     name: str
     accuracy: float
-    """Mean over images of the share of draws that are right, under the worst attack for each image."""
+    """Mean over images of the share of draws that are right, under the worst attack for each image; of a random
+    defense, the worst on the other half of the draws."""
     low: float
     high: float
     worst: float
@@ -140,8 +141,8 @@ class Card:
 
 
 def headline(tiers: Sequence[Tier]) -> Tier | None:
-    """The tier of the lowest accuracy under attack; None where no attack was measured."""
-    attacked = [tier for tier in tiers if tier.name != "clean"]
+    """The tier of the lowest accuracy under attack, of equal ones the last; None where no attack was measured."""
+    attacked = [tier for tier in reversed(tiers) if tier.name != "clean"]
     return min(attacked, key=lambda tier: tier.accuracy, default=None)
 
 

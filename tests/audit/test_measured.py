@@ -79,13 +79,14 @@ def facts(folder: Path) -> Mapping[str, tuple[Subject, Plan]]:
     )
     finer = replace(SUBJECT, budget="finer")
     random = replace(SUBJECT, defense="fault/noise")
+    other = replace(SUBJECT, target="fault/two", sources=("fault/one",))
     return {
         "eps": (replace(SUBJECT, eps=8.0), plan(folder, replace(SUBJECT, eps=8.0))),
         "draws": (finer, plan(folder, finer)),
         "steps": (replace(SUBJECT, budget="longer"), plan(folder, replace(SUBJECT, budget="longer"))),
         "planted": (replace(SUBJECT, budget="planted"), plan(folder, replace(SUBJECT, budget="planted"))),
         "defense": (random, plan(folder, random)),
-        "target": (replace(SUBJECT, target="fault/two"), plan(folder, replace(SUBJECT, target="fault/two"))),
+        "target": (other, plan(folder, other)),
         "images": (SUBJECT, relabelled),
         "device": (SUBJECT, plan(folder, device="cuda")),
         "precision": (SUBJECT, plan(folder, device="cuda", precision="tf32")),
@@ -99,7 +100,7 @@ def test_another_question_is_measured_anew(tmp_path: Path, monkeypatch: pytest.M
     assert keys["the same"] == key_of(Probing(SUBJECT, plan(tmp_path / "elsewhere")).record("cosine", 16))
     assert keys["the same"] != key_of(Probing(SUBJECT, plan(tmp_path)).record("cosine", 8))
     assert keys["the same"] != key_of(Probing(SUBJECT, plan(tmp_path)).record("outputs", 16))
-    monkeypatch.setitem(measured.PROBES, "cosine", ProbeFacts(16, version=2))
+    monkeypatch.setitem(measured.PROBES, "cosine", ProbeFacts(16, version=3))
     assert keys["the same"] != key_of(Probing(SUBJECT, plan(tmp_path)).record("cosine", 16))
 
 

@@ -139,6 +139,20 @@ class Leak(Exact):
         return {}
 
 
+_EVERYBODYS: list[Tensor] = []
+
+
+@defense("fault/shared", source="made up")
+@dataclass(frozen=True)
+class Shared(Leak):
+    """The same, and all copies remember together."""
+
+    _seen: list[Tensor] = field(default_factory=lambda: _EVERYBODYS, compare=False, repr=False)
+
+    def __deepcopy__(self, memo: object) -> "Shared":
+        return Shared()
+
+
 @defense("fault/memory", source="made up")
 @dataclass(frozen=True)
 class Memory(Exact):
