@@ -4,14 +4,16 @@ What each measured, and whether it follows from its predictions.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.reports.tables.leaderboard import Leaderboard, leaderboards
+from rdp_bench.results import cards
 from rdp_bench.results.cards import FOLDER as CARDS
+from rdp_bench.results.cards import Card
 from rdp_bench.results.prediction_file import FOLDER as PREDICTIONS
 from rdp_bench.results.record import read_run
 from rdp_bench.results.rows import Run, display_name, shown_names
@@ -65,7 +67,9 @@ class PublishedRun:
         submission: its claims.json; None without a readable one.
         claims: what the predictions say to each claim.
         verified: what was found about each of its runs.
-        lines: the numbers of the runs that are verified, one for each leaderboard, by `COLUMNS`.
+        lines: the numbers of the runs that are verified, by `COLUMNS`: one for each leaderboard, and one for all audits
+            of one kind.
+        parts: the names of runs that are parts of audits.
     """
 
     folder: Path
@@ -74,6 +78,12 @@ class PublishedRun:
     claims: tuple[CheckedClaim, ...] = ()
     verified: list[Verified] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
+    parts: frozenset[str] = frozenset()
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs that can be read, without the parts of audits."""
+        return [each.run for each in self.verified if each.run and each.grid not in self.parts]
 
     @property
     def name(self) -> str:
@@ -122,9 +132,13 @@ def read_folder(folder: Path, check_cards: CheckCards = _unchecked) -> Published
             found.problems += claims.problems
             found.claims = claims.claims
             found.submission = None if claims.unread else read_submission(folder / FILE)
-        for each in found.verified:
-            if each.run and not each.problems:
-                found.lines += _lines(each.run)
+        audits = cards.load(folder)
+        found.parts = frozenset(name for card in audits for name in card.runs)
+        whole = {each.grid: each.run for each in found.verified if each.run and not each.problems}
+        for run in found.runs:
+            if run.grid in whole:
+                found.lines += _lines(run)
+        found.lines += _of_audits(audits, whole)
     except RdpBenchError as error:
         found.problems.append(str(error))
     except Exception as error:  # a record with a right checksum may still hold anything; the other folders are listed
@@ -233,6 +247,32 @@ def _of_board(run: Run, board: Leaderboard) -> Line:
             "against_none": best.test or None,
         }
     return line
+
+
+def _of_audits(audits: Sequence[Card], runs: Mapping[str, Run]) -> Iterator[Line]:
+    """A line for all audits that differ in the defense alone: the one of which the worst attacker leaves most."""
+    kinds: dict[tuple[object, ...], list[Card]] = {}
+    for card in audits:
+        if card.headline and all(name in runs for name in card.runs):
+            kinds.setdefault((card.dataset, card.target, card.eps, card.budget, card.n), []).append(card)
+    for alike in kinds.values():
+        run = runs[alike[0].runs[0]]
+        rivals = [card for card in alike if card.defense != UNDEFENDED]
+        line = _common(run) | {
+            "grid": CARDS, "target": alike[0].target, "eps": run.eps(alike[0].eps),
+            "attackers": f"worst of the audit ({alike[0].budget})", "defenses": len(rivals),
+        }  # fmt: skip
+        bare = [tier.undefended for card in alike if (tier := card.headline) and tier.undefended is not None]
+        line["none_error"] = _rounded(100 - min(bare)) if bare else None
+        if rivals:
+            best = max(rivals, key=lambda card: card.headline.accuracy if card.headline else 0.0)
+            assert best.headline is not None
+            low, high = 100 - best.headline.high, 100 - best.headline.low
+            line |= {
+                "best": best.defense, "mean_error": _rounded(100 - best.headline.accuracy),
+                "ci_low": _rounded(low), "ci_high": _rounded(high),
+            }  # fmt: skip
+        yield line
 
 
 def _rounded(value: float | None) -> float | None:

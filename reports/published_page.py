@@ -67,7 +67,10 @@ def _section(run: PublishedRun, folder: Path) -> Iterator[str]:
     links = [f"[results.csv]({here}/results.csv)", f"[claims.json]({here}/claims.json)"]
     links += [f"<{link}>" for link in run.submission.links]
     yield from ("", f"Files: {', '.join(links)}. Repeat it, and compare every prediction:", "", "```sh")
-    yield from (shlex.join(repeat_command(folder / run.name, each.run)) for each in run.verified if each.run)
+    yield from (shlex.join(repeat_command(folder / run.name, each)) for each in run.runs)
+    if run.parts:  # an audit is repeated as a whole
+        yield from (f"{command} --out again" for command in run.submission.commands)
+        yield shlex.join(["rdp-bench", "report", "--compare", str(folder / run.name), "again"])
     yield "```"
 
 

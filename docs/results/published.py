@@ -25,7 +25,8 @@ record says: only a repetition shows that.
 
 Error: mean over the attacks and sources of the run, in percent of all images, with its 95 % interval; lower
 is better. In parentheses after the error of no defense: whether the lowest error differs from it in a paired
-test. Runs on other images, targets, sources, attacks or eps are other experiments, and their numbers must not
+test. A row of audits has the defense of which the worst attacker leaves most, and the error that this attacker
+causes. Runs on other images, targets, sources, attacks or eps are other experiments, and their numbers must not
 be compared.
 """
 

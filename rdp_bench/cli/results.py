@@ -126,8 +126,10 @@ def _details(run: "PublishedRun") -> Iterator[str]:
             yield _clean(f"  {state}  {each.claim.says} {each.problem or each.found}")
         yield from ("", "as its authors ran it")
         yield from (f"  {_clean(command)}" for command in run.submission.commands)
-    runs = [each.run for each in run.verified if each.run]
-    if runs:
+    if run.parts:
+        yield from ("", "after the commands above with --out again, to compare every prediction")
+        yield f"  rdp-bench report --compare {_clean(shlex.quote(str(run.folder)))} again"
+    if runs := run.runs:
         yield from ("", "to repeat it and compare every prediction")
         yield from (f"  {_clean(shlex.join(repeat_command(run.folder, each)))}" for each in runs)
 

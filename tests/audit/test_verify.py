@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rdp_bench.audits.parts import BUDGETS
+from rdp_bench.audits.verify import problems_of_cards
 from rdp_bench.reports import published
 from rdp_bench.results.record import sealed
 from tests.helpers import audits
@@ -55,6 +56,21 @@ def test_a_card_as_it_was_written_passes(out: Path) -> None:
     (line,) = [each for each in found.output.splitlines() if each.startswith("pass  card ")]
     assert "tiers and checks follow from predictions" in line
     assert "1 of 1 cards of audits pass" in found.output
+
+
+def test_published_audits_are_one_line_of_their_worst_attackers(out: Path) -> None:
+    """Not one line for each part; a second defense, of which more is left, is the best."""
+    assert cli("audit", "none", *FLAGS, "--limit", "4", "--out", out).exit_code == 0
+    found = published.read_folder(out, problems_of_cards)
+    assert not found.problems
+    assert found.runs == []
+    (line,) = found.lines
+    (path,) = (out / "audit").glob("honest-average*.json")
+    record = json.loads(path.read_text())
+    lowest = min(each["accuracy"] for each in record["tiers"] if each["name"] != "clean")
+    assert (line["grid"], line["defenses"], line["best"]) == ("audit", 1, "honest/average")
+    assert (line["mean_error"], line["attackers"]) == (pytest.approx(100 - lowest), "worst of the audit (quick)")
+    assert "report --compare" in cli("results", out).output
 
 
 def raise_accuracy(record: dict[str, Any]) -> None:
