@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rdp_bench.defenses._idle import refuse_idle
 from rdp_bench.errors import BadModelError, RdpBenchError
 from rdp_bench.keys import hash_many, known_hash
 from rdp_bench.protocols import Backward, Purifier
@@ -173,6 +174,8 @@ class Dynamic(Learned):
         """Reject a negative sigma."""
         if self.sigma < 0:
             raise ValueError(f"sigma is at least 0, found {self.sigma}")
+        if not self.dynamic:
+            refuse_idle(self, "dynamic=false", "sigma", "clip")
 
     @property
     def random(self) -> bool:

@@ -63,13 +63,21 @@ class ScoreFile(Learned):
             )
         return weights, config, scheduler
 
+    @property
+    def variance(self) -> str | None:
+        """`fixed_large` where the scheduler of a diffusers U-Net says so: it is part of the cache key."""
+        found = _settings(self.paths[2]).get("variance_type") if len(self.paths) > 1 else None
+        return found if found == "fixed_large" else None
+
     def read(self) -> tuple[dict[str, Any], State]:
         """See `Learned.read`."""
         if len(self.paths) == 1:
             return super().read()
         _check_schedule(self.paths[2])
+        config = _settings(self.paths[1])
+        largest = _largest_variance(self.paths[2], 3 if (found := config.get("out_channels")) is None else found)
         state = files.read_tensors(self.paths[0])
-        return {"config": _settings(self.paths[1])}, type(state)((f"inner.{k}", v) for k, v in state.items())
+        return {"config": config, "largest_variance": largest}, type(state)((f"inner.{k}", v) for k, v in state.items())
 
     def convert_author_weights(self, state: State) -> tuple[dict[str, Any], State]:
         """Nothing is renamed: every network here has its authors' names."""
@@ -106,6 +114,20 @@ class ScoreFile(Learned):
 
         return super().build(**(net or edm.SIZES["compact"]))
 
+    def told_its_level(self, device: torch.device | str) -> ScoreNetwork:
+        """The network on `device`, ready for inference.
+
+        Raises:
+            BadModelError: the file, or a network that does not know its noise level.
+        """
+        net = cast("ScoreNetwork", self.net(device))
+        if not net.levels:
+            raise BadModelError(
+                f"{self.paths[0]}: holds a denoiser of one noise level, and this purifier needs several; "
+                "denoised-smoothing(weights=...) uses it"
+            )
+        return net
+
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
@@ -118,14 +140,26 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _check_schedule(path: Path) -> None:
-    from rdp_bench.defenses._networks.diffusers import SCHEDULE
+    from rdp_bench.defenses._networks.diffusers import DEFAULTS, SCHEDULE
 
     found = _settings(path)
+    said = DEFAULTS | found
     differs = [
-        f"{key} is {found.get(key)}, expected {value}" for key, value in SCHEDULE.items() if found.get(key) != value
+        f"{key} is {said.get(key)}, expected {value}" for key, value in SCHEDULE.items() if said.get(key) != value
     ]
     if differs:
         raise BadModelError(f"{path}: these purifiers' constants do not hold for this pipeline ({'; '.join(differs)})")
+
+
+def _largest_variance(path: Path, channels: int) -> bool:
+    """Whether DDPM steps take the largest variance, beta, as the scheduler says; `channels` are the network's."""
+    found = _settings(path).get("variance_type") or "fixed_small"
+    if (found, channels) not in {("fixed_small", 3), ("fixed_large", 3), ("learned_range", 6)}:
+        raise BadModelError(
+            f"{path}: variance_type {found} of a network of {channels} output channels is not supported; expected "
+            "fixed_small or fixed_large with 3 channels, or learned_range with 6"
+        )
+    return bool(found == "fixed_large")
 
 
 @dataclass(frozen=True)
@@ -187,7 +221,7 @@ class ScoreBased(Purifier):
             **self.constants(),
             "noise_to_signal": round(self.strongest(), 4),
             "weights": self.file.digest,
-            "net": about.get("net"),
+            "net": about.get("net") or self.file.variance,
         }
 
     def load(self) -> nn.Module:
@@ -200,13 +234,7 @@ class ScoreBased(Purifier):
         Raises:
             BadModelError: the file, or a network that does not know its noise level.
         """
-        net = cast("ScoreNetwork", self.file.net(device))
-        if not net.levels:
-            raise BadModelError(
-                f"{self.file.paths[0]}: holds a denoiser of one noise level, and this purifier needs several; "
-                "denoised-smoothing(weights=...) uses it"
-            )
-        return net
+        return self.file.told_its_level(device)
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """Purified `x` `[n, 3, h, w]`, clamped to [0, 1]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rdp_bench.defenses._idle import refuse_idle
 from rdp_bench.defenses._score import ScoreBased
 from rdp_bench.registry import defense
 
@@ -43,6 +44,8 @@ class AdaptiveDenoising(ScoreBased):
         """Reject impossible values."""
         if not (self.noise >= 0 and self.level > 0 and self.factor > 0 and self.stop >= 0):
             raise ValueError("noise and stop are at least 0, level and factor above 0")
+        if self.noise == 0:
+            refuse_idle(self, "noise=0", "fixed")
         if not (1 <= self.steps <= 1000 and 1 <= self.runs <= 1000):
             raise ValueError(f"steps and runs are 1 to 1000, found {self.steps} and {self.runs}")
         if self.runs > 1 and not self.random:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rdp_bench.defenses._score import HIGHEST, ScoreFile
 from rdp_bench.registry import defense
@@ -33,9 +33,13 @@ class GaussianDenoiser(ScoreFile):
             raise ValueError(f"sigma is above 0 and at most {HIGHEST}, found {self.sigma}")
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002 - nothing is drawn
-        """D(x, sigma) for `x` `[n, 3, h, w]`, clamped to [0, 1]."""
+        """D(x, sigma) for `x` `[n, 3, h, w]`, clamped to [0, 1].
+
+        Raises:
+            BadModelError: a network for one noise level, on which `sigma` has no effect.
+        """
         from rdp_bench.defenses._score import framed, restored
 
-        net: Any = self.net(x.device)
+        net = self.told_its_level(x.device)
         out = net.denoise(framed(x, net), x.new_full((len(x),), self.sigma))
         return restored(out, x.shape[-2:], net).clamp(0, 1)

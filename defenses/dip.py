@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from rdp_bench.errors import UsageError
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import defense
 
@@ -43,8 +44,20 @@ class DeepImagePrior(Purifier):
             raise ValueError("rate is between 0 and 1, moved at least 0, average at least 0 and below 1")
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
-        """The fitted images for `x` `[n, 3, h, w]`."""
+        """The fitted images for `x` `[n, 3, h, w]`.
+
+        Raises:
+            UsageError: images that `levels` halvings leave a single row or column.
+        """
         import torch
+
+        height, width = x.shape[-2:]
+        if min(height, width) <= 2**self.levels:
+            most = (min(height, width) - 1).bit_length() - 1
+            raise UsageError(
+                f"dip: levels={self.levels} needs images of more than {2**self.levels} pixels a side, found {height} x "
+                f"{width}" + (f"; set levels={most} or less" if most > 0 else "")
+            )
 
         seeds = rng.integers(0, 2**53).tolist()
         fitted = [self.fit(image[None].detach(), int(seed)) for image, seed in zip(x, seeds, strict=True)]

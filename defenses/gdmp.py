@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from rdp_bench.defenses._idle import refuse_idle
 from rdp_bench.defenses._networks import schedule
 from rdp_bench.defenses._score import ScoreBased, ddpm_step, noised
 from rdp_bench.registry import defense
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
 class GuidedDiffusion(ScoreBased):
     """DDPM purification whose steps are pulled towards the input: guided by the distance to it.
 
-    The defaults are the authors' for ImageNet: 45 of 250 respaced steps, once, MSE to the plain input, scale 1000. For
-    CIFAR-10 they use `steps=36, respacing=1000, rounds=4, scale_of_guide=60000, ptb=8, guide_noise=true`. Their MSE is
+    The defaults are those of ImageNet_Res50.yml in the authors' code: 45 of 250 respaced steps, once, MSE to the plain
+    input, scale 1000. Their other configurations of ImageNet name SSIM, and ImageNet.yml switches the guidance off
+    (`guide=none`). For CIFAR-10 they use
+    `steps=36, respacing=1000, rounds=4, scale_of_guide=60000, ptb=8, guide_noise=true`, with two differences: their
+    noise is that of index 36 (abar[36]) while their first reverse step is that of index 35, and their variance is beta;
+    here both are of index 35, and the variance is the posterior's unless the network says otherwise. Their MSE is
     a mean over the whole batch, so that the guidance of an image weakens with the number of its neighbours; here it is
     a mean over the image. They average the classifier's outputs over 10 runs on CIFAR-10 and 5 on ImageNet:
     `--defense-samples`.
@@ -48,6 +53,8 @@ class GuidedDiffusion(ScoreBased):
             raise ValueError(f"rounds is 1 to 100, found {self.rounds}")
         if self.scale_of_guide <= 0 or self.ptb <= 0:
             raise ValueError("scale_of_guide and ptb are above 0; guide=none switches the guidance off")
+        if self.guide == "none":
+            refuse_idle(self, "guide=none", "scale_of_guide", "ptb", "guide_noise")
 
     def strongest(self) -> float:
         """See `ScoreBased`: after each forward process."""

@@ -29,8 +29,9 @@ SCHEDULES = {
 class GradualNoise(ScoreBased):
     """Rounds of DDPM purification with growing noise: 30 x 4, 50 x 2, then 200 x 2 steps (CIFAR-10: 125 x 2).
 
-    Ancestral sampling without clipping and with the posterior's variance. `stride` leaves steps out: the authors attack
-    such a surrogate, `exact(gradual(stride=5), ...)`, and evaluate every step. They take the majority of ten runs:
+    Ancestral sampling without clipping and with the posterior's variance. `stride` leaves steps out, as a
+    surrogate for an attacker. The authors' surrogate for ImageNet is another: three rounds to 30, 50 and 200 noise
+    steps, with 1, 1 and 5 network calls. They evaluate every step, and take the majority of ten runs:
     `--defense-samples 10`.
     """
 

@@ -26,7 +26,9 @@ class LikelihoodMaximisation(ScoreBased):
 
     Five steps on the mean of (D(x + s e, s) - x)^2 with s uniform in [.4, .6] of images in [-1, 1]. The authors' bound
     on the L2 norm of the change is 100 in [0, 1] units and binds no 32-pixel image; it is left out. Their loss is a
-    mean over the batch, which scales what Adam's 1e-8 is compared with; here it is a mean over the image.
+    mean over the batch, which scales what Adam's 1e-8 is compared with; here it is a mean over the image. Their
+    likelihood_maximization_T1 calls set_seed(1) first, so that every call has the same noise: `fixed=true` is nearer
+    to it than the default.
     """
 
     steps: int = 5

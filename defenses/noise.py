@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from rdp_bench.defenses._idle import refuse_idle
 from rdp_bench.protocols import Backward, Purifier
 from rdp_bench.registry import defense
 
@@ -30,6 +31,8 @@ class GaussianNoise(Purifier):
         """Reject a negative sigma."""
         if not 0 <= self.sigma <= 100:
             raise ValueError(f"sigma is 0 to 100, found {self.sigma}")
+        if self.sigma == 0:
+            refuse_idle(self, "sigma=0", "fixed")
 
     @property
     def random(self) -> bool:

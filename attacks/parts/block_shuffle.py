@@ -22,7 +22,8 @@ class BlockShuffle(Part):
     permuted, and each block is rotated about its centre by an angle of N(0, `shuffle_angle`) cut at two standard
     deviations, bilinear, with mid-grey beyond its border. These are the constants of the authors' code for Inception
     networks (mi_bsr.py); their PyTorch version in TransferAttack rotates strips of a 3 x 3 grid by U(-24, 24) degrees.
-    Both draw once per batch; here every image has its own draw.
+    mi_bsr.py draws cuts and permutations once per run, when it builds its graph, and angles for each image and step;
+    TransferAttack draws once per batch. Here every image has its own draw, anew in every step.
     """
 
     id: ClassVar[str] = "block-shuffle"

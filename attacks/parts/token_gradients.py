@@ -23,7 +23,9 @@ class TokenGradients(Part):
 
     In each channel of the qkv projection and of the MLP, the tokens of largest and smallest gradient get zero; in
     each head of the attention map, their rows and columns. Factors are those of jpzhang1810/TGR, whose code handles
-    one image at a time; here each image of a batch has its own extremes. It needs transformers with timm's blocks.
+    one image at a time; here each image of a batch has its own extremes. Their hook on the attention map is a module's
+    old backward hook on its dropout, which does nothing in evaluation: it gets the gradient of the scores before the
+    softmax. Here it is the gradient of the map, after the softmax. It needs transformers with timm's blocks.
     """
 
     id: ClassVar[str] = "token-gradients"

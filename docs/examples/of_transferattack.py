@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @attack("transferattack", source="Trustworthy-AI-Group/TransferAttack")
 @dataclass(frozen=True)
 class TransferAttack(Attack):
-    """The class of TransferAttack called `name`, such as `bsr`; steps of eps/10."""
+    """The class of TransferAttack called `name`, such as `bsr`; steps of eps/10.
+
+    It gets one image at a time, so that a result does not depend on the others. Not for attacks that mix the images of
+    a batch, such as `admix`: they would mix an image with itself.
+    """
 
     name: str = "mifgsm"
     steps: int = 10

@@ -60,6 +60,19 @@ def test_bpda_passes_it_by_the_identity() -> None:
     assert not dip.differentiable
 
 
+def test_images_too_small_for_the_levels_are_refused() -> None:
+    fit = "steps=1, width=2"
+    with pytest.raises(
+        UsageError, match=r"levels=5 needs images of more than 32 pixels a side, found 32 x 40; set lev.*=4"
+    ):
+        made(f"dip({fit})").purify(torch.zeros(1, 3, 32, 40), image_rng(1))
+    for size, levels in ((32, 4), (33, 5), (3, 1)):
+        x = torch.zeros(1, 3, size, size)
+        assert made(f"dip({fit}, levels={levels})").purify(x, image_rng(1)).shape == x.shape
+    with pytest.raises(UsageError, match=r"more than 2 pixels a side, found 2 x 2$"):
+        made(f"dip({fit}, levels=1)").purify(torch.zeros(1, 3, 2, 2), image_rng(1))
+
+
 @pytest.mark.parametrize("label", ["dip(steps=0)", "dip(levels=9)", "dip(rate=2)", "dip(average=1)"])
 def test_impossible_fits_are_refused(label: str) -> None:
     with pytest.raises(UsageError):

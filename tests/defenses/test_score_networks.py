@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool2d, conv2d, group_norm, interpolate, lin
 
 from rdp_bench.defenses._networks import adm, edm, schedule
 from rdp_bench.defenses._networks.score import Denoising, NoisePredicting, ScoreNetwork
-from rdp_bench.defenses._score import ScoreFile, framed, restored
+from rdp_bench.defenses._score import ScoreFile, ddpm_step, framed, restored
 from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.registry import defense
 from rdp_bench.weights import files as weight_files
@@ -326,12 +326,14 @@ def test_dncnn_from_its_authors_file(folder: Path) -> None:
     assert torch.allclose(entry.purify(x, image_rng(1)), expected.detach(), atol=1e-5)
     with pytest.raises(BadModelError, match=r"one noise level, and this purifier needs several; denoised-smoothing"):
         made("diffpure(weights=best.pth.tar)").purify(x, image_rng(1))
+    with pytest.raises(BadModelError, match=r"one noise level, and this purifier needs several; denoised-smoothing"):
+        made("denoiser(weights=best.pth.tar)").purify(x, image_rng(1))
 
 
-def pipeline(folder: Path, **scheduler: Any) -> nn.Module:
-    """A folder as diffusers saves a DDPM, of three output channels."""
+def pipeline(folder: Path, channels: int = 3, **scheduler: Any) -> nn.Module:
+    """A folder as diffusers saves a DDPM, of `channels` output channels."""
     diffusers = pytest.importorskip("diffusers")
-    config = CONFIG | {"out_channels": 3, "block_out_channels": [32, 32], "attention_head_dim": 32}
+    config = CONFIG | {"out_channels": channels, "block_out_channels": [32, 32], "attention_head_dim": 32}
     net = stirred(diffusers.UNet2DModel(**config))
     save_file({k: t.contiguous() for k, t in net.state_dict().items()}, folder / "unet" / "weights.safetensors")
     (folder / "unet" / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DModel"}))
@@ -378,6 +380,59 @@ def test_a_pipeline_of_another_schedule_is_refused(pipe: Path) -> None:
     (pipe / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(BadModelError, match=r"needs .*scheduler_config.json, which says what it was trained for"):
         made(LABEL).resolved()
+
+
+def scheduler(pipe: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((pipe / "scheduler" / "scheduler_config.json").read_text())
+    return found
+
+
+def test_a_pipeline_that_does_not_say_what_it_predicts_predicts_noise(pipe: Path) -> None:
+    pipeline(pipe)
+    x = photo(1, 16)
+    wanted = made(LABEL).purify(x, image_rng(1))
+    said = {k: v for k, v in scheduler(pipe).items() if k != "prediction_type"}
+    (pipe / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
+    assert torch.equal(made(LABEL).purify(x, image_rng(1)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas is .*, expected None"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True, expected False"),
+        ({"variance_type": "learned", "channels": 6}, "variance_type learned of a network of 6 output channels"),
+        ({"variance_type": "learned_range"}, "variance_type learned_range of a network of 3 output channels"),
+        ({"variance_type": "fixed_large", "channels": 6}, "variance_type fixed_large of a network of 6"),
+        ({"variance_type": "fixed_large_log"}, "variance_type fixed_large_log .* is not supported"),
+        ({"channels": 6}, "variance_type fixed_small of a network of 6"),
+    ],
+)
+def test_a_scheduler_whose_noise_is_another_is_refused(pipe: Path, said: dict[str, Any], message: str) -> None:
+    pipeline(pipe, **said)
+    with pytest.raises(BadModelError, match=message):
+        made(LABEL).purify(photo(1, 16), image_rng(1))
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
+def test_steps_take_the_variance_that_the_scheduler_says(pipe: Path, variance: str) -> None:
+    """One step of diffusers' own scheduler."""
+    channels = 6 if variance == "learned_range" else 3
+    net = pipeline(pipe, channels, variance_type=variance, trained_betas=None, rescale_betas_zero_snr=False)
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler.from_config(scheduler(pipe), clip_sample=True)
+    loaded = made(LABEL).net("cpu")
+    x, step = 2 * photo(1, 16) - 1, 400
+    with torch.no_grad():
+        torch.manual_seed(0)
+        drawn = torch.randn(x.shape)
+        found = ddpm_step(loaded, x, step, schedule.all_steps(), lambda: drawn)
+        torch.manual_seed(0)
+        expected = theirs.step(net(x, step).sample, step, x).prev_sample
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert made("dds(weights=unet/weights.safetensors)").resolved()["net"] == (
+        "fixed_large" if variance == "fixed_large" else None
+    )
 
 
 def test_without_diffusers_it_says_how_to_get_it(pipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
