@@ -22,7 +22,6 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from importlib.machinery import PathFinder, SourceFileLoader
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -215,6 +214,8 @@ _digests: dict[str, tuple[dict[Path, tuple[int, ...]], str]] = {}
 
 
 def _distribution(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # takes longer to import than most of this package
+
     top = name.partition(".")[0]
     try:
         return f"{top}-{version(top)}"

@@ -34,6 +34,12 @@ def test_the_page_of_published_runs_is_up_to_date() -> None:
     assert (BOOK / "published.md").read_text("utf-8") == page["text"](), "python docs/results/published.py"
 
 
+def test_the_tables_of_audits_are_up_to_date() -> None:
+    page = runpy.run_path(str(BOOK / "audits.py"))
+    assert (BOOK / "audits.md").read_text("utf-8") == page["text"](), "python docs/results/audits.py"
+    assert "| RDP | 84 (71–92) | 58 (44–71) | 2 (0–10) | 24 (14–37) | 0 (0–7) |" in page["text"]()
+
+
 @pytest.mark.parametrize("name", ["predictions/table1.0123456789abcdef.safetensors", "runs/table1.json", "results.csv"])
 def test_git_ignores_nothing_that_is_published(name: str) -> None:
     """Without predictions, a clone has no numbers."""
