@@ -4,6 +4,7 @@ What each measured, and whether it follows from its predictions.
 """
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,8 +269,9 @@ def _of_audits(audits: Sequence[Card], runs: Mapping[str, Run]) -> Iterator[Line
             best = max(rivals, key=lambda card: card.headline.accuracy if card.headline else 0.0)
             assert best.headline is not None
             low, high = 100 - best.headline.high, 100 - best.headline.low
+            equal = len({card.headline.accuracy for card in rivals if card.headline}) == 1 < len(rivals)
             line |= {
-                "best": best.defense, "mean_error": _rounded(100 - best.headline.accuracy),
+                "best": None if equal else best.defense, "mean_error": _rounded(100 - best.headline.accuracy),
                 "ci_low": _rounded(low), "ci_high": _rounded(high),
             }  # fmt: skip
         yield line
@@ -280,10 +282,10 @@ def _rounded(value: float | None) -> float | None:
 
 
 def best_in_words(line: Line) -> str:
-    """The best defense of a line with its mean error and interval."""
-    if line["best"] is None:
+    """The best defense of a line with its mean error and interval; "all" where none is better than another."""
+    if line["mean_error"] is None:
         return ""
-    name = display_name(line["best"])
+    name = display_name(line["best"]) if line["best"] else "all"
     return f"{name} {line['mean_error']:.1f} ({line['ci_low']:.1f} to {line['ci_high']:.1f})"
 
 
@@ -322,8 +324,16 @@ def as_json(runs: Iterable[PublishedRun]) -> list[dict[str, Any]]:
     ]
 
 
-def repeat_command(folder: Path, run: Run) -> list[str]:
-    """The command that repeats a published run and compares every prediction, as words; plugins are named by hand."""
+def repeat_commands(found: PublishedRun, folder: Path) -> Iterator[str]:
+    """The commands that repeat a published folder and compare every prediction; `folder` is what they call it."""
+    yield from (shlex.join(_repeat(folder, run)) for run in found.runs)
+    if found.parts:  # an audit is repeated as a whole
+        yield from (f"{command} --out again" for command in (found.submission.commands if found.submission else ()))
+        yield shlex.join(["rdp-bench", "report", "--compare", str(folder), "again"])
+
+
+def _repeat(folder: Path, run: Run) -> list[str]:
+    """Plugins are named by hand."""
     plugins = (run.record.get("request") or {}).get("plugins", ())
     names = [str(each["name"]) for each in plugins]
     names = [name if _PLUGIN.fullmatch(name) else "PLUGIN.py" for name in names]

@@ -1,11 +1,10 @@
 """The page of published runs as Markdown: a table of all, and the claims of each. Texts of submissions are escaped."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rdp_bench.reports.formats.markdown import escape
-from rdp_bench.reports.published import PublishedRun, best_in_words, claims_in_words, none_in_words, repeat_command
+from rdp_bench.reports.published import PublishedRun, best_in_words, claims_in_words, none_in_words, repeat_commands
 
 _HEAD = ("Run", "Grid", "Images", "Target", "Attackers", "Lowest mean error, %", "No defense, %", "Verified")
 _NOBODY = "There are none yet: the runs behind the tables of this book are repeated first."
@@ -67,10 +66,7 @@ def _section(run: PublishedRun, folder: Path) -> Iterator[str]:
     links = [f"[results.csv]({here}/results.csv)", f"[claims.json]({here}/claims.json)"]
     links += [f"<{link}>" for link in run.submission.links]
     yield from ("", f"Files: {', '.join(links)}. Repeat it, and compare every prediction:", "", "```sh")
-    yield from (shlex.join(repeat_command(folder / run.name, each)) for each in run.runs)
-    if run.parts:  # an audit is repeated as a whole
-        yield from (f"{command} --out again" for command in run.submission.commands)
-        yield shlex.join(["rdp-bench", "report", "--compare", str(folder / run.name), "again"])
+    yield from repeat_commands(run, folder / run.name)
     yield "```"
 
 

@@ -152,8 +152,8 @@ class Subject:
     @property
     def gradient(self) -> tuple[str, ...]:
         """Attacks that use the gradient through the defense; AutoAttack in the version for it."""
-        instead = dict([STANDARD]) if self.random else {}
-        return tuple(instead.get(each, each) for each in self.settings.gradient)
+        standard, for_random = STANDARD
+        return tuple(for_random if self.random and each == standard else each for each in self.settings.gradient)
 
     @property
     def black_box(self) -> tuple[str, tuple[str, ...]]:

@@ -109,8 +109,8 @@ def _tier(name: str, cells: Sequence[Cell]) -> Tier:
     shares = hardest(cells)
     n = len(shares)
     low, high = stats.wilson(round(shares.sum()), n)
-    _, counts = np.unique(shares, return_counts=True)
-    if not set(np.unique(shares)) <= {0.0, 1.0}:
+    levels, counts = np.unique(shares, return_counts=True)
+    if not set(levels) <= {0.0, 1.0}:
         lower, upper = stats.mean_interval(shares)
         # Where hardly any image differs from the others, resampling them shows too little.
         few = n - counts.max() < TELLING

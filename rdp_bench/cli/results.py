@@ -1,7 +1,6 @@
 """`rdp-bench results`: published runs, what they measured, and whether it follows from their predictions."""
 
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -115,7 +114,7 @@ def _table(found: "Sequence[PublishedRun]") -> Iterator[str]:
 
 def _details(run: "PublishedRun") -> Iterator[str]:
     """Title, authors, claims and commands."""
-    from rdp_bench.reports.published import repeat_command
+    from rdp_bench.reports.published import repeat_commands
 
     if run.submission is not None:
         yield from ("", f"{_clean(run.title)} ({_clean(', '.join(run.submission.authors))})")
@@ -126,12 +125,9 @@ def _details(run: "PublishedRun") -> Iterator[str]:
             yield _clean(f"  {state}  {each.claim.says} {each.problem or each.found}")
         yield from ("", "as its authors ran it")
         yield from (f"  {_clean(command)}" for command in run.submission.commands)
-    if run.parts:
-        yield from ("", "after the commands above with --out again, to compare every prediction")
-        yield f"  rdp-bench report --compare {_clean(shlex.quote(str(run.folder)))} again"
-    if runs := run.runs:
+    if commands := list(repeat_commands(run, run.folder)):
         yield from ("", "to repeat it and compare every prediction")
-        yield from (f"  {_clean(shlex.join(repeat_command(run.folder, each)))}" for each in runs)
+        yield from (f"  {_clean(command)}" for command in commands)
 
 
 def _clean(text: str) -> str:

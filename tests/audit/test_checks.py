@@ -264,6 +264,14 @@ def test_equal_attacks_on_a_random_defense_fail_no_check() -> None:
     assert cells.order_of_attackers(better).status == FAIL
 
 
+def test_a_difference_that_the_images_of_a_random_defense_explain_is_no_failure() -> None:
+    """Five points that other images would turn round, fifteen that they might, and twenty-five that they would not."""
+    pairs = ((0.9, 0.2), (0.2, 0.8), PASS), ((0.9, 0.3), (0.2, 0.7), WARN), ((0.5, 0.6), (0.3, 0.3), FAIL)
+    for white, transfer, status in pairs:
+        found = drawn("white-box", BASE, *white * 10), drawn("transfer", "t", *transfer * 10)
+        assert cells.order_of_attackers(evidence(*found, random=True)).status == status
+
+
 def test_one_lucky_draw_does_not_narrow_an_interval() -> None:
     """Nineteen images are never right, one is in one draw of ten: as wide as 0 of 20, not a tenth of it."""
     (tier,) = tiers(evidence(drawn("white-box", BASE, *[0.0] * 19, 0.1), random=True))
