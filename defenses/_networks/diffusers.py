@@ -11,19 +11,17 @@ from torch import Tensor
 from rdp_bench.defenses._networks.schedule import BETA, STEPS
 from rdp_bench.defenses._networks.score import NoisePredicting, Prediction
 
+DEFAULTS = {"prediction_type": "epsilon", "trained_betas": None, "rescale_betas_zero_snr": False}
+"""What a scheduler means that does not say these: older versions of diffusers did not write them."""
+
 SCHEDULE = {
     "num_train_timesteps": STEPS,
     "beta_schedule": "linear",
     "beta_start": BETA[0],
     "beta_end": BETA[1],
-    "prediction_type": "epsilon",
-    "trained_betas": None,
-    "rescale_betas_zero_snr": False,
+    **DEFAULTS,
 }
 """What the scheduler of a pipeline must say for these purifiers' constants to hold."""
-
-DEFAULTS = {"prediction_type": "epsilon", "trained_betas": None, "rescale_betas_zero_snr": False}
-"""What a scheduler means that does not say these: older versions of diffusers did not write them."""
 
 
 class Pipeline(NoisePredicting):
