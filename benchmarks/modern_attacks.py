@@ -29,8 +29,12 @@ from rdp_bench.registry import attack as attacks
 
 NAMES = ("mi-fgsm", "vmi-fgsm", "vni-fgsm", "gra", "pgn", "pi-fgsm", "admix", "ssa", "bsr", "sia")
 LARGE = "resnet50"
-HOOKED = {"sgm": CLASSIFIER, "ilpd": CLASSIFIER, "tgr": "vit_tiny_patch16_224"}
-"""Attacks with hooks, and the network on which each is measured."""
+HOOKED = {
+    "sgm": (CLASSIFIER, LARGE),
+    "ilpd": (CLASSIFIER, LARGE),
+    "tgr": ("vit_tiny_patch16_224", "vit_base_patch16_224"),
+}
+"""Attacks with hooks, and the networks on which each is measured: a small one, and the usual source."""
 
 
 class Linear:
@@ -113,7 +117,7 @@ def ratios(pair: Sequence[Callable[[], object]], rounds: int) -> list[float]:
 
 def hooked(x: Tensor, y: Tensor, steps: int, rounds: int) -> Iterator[Row]:
     """Attacks with hooks, whole. ILPD's forward passes on the clean image count, as do the attention maps of TGR."""
-    for name, of in HOOKED.items():
+    for name, of in ((name, of) for name, networks in HOOKED.items() for of in networks):
         member = network(of)
         forwards = steps if name == "ilpd" else 0
         for block in member.net.blocks if name == "tgr" else ():

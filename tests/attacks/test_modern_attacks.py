@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from torch.nn.functional import cross_entropy
 import rdp_bench.attacks.presets  # noqa: F401 - registers them
 from rdp_bench import registry
 from rdp_bench.attacks.gradient_sign import GradientSign, compose
+from rdp_bench.attacks.parts.spectrum import Spectrum
 from rdp_bench.rng import ImageRng
 from tests.helpers import toy
 
@@ -97,9 +100,9 @@ def ssa(x: Tensor, grad: Gradient, rng: ImageRng) -> Tensor:
     for _ in range(STEPS):
         total = torch.zeros_like(x)
         for _ in range(3):
-            noisy = (adv + EPS * rng.normal(3, SIZE, SIZE)).double().numpy()
+            noise = scipy.fft.idctn(EPS * rng.normal(3, SIZE, SIZE).double().numpy(), axes=(2, 3), norm="ortho")
             mask = rng.uniform(3, SIZE, SIZE, low=0.5, high=1.5).double().numpy()
-            changed = scipy.fft.idctn(scipy.fft.dctn(noisy, axes=(2, 3)) * mask, axes=(2, 3))
+            changed = scipy.fft.idctn(scipy.fft.dctn(adv.double().numpy() + noise, axes=(2, 3)) * mask, axes=(2, 3))
             total += grad(torch.from_numpy(changed).float())
         g = g + unit(total)
         adv = clip(adv + ALPHA * g.sign(), x)
@@ -171,6 +174,15 @@ def test_an_image_does_not_depend_on_its_batch(text: str) -> None:
     some = torch.tensor([2, 1])
     alone = attack(text)(source, x[some], y[some], EPS, toy.image_rng(4).select(some))
     assert torch.equal(found[some], alone)
+
+
+def test_copies_of_different_images_do_not_share_their_spectrum() -> None:
+    """Without noise and scaling a copy is its image, also the second copy, whose own coefficients are needed."""
+    run: Any = SimpleNamespace(rng=toy.image_rng(2))
+    first, second = Spectrum(spectrum_copies=2, spectrum_rho=0, spectrum_sigma=0).copies(run)
+    a, b = toy.images(2, SIZE), toy.images(2, SIZE, seed=8)
+    assert torch.allclose(first(a), a, atol=1e-5)
+    assert torch.allclose(second(b), b, atol=1e-5)
 
 
 def test_svre_is_the_loop_of_its_paper() -> None:
