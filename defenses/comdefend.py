@@ -85,11 +85,13 @@ class ComDefend(Learned):
         """See `Learned.read`; the authors' arrays are weights `[h, w, in, out]` and biases, alternating."""
         import torch
 
+        from rdp_bench.weights.object_arrays import read_arrays
+
         if len(self.paths) == 1:
             return super().read()
         state: State = OrderedDict()
         for part, path in zip(("com", "rec"), self.paths, strict=True):
-            for i, array in enumerate(files.read_arrays(path)):
+            for i, array in enumerate(read_arrays(path)):
                 name = f"{part}.{i // 2 * 2}.{'bias' if i % 2 else 'weight'}"
                 tensor = torch.from_numpy(array)
                 state[name] = tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor

@@ -6,10 +6,8 @@ from typing import Any
 
 import click
 
-from rdp_bench.cli import cache as cli_cache
-from rdp_bench.cli import complete, where
+from rdp_bench.cli import common, complete, where
 from rdp_bench.cli.perform import run_options
-from rdp_bench.cli.run import out_option, plugin_option
 
 
 @click.command()
@@ -27,9 +25,9 @@ from rdp_bench.cli.run import out_option, plugin_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
 @click.option("--batch-size", default="auto", show_default=True, help="Images per batch.")
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
-@out_option
-@cli_cache.option
-@plugin_option
+@common.out
+@common.cache
+@common.plugins
 @where.options
 @click.option("--dry-run", is_flag=True, help="Print the parts, what is cached, and an estimate of the remaining time.")
 @click.option("--measure", is_flag=True, help="With --dry-run: time each part on two images first.")

@@ -5,38 +5,16 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 
 from rdp_bench.cache import copies
 from rdp_bench.cache.files import Location, children
-from rdp_bench.cache.locations import locate
 from rdp_bench.cache.store import DECODED, MARKER, Artefact, Store
 from rdp_bench.cache.url import UrlPath
+from rdp_bench.cli import common
 from rdp_bench.errors import DamagedError, RdpBenchError, UnreadableError, UsageError
-
-
-class _Folder(click.Path):
-    """A folder's path, or a URL of an object store.
-
-    An empty one, as from an unset shell variable, is refused: it would be the current folder.
-    """
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("the path is empty; name a folder, or leave the option out", param, ctx)
-        found = locate(value)
-        return found if isinstance(found, UrlPath) else super().convert(str(found), param, ctx)
-
-
-option = click.option(
-    "--cache",
-    type=_Folder(path_type=Path, file_okay=False),
-    metavar="FOLDER|URL",
-    help="Cache folder, or a URL like s3://bucket/prefix.  [default: $RDP_BENCH_CACHE or the user's cache folder]",
-)
 
 
 @click.group("cache")
@@ -45,7 +23,7 @@ def cache_() -> None:
 
 
 @cache_.command("ls")
-@option
+@common.cache
 def cache_ls(cache: Location | None) -> None:
     """List the stored artefacts, newest last."""
     store = Store(cache)
@@ -75,7 +53,7 @@ def _about(part: dict[str, Any]) -> str:
 
 
 @cache_.command("verify")
-@option
+@common.cache
 def cache_verify(cache: Location | None) -> None:
     """Verify the hash of every stored file.
 
@@ -151,7 +129,7 @@ def _sweep(store: Store) -> None:
     help="Delete artefacts older than DAYS days.",
 )
 @click.option("--all", "everything", is_flag=True, help="Delete everything.")
-@option
+@common.cache
 def cache_prune(older_than: float | None, everything: bool, cache: Location | None) -> None:
     """Delete stored artefacts, and temporary files of killed runs.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rdp_bench.cli.common import DEFAULT_OUT
 from rdp_bench.cli.where import chosen, where_of
 from rdp_bench.errors import UsageError
 from rdp_bench.specs import split
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from rdp_bench.engine.run import Run
 
 MANY_CELLS, MOST_CELLS = 10_000, 1_000_000
-
-DEFAULT_OUT = "rdp-bench-out"
 
 FLAGS = {"sources": "source", "targets": "target", "attacks": "attack", "defenses": "defense", "eps": "eps"}
 """The flag of each axis."""

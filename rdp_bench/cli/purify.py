@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from rdp_bench.cli import complete, run
+from rdp_bench.cli import common, complete
 from rdp_bench.errors import UsageError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -22,7 +22,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<number>.")
-@run.plugin_option
+@common.plugins
 def purify(
     source: Path,
     to: Path,

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rdp_bench.budgets import NORMS
-from rdp_bench.cli import cache as cli_cache
-from rdp_bench.cli import complete, where
-from rdp_bench.cli.perform import DEFAULT_OUT, load_grid, next_step, perform, plan_of, run_options
+from rdp_bench.cli import common, complete, where
+from rdp_bench.cli.perform import load_grid, next_step, perform, plan_of, run_options
 from rdp_bench.engine.precision import PRECISIONS
 from rdp_bench.errors import UsageError
 
@@ -21,18 +20,6 @@ if TYPE_CHECKING:
     from rdp_bench.engine.plan import Plan
 
 log = logging.getLogger("rdp_bench")
-
-
-out_option = click.option(
-    "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Results folder."
-)
-plugin_option = click.option(
-    "--plugin",
-    "plugins_",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Python file with your own entries; repeatable.",
-)
 
 
 def _axis(kind: str) -> dict[str, Any]:
@@ -110,9 +97,9 @@ _grid: dict[str, Any] = {
     help="Images per batch; auto: 20 on a CPU, 5 when attacking through a defense; on a GPU, what its memory allows.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
-@out_option
-@cli_cache.option
-@plugin_option
+@common.out
+@common.cache
+@common.plugins
 @where.options
 @click.option("--dry-run", is_flag=True, help="Print the plan, what is cached, and an estimate of the remaining time.")
 @click.option("--measure", is_flag=True, help="With --dry-run: time each part on two images first.")

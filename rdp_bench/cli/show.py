@@ -8,18 +8,17 @@ from typing import Any
 import click
 
 from rdp_bench.cache.files import Location
-from rdp_bench.cli import cache as cli_cache
-from rdp_bench.cli.perform import DEFAULT_OUT
+from rdp_bench.cli import common
 from rdp_bench.errors import UsageError
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path), default=DEFAULT_OUT)
+@click.argument("out", type=click.Path(path_type=Path), default=common.DEFAULT_OUT)
 @click.option("--only", multiple=True, metavar="GRID", help="Only these grids; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of all cells.")
 @click.option("--csv", "as_csv", is_flag=True, help="All cells, with the columns of results.csv.")
 @click.option("--intervals/--no-intervals", default=True, help="95 % intervals behind the values.")
-@cli_cache.option
+@common.cache
 def show(
     out: Path, only: tuple[str, ...], as_json: bool, as_csv: bool, intervals: bool, cache: Location | None
 ) -> None:

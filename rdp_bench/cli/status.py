@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rdp_bench.cli import cache as cli_cache
+from rdp_bench.cli import common
 from rdp_bench.errors import DamagedError, UnreadableError, UsageError
 from rdp_bench.terminal import printable
 
@@ -24,7 +24,7 @@ RECENT = 5
 
 @click.command()
 @click.argument("what", metavar="[GRID|OUT]", required=False)
-@cli_cache.option
+@common.cache
 def status(what: str | None, cache: Path | None) -> None:
     """Print which jobs of a run are done, running and failed.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rdp_bench.cli import cache
+from rdp_bench.cli import common
 from rdp_bench.errors import UsageError
 from rdp_bench.keys import hash_file
 from rdp_bench.train.recipes import TRAINERS, get
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 64),
     help="Held-out photographs; 0: none.",
 )
-@cache.option
+@common.cache
 def train(name: str, images: Path, out: Path | None, resume: bool, **given: Any) -> None:
     """Train a learned defense (or the target ens-adv) on a folder of photographs.
 

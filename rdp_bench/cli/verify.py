@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from rdp_bench.cli.perform import DEFAULT_OUT
+from rdp_bench.cli.common import DEFAULT_OUT
 
 
 @click.command()

@@ -1,28 +1,19 @@
 """Weight files: search, reading as plain tensors or arrays, writing. No function runs code from a file."""
 
-import argparse
-import io
 import json
-import math
-import pickle
-import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from rdp_bench.cache.store import write_atomic
 from rdp_bench.errors import BadModelError
 from rdp_bench.keys import file_state, hash_file
 from rdp_bench.specs import FileName, file_name
 from rdp_bench.weights import state_dict
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 State = OrderedDict[str, "Tensor"]
@@ -32,9 +23,6 @@ OURS = "rdp-bench"
 
 PHOTOGRAPHS = "photographs"
 """The key of the safetensors metadata for the hashes of the photographs (`data.photographs`)."""
-
-LARGEST = 2**29
-"""The largest unpacked size of a file of arrays in bytes; ResNet-152 with denoising has 273 MiB."""
 
 
 def find(defense: str, file: str | None) -> Path:
@@ -165,6 +153,8 @@ def save(
     """
     from safetensors.torch import save as to_bytes
 
+    from rdp_bench.cache.files import write_atomic
+
     def small(tensor: "Tensor") -> "Tensor":
         tensor = tensor.detach().cpu().contiguous()
         if not (half and tensor.is_floating_point()):
@@ -207,6 +197,9 @@ def read_tensors(path: Path) -> "State":
     Raises:
         BadModelError: the file has another format, is damaged, or contains anything but tensors.
     """
+    import warnings
+    from pickle import UnpicklingError
+
     import torch
     from torch.serialization import safe_globals
 
@@ -218,13 +211,11 @@ def read_tensors(path: Path) -> "State":
 
             found: Any = load_file(path)
         else:
-            with warnings.catch_warnings(), safe_globals(_INERT):
+            with warnings.catch_warnings(), safe_globals(_inert()):
                 warnings.simplefilter("ignore")  # a refusal is reported below
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own types of errors with one meaning
-        why = (
-            "holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "damaged, or not a weight file"
-        )
+        why = "holds more than tensors" if isinstance(error, UnpicklingError) else "damaged, or not a weight file"
         raise BadModelError(
             f"{path.name}: refused ({why}). Only plain tensors are read: .safetensors, or .pth that torch loads "
             "with weights_only"
@@ -274,126 +265,14 @@ def channels_last(net: "nn.Module") -> "nn.Module":
     return net
 
 
-def read_arrays(path: Path) -> "list[NDArray[np.float32]]":
-    """Return the arrays of a `.npy` file, plain or zipped, that contains one object array of float arrays.
+def _inert() -> list[Any]:
+    """Classes that a torch file may contain beside tensors; their values are not used."""
+    from argparse import Namespace
 
-    Raises:
-        BadModelError: the file has another format, is damaged, or contains anything but float arrays.
-    """
-    with refused(path, ".npy with one object array of float arrays, as the ComDefend authors' files are"):
-        return [array.numbers() for array in object_array(path)]
+    from rdp_bench.weights.object_arrays import Dtype
 
-
-@contextmanager
-def refused(path: Path, expected: str) -> Iterator[None]:
-    """Turn every error of a reader into a `BadModelError` that names the file and the expected format."""
-    try:
-        yield
-    except Exception as error:  # a pickle may fail in any way
-        raise BadModelError(f"{path.name}: refused ({error or type(error).__name__}). Expected {expected}") from error
-
-
-def object_array(path: Path) -> list[Any]:
-    """Return the content of the object array in a `.npy` file, with its arrays as `_Array`.
-
-    NumPy writes object arrays as a pickle and reads them by running it. `_Arrays` interprets the pickle and creates
-    objects of two classes of its own only, which store shapes and bytes.
-
-    Raises:
-        Exception: of any type, if the file is not such a file; call it inside `refused`.
-    """
-    from numpy.lib import format as npy
-
-    file = io.BytesIO(_unzipped(path))
-    npy.read_magic(file)
-    shape, _, kind = npy.read_array_header_1_0(file)
-    if not kind.hasobject:
-        raise ValueError("an array of numbers, no list of arrays")
-    outer = _Arrays(file).load()
-    if not isinstance(outer, _Array) or not isinstance(outer.data, list) or len(outer.data) != math.prod(shape):
-        raise ValueError("no list of arrays")
-    return outer.data
-
-
-def _unzipped(path: Path) -> bytes:
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            return limited(file)
-    with zipfile.ZipFile(path) as folder:
-        if len(folder.namelist()) != 1:
-            raise ValueError(f"a zip of {len(folder.namelist())} files instead of one")
-        with folder.open(folder.namelist()[0]) as file:
-            return limited(file)
-
-
-def limited(file: IO[bytes]) -> bytes:
-    """Return the content of a file; more than `LARGEST` bytes raise `ValueError`."""
-    content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise ValueError(f"larger than {LARGEST >> 20} MiB")
-    return content
-
-
-class _Dtype:
-    """Replaces a NumPy data type in a pickle; stores its name and byte order."""
-
-    def __init__(self, name: str, *_: object) -> None:
-        self.name = str(name)
-        self.order = "|"
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = str(state[1])
-
-
-class _Array:
-    """Replaces a NumPy array in a pickle; stores shape, type and content."""
-
-    shape: tuple[int, ...] = ()
-    dtype = _Dtype("none")
-    fortran = False
-    data: bytes | list[Any] = b""
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, self.shape, self.dtype, self.fortran, self.data = state
-
-    def numbers(self, kinds: tuple[str, ...] = ("f4", "f8")) -> "NDArray[np.float32]":
-        import numpy as np
-
-        name, order = self.dtype.name, self.dtype.order
-        if name not in kinds or order not in "<>=|" or not isinstance(self.data, bytes):
-            raise ValueError(f"an array of '{order}{name}' instead of floats")
-        flat = np.frombuffer(self.data, order + name)
-        if flat.size != math.prod(self.shape):
-            raise ValueError(f"{flat.size} numbers for shape {self.shape}")
-        return flat.reshape(self.shape, order="F" if self.fortran else "C").astype(np.float32)
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes spelled in '{encoding}'")
-    return text.encode("latin1")
-
-
-class _Arrays(pickle.Unpickler):
-    """An unpickler that resolves a few names, each to a replacement and never to the object itself."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return the replacement of a global that object arrays need; refuse any other."""
-        replacements = {
-            "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
-            "numpy._core.multiarray._reconstruct": lambda *_: _Array(),
-            "numpy.ndarray": _Array,
-            "numpy.dtype": _Dtype,
-            "_codecs.encode": _latin1,
-        }
-        if f"{module}.{name}" not in replacements:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return replacements[f"{module}.{name}"]
-
-
-_INERT: list[Any] = [
-    argparse.Namespace,  # HGD's checkpoints contain the command line
-    (_Dtype, "numpy.dtype"),
-    *((state_dict.Scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
-"""Classes that a torch file may contain beside tensors; their values are not used."""
+    return [
+        Namespace,  # HGD's checkpoints contain the command line
+        (Dtype, "numpy.dtype"),
+        *((state_dict.Scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    ]

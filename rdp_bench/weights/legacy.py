@@ -1,14 +1,14 @@
 """Weight files of older formats, as float arrays by name. `rdp-bench weights convert` is their only reader.
 
 No reader runs what a file contains. Each raises `BadModelError` for a file of another format, a damaged file, and a
-file that unpacks to more than `files.LARGEST` bytes.
+file that unpacks to more than `object_arrays.LARGEST` bytes.
 """
 
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rdp_bench.weights import files, tf_checkpoint
+from rdp_bench.weights import files, object_arrays, tf_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,9 +27,9 @@ def read_mmdnn(path: Path) -> "dict[str, NDArray[np.float32]]":
     Raises:
         BadModelError: the file is refused.
     """
-    with files.refused(path, ".npy with one dictionary of dictionaries of float arrays, as MMdnn's files are"):
+    with object_arrays.refused(path, ".npy with one dictionary of dictionaries of float arrays, as MMdnn's files are"):
         kinds = ("f4", "f8", "i4", "i8")  # the graph's constants may be stored beside the weights
-        (table,) = files.object_array(path)
+        (table,) = object_arrays.object_array(path)
         return {
             f"{outer}/{inner}": array.numbers(kinds) for outer, part in table.items() for inner, array in part.items()
         }
@@ -41,8 +41,8 @@ def read_tf_checkpoint(path: Path) -> "dict[str, NDArray[np.float32]]":
     Raises:
         BadModelError: the file is refused.
     """
-    with files.refused(path, "a TensorFlow checkpoint in one file, as TF-slim's are"), path.open("rb") as file:
-        return tf_checkpoint.variables(files.limited(file))
+    with object_arrays.refused(path, "a TensorFlow checkpoint in one file, as TF-slim's are"), path.open("rb") as file:
+        return tf_checkpoint.variables(object_arrays.limited(file))
 
 
 def read_npz(path: Path) -> "dict[str, NDArray[np.float32]]":
@@ -53,10 +53,10 @@ def read_npz(path: Path) -> "dict[str, NDArray[np.float32]]":
     """
     import numpy as np
 
-    with files.refused(path, ".npz of arrays of numbers"):
+    with object_arrays.refused(path, ".npz of arrays of numbers"):
         with zipfile.ZipFile(path) as archive:
-            if sum(part.file_size for part in archive.infolist()) > files.LARGEST:
-                raise ValueError(f"larger than {files.LARGEST >> 20} MiB")
+            if sum(part.file_size for part in archive.infolist()) > object_arrays.LARGEST:
+                raise ValueError(f"larger than {object_arrays.LARGEST >> 20} MiB")
         with np.load(path, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
         if odd := [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]:

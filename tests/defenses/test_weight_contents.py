@@ -17,6 +17,8 @@ from rdp_bench import plugins
 from rdp_bench.errors import BadModelError
 from rdp_bench.specs import FileSearch, files_from
 from rdp_bench.weights import files as weight_files
+from rdp_bench.weights import object_arrays
+from rdp_bench.weights.object_arrays import read_arrays
 from tests.helpers.learned import TINY, Trap, comdefend_arrays, image_rng, made, ours, photo, tiny
 from tests.helpers.paths import ROOT
 
@@ -130,7 +132,7 @@ def test_a_npy_with_code_is_refused_and_not_run(folder: Path) -> None:
         for content in (pickle.dumps(listed, protocol), pickle.dumps(Trap(mark), protocol)):
             path.write_bytes(object_array(content))
             with pytest.raises(BadModelError, match=r"enc\.npy: refused.*Expected \.npy with one object array"):
-                weight_files.read_arrays(path)
+                read_arrays(path)
             comdefend_arrays(folder / "dec.npy", [12, 3], 0)
             with pytest.raises(BadModelError, match="refused"):
                 made("comdefend(weights=enc.npy)").purify(photo(), image_rng(1))
@@ -157,7 +159,7 @@ def test_no_other_global_is_found(folder: Path, name: str) -> None:
     module, _, attribute = name.rpartition(".")
     (folder / "a.npy").write_bytes(object_array(b"\x80\x02" + f"c{module}\n{attribute}\n.".encode()))
     with pytest.raises(BadModelError, match=f"it asks for {module}.{attribute}"):
-        weight_files.read_arrays(folder / "a.npy")
+        read_arrays(folder / "a.npy")
 
 
 def test_bytes_are_spelled_in_latin1_only(folder: Path) -> None:
@@ -166,7 +168,7 @@ def test_bytes_are_spelled_in_latin1_only(folder: Path) -> None:
         call = b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX" + len(name).to_bytes(4, "little") + name.encode()
         (folder / "a.npy").write_bytes(object_array(call + b"\x86R."))
         with pytest.raises(BadModelError, match=f"bytes spelled in '{name}'"):
-            weight_files.read_arrays(folder / "a.npy")
+            read_arrays(folder / "a.npy")
 
 
 def test_arrays_are_read_exactly(folder: Path) -> None:
@@ -180,7 +182,7 @@ def test_arrays_are_read_exactly(folder: Path) -> None:
     listed[:] = arrays
     for protocol in range(2, 5):
         (folder / "a.npy").write_bytes(object_array(pickle.dumps(listed, protocol), "(3,)"))
-        found = weight_files.read_arrays(folder / "a.npy")
+        found = read_arrays(folder / "a.npy")
         assert all(a.dtype == np.float32 for a in found)
         assert all(np.array_equal(a, b.astype(np.float32)) for a, b in zip(found, arrays, strict=True))
 
@@ -190,7 +192,7 @@ def test_other_npy_files_are_refused(folder: Path) -> None:
 
     def refused(why: str) -> None:
         with pytest.raises(BadModelError, match=why):
-            weight_files.read_arrays(path)
+            read_arrays(path)
 
     np.save(path, np.zeros(3))
     refused("an array of numbers")
@@ -211,7 +213,7 @@ def test_other_npy_files_are_refused(folder: Path) -> None:
         path.write_bytes(whole.read_bytes()[: int(len(whole.read_bytes()) * share)])
         refused("refused")
     with pytest.raises(BadModelError):
-        weight_files.read_arrays(folder / "missing.npy")
+        read_arrays(folder / "missing.npy")
 
 
 def test_a_lying_array_is_refused(folder: Path) -> None:
@@ -223,15 +225,15 @@ def test_a_lying_array_is_refused(folder: Path) -> None:
     assert short != content
     (folder / "a.npy").write_bytes(object_array(short, "(1,)"))
     with pytest.raises(BadModelError, match=r"4 numbers for shape \(2, 3\)"):
-        weight_files.read_arrays(folder / "a.npy")
+        read_arrays(folder / "a.npy")
 
 
 def test_a_large_npy_is_refused_before_it_is_unpacked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     comdefend_arrays(folder / "a.npy", [3, 16], 0)
-    assert len(weight_files.read_arrays(folder / "a.npy")) == 2
-    monkeypatch.setattr(weight_files, "LARGEST", 1000)
+    assert len(read_arrays(folder / "a.npy")) == 2
+    monkeypatch.setattr(object_arrays, "LARGEST", 1000)
     with pytest.raises(BadModelError, match="larger than"):
-        weight_files.read_arrays(folder / "a.npy")
+        read_arrays(folder / "a.npy")
 
 
 def test_comdefend_wants_both_files(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from rdp_bench.cli import main as module
+from rdp_bench.cache import locations
 from rdp_bench.data.imagefolder import imagefolder
 from rdp_bench.errors import BadImageError
 from rdp_bench.registry import registries
@@ -223,7 +223,7 @@ def test_whatever_is_raised_is_one_line(error: Exception, says: str, monkeypatch
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "default_root", fail)
+    monkeypatch.setattr(locations, "default_root", fail)
     found = cli("doctor")
     assert (found.exit_code, found.stderr) == (1, says)
 
