@@ -46,6 +46,18 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def graphics(folder: Path = Path("/proc/driver/nvidia/gpus")) -> str:
+    """The names of the GPUs, as far as the driver tells without torch; "GPU" where it does not."""
+    names = set()
+    try:
+        for file in folder.glob("*/information"):
+            lines = file.read_text().splitlines()
+            names |= {line.partition(":")[2].strip() for line in lines if line.startswith("Model:")}
+    except OSError:
+        pass
+    return " and ".join(sorted(names)) or "GPU"
+
+
 def describe(device: str) -> dict[str, str | int]:
     """Versions, platform and device of this process; with torch loaded, the CPU instructions that it uses too."""
     torch = sys.modules.get("torch")

@@ -48,9 +48,9 @@ def wrap_errors(what: str) -> Iterator[None]:
     """Around a call of an entry's code: any exception becomes a `UsageError` that begins with `what`."""
     try:
         yield
-    except RdpBenchError:
+    except (RdpBenchError, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # `sys.exit()` in an entry ends no run
         raise UsageError(f"{what}: {type(error).__name__}: {error}") from error
 
 

@@ -375,6 +375,7 @@ class _Walk:
             return ["state", self.form(kind), str(value), self.form(dict(state()))]
         if hasattr(value, "detach") and hasattr(value, "cpu"):
             value = value.detach().cpu()
+            value = value if str(value.layout) == "torch.strided" else value.to_dense()
             value = value.float().numpy() if str(value.dtype) == "torch.bfloat16" else value.numpy()
         if hasattr(value, "tobytes") and hasattr(value, "dtype"):
             if value.dtype == object:  # its bytes are pointers
@@ -387,11 +388,22 @@ class _Walk:
             return ["object", self.form(kind), self.form(kept)]
         if callable(value) and hasattr(value, "__qualname__"):  # builtins, methods of libraries
             return self.foreign(value)
+        if (parts := _parts(value)) is not None:
+            return ["made", self.form(kind), self.form(parts)]
         log.warning(
             "an entry uses an object of class %s, whose content is not part of cache keys; use --fresh after a change",
             kind.__qualname__,
         )
         return ["unseen", kind.__module__, kind.__qualname__]
+
+
+def _parts(value: Any) -> Any:
+    """What an object would be made from again, as for a copy; None where it cannot be copied."""
+    try:
+        made = value.__reduce_ex__(4)
+    except Exception:  # whatever a class raises that cannot be copied
+        return None
+    return made if isinstance(made, str) else [list(part) if isinstance(part, Iterator) else part for part in made]
 
 
 _OF_EVERY_CLASS = {

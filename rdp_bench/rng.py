@@ -59,12 +59,13 @@ class ImageRng:
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform on [low, high), float32 `[n, *shape]`."""
-        unit = torch.stack([torch.rand(shape, generator=stream) for stream in self._streams])
+        unit = torch.stack([torch.rand(shape, generator=stream, dtype=torch.float32) for stream in self._streams])
         return (low + (high - low) * unit).to(self.device)
 
     def normal(self, *shape: int) -> Tensor:
         """N(0, 1), float32 `[n, *shape]`."""
-        return torch.stack([torch.randn(shape, generator=stream) for stream in self._streams]).to(self.device)
+        drawn = [torch.randn(shape, generator=stream, dtype=torch.float32) for stream in self._streams]
+        return torch.stack(drawn).to(self.device)
 
     def integers(self, low: int, high: int | Tensor, *shape: int) -> Tensor:
         """Uniform integers on [low, high), upper end exclusive; int64 `[n, *shape]` on the CPU.

@@ -51,8 +51,11 @@ def render(
     folder = to or out / "report"
     _require_predictions(shown, out, store, folder)
     pen = _Pen(folder)
+    sections = []
+    for run in shown:
+        with shown_names(run.names):
+            sections.append(_section(pen, run, store, len(shown) > FEW))
     with shown_names(*(run.names for run in shown), *(card.names for card in found)):
-        sections = [_section(pen, run, store, len(shown) > FEW) for run in shown]
         audits = _audits(pen, found) if found else None
         page = pen.write("index.html", html.page(sections, summary.grids_not_run(runs), audits).encode())
     pen.tidy(keep=bool(only))

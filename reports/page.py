@@ -20,7 +20,7 @@ from rdp_bench.reports.tables.audits import by_setting
 from rdp_bench.reports.tables.leaderboard import Leaderboard, as_table, signed
 from rdp_bench.reports.tables.table import Table, slug
 from rdp_bench.results.cards import Card
-from rdp_bench.results.rows import Run, display_name
+from rdp_bench.results.rows import Run, display_name, shown_names
 from rdp_bench.specs import show
 
 _FORMATS = {
@@ -66,11 +66,13 @@ class Audits:
 
 def page(sections: Sequence[Section], not_run: Sequence[tuple[str, str]] = (), audits: Audits | None = None) -> str:
     """The report: contents, a section per run and per audit, and titles and commands of the grids in `not_run`."""
-    views = [_view(section) for section in sections]
-    told: set[int] = set()
-    for view, section in zip(views, sections, strict=True):  # once for each size of a sample
+    views = []
+    told: set[int] = set()  # the power of a test, once for each size of a sample
+    for section in sections:
         n = int(section.run.record["dataset"]["n"])
-        view["power"] = "" if n in told else power(n, [board for board, _ in section.boards], section.tables)
+        with shown_names(section.run.names):
+            boards = [board for board, _ in section.boards]
+            views.append({**_view(section), "power": "" if n in told else power(n, boards, section.tables)})
         told.add(n)
     return write("report.html.j2", views=views, not_run=not_run, audits=_audits(audits) if audits else None)
 

@@ -98,8 +98,9 @@ def change_blocks(images: Tensor, blocks: int, rng: ImageRng) -> Tensor:
     """
     if min(images.shape[-2:]) < blocks:
         raise UsageError(f"{blocks} x {blocks} blocks need images of at least {blocks} pixels a side")
-    cuts = [_cuts(rng.uniform(size - 1).cpu(), blocks) for size in images.shape[-2:]]
-    units = rng.uniform(blocks, blocks, 2).cpu().tolist()
+    on_host = rng.on_host()
+    cuts = [_cuts(on_host.uniform(size - 1), blocks) for size in images.shape[-2:]]
+    units = on_host.uniform(blocks, blocks, 2).tolist()
     channels, noise = rng.uniform(blocks, blocks, 3), rng.uniform(*images.shape[1:], low=-1.0, high=1.0)
     out = []
     for k, image in enumerate(images):

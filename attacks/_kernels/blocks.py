@@ -39,11 +39,12 @@ def strips(size: int, count: int, rng: ImageRng) -> Strips:
     Lengths are proportional to draws of U(0, 1) and rounded; the longest takes what rounding leaves. A strip may be
     empty.
     """
-    weights = rng.uniform(count).cpu().double()
+    rng = rng.on_host()
+    weights = rng.uniform(count).double()
     lengths = (weights / weights.sum(1, keepdim=True) * size).round().long()
     rest = size - lengths.sum(1, keepdim=True)
     lengths.scatter_add_(1, lengths.argmax(1, keepdim=True), rest)
-    order = rng.uniform(count).cpu().argsort(1)
+    order = rng.uniform(count).argsort(1)
     starts = lengths.cumsum(1) - lengths
     lengths, starts = lengths.gather(1, order), starts.gather(1, order)
     ends = lengths.cumsum(1)

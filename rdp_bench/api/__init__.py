@@ -88,7 +88,7 @@ def load_attack(attack: Any, *, norm: str = LINF) -> LoadedAttack:
         norm: of its budget, "linf" or "l2".
 
     Returns:
-        A callable `(source, x, y, eps=16/255, seed=0)`; see `LoadedAttack.__call__`.
+        A callable `(source, x, y, eps, seed=0)`; see `LoadedAttack.__call__`.
 
     Raises:
         UsageError: an unknown name or parameter, or an attack without such a budget.
@@ -245,9 +245,11 @@ def evaluate(
     from rdp_bench.api.place import Where, placement
     from rdp_bench.api.work import work
     from rdp_bench.cache.store import Store
+    from rdp_bench.engine.options import require_counts
     from rdp_bench.engine.plan import make_plan
     from rdp_bench.engine.run import Run
 
+    require_counts(limit=limit, batch_size=batch_size)
     _load_entries()
     models = _path(models_dir)
     others = named(registry.defense, defenses, as_defense)
@@ -330,6 +332,8 @@ def _load_entries() -> None:
 def _device(name: str) -> str:
     from rdp_bench import environment
 
+    if not isinstance(name, str):
+        raise UsageError(f"device {name!r}: expected auto, cpu, cuda or cuda:<number>")
     return environment.choose_device(name)
 
 

@@ -98,11 +98,15 @@ def audit(
     from rdp_bench.audits.run import planned
     from rdp_bench.cache.store import Store
     from rdp_bench.engine.executors.kept import keeping
+    from rdp_bench.engine.options import require_counts
     from rdp_bench.engine.plan import make_plan
     from rdp_bench.engine.run import Run
     from rdp_bench.reports import audits
     from rdp_bench.results.cards import FOLDER
 
+    require_counts(limit=limit, batch_size=batch_size)
+    if not isinstance(target, str):
+        raise UsageError(f"audit() takes one target, a model's name, found {target!r}")
     plugins.load()
     ours = named(registry.defense, defense, _as_defense)
     if len(ours.labels) != 1:

@@ -53,6 +53,7 @@ class LoadedAttack:
 
         from rdp_bench.engine.levels import to_delta, to_uint8
         from rdp_bench.models.entry_calls import naming_entry
+        from rdp_bench.numerics.precision import exact_float32
 
         what = f"attack '{self.label}'"
         x = checked_images(x, what)
@@ -66,7 +67,7 @@ class LoadedAttack:
                 f"{what}: eps is in [0, 1], as pixels are, found {eps}"
                 + (f"; did you mean {eps:g}/255?" if 1 < eps <= 255 else "")
             )
-        with naming_entry(what):
+        with exact_float32(), naming_entry(what):
             adv = self.attack(as_source(source, x), x.clone(), labels.long(), float(eps), image_rng(x, seed))
         levels = 255 * float(eps) if self.norm == LINF else float(eps)
         to_delta(adv, x, to_uint8(x), levels, what, self.norm)  # raises
@@ -107,10 +108,11 @@ class LoadedDefense:
         """
         from rdp_bench.engine.levels import check_purified
         from rdp_bench.models.entry_calls import naming_entry
+        from rdp_bench.numerics.precision import exact_float32
 
         what = f"defense '{self.label}'"
         x = checked_images(x, what)
-        with naming_entry(what):
+        with exact_float32(), naming_entry(what):
             purified = self.defense.purify(x.clone(), image_rng(x, seed).fork("pass 0"))
         return check_purified(purified, x, self.label)
 
@@ -161,6 +163,14 @@ def _classifier(model: Any, x: "Tensor") -> Classifier:
         )
     if isinstance(model, Classifier):
         return model
+    changing = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
+    if isinstance(model, torch.nn.Module) and any(
+        module.training for module in model.modules() if isinstance(module, changing)
+    ):
+        raise UsageError(
+            f"source {type(model).__name__} is in training mode, in which outputs depend on the batch and on chance; "
+            "call its eval() first"
+        )
     with torch.no_grad():
         logits = model(x[:1])
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:

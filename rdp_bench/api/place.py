@@ -85,10 +85,12 @@ def placement(given: Mapping[str, Any], in_grid: Mapping[str, Any], grid: str) -
     found = schema.read({**in_grid, **given}, Placement, f"[run] of grid {grid}", "key of {}".format)
     refuse_unknown(found.executor)
     for option, executor in (("ray_address", "ray"), ("slurm", "slurm")):
-        if option in given and given[option] and found.executor != executor:
+        if getattr(found, option) and found.executor != executor:
             flag = option.replace("_", "-")
             raise UsageError(f"--{flag} belongs to --executor {executor}; the executor is {found.executor}")
-    if found.executor == "serial" and given.get("workers", "auto") not in ("auto", 1):
+    if not found.wait and found.executor in ("serial", "ray"):
+        raise UsageError(f"--no-wait belongs to --executor slurm; the executor is {found.executor}")
+    if found.executor == "serial" and found.workers not in ("auto", 1):
         raise UsageError("--workers belongs to --executor ray or slurm; the executor is serial, which has one worker")
     return found
 

@@ -292,12 +292,13 @@ def as_attack(name: str, value: Any) -> Attack:
 @contextmanager
 def registered(registry: Registry[Any], entries: Mapping[str, Entry[Any]]) -> Iterator[None]:
     """Entries that exist inside this block only, so that the same call can be made again."""
-    before = dict(registry.entries)
+    before = {name: registry.entries[name] for name in entries if name in registry.entries}
     registry.entries.update(entries)
     try:
         yield
     finally:
-        registry.entries.clear()
+        for name in entries:  # and no others: a plugin of the grid stays, as plugins are loaded once
+            registry.entries.pop(name, None)
         registry.entries.update(before)
 
 
@@ -312,7 +313,10 @@ def _evaluation_copy(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         raise UsageError(
             f"defense '{name}': the network cannot be copied ({error}); give a function that calls it"
         ) from error
-    copied: Callable[..., Any] = network.eval().requires_grad_(False)
+    network.eval()
+    for weight in network.parameters():  # a scripted module has no method for all
+        weight.requires_grad_(False)
+    copied: Callable[..., Any] = network
     return copied
 
 

@@ -115,6 +115,8 @@ def _last_map(member: Classifier, x: Tensor, zoom: float) -> Tensor | None:
     try:
         last = member.features(x, (), zoom)[-1]
     except Exception as error:  # whatever a network raises
+        if is_out_of_memory(error):
+            raise
         log.info("%s gives no feature maps (%s): its logits are used", member.name, error)
         return None
     usable = isinstance(last, Tensor) and last.ndim > 1 and len(last) == len(x) and last.is_floating_point()

@@ -151,10 +151,11 @@ class Probing:
 
         from rdp_bench.audits import probes
         from rdp_bench.environment import describe
-        from rdp_bench.models.entry_calls import is_out_of_memory
+        from rdp_bench.models.entry_calls import is_out_of_memory, not_even_one
         from rdp_bench.numerics import precision
 
         plan = self._plan
+        last: Exception | None = None
         for images in self._sizes(name):
             try:
                 with precision.using(plan.precision):
@@ -162,6 +163,7 @@ class Probing:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
+                last = error
                 if images > 1:
                     log.warning(
                         "out of memory on %s: probe '%s' goes on with %d images", plan.device, name, images // 2
@@ -172,7 +174,7 @@ class Probing:
             text = np.frombuffer(json.dumps(numbers).encode(), np.uint8)
             self._artefact(name, images).write(0, 1, {"json": text[None]})
             return numbers
-        raise RdpBenchError(f"out of memory on {plan.device} even with one image")
+        raise not_even_one(plan.device, last or MemoryError(f"probe '{name}'")) from last
 
     def _context(self, images: int) -> Any:
         import torch

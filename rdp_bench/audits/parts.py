@@ -10,6 +10,7 @@ from rdp_bench import registry
 from rdp_bench.budgets import LINF
 from rdp_bench.engine.grid import Grid, from_axes
 from rdp_bench.errors import UsageError, unknown_name
+from rdp_bench.models.defended import is_white_box
 from rdp_bench.protocols import Defense, Purifier
 from rdp_bench.specs import UNDEFENDED, FileSearch, cut, plain, split
 
@@ -143,6 +144,12 @@ class Subject:
         if not self.sources:
             return tuple(each for each in SURROGATES if each != self.target)[: self.settings.surrogates]
         if others := tuple(each for each in self.sources if each != self.target):
+            for each in others:
+                if is_white_box(each) or cut(each)[0] != each or self.target in split(each, "+"):
+                    raise UsageError(
+                        f"--source {each}: transfer attacks know neither the defense nor the target {self.target}; "
+                        "name other models"
+                    )
             return others
         raise UsageError(
             f"the transfer attacks on {self.target} need a source that is another model, found --source "

@@ -11,6 +11,7 @@ from rdp_bench.cache.user import user_cache
 from rdp_bench.errors import UsageError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_NEARLY_URL = re.compile(r"(s3|gs|gcs|az|abfs|https?|memory)?:", re.IGNORECASE)
 
 
 def locate(text: str | os.PathLike[str]) -> Location:
@@ -20,10 +21,18 @@ def locate(text: str | os.PathLike[str]) -> Location:
         UsageError: the URL names no place in a store, or its protocol is not known or needs a missing package.
     """
     name = os.fspath(text)
+    if not name.strip():
+        raise UsageError("--cache is empty; name a folder, or leave it out")
     if not _URL.match(name):
-        return Path(name)
+        if isinstance(text, str) and _NEARLY_URL.match(name) and not Path(name).exists():
+            raise UsageError(
+                f"--cache {name}: is no URL like s3://bucket/prefix; write ./{name} for a folder of that name"
+            )
+        return Path(name).expanduser()
     protocol, _, rest = name.partition("://")
     if protocol.lower() in ("file", "local"):
+        if not rest.startswith("/"):
+            raise UsageError(f"--cache {name}: a file URL has three slashes, like file:///folder")
         return Path(rest)
     if not rest.strip("/") and protocol.lower() != "memory":
         raise UsageError(f"--cache {name}: name a bucket, like s3://bucket/prefix")

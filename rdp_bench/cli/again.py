@@ -92,12 +92,17 @@ class Again:
         found, lacking = self.published.compare(running.out, running.plan)
         apart = [each for each in found if each.differing]
         path, total = self.published.path, len(found) + len(lacking)
+        done = sum(cell.status == "done" for cell in self.published.cells.values())
         for each in apart[:MOST]:
             click.echo(str(each))
         if len(apart) > MOST:
             click.echo(f"and {len(apart) - MOST} more cells that differ")
         agree = f"{len(found) - len(apart)} of {total} cells agree with {path} on every image"
         click.echo(agree + (f"; {len(apart)} differ" if apart else ""))
+        if done > total:
+            click.echo(
+                f"{done - total} of the {done} published cells are not in this run, so nothing was compared there"
+            )
         if lacking:
             cell, why = next(iter(lacking.items()))
             click.echo(f"{len(lacking)} cells could not be compared; the first: {cell}: {why}")

@@ -135,7 +135,11 @@ def cache_prune(older_than: float | None, everything: bool, cache: Location | No
 
     Only files that rdp-bench wrote are deleted, and only in a folder that a run has marked as its cache.
     """
-    if (older_than is None or math.isnan(older_than)) and not everything:
+    if older_than is not None and everything:
+        raise UsageError("--all deletes everything, and --older-than DAYS only what is older; use one of them")
+    if older_than is not None and math.isnan(older_than):
+        raise UsageError("--older-than nan: expected a number of days")
+    if older_than is None and not everything:
         raise UsageError("say what to delete: --older-than DAYS or --all")
     from rdp_bench.engine import rates
     from rdp_bench.engine.executors import board

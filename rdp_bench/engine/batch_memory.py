@@ -103,6 +103,7 @@ class FoundBatches:
         images = PROBED
         while True:
             try:
+                compute(1)  # what is loaded at the first call is needed once, not by each image
                 used = self._memory.used_by(partial(compute, images))
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):

@@ -33,6 +33,9 @@ class Placement:
         return self.workers if isinstance(self.workers, int) else None
 
 
+MOST_SHARES = 100_000
+
+
 @dataclass(frozen=True)
 class Shard:
     """The share `number` of `count` of a plan, counted from 1.
@@ -45,8 +48,8 @@ class Shard:
     count: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.count:
-            raise UsageError(f"--shard {self}: expected i/n with i from 1 to n, like 2/8")
+        if not 1 <= self.number <= self.count <= MOST_SHARES:
+            raise UsageError(f"--shard {self}: expected i/n with i from 1 to n, like 2/8, and n at most {MOST_SHARES}")
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
@@ -93,9 +96,17 @@ class RunOptions:
     shard: Shard | None = None  # do this share of the plan only
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"--limit {self.limit}: at least one image is needed")
+        require_counts(limit=self.limit, batch_size=self.batch_size)
         if self.measure and not self.dry_run:
             raise UsageError("--measure belongs to --dry-run; a run measures itself")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"--batch-size {self.batch_size}: expected auto or a number above 0")
+
+
+def require_counts(**counts: object) -> None:
+    """Refuse a value that is given and no whole number above 0.
+
+    Raises:
+        UsageError: the first of them, by its name.
+    """
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a whole number above 0")

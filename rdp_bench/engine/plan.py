@@ -23,7 +23,7 @@ from rdp_bench.errors import UsageError, wrap_errors
 from rdp_bench.keys import Record, hash_many, key_of, plain
 from rdp_bench.metrics import measurements
 from rdp_bench.models.defended import is_white_box, white_box
-from rdp_bench.models.zoo import AnyModelRef, SourceSpec, find, find_or_missing, find_source
+from rdp_bench.models.zoo import AnyModelRef, MissingModel, ModelRef, SourceSpec, find, find_or_missing, find_source
 from rdp_bench.protocols import (
     Attack,
     ChoosesNorm,
@@ -372,7 +372,7 @@ def make_plan(
             continue
         sources[label] = find_source(label, axes.ensembles, grid.files(axis, models_dir))
     checks = {label: find(label, models_dir) for label in axes.checks}
-    dataset = _resized(axes, limit or axes.limit)
+    dataset = _resized(axes, axes.limit if limit is None else limit)
     if not dataset.labels:
         raise UsageError(f"data set {axes.dataset} holds no images")
     aiming = [label for label, made in attacks.items() if aims_at_targets(made.value)]
@@ -401,11 +401,17 @@ def make_plan(
         grid, store, seed, device, dataset, tuple(image_hashes), attacks, defenses, sources, targets, checks,
         tuple(remarks), precision,
     )  # fmt: skip
-    crafts = any(not isinstance(made.value, AdversarialFiles) for made in attacks.values())
+    lowered = any(spec.attacked_defense or any(map(_has_network, spec.members)) for spec in sources.values())
+    crafts = lowered and any(not isinstance(made.value, AdversarialFiles) for made in attacks.values())
     check_precision(precision, device, [made.value for made in plan.defenses.values()], crafts=crafts)
     plan.refuse_shared_keys()
     _check_files(plan)
     return plan
+
+
+def _has_network(member: AnyModelRef) -> bool:
+    """Whether a model is one of our networks; those of plugins compute as they are."""
+    return isinstance(member, ModelRef | MissingModel)
 
 
 def _crafted_here_or_elsewhere(sources: Sequence[str], attacks: Mapping[str, Resolved[Attack]]) -> None:

@@ -91,10 +91,10 @@ def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
         try:
             work = prepare()
             work()
+            _finish(plan.device)
             begin = time.perf_counter()
             work()
-            if plan.device != "cpu":
-                torch.cuda.synchronize(plan.device)
+            _finish(plan.device)
             times[name] = (time.perf_counter() - begin) / count
         except Exception as error:  # an entry may raise anything
             log.info("%s cannot be timed: %s", name, error)
@@ -126,6 +126,14 @@ def measure(plan: Plan, jobs: Sequence[Job], images: int = 2) -> Costs:
         for label, _ in job.evals:
             clock(costs.forward, label, lambda n=label: partial(forward, worker.model(n)))  # type: ignore[misc]
     return costs
+
+
+def _finish(device: str) -> None:
+    """Wait for what a GPU has been given."""
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize(device)
 
 
 def _name(source: SourceSpec, member: AnyModelRef) -> str:

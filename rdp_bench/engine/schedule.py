@@ -8,6 +8,7 @@ set has failed.
 
 import heapq
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -335,10 +336,23 @@ def answer(worker: str, task: Task, do: Callable[[Task], Iterable[str] | None]) 
         return Answer(worker, task, remarks=tuple(do(task) or ()))
     except StorageError:
         raise  # nothing after it could be kept either
-    except RdpBenchError as error:
-        return Answer(worker, task, str(error))
-    except Exception as error:  # an entry may raise anything: its cells fail, the others go on
-        return Answer(worker, task, f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an entry may raise anything, or exit: its cells fail, the others go on
+        if gpu_failed(error):
+            raise  # so would every task after it
+        return Answer(
+            worker, task, str(error) if isinstance(error, RdpBenchError) else f"{type(error).__name__}: {error}"
+        )
+
+
+def gpu_failed(error: BaseException) -> bool:
+    """Whether an error means that this process cannot use its GPU any more."""
+    if "torch" not in sys.modules:
+        return False
+    from rdp_bench.models.entry_calls import device_failed
+
+    return device_failed(error)
 
 
 def run_here(jobs: Iterable[Job], work: Work) -> Iterator[JobResult]:

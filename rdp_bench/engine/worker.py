@@ -1,6 +1,8 @@
 """Doing a job: crafting an adversarial set, or evaluating a purified one. Imported only when there is work."""
 
 import logging
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +23,7 @@ from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.engine.levels import (
     add_delta,
     check_adversarial,
+    check_purified,
     delta_of,
     on_host,
     to_float,
@@ -35,7 +38,7 @@ from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import measurements
-from rdp_bench.models.entry_calls import is_out_of_memory, naming_entry
+from rdp_bench.models.entry_calls import is_out_of_memory, naming_entry, not_even_one, written_elsewhere
 from rdp_bench.numerics import memory, pieces, precision
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
 from rdp_bench.rng import ImageRng
@@ -47,6 +50,9 @@ log = logging.getLogger(__name__)
 
 DEFENDED_BATCH_DIVISOR = 4
 """Batch-size divisor when backpropagating through a purifier: 350 MB per image for the compact NRP."""
+
+ALONE = 1e-4
+"""Mean difference of an image that is purified alone and in a batch, pixels in [0, 1], that rounding may explain."""
 
 Report = Callable[[Job, int], None]  # job, images finished since the last call
 
@@ -65,11 +71,18 @@ class _Evaluated:
 
 def configure_torch(device: str) -> None:
     """Settings of torch that hold for a whole run: exact float32, a fixed order of sums, reused memory."""
-    torch.backends.cudnn.allow_tf32 = False
+    precision.allow_tf32(allowed=False)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     if device == "cpu":
         memory.keep_blocks()
+        return
+    # cuBLAS reads this when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Gradients of gathers, padding and resizing sum in any order by default. Operations that cannot do better go on.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    warnings.filterwarnings("ignore", message=".* does not have a deterministic implementation")
 
 
 KEPT = 14 * 10**8
@@ -322,10 +335,13 @@ class Worker:
         out = _Evaluated({})
 
         def first(purified: Tensor) -> None:
+            if written_elsewhere(defense):
+                self._compare_alone(job, defense, x, rng, purified)
             out.sample = self._sample(job, purified, low)
             if measure and job.image_quality:
                 clean = to_float(self.clean(low, high), self.plan.device)
-                near = measurements.measure(purified, clean, job.image_quality["measure"])
+                with precision.exactly():
+                    near = measurements.measure(purified, clean, job.image_quality["measure"])
                 out.image_quality = {name: values.cpu().numpy() for name, values in near.items()}
 
         models = {label: self.model(label) for label in wanted}
@@ -367,6 +383,19 @@ class Worker:
         if worst >= classes:
             raise RdpBenchError(f"label {worst} of data set {dataset.name} is beyond the {classes} classes of {name}")
 
+    def _compare_alone(self, job: EvaluateJob, defense: Defense, x: Tensor, rng: ImageRng, purified: Tensor) -> None:
+        """Remark on a defense that gives the last image of a batch another output alone."""
+        last = torch.arange(len(x))[-1:]
+        with naming_entry(f"defense '{job.defense}'"):
+            alone = check_purified(defense.purify(x[-1:].clone(), rng.select(last).fork("pass 0")), x[-1:], job.defense)
+        apart = float((alone - purified[-1:]).abs().mean()) if alone.shape == purified[-1:].shape else 1.0
+        remark = (
+            f"defense '{job.defense}' does not repeat its output for an image that comes alone: its numbers depend on "
+            "the batch, on chance or on what it saw before"
+        )
+        if apart > ALONE and remark not in self._remarks:
+            self._remarks.append(remark)
+
     def _sample(self, job: EvaluateJob, purified: Tensor, low: int) -> Arrays | None:
         """Purified images from row `low` on that are kept to be shown; None where there are none."""
         artefact = self.plan.artefact(job.sample)
@@ -386,7 +415,7 @@ class Worker:
                 if not is_out_of_memory(error):
                     raise
                 if step == 1:
-                    raise RdpBenchError(f"out of memory on {self.plan.device} even with one image") from error
+                    raise not_even_one(self.plan.device, error) from error
                 self.size = max(1, step // 2)
                 if self.batches is not None:
                     self.size = self.batches.keep(self._work, self.size)

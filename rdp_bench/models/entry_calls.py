@@ -2,40 +2,128 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rdp_bench.errors import RdpBenchError
-from rdp_bench.protocols import AuxiliaryLogits, Classifier, Features, GatheredLogits, StochasticLogits
+from rdp_bench.protocols import (
+    AuxiliaryLogits,
+    Chained,
+    Classifier,
+    Defense,
+    Features,
+    GatheredLogits,
+    StochasticLogits,
+)
 from rdp_bench.user_reads import noting_unkeyed
 
 if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
 
 
+def written_elsewhere(defense: Defense) -> bool:
+    """Whether a defense, or a part of it, is code of a user."""
+    if isinstance(defense, Chained):
+        return any(map(written_elsewhere, defense.parts))
+    module = type(defense).__module__
+    return module.partition(".")[0] != "rdp_bench" or module == "rdp_bench.api.wrap"
+
+
 @contextmanager
 def naming_entry(what: str) -> Iterator[None]:
     """Turn the errors of a call of an entry into an `RdpBenchError` that starts with `what`.
 
-    Out-of-memory errors pass through, because the engine retries with smaller batches.
+    Out-of-memory errors pass through, because the engine retries with smaller batches. Settings of the process that
+    the call changed are an error too, and are restored: they would change the numbers of others.
     """
+    before = _settings()
     try:
         yield
-    except RdpBenchError:
+        if changed := [name for name, value in _settings().items() if value != before[name]]:
+            raise RdpBenchError(
+                f"{what} changed {' and '.join(changed)} of this process, which would change other results; let it "
+                "restore what it sets"
+            )
+    except (RdpBenchError, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # `sys.exit()` in an entry ends no run
         if is_out_of_memory(error):
             raise
         raise RdpBenchError(f"{what}: {type(error).__name__}: {error}") from error
+    finally:
+        _restore(before)
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def _settings() -> dict[str, Any]:
+    """What code of an entry could change for all others, by its name in errors."""
+    return {
+        "torch's default type": torch.get_default_dtype(),
+        "the gradient mode": torch.is_grad_enabled(),
+        "torch's number of threads": torch.get_num_threads(),
+        "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
+        "the precision of matrix products": torch.get_float32_matmul_precision(),
+        "the current folder": _folder(),
+    }
+
+
+def _folder() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:  # it was deleted
+        return ""
+
+
+def _restore(before: dict[str, Any]) -> None:
+    now = _settings()
+    dtype, gradients, threads, deterministic, products, folder = before.values()
+    if now == before:
+        return
+    torch.set_default_dtype(dtype)
+    torch.set_grad_enabled(gradients)
+    torch.set_num_threads(threads)
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn)
+    torch.set_float32_matmul_precision(products)
+    if folder and folder != _folder():
+        os.chdir(folder)
+
+
+_MEMORY_RAN_OUT = (
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",  # no workspace of cuDNN fits, or nothing supports it
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory ran out, so that a smaller batch may succeed."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _MEMORY_RAN_OUT)
+
+
+def not_even_one(device: str, error: BaseException) -> RdpBenchError:
+    """The error where one image is too much; it quotes the device's, which may have meant something else."""
+    return RdpBenchError(f"out of memory on {device} even with one image: {str(error).partition(chr(10))[0]}")
+
+
+def device_failed(error: BaseException | None) -> bool:
+    """Return whether an error, or what caused it, leaves the GPU unusable for the rest of this process.
+
+    After an illegal access, a failed assertion on the device or a memory fault, every later call fails.
+    """
+    kinds: Any = getattr(torch, "AcceleratorError", ())
+    while error is not None:
+        if (isinstance(error, kinds) or "CUDA error: " in str(error)) and not is_out_of_memory(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 class CheckedClassifier:

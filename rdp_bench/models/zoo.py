@@ -226,6 +226,8 @@ def find_source(label: str, ensembles: Mapping[str, Sequence[str]], files: FileS
     if behind:
         attacked_defense, inner = behind
         return replace(find_source(inner, ensembles, files), name=label, attacked_defense=attacked_defense)
+    if label in ensembles and (label in cards() or label in model.entries or label.startswith("timm:")):
+        raise UsageError(f"the grid's ensemble '{label}' has the name of a model; give it another")
     names = ensembles.get(label) or split(label, "+")
     if len(set(names)) < len(names):
         raise UsageError(f"source '{label}' names a model twice")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -18,15 +19,66 @@ _active = ["float32"]
 @contextmanager
 def using(precision: str) -> Iterator[None]:
     """Compute with `precision` ("float32", "tf32" or "bfloat16") inside, and as before afterwards."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
     _active.append(precision)
+    try:
+        with _tf32(allowed=precision == "tf32"):
+            yield
+    finally:
+        _active.pop()
+
+
+def allow_tf32(*, allowed: bool) -> None:
+    """Whether convolutions and matrix products of a GPU may use TF32."""
+    for owner, name, values in _switches():
+        setattr(owner, name, values[allowed])
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute inside as a run does by default: float32 and one order of sums, on a GPU too."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        with using("float32"):
+            yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
+
+
+def exactly() -> AbstractContextManager[None]:
+    """Around what is no network: float32, also in a run with TF32."""
+    return _tf32(allowed=False)
+
+
+@contextmanager
+def _tf32(*, allowed: bool) -> Iterator[None]:
+    switches = _switches()
+    before = [getattr(owner, name) for owner, name, _ in switches]
+    for owner, name, values in switches:
+        setattr(owner, name, values[allowed])
     try:
         yield
     finally:
-        _active.pop()
-        cudnn.allow_tf32, matmul.allow_tf32 = before
+        for (owner, name, _), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _switches() -> list[tuple[Any, str, tuple[Any, Any]]]:
+    """Torch's switches for TF32: owner, attribute, and its values for no and yes.
+
+    Code that set `fp32_precision` (torch 2.9 and newer) makes the older attribute an error; else the older one is
+    used, because much code reads it.
+    """
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    old = [(cudnn, "allow_tf32", (False, True)), (matmul, "allow_tf32", (False, True))]
+    try:
+        for owner, name, _ in old:
+            getattr(owner, name)
+    except RuntimeError:
+        return [(owner, "fp32_precision", ("ieee", "tf32")) for owner in (cudnn.conv, cudnn.rnn, matmul)]
+    return old
 
 
 def lowers() -> bool:

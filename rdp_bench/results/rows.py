@@ -8,6 +8,7 @@ import csv
 import io
 import logging
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -100,8 +101,13 @@ _names: ContextVar[Mapping[str, str] | None] = ContextVar("names", default=None)
 
 @contextlib.contextmanager
 def shown_names(*names: Mapping[str, str]) -> Iterator[None]:
-    """Inside this block, `display_name` writes these labels so: what the records of runs call `names`."""
-    token = _names.set({label: name for each in names for label, name in each.items()})
+    """Inside this block, `display_name` writes these labels so: what the records of runs call `names`.
+
+    Where several runs contradict each other, labels stay as they are: two names of a label, or two labels of a name.
+    """
+    given = {(label, name) for each in names for label, name in each.items()}
+    labels, taken = (Counter(pair[i] for pair in given) for i in (0, 1))
+    token = _names.set({label: name for label, name in given if labels[label] == taken[name] == 1})
     try:
         yield
     finally:

@@ -465,8 +465,103 @@ def test_a_cached_call_does_without_torch(tmp_path: Path) -> None:
 
 def test_a_precision_is_part_of_every_key(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rdp_bench.engine.precision._has_bfloat16", lambda: True)
-    low = evaluate({"ours": half}, precision="bfloat16")
+    low = evaluate({"ours": half}, defenses=["none", "rdp"], precision="bfloat16")
     assert low.failed == {}
     assert key(low) != key(evaluate({"ours": half}))
     with pytest.raises(UsageError, match="tf32 is arithmetic of NVIDIA GPUs"):
         evaluate({"ours": half}, precision="tf32")
+    with pytest.raises(UsageError, match="this run has neither"):  # networks of plugins compute as they are
+        evaluate({"ours": half}, precision="bfloat16")
+
+
+def test_objects_of_libraries_are_told_apart_by_their_content(evaluate: Evaluate) -> None:
+    """A pipeline of torchvision is an object of a library, whose attributes are what matters."""
+    from argparse import Namespace
+    from collections import deque
+    from fractions import Fraction
+
+    from torchvision import transforms
+
+    def closing(over: object) -> Callable[[Tensor], Tensor]:
+        return lambda x: (over, x)[1]  # type: ignore[no-any-return]
+
+    pairs = [
+        (transforms.Compose([transforms.GaussianBlur(9, 9.0)]), transforms.Compose([transforms.GaussianBlur(3, 0.1)])),
+        *[
+            (closing(one), closing(two))
+            for one, two in [
+                (Namespace(a=1), Namespace(a=2)), (deque([1]), deque([2])), (Fraction(1, 2), Fraction(1, 3)),
+                (bytearray(b"a"), bytearray(b"b")), (range(3), range(4)), (torch.float16, torch.float32),
+            ]
+        ],
+    ]  # fmt: skip
+    for one, two in pairs:
+        assert wrap.digest(one) != wrap.digest(two)
+    strong, weak = pairs[0]
+    both = evaluate({"strong": strong, "weak": weak})
+    assert key(both, "strong") != key(both, "weak")
+
+
+def test_a_model_in_a_closure_is_part_of_the_key() -> None:
+    model: Any = rb.load_model("effnet-lite0")
+    assert wrap.digest(lambda x: model(x)) == wrap.digest(lambda x: model(x))
+
+
+def test_a_grid_with_a_plugin_can_be_run_twice(tmp_path: Path) -> None:
+    plugin = tmp_path / "twice.py"
+    plugin.write_text("from rdp_bench import defense\n\n\n@defense('twice/same', source='x')\nclass Same:\n" + SAME)
+    grid = tmp_path / "mine.toml"
+    grid.write_text(
+        f'title = "x"\nplugins = ["twice.py", "{PLUGIN}"]\n[axes]\ndataset = "tiny/noise"\nsources = ["tiny/one"]\n'
+        'targets = ["tiny/two"]\nattacks = ["fgsm"]\neps = [8]\ndefenses = ["none", "twice/same"]\n'
+    )
+    for _ in range(2):
+        assert len(rb.evaluate({"mine": lambda x: x}, grid=str(grid), cache=tmp_path / "cache").to_dataframe()) == 6
+
+
+SAME = """    random = False
+    passes = 1
+
+    def resolved(self):
+        return {}
+
+    def purify(self, x, rng):
+        return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ({"limit": 0}, "--limit 0: expected a whole number above 0"),
+        ({"limit": 1.5}, "--limit 1.5"),
+        ({"limit": "3"}, "--limit 3"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"batch_size": "auto"}, "--batch-size auto"),
+        ({"batch_size": True}, "--batch-size True"),
+    ],
+)
+def test_counts_are_whole_numbers_above_zero(evaluate: Evaluate, call: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        evaluate(**call)
+    with pytest.raises(UsageError, match=why):
+        rb.audit("none", **call)
+
+
+def test_a_source_in_training_mode_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    x, y = torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
+    before = net[1].running_mean.clone()
+    with pytest.raises(UsageError, match="training mode"):
+        rb.load_attack("fgsm")(net, x, y, 8 / 255)
+    assert torch.equal(net[1].running_mean, before)
+    assert rb.load_attack("fgsm")(net.eval(), x, y, 8 / 255).shape == x.shape
+
+
+def test_an_entry_that_exits_costs_its_own_cells_only(evaluate: Evaluate) -> None:
+    def leaves(x: Tensor) -> Tensor:
+        sys.exit(0)
+
+    found = evaluate({"leaves": leaves, "same": lambda x: x.clone()}, defenses=["none"])
+    assert "SystemExit" in reason(found, "leaves")
+    assert set(found.to_dataframe().query("defense == 'same'")["status"]) == {"done"}

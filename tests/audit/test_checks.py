@@ -321,6 +321,9 @@ def test_autoattack_that_failed_is_not_said_to_be_absent() -> None:
 
 def test_the_target_is_no_source_of_its_transfer_attacks() -> None:
     assert Subject("jpeg", "a", sources=("b", "a")).surrogates == ("b",)
+    for knows in ("white-box", "white-box(4)", "bpda(jpeg, b)", "adaptive(jpeg, a)", "a+b"):
+        with pytest.raises(UsageError, match="transfer attacks know neither the defense nor the target a"):
+            Subject("jpeg", "a", sources=("b", knows)).surrogates  # noqa: B018 - a property that refuses
     with pytest.raises(UsageError, match="need a source that is another model, found --source a"):
         Subject("jpeg", "a", sources=("a",)).surrogates  # noqa: B018 - a property that refuses
 

@@ -39,7 +39,7 @@ TINY = ["--plugin", PLUGIN, "--dataset", "tiny/noise", "--source", "tiny/one", "
         (["--dataset", "no/such/folder"], "no/such/folder"),
         (["--eps", "-1"], "eps -1 is not within 0 and 255"),
         (["--eps", "256"], "eps 256 is not within 0 and 255"),
-        (["--limit", "0"], "at least one image is needed"),
+        (["--limit", "0"], "expected a whole number above 0"),
         (["--batch-size", "many"], "expected auto or a number above 0"),
         (["--device", "gpu"], "expected auto, cpu, cuda or cuda:<number>"),
         (["--models-dir", "nowhere"], "no such folder"),
@@ -194,3 +194,34 @@ def test_a_taken_name_is_refused_with_both_origins() -> None:
     registry("one", source="here")(int)
     with pytest.raises(RdpBenchError, match=r"'one' is taken: by builtins.int, wanted by builtins.float"):
         registry("one", source="there")(float)
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (("cache", "prune", "--all", "--older-than", "365"), "use one of them"),
+        (("cache", "prune", "--older-than", "nan"), "expected a number of days"),
+        (("report", "--out", ""), "the path is empty"),
+        (("run", "table1", "--shard", "1/1000000000"), "n at most 100000"),
+        (("run", "table1", "--no-wait"), "--no-wait belongs to --executor slurm"),
+        (("cache", "ls", "--cache", " "), "--cache is empty"),
+        (("cache", "ls", "--cache", "s3:bucket"), "is no URL like s3://bucket/prefix"),
+        (("cache", "ls", "--cache", "://x"), "is no URL like s3://bucket/prefix"),
+        (("cache", "ls", "--cache", "file://host/x"), "a file URL has three slashes"),
+    ],
+)
+def test_a_request_that_cannot_be_meant_is_refused(args: tuple[str, ...], why: str, tmp_path: Path) -> None:
+    done = cli(*args)
+    assert done.exit_code == 2
+    assert why in done.output
+
+
+def test_an_ensemble_cannot_take_the_name_of_a_model(tmp_path: Path) -> None:
+    grid = tmp_path / "mine.toml"
+    grid.write_text(
+        'title = "x"\n[axes]\ndataset = "photos20"\nsources = ["effnet-lite0"]\ntargets = ["effnet-lite2"]\n'
+        'attacks = ["fgsm"]\neps = [8]\ndefenses = ["none"]\nensembles = { "effnet-lite0" = ["effnet-lite1"] }\n'
+    )
+    done = cli("run", grid, "--dry-run", "--cache", tmp_path / "cache")
+    assert done.exit_code == 2
+    assert "ensemble 'effnet-lite0' has the name of a model" in done.output

@@ -1,13 +1,18 @@
 """--precision: what it changes, what it leaves, what it is refused for."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import rdp_bench
 from rdp_bench import registry
+from rdp_bench.cache.store import Store
 from rdp_bench.engine import precision as rules
+from rdp_bench.engine.plan import make_plan
 from rdp_bench.errors import UsageError
 from rdp_bench.keys import key_of
 from rdp_bench.models import zoo
@@ -109,9 +114,69 @@ def test_the_record_states_it(tmp_path: Path, native: None) -> None:
     from rdp_bench.cli.main import main
 
     flags = ["--plugin", str(PLUGIN), "--dataset", "tiny/noise", "--source", "tiny/one", "--target", "tiny/two"]
-    flags += ["--attack", "fgsm", "--defense", "none", "--limit", "2", "--out", str(tmp_path / "out")]
+    flags += ["--attack", "fgsm", "--defense", "none,rdp", "--limit", "2", "--out", str(tmp_path / "out")]
     env = {"RDP_BENCH_CACHE": str(tmp_path / "cache")}
     found = CliRunner().invoke(main, ["run", "table1", *flags, "--precision", "bfloat16"], env=env)
     assert found.exit_code == 0, found.output
     record = json.loads((tmp_path / "out" / "runs" / "table1.json").read_text())
     assert record["precision"] == "bfloat16"
+
+
+def test_code_that_set_tf32_in_the_newer_way_is_respected() -> None:
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this torch has one way to set TF32")
+    script = """
+import torch
+from rdp_bench.numerics import precision
+operations = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+for operation in operations:
+    operation.fp32_precision = "tf32"
+with precision.using("float32"):
+    print(*(operation.fp32_precision for operation in operations))
+with precision.using("tf32"), precision.exactly():
+    print(*(operation.fp32_precision for operation in operations))
+print(*(operation.fp32_precision for operation in operations))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["ieee"] * 6 + ["tf32"] * 3
+
+
+def test_what_is_no_network_is_exact_in_a_run_with_tf32() -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    with precision.using("tf32"):
+        with precision.exactly():
+            assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
+        assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, True)
+
+
+def test_calls_in_python_compute_as_a_run_does() -> None:
+    cudnn = torch.backends.cudnn
+    seen = []
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        seen.append((cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark))
+        return x
+
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = False, True
+    try:
+        rdp_bench.load_defense(look)(toy.images(2, 8))
+        assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+    assert set(seen) == {(False, True, False)}
+
+
+@pytest.mark.parametrize("name", ["tf32", "bfloat16"])
+def test_gpus_before_ampere_have_neither(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "_capability", lambda _: (7, 5))
+    with pytest.raises(UsageError, match=r"compute capability 7\.5"):
+        rules.check(name, "cuda", (), crafts=True)
+    monkeypatch.setattr(rules, "_capability", lambda _: (8, 0))
+    rules.check(name, "cuda", (), crafts=True)
+
+
+def test_bfloat16_changes_no_network_of_a_plugin(tmp_path: Path, native: None) -> None:
+    grid, store = plans.plan(tmp_path).grid, Store(tmp_path / "cache")
+    with pytest.raises(UsageError, match="this run has neither"):
+        make_plan(grid, store, seed=0, device="cpu", limit=None, models_dir=None, precision="bfloat16")

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from rdp_bench import user_reads
 from rdp_bench.engine.worker import Worker
+from tests.helpers.commands import PLUGIN, cli
 from tests.helpers.plans import new_process, plan
 
 
@@ -14,3 +17,42 @@ def test_files_that_entries_of_an_earlier_run_read_are_not_said_again(tmp_path: 
         user_reads.unkeyed["defense 'earlier/net' reads net.pt while it works"] = None
         worker = Worker(made)
         assert [worker(job) for job in made.jobs] == [[] for _ in made.jobs]
+
+
+BATCHED = """
+import torch
+from rdp_bench import Defense, defense
+
+class Centred:
+    random = False
+    passes = 1
+    def resolved(self): return {}
+    def purify(self, x, rng): return (x - x.mean(0, keepdim=True) + .5).clamp(0, 1)
+
+@defense("batched/mean", source="x")
+def mean() -> Defense:
+    return Centred()
+
+class Loose(Centred):
+    def purify(self, x, rng): return (x + .1 * torch.rand_like(x)).clamp(0, 1)
+
+@defense("batched/loose", source="x")
+def loose() -> Defense:
+    return Loose()
+"""
+
+
+def test_a_defense_whose_output_depends_on_the_batch_or_on_chance_is_remarked_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin = tmp_path / "batched.py"
+    plugin.write_text(BATCHED)
+    done = cli(
+        "run", "table1", "--plugin", PLUGIN, "--plugin", plugin, "--dataset", "tiny/noise", "--source", "tiny/one",
+        "--target", "tiny/two", "--attack", "fgsm", "--cache", tmp_path / "cache", "--out", tmp_path / "out",
+        "--defense", "none,batched/mean,batched/loose,tiny/round,noise",
+    )  # fmt: skip
+    assert done.exit_code == 0
+    remark = "does not repeat its output for an image that comes alone"
+    said = [record.getMessage() for record in caplog.records if remark in record.getMessage()]
+    assert sorted(text.split("'")[1] for text in said) == ["batched/loose", "batched/mean"]

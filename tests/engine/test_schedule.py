@@ -8,7 +8,7 @@ import pytest
 
 from rdp_bench.engine import schedule
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, JobResult
-from rdp_bench.engine.schedule import Answer, Event, Lost, Progress, Ready, Refused, Schedule
+from rdp_bench.engine.schedule import Answer, Event, Lost, Progress, Ready, Refused, Schedule, answer
 from rdp_bench.engine.tasks import Part, Task
 from rdp_bench.errors import RdpBenchError, StorageError
 
@@ -190,3 +190,21 @@ def test_results_that_do_not_arrive_end_the_run(monkeypatch: pytest.MonkeyPatch)
     list(Schedule(parts(judge(None)), landed=landed).run(Scripted(1)))  # late, but there
     with pytest.raises(StorageError, match="same folder on all machines"):
         list(Schedule(parts(judge(None)), landed=lambda _: False).run(Scripted(1)))
+
+
+def test_a_failed_gpu_is_no_answer() -> None:
+    """Each later task of that process would fail, too: its end sends them to others."""
+    task = Task(0, "key", 0, 1)
+
+    def raising(error: BaseException) -> Callable[[Task], None]:
+        def do(_: Task) -> None:
+            raise error
+
+        return do
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        answer("here", task, raising(RuntimeError("CUDA error: an illegal memory access was encountered")))
+    assert answer("here", task, raising(RuntimeError("shape"))).reason == "RuntimeError: shape"
+    assert answer("here", task, raising(SystemExit(0))).reason == "SystemExit: 0"
+    with pytest.raises(KeyboardInterrupt):
+        answer("here", task, raising(KeyboardInterrupt()))

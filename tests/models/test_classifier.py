@@ -475,3 +475,43 @@ def test_lite0_is_folded_whole(lite0: tuple[PixelClassifier, nn.Module]) -> None
     assert sum(isinstance(module, nn.BatchNorm2d) for module in plain.modules()) == 49
     assert not any(p.requires_grad for p in ours.parameters())
     assert ours.record() == {"weights": zoo.find("effnet-lite0").record()["weights"], "numerics": card.NUMERICS}
+
+
+def _halve(net: nn.Module) -> None:
+    with torch.no_grad():
+        next(net.parameters()).mul_(0.5)
+
+
+def _halve_data(net: nn.Module) -> None:
+    next(net.parameters()).data.mul_(0.5)
+
+
+def _hook(net: nn.Module) -> None:
+    next(net.children()).register_forward_hook(lambda *_: None)
+
+
+def _train(net: nn.Module) -> None:
+    net.train()
+
+
+def _replace(net: nn.Module) -> None:
+    net.forward = lambda x: x  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("change", [_halve, _halve_data, _hook, _train, _replace])
+def test_a_network_that_other_code_changed_is_loaded_again(
+    change: Callable[[nn.Module], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A forgotten hook or edited weights would else give numbers under the key of the untouched network."""
+    reference = zoo.find("effnet-lite0")
+    x = toy.images(1, 64)
+    first: Any = reference.load("cpu")
+    with torch.no_grad():
+        before = first(x)
+        assert reference.load("cpu") is first
+        assert not caplog.records
+        change(first.net)
+        again: Any = reference.load("cpu")
+        assert again is not first
+        assert torch.equal(again(x), before)
+    assert "effnet-lite0 was changed by other code" in caplog.text

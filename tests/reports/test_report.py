@@ -12,7 +12,8 @@ from rdp_bench.cache.store import Store
 from rdp_bench.errors import UsageError
 from rdp_bench.reports import render
 from rdp_bench.reports.summary import PROFILES, grids_not_run, missing, setting, summary_sentences
-from rdp_bench.results.rows import CellKey
+from rdp_bench.results.rows import CellKey, given_name, shown_names
+from tests.helpers.commands import PLUGIN, cli
 from tests.helpers.report_fixture import make_run
 from tests.helpers.reports import NASTY, by_hand, small
 
@@ -239,3 +240,36 @@ def test_a_grid_of_ones_own_is_not_called_a_substitute_for_the_papers(tmp_path: 
     """Its networks and images need not be those of the package."""
     assert setting(small(tmp_path / "built in", grid="table1")[0]) == PROFILES["embedded"]
     assert setting(small(tmp_path / "own", grid="mine")[0]) == "A custom setting, not the paper's."
+
+
+def test_names_of_one_run_are_not_those_of_another(tmp_path: Path, blank: None) -> None:
+    """`first` calls no defense "Rounding", and a defense "No defense"; `second` names nothing."""
+    for name, names in (("first", '[names]\nnone = "Rounding"\n"tiny/round" = "No defense"\n'), ("second", "")):
+        (tmp_path / f"{name}.toml").write_text(
+            f'title = "{name}"\n{names}[axes]\ndataset = "tiny/noise"\nsources = ["tiny/one"]\ntargets = ["tiny/two"]\n'
+            'attacks = ["fgsm"]\neps = [8]\ndefenses = ["none", "tiny/round"]\n'
+        )
+        run = (
+            "run",
+            tmp_path / f"{name}.toml",
+            "--plugin",
+            PLUGIN,
+            "--cache",
+            tmp_path / "cache",
+            "--out",
+            tmp_path / "o",
+        )
+        assert cli(*run).exit_code == 0
+    assert cli("report", "--out", tmp_path / "o", "--cache", tmp_path / "cache").exit_code == 0
+
+    def rows(name: str) -> list[str]:
+        (table,) = (tmp_path / "o" / "report" / "tables").glob(f"{name}_tiny*.md")
+        return [line.split("|")[2].strip() for line in table.read_text().splitlines() if line.startswith("| ")][2:]
+
+    assert rows("first") == ["Rounding", "No defense"]
+    assert rows("second") == ["No defense", "tiny/round"]
+
+
+def test_names_that_contradict_each_other_are_not_used() -> None:
+    with shown_names({"a": "Ours", "b": "B"}, {"a": "Theirs", "c": "B", "d": "D"}):
+        assert [given_name(label) for label in "abcd"] == ["a", "b", "c", "D"]

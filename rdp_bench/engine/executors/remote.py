@@ -2,19 +2,24 @@
 
 import contextlib
 import logging
+import os
 import queue
 import socket
-import threading
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 from rdp_bench.engine.executors.board import Heart, worker_name
 from rdp_bench.engine.executors.spec import WorkerSpec, make_worker
 from rdp_bench.engine.jobs import Job
-from rdp_bench.engine.schedule import Answer, Event, Progress, Refused, Said, answer
+from rdp_bench.engine.schedule import Answer, Event, Progress, Refused, Said, answer, gpu_failed
 from rdp_bench.engine.tasks import Part, Task, numbered
 from rdp_bench.errors import RdpBenchError, StorageError
+
+GPU_FAILED = 70
+"""Exit status of a worker whose GPU failed."""
 
 
 class Remote:
@@ -34,6 +39,9 @@ class Remote:
         self.threads = spec.threads
         self.jobs = numbered(self.worker.plan)
         self.heart = Heart(self.board, self.name)
+        # One lasting thread, because the caller passes events on while a task is done; torch's plans for a GPU belong
+        # to the thread that made them.
+        self._thread = ThreadPoolExecutor(1, "task")
         self._until_closed = ExitStack()
         self._until_closed.enter_context(self.heart.beating())
 
@@ -41,13 +49,12 @@ class Remote:
         """Take back the signs of life."""
         logging.getLogger("rdp_bench").removeHandler(self._handler)
         self._until_closed.close()
+        self._thread.shutdown(wait=False)
 
     def do(self, task: Task) -> Iterator[Event]:
         """Do a task; yields what happens, and at last the answer (or a refusal: nothing can be stored here)."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        # In a thread of its own, because the caller passes events on while the task is done.
-        thread = threading.Thread(target=self._work, args=(task, events), name="task")
-        thread.start()
+        done = self._thread.submit(self._work, task, events)
         while True:
             event = events.get()
             while not self.said.empty():
@@ -55,12 +62,15 @@ class Remote:
             yield event
             if isinstance(event, Answer | Refused):
                 break
-        thread.join()
+        done.result()
 
     def _work(self, task: Task, events: "queue.SimpleQueue[Event]") -> None:
         try:
             events.put(self.work(task, lambda images: events.put(Progress(self.name, task, images))))
-        except BaseException as error:  # an entry that ends the interpreter; without an answer, all would wait
+        except BaseException as error:  # without an answer, all would wait
+            if gpu_failed(error):
+                print(f"worker {self.name} ends, because its GPU failed: {error}", file=sys.stderr, flush=True)
+                os._exit(GPU_FAILED)  # a new process can use the GPU again; a task that breaks it is tried few times
             events.put(Answer(self.name, task, f"{type(error).__name__}: {error}"))
 
     def work(self, task: Task, count: Any) -> Answer | Refused:

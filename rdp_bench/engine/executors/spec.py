@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BESIDE_A_GPU = 4
+"""Threads of a worker that computes on a GPU: they decode, compress and draw."""
+
 LARGEST_SHIPPED = 1 << 20
 """Bytes of a plugin's file that are sent to workers; larger ones must be on their machines."""
 
@@ -101,7 +104,7 @@ def spec_of(plan: Plan, *, limit: int | None, batch_size: int | None, models_dir
         device=plan.device.partition(":")[0],
         limit=limit,
         batch_size=batch_size,
-        threads=_threads(),
+        threads=_threads() if plan.device == "cpu" else min(_threads(), BESIDE_A_GPU),
         folder=str(Path.cwd()),
         models_dir=str(models_dir.absolute()) if models_dir else None,
         plugins=tuple(map(str, files)),
