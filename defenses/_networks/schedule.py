@@ -129,8 +129,13 @@ def respaced(count: int) -> Spaced:
 
 @cache
 def strided(last: int, stride: int) -> Spaced:
-    """The noise steps stride - 1, 2 stride - 1, ... up to `last` - 1 (Lee & Kim 2023)."""
-    return Spaced(tuple(range(stride - 1, last, stride)))
+    """`last // stride` noise steps, at least one, evenly spaced up to `last` - 1 (Lee & Kim 2023).
+
+    >>> strided(30, 10).steps, strided(30, 40).steps, strided(50, 20).steps
+    ((9, 19, 29), (29,), (24, 49))
+    """
+    calls = max(1, last // stride)
+    return Spaced(tuple((i + 1) * last // calls - 1 for i in range(calls)))
 
 
 def first_with_noise(ratio: float, table: Sequence[float]) -> int | None:

@@ -70,6 +70,9 @@ def test_respacing() -> None:
 def test_strided_steps() -> None:
     assert schedule.strided(30, 5).steps == (4, 9, 14, 19, 24, 29)
     assert schedule.strided(30, 1).steps == tuple(range(30))
+    # The surrogate of the authors for ImageNet: 1, 1 and 5 calls.
+    assert [len(schedule.strided(last, 40).steps) for last in (30, 50, 200)] == [1, 1, 5]
+    assert all(schedule.strided(last, 40).steps[-1] == last - 1 for last in (30, 50, 200))
 
 
 @pytest.mark.parametrize("spaced", [schedule.all_steps(), schedule.respaced(250), schedule.strided(200, 25)])

@@ -315,7 +315,7 @@ def test_calls_of_the_network_forward_and_backward() -> None:
         ("gdmp(guide=none, scale_of_guide=500)", "scale_of_guide has no effect with guide=none"),
         ("gdmp(guide=none, ptb=8)", "ptb has no effect with guide=none"),
         ("gdmp(guide=none, guide_noise=true)", "guide_noise has no effect with guide=none"),
-        ("gradual(stride=7)", "stride divides every round"),
+        ("gradual(stride=201)", "stride is 1 to 200"),
         ("dds(sigma=0)", "sigma is above 0"),
         ("lm(low=.6, high=.4)", "0 < low <= high"),
         ("adp(level=0)", "level and factor above 0"),
@@ -358,6 +358,7 @@ def test_constants_are_printed(facts: Facts) -> None:
     about = facts("gradual")
     assert (about["t"], about["calls"]) == ([30, 30, 30, 30, 50, 50, 200, 200], 620)
     assert facts("gradual(rounds=cifar10)")["calls"] == 470
+    assert facts("gradual(stride=40)")["calls"] == 4 * 1 + 2 * 1 + 2 * 5
     about = facts("dds")
     assert (about["t"], about["noise_to_signal"]) == (146, 0.2516)
     assert facts("lm")["noise_to_signal"] == 0.3

@@ -194,6 +194,7 @@ def test_results_that_do_not_arrive_end_the_run(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_failed_gpu_is_no_answer() -> None:
     """Each later task of that process would fail, too: its end sends them to others."""
+    pytest.importorskip("torch")  # a process without it uses no GPU
     task = Task(0, "key", 0, 1)
 
     def raising(error: BaseException) -> Callable[[Task], None]:
