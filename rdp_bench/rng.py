@@ -5,7 +5,10 @@ in any batch, after a resume, on every machine and device.
 """
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 
 import torch
 from torch import Generator, Tensor
@@ -59,13 +62,23 @@ class ImageRng:
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform on [low, high), float32 `[n, *shape]`."""
-        unit = torch.stack([torch.rand(shape, generator=stream, dtype=torch.float32) for stream in self._streams])
-        return (low + (high - low) * unit).to(self.device)
+        unit = self._each(partial(torch.rand, shape, dtype=torch.float32))
+        return self._moved(low + (high - low) * unit)
 
     def normal(self, *shape: int) -> Tensor:
         """N(0, 1), float32 `[n, *shape]`."""
-        drawn = [torch.randn(shape, generator=stream, dtype=torch.float32) for stream in self._streams]
-        return torch.stack(drawn).to(self.device)
+        return self._moved(self._each(partial(torch.randn, shape, dtype=torch.float32)))
+
+    def _each(self, draw: Callable[..., Tensor]) -> Tensor:
+        """One draw of each stream; beside a GPU, on all cores, because it would wait for them."""
+        if self.device.type == "cpu" or len(self) == 1:
+            return torch.stack([draw(generator=stream) for stream in self._streams])
+        return torch.stack(list(_drawers().map(lambda stream: draw(generator=stream), self._streams)))
+
+    def _moved(self, drawn: Tensor) -> Tensor:
+        if self.device.type == "cuda":  # a pinned copy does not wait for what the GPU is doing
+            return drawn.pin_memory().to(self.device, non_blocking=True)
+        return drawn.to(self.device)
 
     def integers(self, low: int, high: int | Tensor, *shape: int) -> Tensor:
         """Uniform integers on [low, high), upper end exclusive; int64 `[n, *shape]` on the CPU.
@@ -78,6 +91,11 @@ class ImageRng:
         unit = torch.stack([torch.rand(shape, generator=stream, dtype=torch.float64) for stream in self._streams])
         bound = torch.as_tensor(high).reshape(-1, *(1 for _ in shape))
         return low + (unit * (bound - low)).floor().long()
+
+
+@cache
+def _drawers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "draw")
 
 
 def _int64(seed: str) -> int:

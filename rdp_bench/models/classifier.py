@@ -97,12 +97,13 @@ class PixelClassifier(nn.Module):
             raise UsageError(f"{self.name} has feature levels 0 to {len(stages) - 1}, asked for {max(levels)}")
         x = resize(x, self._size(zoom), self.card.interpolation, self.card.crop)
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        if not levels:
-            return [net.forward_features(x)]
-        maps: list[Tensor] = net.forward_intermediates(
-            x, indices=sorted(levels), stop_early=True, intermediates_only=True
-        )
-        return maps
+        with lowered(x.device) if x.requires_grad and torch.is_grad_enabled() else nullcontext():
+            maps: list[Tensor] = (
+                net.forward_intermediates(x, indices=sorted(levels), stop_early=True, intermediates_only=True)
+                if levels
+                else [net.forward_features(x)]
+            )
+        return [each.to(x.dtype) for each in maps]
 
     @cached_property
     def independent(self) -> bool:
@@ -129,8 +130,8 @@ class PixelClassifier(nn.Module):
         whole = crafting or not self.independent
         at_once = None if whole else pieces.size(x, self.card.input_size)
         with lowered(x.device) if crafting else nullcontext():
-            logits = pieces.computed(self.net, x, at_once)
-        return logits[:, self.card.label_offset :].to(x.dtype)
+            logits = pieces.computed(self.net, pieces.filled(x), at_once)
+        return logits[: len(x), self.card.label_offset :].to(x.dtype)
 
     def record(self) -> dict[str, Any]:
         """Return the identity for cache keys, as in `zoo.ModelRef.record`."""

@@ -14,6 +14,9 @@ from rdp_bench.numerics.fixed_layers import AVAILABLE, Convolution, Linear
 AT_ONCE, CRAFTED = 10, 10
 """Images of usual size at a time: without a gradient, and with that of one network. Each takes up to 1 GB."""
 
+STEP = 8
+"""Batches of a GPU have a multiple of so many images."""
+
 USUAL = 299
 """Side in pixels of an image of usual size for a network that has no size of its own."""
 
@@ -53,6 +56,22 @@ def size(x: Tensor, usual: int = USUAL, count: int = AT_ONCE) -> int | None:
     if x.device.type != "cpu" or precision.lowers() or _asked[-1] is not None:
         return None
     return max(1, count // max(1, round(x.shape[-2] * x.shape[-1] / usual**2)))
+
+
+def filled(x: Tensor) -> Tensor:
+    """`x` with its last image repeated up to a multiple of `STEP` images on a GPU; more images than asked for.
+
+    Input diversity and attacks that leave finished images alone make batches of every size, and cuDNN plans each
+    convolution anew for each of them.
+    """
+    lacking = -len(x) % STEP
+    if not _on_gpu(x) or len(x) < STEP or not lacking:
+        return x
+    return torch.cat([x, x[-1:].expand(lacking, *x.shape[1:])])
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.device.type == "cuda"
 
 
 def computed(net: Callable[[Tensor], Tensor], x: Tensor, at_once: int | None) -> Tensor:

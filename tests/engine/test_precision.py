@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,3 +181,17 @@ def test_bfloat16_changes_no_network_of_a_plugin(tmp_path: Path, native: None) -
     grid, store = plans.plan(tmp_path).grid, Store(tmp_path / "cache")
     with pytest.raises(UsageError, match="this run has neither"):
         make_plan(grid, store, seed=0, device="cpu", limit=None, models_dir=None, precision="bfloat16")
+
+
+def test_gradients_of_feature_maps_are_lowered_too() -> None:
+    """SSP differentiates feature maps: the key of its images says bfloat16."""
+    model: Any = zoo.find("effnet-lite0").load("cpu")
+    found = []
+    for name in ("float32", "bfloat16"):
+        leaf = toy.images(2, 64).requires_grad_()
+        with precision.using(name):
+            (last,) = model.features(leaf)
+            found.append(torch.autograd.grad(last.square().sum(), leaf)[0])
+            assert last.dtype == torch.float32
+    assert not torch.equal(*found)
+    assert torch.nn.functional.cosine_similarity(found[0].flatten(), found[1].flatten(), dim=0) > 0.9

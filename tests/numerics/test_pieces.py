@@ -1,5 +1,7 @@
 """A batch that is computed in pieces: fewer images at a time, and the same bits."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from rdp_bench.models.classifier import PixelClassifier
 from rdp_bench.numerics import pieces, precision
 from rdp_bench.numerics.fixed_layers import fix_layers
 from rdp_bench.rng import ImageRng
+from tests.helpers import toy
 from tests.numerics.test_fixed_layers import photos
 
 plugins.load()
@@ -112,3 +115,23 @@ def test_parts_that_need_the_batch_get_it() -> None:
             registry.attack.resolve(attack).value(source, x.clone(), y, 16 / 255, ImageRng(["a", "b"]))
     assert asked[0] == 1
     assert set(asked[1:]) == {None}
+
+
+def test_batches_of_a_gpu_have_few_sizes_and_the_same_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = zoo.find("effnet-lite0").load("cpu")
+    x, seen = toy.images(11, 32), []
+
+    def gradient() -> tuple[Tensor, Tensor]:
+        leaf = x.clone().requires_grad_()
+        logits = model(leaf)
+        return logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), leaf)[0]
+
+    usual = gradient()
+    monkeypatch.setattr(pieces, "_on_gpu", lambda _: True)
+    with monkeypatch.context() as patched:
+        real = pieces.computed
+        patched.setattr(pieces, "computed", lambda net, x, n: (seen.append(len(x)), real(net, x, n))[1])
+        for one, two in zip(usual, gradient(), strict=True):
+            assert torch.allclose(one, two, atol=1e-5)
+    assert seen == [16]
+    assert [len(pieces.filled(torch.zeros(n, 1))) for n in (1, 7, 8, 9, 16, 62)] == [1, 7, 8, 16, 16, 64]
