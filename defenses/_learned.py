@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from rdp_bench.rng import ImageRng
     from rdp_bench.weights.files import State
+    from rdp_bench.weights.kept import Kept
 
 
 @dataclass(frozen=True)
@@ -123,15 +124,16 @@ class Learned(Purifier):
             BadModelError: as `load`.
         """
         key = (type(self), self.digest, str(self.metadata.get("net")), str(device))
-        if key not in _ready:
-            with ExitStack() as files_unchanged:
-                for path, expected in zip(self.paths, self.hashes, strict=True):
-                    files_unchanged.enter_context(files.unchanged(path, expected))
-                net = self.load()
-                if files.read_metadata(self.paths[0]) != self.metadata:  # the header may have been read at another time
-                    raise BadModelError(f"{self.paths[0]}: {files.CHANGED}")
-            _ready[key] = ready(net).to(device)
-        return _ready[key]
+        return _networks().get(key, self.kind, lambda: self._made_ready(device))
+
+    def _made_ready(self, device: torch.device | str) -> nn.Module:
+        with ExitStack() as files_unchanged:
+            for path, expected in zip(self.paths, self.hashes, strict=True):
+                files_unchanged.enter_context(files.unchanged(path, expected))
+            net = self.load()
+            if files.read_metadata(self.paths[0]) != self.metadata:  # the header may have been read at another time
+                raise BadModelError(f"{self.paths[0]}: {files.CHANGED}")
+        return ready(net).to(device)
 
     def forward(self, x: Tensor, *more: Any) -> Tensor:
         """The network's output for `x` `[n, 3, h, w]`, reflect-padded to its `multiple`, then cropped."""
@@ -209,4 +211,8 @@ def ready(net: nn.Module) -> nn.Module:
     return fix_layers(files.channels_last(net.requires_grad_(False).float()))
 
 
-_ready: dict[tuple[type, str, str, str], nn.Module] = {}
+@cache
+def _networks() -> Kept[nn.Module]:
+    from rdp_bench.weights.kept import Kept
+
+    return Kept(weighed=False)  # asked for in every call

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
@@ -25,6 +24,7 @@ from rdp_bench.numerics.resizing import resize, resize_gathered
 from rdp_bench.weights import files as weight_files
 from rdp_bench.weights import state_dict
 from rdp_bench.weights.files import State
+from rdp_bench.weights.kept import Kept
 from rdp_bench.weights.legacy import legacy_format
 
 log = logging.getLogger(__name__)
@@ -190,39 +190,7 @@ def unfolded_state(classifier: PixelClassifier) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in state.items()}
 
 
-_loaded: dict[tuple[str, str, str], tuple[PixelClassifier, list[Any]]] = {}
-"""Networks of this process, and what each was when it was loaded."""
-
-
-_AS_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _kept(name: tuple[str, str, str], make: Callable[[], PixelClassifier]) -> PixelClassifier:
-    """Return the network of this name, as it was loaded: one that other code changed is loaded again."""
-    if name in _loaded:
-        found, before = _loaded[name]
-        if _content(found) == before:
-            return found
-        log.warning(
-            "%s was changed by other code in this process (weights, hooks or mode); it is loaded again", name[1]
-        )
-    found = make()
-    _loaded[name] = found, _content(found)
-    return found
-
-
-def _content(net: nn.Module) -> list[Any]:
-    """What other code could change of a network: sums of its weights as bits, hooks, modes and replaced methods."""
-    sums = []
-    for tensor in (*net.parameters(), *net.buffers()):
-        if tensor.layout == torch.strided:  # others are copies in an order of oneDNN
-            bits = tensor.detach().view(_AS_BITS[tensor.itemsize])
-            sums += [bits.sum(dtype=torch.int64), bits.double().square().sum().view(torch.int64)]
-    about: list[Any] = torch.stack(sums).tolist() if sums else []
-    for module in net.modules():
-        hooks = [list(value) for key, value in vars(module).items() if key.endswith("hooks") and value]
-        about.append((type(module), module.training, vars(module).get("forward"), hooks))
-    return about
+_loaded: Kept[PixelClassifier] = Kept(weighed=True)
 
 
 def load(card: Card, file: Path | None, weights_hash: str, device: str) -> PixelClassifier:
@@ -244,13 +212,13 @@ def load(card: Card, file: Path | None, weights_hash: str, device: str) -> Pixel
         return found
     facts = {name: value for name, value in asdict(card).items() if name not in ABOUT}
     name = (f"{canonical_json(facts)} {weights_hash}", card.name, device)
-    return _kept(name, lambda: _load(card, file, weights_hash).to(device))
+    return _loaded.get(name, card.name, lambda: _load(card, file, weights_hash).to(device))
 
 
 def from_hub(card: Card, device: str) -> PixelClassifier:
     """Return the classifier of a card with the weights of timm's hub."""
     name = (card.arch, card.name, device)
-    return _kept(name, lambda: _load(card, None, "").to(device))
+    return _loaded.get(name, card.name, lambda: _load(card, None, "").to(device))
 
 
 def create(card: Card, *, pretrained: bool = False) -> nn.Module:

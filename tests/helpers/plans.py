@@ -40,7 +40,7 @@ def new_process() -> Iterator[None]:
             if state is not None and copy is not None:
                 state.clear()
                 state.update(copy)
-        _learned._ready.clear()
+        _learned._networks().clear()
 
 
 def plan(folder: Path, *files: Path, models_dir: Path | None = None, limit: int = 4, **axes: Any) -> Plan:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from rdp_bench import plugins, registry
 from rdp_bench.attacks._kernels.gather import gather_pixels
 from rdp_bench.attacks.parts import Diversity
 from rdp_bench.errors import BadModelError
@@ -25,6 +26,8 @@ from rdp_bench.numerics.resizing import resize
 from rdp_bench.weights.files import read_tensors
 from tests.helpers import toy
 from tests.helpers.settings import setting
+
+plugins.load()
 
 CARD = Card(
     name="tiny", summary="", arch="tiny", weights="file", input_size=24, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
@@ -515,3 +518,13 @@ def test_a_network_that_other_code_changed_is_loaded_again(
         assert again is not first
         assert torch.equal(again(x), before)
     assert "effnet-lite0 was changed by other code" in caplog.text
+
+
+def test_a_purifiers_network_that_other_code_changed_is_loaded_again(caplog: pytest.LogCaptureFixture) -> None:
+    defense: Any = registry.defense.resolve("rdp").value
+    x, rng = toy.images(1, 32), toy.image_rng(1)
+    before = defense.purify(x, rng)
+    assert defense.net("cpu") is defense.net("cpu")
+    _halve(defense.net("cpu"))
+    assert torch.equal(defense.purify(x, rng), before)
+    assert "rdp was changed by other code" in caplog.text

@@ -20,6 +20,7 @@ from rdp_bench.models.convert import convert
 from rdp_bench.models.resnet_denoise import UNITS, Denoising, ResNetDenoise, SameConv, from_tensorpack
 from rdp_bench.weights import files as weight_files
 from rdp_bench.weights import legacy
+from rdp_bench.weights.kept import Kept
 from tests.helpers import toy
 from tests.helpers.paths import TESTS
 
@@ -105,7 +106,7 @@ def graph(given: Arrays, units: tuple[int, ...], image: Tensor) -> Tensor:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of six bottlenecks under the released one's name."""
     monkeypatch.setitem(UNITS, NAME, SMALL)
-    monkeypatch.setattr(network, "_loaded", {})
+    monkeypatch.setattr(network, "_loaded", Kept(weighed=True))
 
 
 def saved(path: Path, arrays: dict[str, NDArray[np.generic]]) -> Path:

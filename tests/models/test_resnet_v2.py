@@ -19,6 +19,7 @@ from rdp_bench.models import convert as conversion
 from rdp_bench.models.resnet_v2 import UNITS, ResNetV2, from_tensorflow, same_pool
 from rdp_bench.weights import files as weight_files
 from rdp_bench.weights import legacy
+from rdp_bench.weights.kept import Kept
 from tests.golden import slim
 from tests.helpers import toy
 
@@ -151,7 +152,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of seven units under both names."""
     for name in UNITS:
         monkeypatch.setitem(UNITS, name, SMALL)
-    monkeypatch.setattr(classifier, "_loaded", {})
+    monkeypatch.setattr(classifier, "_loaded", Kept(weighed=True))
 
 
 # --- the architecture ------------------------------------------------------------------------------------

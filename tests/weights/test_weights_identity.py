@@ -21,6 +21,7 @@ from rdp_bench.models import classifier as network_module
 from rdp_bench.models import zoo
 from rdp_bench.registry import defense
 from rdp_bench.weights import files as weight_files
+from rdp_bench.weights.kept import Kept
 from tests.helpers import toy
 from tests.helpers.commands import PLUGIN, cli
 from tests.helpers.plans import new_process, plan
@@ -105,7 +106,9 @@ def test_an_attack_through_a_defense_whose_weights_are_replaced_fails(tmp_path: 
 def test_a_network_whose_file_is_replaced_after_planning_fails(
     tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network_module, "_loaded", {})  # another test may have loaded the very same weights
+    monkeypatch.setattr(
+        network_module, "_loaded", Kept(weighed=True)
+    )  # another test may have loaded the very same weights
     folder = tmp_path / "models"
     folder.mkdir()
     found = zoo.find("effnet-lite0")
