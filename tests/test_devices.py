@@ -19,6 +19,7 @@ from rdp_bench.cli.main import main
 from rdp_bench.engine import tasks
 from rdp_bench.models import zoo
 from rdp_bench.numerics import fixed_layers, resizing
+from rdp_bench.numerics.determinism import ordered_sums
 from rdp_bench.rng import ImageRng
 from rdp_bench.train import loop, recipes
 from tests.helpers import far, toy, toy_train
@@ -254,3 +255,14 @@ def test_a_run(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> 
     found = cells(device)
     assert {status for *_, status, _ in found} == {"done"}
     assert found == cells("cpu")
+
+
+def test_sums_are_ordered_on_a_gpu_only_and_only_while_a_job_is_done() -> None:
+    def now() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+    before = now()
+    for device, inside in (("cuda:1", (True, True)), ("cpu", before)):
+        with ordered_sums(device):
+            assert now() == inside
+        assert now() == before

@@ -153,12 +153,13 @@ class Probing:
         from rdp_bench.environment import describe
         from rdp_bench.models.entry_calls import is_out_of_memory, not_even_one
         from rdp_bench.numerics import precision
+        from rdp_bench.numerics.determinism import ordered_sums
 
         plan = self._plan
         last: Exception | None = None
         for images in self._sizes(name):
             try:
-                with precision.using(plan.precision):
+                with precision.using(plan.precision), ordered_sums(plan.device):
                     numbers = probes.PROBES[name](self._context(images)) or {}
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):

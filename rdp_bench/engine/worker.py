@@ -2,7 +2,6 @@
 
 import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +39,7 @@ from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import measurements
 from rdp_bench.models.entry_calls import is_out_of_memory, naming_entry, not_even_one, written_elsewhere
 from rdp_bench.numerics import memory, pieces, precision
+from rdp_bench.numerics.determinism import ordered_sums
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
 from rdp_bench.rng import ImageRng
 from rdp_bench.user_reads import noting_unkeyed, unkeyed
@@ -76,13 +76,7 @@ def configure_torch(device: str) -> None:
     torch.backends.cudnn.deterministic = True
     if device == "cpu":
         memory.keep_blocks()
-        return
-    # cuBLAS reads this when it starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Gradients of gathers, padding and resizing sum in any order by default. Operations that cannot do better go on.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    warnings.filterwarnings("ignore", message=".* does not have a deterministic implementation")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
 
 
 KEPT = 14 * 10**8
@@ -122,7 +116,7 @@ class Worker:
         # Jobs need blocks of different sizes: each defense has a network of its own. Below `KEPT`, freed memory is
         # kept, because faulting it in again takes a quarter of a second per gigabyte.
         memory.release(above=KEPT)
-        with precision.using(self.plan.precision), pieces.using(self.batch):
+        with precision.using(self.plan.precision), ordered_sums(self.plan.device), pieces.using(self.batch):
             if isinstance(job, CraftJob):
                 self._craft(job)
             else:

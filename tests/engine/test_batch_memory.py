@@ -139,9 +139,11 @@ def test_a_run_with_found_batches(made: Plan, tmp_path: Path, monkeypatch: pytes
     worker.batches = batches
     written = run(made, worker, monkeypatch)
     assert written["adv"] == written["eval"] == {(0, 4), (4, 8), (8, 12)}
-    assert looked == [8] * 5  # two attacks, two defenses, and clean accuracy
+    assert (
+        looked == [1, 8] * 5
+    )  # one image first, to load what is loaded once; two attacks, two defenses, and clean accuracy
     assert memory.asked == 5
-    assert set(passes) == {(8, 8), (4, 4)}  # while the size is looked for, passes are not put together
+    assert set(passes) == {(1, 1), (8, 8), (4, 4)}  # while the size is looked for, passes are not put together
     with new_process():
         other = plan(tmp_path / "2", attacks=("tiny/sleepy", "fgsm"), defenses=("none", "tiny/dither"), limit=12)
         assert run(other, Worker(other, batch=5), monkeypatch)["adv"] == {(0, 5), (5, 10), (10, 12)}

@@ -184,9 +184,9 @@ def test_no_such_models_dir(tmp_path: Path) -> None:
 
 
 def test_options_that_no_run_can_have_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--limit 0: at least one image"):
+    with pytest.raises(UsageError, match="--limit 0: expected a whole number above 0"):
         RunOptions(tmp_path, limit=0)
-    with pytest.raises(UsageError, match="--batch-size 0: expected auto or a number above 0"):
+    with pytest.raises(UsageError, match="--batch-size 0: expected a whole number above 0"):
         RunOptions(tmp_path, batch_size=0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         RunOptions(tmp_path).limit = 3  # type: ignore[misc]

@@ -18,8 +18,7 @@ from rdp_bench.models import classifier as network
 from rdp_bench.models import zoo
 from rdp_bench.models.convert import convert
 from rdp_bench.models.resnet_denoise import UNITS, Denoising, ResNetDenoise, SameConv, from_tensorpack
-from rdp_bench.weights import files as weight_files
-from rdp_bench.weights import legacy
+from rdp_bench.weights import legacy, object_arrays
 from rdp_bench.weights.kept import Kept
 from tests.helpers import toy
 from tests.helpers.paths import TESTS
@@ -246,7 +245,7 @@ def test_files_that_are_no_archive_or_too_large_are_refused(tmp_path: Path, monk
     (tmp_path / "no.npz").write_bytes(b"no archive")
     with pytest.raises(BadModelError, match=r"no\.npz: refused .*Expected \.npz of arrays"):
         legacy.read_npz(tmp_path / "no.npz")
-    monkeypatch.setattr(weight_files, "LARGEST", 1 << 20)
+    monkeypatch.setattr(object_arrays, "LARGEST", 1 << 20)
     path = saved(tmp_path / "bomb.npz", {"zeros": np.zeros(1 << 20, np.float32)})
     with pytest.raises(BadModelError, match="larger than 1 MiB"):
         legacy.read_npz(path)
