@@ -99,6 +99,8 @@ class RunOptions:
         require_counts(limit=self.limit, batch_size=self.batch_size)
         if self.measure and not self.dry_run:
             raise UsageError("--measure belongs to --dry-run; a run measures itself")
+        if self.dry_run and self.shard:
+            raise UsageError(f"--shard {self.shard} belongs to a run; --dry-run shows the whole plan")
 
 
 def require_counts(**counts: object) -> None:

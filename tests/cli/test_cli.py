@@ -203,6 +203,7 @@ def test_a_taken_name_is_refused_with_both_origins() -> None:
         (("cache", "prune", "--older-than", "nan"), "expected a number of days"),
         (("report", "--out", ""), "the path is empty"),
         (("run", "table1", "--shard", "1/1000000000"), "n at most 100000"),
+        (("run", "table1", "--dry-run", "--shard", "1/2"), "--dry-run shows the whole plan"),
         (("run", "table1", "--no-wait"), "--no-wait belongs to --executor slurm"),
         (("cache", "ls", "--cache", " "), "--cache is empty"),
         (("cache", "ls", "--cache", "s3:bucket"), "is no URL like s3://bucket/prefix"),
