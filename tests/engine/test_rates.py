@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rdp_bench import environment
 from rdp_bench.engine import rates
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob
 from rdp_bench.engine.progress import Costs, ProgressBar
@@ -98,3 +99,15 @@ def test_a_dry_run_loads_no_torch(tmp_path: Path) -> None:
     assert "estimated time" in found.stdout
     assert "another machine's rates" in found.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rates_of_a_gpu_belong_to_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver lists the cards; two machines with one processor and two cards shared one rate."""
+    for number, model in enumerate(("NVIDIA H100", "NVIDIA H100", "Tesla T4")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 1\n")
+    assert environment.graphics(tmp_path) == "NVIDIA H100 and Tesla T4"
+    assert environment.graphics(tmp_path / "none") == "GPU"
+    monkeypatch.setattr(rates, "graphics", lambda: "NVIDIA H100")
+    assert rates.machine("cuda:0").startswith("cuda, NVIDIA H100, ")
+    assert "H100" not in rates.machine("cpu")
