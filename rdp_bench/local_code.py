@@ -369,6 +369,8 @@ class _Walk:
         kind = type(value)
         if isinstance(value, Path):
             return ["path", str(value)]
+        if hasattr(value, "inlined_graph") and hasattr(value, "state_dict"):
+            return ["scripted", str(value.inlined_graph), value.training, self.form(dict(value.state_dict()))]
         if callable(getattr(value, "named_modules", None)) and callable(getattr(value, "state_dict", None)):
             return self.network(value)
         if callable(state := getattr(value, "state_dict", None)):

@@ -67,7 +67,7 @@ class LoadedAttack:
                 f"{what}: eps is in [0, 1], as pixels are, found {eps}"
                 + (f"; did you mean {eps:g}/255?" if 1 < eps <= 255 else "")
             )
-        with exact_float32(), naming_entry(what):
+        with torch.enable_grad(), exact_float32(), naming_entry(what):
             adv = self.attack(as_source(source, x), x.clone(), labels.long(), float(eps), image_rng(x, seed))
         levels = 255 * float(eps) if self.norm == LINF else float(eps)
         to_delta(adv, x, to_uint8(x), levels, what, self.norm)  # raises
@@ -171,10 +171,14 @@ def _classifier(model: Any, x: "Tensor") -> Classifier:
             f"source {type(model).__name__} is in training mode, in which outputs depend on the batch and on chance; "
             "call its eval() first"
         )
-    with torch.no_grad():
-        logits = model(x[:1])
+    with torch.enable_grad():
+        logits = model(x[:1].clone().requires_grad_())
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         raise UsageError(f"source {type(model).__name__} does not return logits [n, classes]")
+    if not torch.isfinite(logits).all():
+        raise UsageError(f"source {type(model).__name__} gives NaN or infinite logits, which have no gradient")
+    if not logits.requires_grad:
+        raise UsageError(f"source {type(model).__name__} gives logits without a gradient; an attack needs one")
     return ModuleClassifier(model, logits.shape[1])
 
 

@@ -314,8 +314,9 @@ def _evaluation_copy(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
             f"defense '{name}': the network cannot be copied ({error}); give a function that calls it"
         ) from error
     network.eval()
-    for weight in network.parameters():  # a scripted module has no method for all
-        weight.requires_grad_(False)
+    for weight in network.parameters():  # a scripted module has no method for all, and copies are no leaves
+        if weight.is_leaf:
+            weight.requires_grad_(False)
     copied: Callable[..., Any] = network
     return copied
 

@@ -37,7 +37,13 @@ from rdp_bench.environment import describe
 from rdp_bench.errors import DamagedError, RdpBenchError
 from rdp_bench.keys import canonical_json, hash_many
 from rdp_bench.metrics import measurements
-from rdp_bench.models.entry_calls import is_out_of_memory, naming_entry, not_even_one, written_elsewhere
+from rdp_bench.models.entry_calls import (
+    CheckedClassifier,
+    is_out_of_memory,
+    naming_entry,
+    not_even_one,
+    written_elsewhere,
+)
 from rdp_bench.numerics import memory, pieces, precision
 from rdp_bench.numerics.determinism import ordered_sums
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
@@ -157,9 +163,14 @@ class Worker:
         artefact = plan.artefact(job.record)
         artefact.write_record()
 
+        unseen = [member for member in source.members if isinstance(member, CheckedClassifier)]
+
         def make(low: int, high: int) -> Callable[[], Arrays]:
             u8 = images.get(low, high, self._after(low, high))
             x = to_float(u8, plan.device)
+            while unseen:
+                _require_finite(unseen[-1], x[:1])
+                unseen.pop()
             rng = ImageRng([f"{seed}/{image_hash}" for image_hash in plan.image_hashes[low:high]], plan.device)
             with naming_entry(f"attack '{job.attack}'"), noting_unkeyed(f"attack '{job.attack}'"):
                 if isinstance(attack, AdversarialFiles):
@@ -418,6 +429,13 @@ class Worker:
                 continue
             yield low, low + step, result
             low += step
+
+
+@torch.no_grad()
+def _require_finite(member: Classifier, x: Tensor) -> None:
+    """Refuse a user's source whose outputs have no gradient: its images would be the clean ones."""
+    if not torch.isfinite(member(x)).all():
+        raise RdpBenchError(f"source '{member.name}' gives NaN or infinite outputs for a clean image")
 
 
 def _write_set(artefact: Artefact, low: int, high: int, arrays: Callable[[], Arrays]) -> None:

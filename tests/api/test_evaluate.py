@@ -565,3 +565,44 @@ def test_an_entry_that_exits_costs_its_own_cells_only(evaluate: Evaluate) -> Non
     found = evaluate({"leaves": leaves, "same": lambda x: x.clone()}, defenses=["none"])
     assert "SystemExit" in reason(found, "leaves")
     assert set(found.to_dataframe().query("defense == 'same'")["status"]) == {"done"}
+
+
+class Unusable(nn.Module):
+    """A source whose images would be the clean ones."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)[:, :5]
+        return flat * self.factor if self.factor else flat.detach()
+
+
+@pytest.mark.parametrize(("factor", "why"), [(float("nan"), "NaN or infinite logits"), (0.0, "without a gradient")])
+def test_a_source_without_a_gradient_is_refused(factor: float, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        rb.load_attack("fgsm")(Unusable(factor), torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.long), 8 / 255)
+
+
+def test_an_attack_makes_its_own_gradients() -> None:
+    x, y = torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
+    usual = rb.load_attack("fgsm")(Unusable(1.0), x, y, 8 / 255)
+    with torch.no_grad():
+        assert torch.equal(rb.load_attack("fgsm")(Unusable(1.0), x, y, 8 / 255), usual)
+
+
+def test_scripted_networks_are_told_apart_and_used(evaluate: Evaluate) -> None:
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.tensor(factor))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.factor
+
+    one, two, again = (torch.jit.script(Scaled(factor)) for factor in (0.5, 0.25, 0.5))  # type: ignore[no-untyped-call]
+    assert wrap.digest(one) == wrap.digest(again) != wrap.digest(two)
+    found = evaluate({"one": one, "two": two})
+    assert found.failed == {}
+    assert key(found, "one") != key(found, "two")

@@ -56,3 +56,32 @@ def test_a_defense_whose_output_depends_on_the_batch_or_on_chance_is_remarked_on
     remark = "does not repeat its output for an image that comes alone"
     said = [record.getMessage() for record in caplog.records if remark in record.getMessage()]
     assert sorted(text.split("'")[1] for text in said) == ["batched/loose", "batched/mean"]
+
+
+NAN = """
+import torch
+from rdp_bench import Classifier, model
+
+class Nan:
+    name = "nan/net"
+    classes = 5
+    def __call__(self, x, zoom=1.0): return x.flatten(1)[:, :5] * float("nan")
+    def record(self): return {}
+
+@model("nan/net", source="x")
+def net() -> Classifier:
+    return Nan()
+"""
+
+
+def test_a_source_of_nan_is_no_attack_that_failed(tmp_path: Path) -> None:
+    """The sign of NaN is zero: the images would be the clean ones, and every defense would hold."""
+    plugin = tmp_path / "nan.py"
+    plugin.write_text(NAN)
+    done = cli(
+        "run", "table1", "--plugin", PLUGIN, "--plugin", plugin, "--dataset", "tiny/noise", "--source", "nan/net",
+        "--target", "tiny/two", "--attack", "fgsm", "--defense", "none", "--cache", tmp_path / "cache", "--out",
+        tmp_path / "out",
+    )  # fmt: skip
+    assert done.exit_code == 1
+    assert "source 'nan/net' gives NaN or infinite outputs for a clean image" in done.output
