@@ -62,8 +62,11 @@ def _count(tensor: Tensor) -> int:
 
 
 def _sums(tensor: Tensor) -> list[Tensor]:
-    """The sum of a tensor's bits and of their squares; none of a copy in an order of oneDNN."""
+    """The sum of a tensor's bits and of their squares, modulo 2^64, so that no order of sums matters.
+
+    There is none of a copy in an order of oneDNN.
+    """
     if tensor.layout != torch.strided or tensor.itemsize not in _BITS:
         return []
-    bits = tensor.detach().view(_BITS[tensor.itemsize])
-    return [bits.sum(dtype=torch.int64), bits.double().square().sum().view(torch.int64)]
+    bits = tensor.detach().view(_BITS[tensor.itemsize]).long()
+    return [bits.sum(), (bits * bits).sum()]

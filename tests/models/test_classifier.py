@@ -528,3 +528,15 @@ def test_a_purifiers_network_that_other_code_changed_is_loaded_again(caplog: pyt
     _halve(defense.net("cpu"))
     assert torch.equal(defense.purify(x, rng), before)
     assert "rdp was changed by other code" in caplog.text
+
+
+def test_a_network_is_the_same_for_any_number_of_threads(caplog: pytest.LogCaptureFixture) -> None:
+    reference, threads = zoo.find("effnet-lite0"), torch.get_num_threads()
+    first = reference.load("cpu")
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert reference.load("cpu") is first
+    finally:
+        torch.set_num_threads(threads)
+    assert not caplog.records
