@@ -19,7 +19,7 @@ class Kept(Generic[N]):
     """Networks by key, as they were loaded: one that other code changed is loaded again."""
 
     def __init__(self, *, weighed: bool) -> None:
-        """With `weighed`, weights are compared by their bits (a millisecond per 5 million), else by torch's counters.
+        """With `weighed`, weights are compared by the sum of their bits (milliseconds), else by torch's counters alone.
 
         Torch does not count what is written through `data`.
         """
@@ -48,7 +48,7 @@ class Kept(Generic[N]):
         tensors = [*net.parameters(), *net.buffers()]
         content: list[Any] = [(id(tensor), _count(tensor)) for tensor in tensors]
         if self._weighed and tensors:
-            content += torch.stack([each for tensor in tensors for each in _sums(tensor)]).tolist()
+            content += torch.stack([_sum(tensor) for tensor in tensors]).tolist()
         for module in net.modules():
             about = vars(module)
             hooks = [list(value) for name, value in about.items() if name.endswith("hooks") and value]
@@ -61,12 +61,8 @@ def _count(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _sums(tensor: Tensor) -> list[Tensor]:
-    """The sum of a tensor's bits and of their squares, modulo 2^64, so that no order of sums matters.
-
-    There is none of a copy in an order of oneDNN.
-    """
+def _sum(tensor: Tensor) -> Tensor:
+    """The sum of a tensor's bits, modulo 2^64, so that no order of sums matters; 0 of a copy in an order of oneDNN."""
     if tensor.layout != torch.strided or tensor.itemsize not in _BITS:
-        return []
-    bits = tensor.detach().view(_BITS[tensor.itemsize]).long()
-    return [bits.sum(), (bits * bits).sum()]
+        return torch.zeros((), dtype=torch.int64, device=tensor.device)
+    return tensor.detach().view(_BITS[tensor.itemsize]).sum(dtype=torch.int64)
