@@ -11,7 +11,7 @@ from rdp_bench.engine import worker as work
 from rdp_bench.engine.jobs import EvaluateJob
 from rdp_bench.numerics import memory
 
-PLAN = cast("Any", SimpleNamespace(n=1, precision="float32"))
+PLAN = cast("Any", SimpleNamespace(n=1, device="cpu", precision="float32"))
 
 MEASURE = """
 import torch
@@ -80,7 +80,7 @@ def phase(self, job):
 work.Worker._evaluate = phase
 worker = work.Worker.__new__(work.Worker)
 worker._remarks, worker._phase = [], EvaluateJob
-worker.plan = SimpleNamespace(n=1, precision="float32")
+worker.plan = SimpleNamespace(n=1, device="cpu", precision="float32")
 work.KEPT = 600 << 20
 for _ in range(8):
     worker(EvaluateJob.__new__(EvaluateJob))
