@@ -7,7 +7,7 @@ import ctypes
 import os
 from pathlib import Path
 
-MOST = 23 * 10**8
+MOST = 21 * 10**8
 """Bytes that a process may hold before a network begins. Freed blocks of many sizes would add up to a multiple; but
 to fault a gigabyte in again takes a quarter of a second, so a gradient's own memory is kept for the next one."""
 

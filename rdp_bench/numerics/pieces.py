@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from rdp_bench.numerics import memory, precision
 from rdp_bench.numerics.fixed_layers import AVAILABLE, Convolution, Linear
 
-AT_ONCE, CRAFTED = 10, 10
-"""Images of usual size at a time: without a gradient, and with that of one network. Each takes up to 1 GB."""
+AT_ONCE, CRAFTED = 10, 5
+"""Images of usual size at a time: without a gradient, and with that of one network. Each takes up to 1 GB. A gradient
+takes as long per image for 5 as for 20."""
 
 STEP = 8
 """Batches of a GPU have a multiple of so many images."""
