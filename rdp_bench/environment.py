@@ -58,6 +58,11 @@ def graphics(folder: Path = Path("/proc/driver/nvidia/gpus")) -> str:
     return " and ".join(sorted(names)) or "GPU"
 
 
+def hardware(device: str) -> str:
+    """The processor, and of a GPU's device the cards before it: what the speed of work depends on."""
+    return processor() if device == "cpu" else f"{graphics()}, {processor()}"
+
+
 def describe(device: str) -> dict[str, str | int]:
     """Versions, platform and device of this process; with torch loaded, the CPU instructions that it uses too."""
     torch = sys.modules.get("torch")

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Backward = Literal["exact", "identity", "stand-in"]
 
+ALONE = 1e-4
+"""Mean difference of an image alone and in a batch, pixels in [0, 1], that the order of sums may explain."""
+
 
 @runtime_checkable
 class Classifier(Protocol):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.keys import canonical_json
-from rdp_bench.protocols import Attack, Classifier, Dataset, Defense
+from rdp_bench.protocols import ALONE, Attack, Classifier, Dataset, Defense
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +20,6 @@ COUNT = 4
 
 EPS = 8
 """Budget in /255 of an attack's check."""
-
-ALONE = 1e-4
-"""Mean difference of an image alone and in a batch, pixels in [0, 1]; the order of sums may differ."""
 
 SLOPE = 0.05
 """Share by which autograd's slope may differ from finite differences."""

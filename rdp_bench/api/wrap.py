@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rdp_bench import __version__, local_code
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.keys import canonical_json
-from rdp_bench.protocols import Attack, Defense, Purifier, Source
+from rdp_bench.protocols import ALONE, Attack, Defense, Purifier, Source
 from rdp_bench.registry import Entry, Registry
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ ID = "python"
 
 REPEAT = 1e-5
 """Mean difference of two calls on one image, pixels in [0, 1], above which they are not the same."""
-
-ALONE = 1e-4
-"""The same for one image alone and in a batch, where the order of sums may differ."""
 
 
 class CallableDefense(Purifier):

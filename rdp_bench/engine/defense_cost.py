@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.environment import describe, graphics, processor
+from rdp_bench.environment import describe, hardware
 from rdp_bench.keys import Record, key_of
 from rdp_bench.protocols import Chained, HasNetwork
 
@@ -33,7 +33,7 @@ def asked(plan: Plan) -> Record:
     """What is measured, and on what: two runs that agree in it need one measurement. No torch."""
     return {
         "device": plan.device,
-        "processor": processor() if plan.device == "cpu" else f"{processor()}, {graphics()}",
+        "processor": hardware(plan.device),
         "batch": min(BATCH[plan.device.partition(":")[0]], plan.n),
         "size": plan.dataset.size,
         "target": plan.grid.axes.targets[0],

@@ -13,7 +13,7 @@ from rdp_bench.engine.jobs import EvaluateJob
 from rdp_bench.engine.levels import check_purified
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.models.entry_calls import checked_logits, naming_entry
-from rdp_bench.protocols import Classifier, Defense
+from rdp_bench.protocols import ALONE, Classifier, Defense
 from rdp_bench.rng import ImageRng
 from rdp_bench.user_reads import noting_unkeyed
 
@@ -103,6 +103,25 @@ def _purified(job: EvaluateJob, defense: Defense, x: Tensor, rng: ImageRng, draw
     with naming_entry(f"defense '{job.defense}'"), noting_unkeyed(f"defense '{job.defense}'"):
         output = defense.purify(x.clone(), streams.fork(f"pass {number}"))
     return check_purified(output, x, job.defense)
+
+
+def unrepeatable(job: EvaluateJob, defense: Defense, x: Tensor, rng: ImageRng, purified: Tensor) -> str:
+    """What a reader must know of a defense that gives the last image of a batch another output alone; mostly nothing.
+
+    Args:
+        job: what is evaluated.
+        defense: the defense.
+        x: a batch.
+        rng: its streams.
+        purified: the first output for it.
+    """
+    alone = _purified(job, defense, x[-1:], rng.select(torch.arange(len(x))[-1:]), 0, 0)
+    if alone.shape == purified[-1:].shape and float((alone - purified[-1:]).abs().mean()) <= ALONE:
+        return ""
+    return (
+        f"defense '{job.defense}' does not repeat its output for an image that comes alone: its numbers depend on the "
+        "batch, on chance or on what it saw before"
+    )
 
 
 def _logits(job: EvaluateJob, label: str, model: Classifier, purified: Tensor, x: Tensor) -> Tensor:

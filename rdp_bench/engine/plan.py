@@ -401,7 +401,7 @@ def make_plan(
         grid, store, seed, device, dataset, tuple(image_hashes), attacks, defenses, sources, targets, checks,
         tuple(remarks), precision,
     )  # fmt: skip
-    lowered = any(spec.attacked_defense or any(map(_has_network, spec.members)) for spec in sources.values())
+    lowered = any(spec.attacked_defense or any(map(_is_ours, spec.members)) for spec in sources.values())
     crafts = lowered and any(not isinstance(made.value, AdversarialFiles) for made in attacks.values())
     check_precision(precision, device, [made.value for made in plan.defenses.values()], crafts=crafts)
     plan.refuse_shared_keys()
@@ -409,7 +409,7 @@ def make_plan(
     return plan
 
 
-def _has_network(member: AnyModelRef) -> bool:
+def _is_ours(member: AnyModelRef) -> bool:
     """Whether a model is one of our networks; those of plugins compute as they are."""
     return isinstance(member, ModelRef | MissingModel)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from rdp_bench.cache.store import write_atomic
 from rdp_bench.engine.jobs import CraftJob, Job
 from rdp_bench.engine.plan import Plan
-from rdp_bench.environment import graphics, processor
+from rdp_bench.environment import hardware
 from rdp_bench.errors import StorageError
 from rdp_bench.specs import cut
 
@@ -49,8 +49,7 @@ def threads() -> int:
 
 def machine(device: str) -> str:
     """The machine that rates belong to."""
-    card = "" if device == "cpu" else f"{graphics()}, "
-    return f"{device.partition(':')[0]}, {card}{processor()}, {threads()} threads"
+    return f"{device.partition(':')[0]}, {hardware(device)}, {threads()} threads"
 
 
 class Rates:

@@ -22,14 +22,13 @@ from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.engine.levels import (
     add_delta,
     check_adversarial,
-    check_purified,
     delta_of,
     on_host,
     to_float,
     to_uint8,
     within,
 )
-from rdp_bench.engine.looks import look, together
+from rdp_bench.engine.looks import look, together, unrepeatable
 from rdp_bench.engine.overlap import Reader, Writer
 from rdp_bench.engine.plan import SET_FACTS, Plan
 from rdp_bench.engine.tasks import batch_of
@@ -56,9 +55,6 @@ log = logging.getLogger(__name__)
 
 DEFENDED_BATCH_DIVISOR = 4
 """Batch-size divisor when backpropagating through a purifier: 350 MB per image for the compact NRP."""
-
-ALONE = 1e-4
-"""Mean difference of an image that is purified alone and in a batch, pixels in [0, 1], that rounding may explain."""
 
 Report = Callable[[Job, int], None]  # job, images finished since the last call
 
@@ -340,8 +336,8 @@ class Worker:
         out = _Evaluated({})
 
         def first(purified: Tensor) -> None:
-            if written_elsewhere(defense):
-                self._compare_alone(job, defense, x, rng, purified)
+            if written_elsewhere(defense) and (remark := unrepeatable(job, defense, x, rng, purified)):
+                self._remarks = [*dict.fromkeys([*self._remarks, remark])]
             out.sample = self._sample(job, purified, low)
             if measure and job.image_quality:
                 clean = to_float(self.clean(low, high), self.plan.device)
@@ -387,19 +383,6 @@ class Worker:
         worst = max(dataset.labels)
         if worst >= classes:
             raise RdpBenchError(f"label {worst} of data set {dataset.name} is beyond the {classes} classes of {name}")
-
-    def _compare_alone(self, job: EvaluateJob, defense: Defense, x: Tensor, rng: ImageRng, purified: Tensor) -> None:
-        """Remark on a defense that gives the last image of a batch another output alone."""
-        last = torch.arange(len(x))[-1:]
-        with naming_entry(f"defense '{job.defense}'"):
-            alone = check_purified(defense.purify(x[-1:].clone(), rng.select(last).fork("pass 0")), x[-1:], job.defense)
-        apart = float((alone - purified[-1:]).abs().mean()) if alone.shape == purified[-1:].shape else 1.0
-        remark = (
-            f"defense '{job.defense}' does not repeat its output for an image that comes alone: its numbers depend on "
-            "the batch, on chance or on what it saw before"
-        )
-        if apart > ALONE and remark not in self._remarks:
-            self._remarks.append(remark)
 
     def _sample(self, job: EvaluateJob, purified: Tensor, low: int) -> Arrays | None:
         """Purified images from row `low` on that are kept to be shown; None where there are none."""

@@ -503,8 +503,12 @@ def test_objects_of_libraries_are_told_apart_by_their_content(evaluate: Evaluate
 
 
 def test_a_model_in_a_closure_is_part_of_the_key() -> None:
-    model: Any = rb.load_model("effnet-lite0")
-    assert wrap.digest(lambda x: model(x)) == wrap.digest(lambda x: model(x))
+    def through(name: str) -> Callable[[Tensor], Tensor]:
+        model: Any = rb.load_model(name)
+        return lambda x: x + 0 * model(x).sum()
+
+    assert wrap.digest(through("effnet-lite0")) == wrap.digest(through("effnet-lite0"))
+    assert wrap.digest(through("effnet-lite2")) != wrap.digest(through("effnet-lite2-ens"))
 
 
 def test_a_grid_with_a_plugin_can_be_run_twice(tmp_path: Path) -> None:

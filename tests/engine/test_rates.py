@@ -108,6 +108,6 @@ def test_rates_of_a_gpu_belong_to_its_model(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / str(number) / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 1\n")
     assert environment.graphics(tmp_path) == "NVIDIA H100 and Tesla T4"
     assert environment.graphics(tmp_path / "none") == "GPU"
-    monkeypatch.setattr(rates, "graphics", lambda: "NVIDIA H100")
+    monkeypatch.setattr(environment, "graphics", lambda: "NVIDIA H100")
     assert rates.machine("cuda:0").startswith("cuda, NVIDIA H100, ")
     assert "H100" not in rates.machine("cpu")
