@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench.api import loaded, wrap
 from rdp_bench.api.audits import audit as audit
+from rdp_bench.api.inference import outside_inference_mode
 from rdp_bench.api.loaded import LoadedAttack, LoadedDefense
 from rdp_bench.api.names import names_of
 from rdp_bench.api.result import Result, read
@@ -60,6 +61,7 @@ def load_dataset(
     return loaded.dataset_tensors(name, limit, size, _device(device))
 
 
+@outside_inference_mode
 def load_model(name: str, *, models_dir: str | Path | None = None, device: str = "auto") -> Classifier:
     """Load a classifier.
 
@@ -79,6 +81,7 @@ def load_model(name: str, *, models_dir: str | Path | None = None, device: str =
     return loaded.classifier(name, _path(models_dir), _device(device))
 
 
+@outside_inference_mode
 def load_attack(attack: Any, *, norm: str = LINF) -> LoadedAttack:
     """Load an attack.
 
@@ -116,6 +119,7 @@ def load_attack(attack: Any, *, norm: str = LINF) -> LoadedAttack:
     return LoadedAttack(label, value, norm)
 
 
+@outside_inference_mode
 def load_defense(defense: Any, *, models_dir: str | Path | None = None) -> LoadedDefense:
     """Load a defense.
 
@@ -164,6 +168,7 @@ def load_results(
     return read(Path(out), Store(_location(cache)), [only] if isinstance(only, str) else only)
 
 
+@outside_inference_mode
 def evaluate(
     ours: Given = None,
     *,

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from rdp_bench.api.inference import outside_inference_mode
 from rdp_bench.api.names import names_of
 from rdp_bench.api.wrap import CallableDefense, as_defense, named, registered
 from rdp_bench.cache.locations import locate
@@ -33,6 +34,7 @@ class DifferentiableCall(CallableDefense):
         return {"backward": "exact"}
 
 
+@outside_inference_mode
 def audit(
     defense: Any,
     *,

@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rdp_bench.api.inference import outside_inference_mode
 from rdp_bench.budgets import LINF
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.protocols import Attack, Classifier, Defense, Notes, Source
@@ -30,6 +31,7 @@ class LoadedAttack:
     attack: Attack
     norm: str = LINF
 
+    @outside_inference_mode
     def __call__(self, source: Any, x: "Tensor", y: "Tensor", eps: float, *, seed: int = 0) -> "Tensor":
         """Craft adversarial images.
 
@@ -91,6 +93,7 @@ class LoadedDefense:
     label: str
     defense: Defense
 
+    @outside_inference_mode
     def __call__(self, x: "Tensor", *, seed: int = 0) -> "Tensor":
         """Purify images.
 
@@ -198,7 +201,7 @@ def checked_images(x: Any, what: str) -> "Tensor":
         raise UsageError(f"{what}: images are float in [0, 1], found {x.dtype}; divide 8-bit images by 255")
     if not torch.isfinite(x).all():
         raise UsageError(f"{what}: images hold NaN or infinite pixels")
-    low, high = float(x.min()), float(x.max())
+    low, high = map(float, x.detach().aminmax())
     if low < 0 or high > 1:
         raise UsageError(f"{what}: pixels are in [0, 1], found {low:.3g} to {high:.3g}; undo any normalisation")
     return x.float()

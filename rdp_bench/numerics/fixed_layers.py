@@ -49,11 +49,14 @@ class Fixed(nn.Module):
         """A form of the weights, made again after they changed."""
         made: dict[Any, Tensor] = self._made  # type: ignore[assignment]
         name = (*what, self.weight._version, self.weight.data_ptr())
-        if name not in made:
+        found = made.get(name)
+        if found is None:  # another thread may add or clear forms
+            with torch.inference_mode(mode=False):  # for calls with a gradient, too
+                found = make()
             if len(made) >= KEPT:
                 made.clear()
-            made[name] = make()
-        return made[name]
+            made[name] = found
+        return found
 
     def pointwise(self, x: Tensor) -> Tensor:
         """The layer's 1 x 1 convolution of `[n, in, h, w]`, and ReLU6 if it clips; differentiable in `x`."""

@@ -21,10 +21,10 @@ def resize_matrix(old: int, new: int, mode: str, crop: float, device: torch.devi
     Without antialiasing, as in the TensorFlow pipelines that trained the networks.
     """
     whole = round(new / crop)
-    eye = torch.eye(old)[None, None]
-    matrix = interpolate(eye, size=(whole, old), mode=mode, align_corners=False)[0, 0]
     margin = (whole - new) // 2
-    return matrix[margin : margin + new].contiguous().to(device)
+    with torch.inference_mode(mode=False):  # it is kept, also for calls with a gradient
+        matrix = interpolate(torch.eye(old)[None, None], size=(whole, old), mode=mode, align_corners=False)[0, 0]
+        return matrix[margin : margin + new].contiguous().to(device)
 
 
 def resize(x: Tensor, size: int, mode: str = "bicubic", crop: float = 1.0) -> Tensor:
@@ -88,7 +88,8 @@ def _across(x: Tensor, matrix: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _transposed(matrix: Tensor) -> Tensor:
-    return matrix.T.contiguous()
+    with torch.inference_mode(mode=False):
+        return matrix.T.contiguous()
 
 
 @lru_cache(maxsize=128)

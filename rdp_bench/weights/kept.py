@@ -35,7 +35,8 @@ class Kept(Generic[N]):
             log.warning(
                 "%s was changed by other code in this process (weights, hooks or mode); it is loaded again", name
             )
-        found = make()
+        with torch.inference_mode(mode=False):  # whoever asks first; others may differentiate it
+            found = make()
         self._networks[key] = found, self._content(found)
         return found
 
