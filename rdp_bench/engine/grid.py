@@ -4,6 +4,7 @@
 """
 
 import logging
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -338,18 +339,22 @@ def expand_wildcards(labels: Sequence[str], search: FileSearch) -> tuple[str, ..
     """The labels with "*" replaced by every other registered defense, and names ending in "?" left out if unusable."""
     named = [label.removesuffix("?") for label in labels]
     rest = [name for name in sorted(defenses.entries) if name not in named] if "*" in labels else []
-    usable = [name for name in rest if _usable(name, "*", search)]
+    missing: dict[tuple[str, str], list[str]] = {}
+    usable = [name for name in rest if _usable(name, "*", search, missing)]
     found: list[str] = []
     for label, name in zip(labels, named, strict=True):
         if label == "*":
             found += usable
-        elif label == name or _usable(name, label, search):
+        elif label == name or _usable(name, label, search, missing):
             found.append(name)
+    for (of, reason), names in missing.items():
+        who = f"defense{'s' * (len(names) > 1)} {', '.join(names)}"
+        log.warning("left out%s: %s: %s", of, who, reason)
     return tuple(found)
 
 
-def _usable(name: str, label: str, search: FileSearch) -> bool:
-    """Whether a defense is one for `*` (or is asked for by name) and its weights are here; if they are not, warns."""
+def _usable(name: str, label: str, search: FileSearch, missing: dict[tuple[str, str], list[str]]) -> bool:
+    """Whether a defense is one for `*` (or is asked for by name) and its weights are here; if not, it is `missing`."""
     try:
         value = defenses.resolve(name, files=search).value
         if label == "*" and (not purifies(value) or only_by_name(value)):
@@ -358,7 +363,9 @@ def _usable(name: str, label: str, search: FileSearch) -> bool:
     except RdpBenchError as error:
         if label != "*" and not isinstance(error, BadModelError):
             raise
-        log.warning("left out of '*': %s" if label == "*" else "left out: %s", error)
+        # Several defenses use the denoiser's weights, whose error names that one.
+        reason = re.sub(r"^defense \S+: ", "", str(error))
+        missing.setdefault((" of '*'" if label == "*" else "", reason), []).append(name)
         return False
     return True
 

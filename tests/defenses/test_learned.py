@@ -162,6 +162,17 @@ def test_the_star_leaves_out_what_has_no_weights(
     assert not caplog.text  # nothing was left out, for nothing was asked for
 
 
+def test_defenses_without_the_same_weights_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    from rdp_bench.engine import grid
+    from rdp_bench.specs import FileSearch
+
+    labels = ("none", "dds(weights=no.pt)?", "jpeg?", "lm(weights=no.pt)?", "rdp(weights=other.pt)?")
+    assert grid.expand_wildcards(labels, FileSearch()) == ("none", "jpeg")
+    denoiser, own = (record.getMessage() for record in caplog.records)
+    assert denoiser.startswith("left out: defenses dds(weights=no.pt), lm(weights=no.pt): weights no.pt do not exist")
+    assert own.startswith("left out: defense rdp(weights=other.pt): weights other.pt do not exist")
+
+
 def test_doctor_says_which_weights_are_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.resources import files
 
