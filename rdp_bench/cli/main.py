@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before it is needed: `--help` and `list` answer at once."""
 
 import logging
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -70,6 +71,19 @@ def _accept_verbose(command: click.Command) -> None:
     command.params.append(click.Option(["-v", "--verbose"], callback=set_level, **flag))
 
 
+def _once() -> Callable[[logging.LogRecord], bool]:
+    """A filter: what every grid of a suite or every part of an audit says is printed once."""
+    said: set[str] = set()
+
+    def first(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in said
+        said.add(text)
+        return new
+
+    return first
+
+
 def _line(error: Exception) -> str:
     """An unexpected error in one line."""
     if isinstance(error, OSError) and error.strerror:
@@ -87,6 +101,7 @@ def main(verbose: bool) -> None:
     """
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
+    handler.addFilter(_once())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     log.setLevel(logging.INFO if verbose else logging.WARNING)
 

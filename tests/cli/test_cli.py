@@ -186,6 +186,15 @@ def test_the_module_runs_uninstalled() -> None:
     assert found.stdout.startswith("rdp-bench, version ")
 
 
+def test_a_warning_of_every_part_is_printed_once() -> None:
+    code = (
+        "import logging; from rdp_bench.cli.main import main; main(['list', 'grids'], standalone_mode=False); "
+        "[logging.getLogger('rdp_bench.part').warning(text) for text in ('one', 'two', 'one')]"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert found.stderr.splitlines() == ["WARNING: one", "WARNING: two"]
+
+
 def test_a_taken_name_is_refused_with_both_origins() -> None:
     from rdp_bench.errors import RdpBenchError
     from rdp_bench.registry import Registry
