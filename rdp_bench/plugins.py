@@ -103,7 +103,7 @@ def _stamping(what: str, name: str) -> Iterator[Reads]:
     _add_finder()
     _importing.append(name)
     try:
-        with watching() as reads:
+        with _restoring(what), watching() as reads:
             yield reads
         modules = local_code.closure(reads.modules | local_code.new_local_modules(before))
         local_code.refuse_stale(modules)
@@ -135,6 +135,26 @@ def _stamping(what: str, name: str) -> Iterator[Reads]:
         registry.label_schemes[:] = [
             each if each in label_schemes else replace(each, stamp=version_suffix) for each in registry.label_schemes
         ]
+
+
+@contextmanager
+def _restoring(what: str) -> Iterator[None]:
+    """Context of the import of a plugin: settings of torch that it changes would change other results."""
+    before = _torch_settings().read() if "torch" in sys.modules else None
+    try:
+        yield
+    finally:
+        if "torch" in sys.modules:
+            settings = _torch_settings()
+            wanted = {name: value for name, value in (before or settings.USUAL).items() if name in settings.USUAL}
+            if changed := " and ".join(settings.restore(wanted)):
+                log.warning("importing %s changed %s, and so other results; that is undone", what, changed)
+
+
+def _torch_settings() -> ModuleType:
+    from rdp_bench.numerics import settings
+
+    return settings
 
 
 def _stamp(reads: Reads, modules: local_code.Modules, hashes: dict[Path, str]) -> str:

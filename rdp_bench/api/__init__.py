@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench.api import loaded, wrap
 from rdp_bench.api.audits import audit as audit
-from rdp_bench.api.inference import outside_inference_mode
 from rdp_bench.api.loaded import LoadedAttack, LoadedDefense
 from rdp_bench.api.names import names_of
 from rdp_bench.api.result import Result, read
+from rdp_bench.api.settings import in_usual_settings
 from rdp_bench.api.wrap import Given, Named, as_attack, as_defense, named, registered
 from rdp_bench.budgets import LINF
 from rdp_bench.errors import UsageError
@@ -61,7 +61,7 @@ def load_dataset(
     return loaded.dataset_tensors(name, limit, size, _device(device))
 
 
-@outside_inference_mode
+@in_usual_settings
 def load_model(name: str, *, models_dir: str | Path | None = None, device: str = "auto") -> Classifier:
     """Load a classifier.
 
@@ -81,7 +81,7 @@ def load_model(name: str, *, models_dir: str | Path | None = None, device: str =
     return loaded.classifier(name, _path(models_dir), _device(device))
 
 
-@outside_inference_mode
+@in_usual_settings
 def load_attack(attack: Any, *, norm: str = LINF) -> LoadedAttack:
     """Load an attack.
 
@@ -119,7 +119,7 @@ def load_attack(attack: Any, *, norm: str = LINF) -> LoadedAttack:
     return LoadedAttack(label, value, norm)
 
 
-@outside_inference_mode
+@in_usual_settings
 def load_defense(defense: Any, *, models_dir: str | Path | None = None) -> LoadedDefense:
     """Load a defense.
 
@@ -168,7 +168,7 @@ def load_results(
     return read(Path(out), Store(_location(cache)), [only] if isinstance(only, str) else only)
 
 
-@outside_inference_mode
+@in_usual_settings
 def evaluate(
     ours: Given = None,
     *,

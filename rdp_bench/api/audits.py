@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.api.inference import outside_inference_mode
 from rdp_bench.api.names import names_of
+from rdp_bench.api.settings import in_usual_settings
 from rdp_bench.api.wrap import CallableDefense, as_defense, named, registered
 from rdp_bench.cache.locations import locate
 from rdp_bench.errors import UsageError
@@ -34,7 +34,7 @@ class DifferentiableCall(CallableDefense):
         return {"backward": "exact"}
 
 
-@outside_inference_mode
+@in_usual_settings
 def audit(
     defense: Any,
     *,

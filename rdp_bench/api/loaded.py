@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.api.inference import outside_inference_mode
+from rdp_bench.api.settings import in_usual_settings
 from rdp_bench.budgets import LINF
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.protocols import Attack, Classifier, Defense, Notes, Source
@@ -31,7 +31,7 @@ class LoadedAttack:
     attack: Attack
     norm: str = LINF
 
-    @outside_inference_mode
+    @in_usual_settings
     def __call__(self, source: Any, x: "Tensor", y: "Tensor", eps: float, *, seed: int = 0) -> "Tensor":
         """Craft adversarial images.
 
@@ -93,7 +93,7 @@ class LoadedDefense:
     label: str
     defense: Defense
 
-    @outside_inference_mode
+    @in_usual_settings
     def __call__(self, x: "Tensor", *, seed: int = 0) -> "Tensor":
         """Purify images.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rdp_bench.errors import RdpBenchError
+from rdp_bench.numerics import settings
 from rdp_bench.protocols import (
     AuxiliaryLogits,
     Chained,
@@ -42,10 +41,10 @@ def naming_entry(what: str) -> Iterator[None]:
     Out-of-memory errors pass through, because the engine retries with smaller batches. Settings of the process that
     the call changed are an error too, and are restored: they would change the numbers of others.
     """
-    before = _settings()
+    before = settings.read()
     try:
         yield
-        if changed := [name for name, value in _settings().items() if value != before[name]]:
+        if changed := settings.restore(before):
             raise RdpBenchError(
                 f"{what} changed {' and '.join(changed)} of this process, which would change other results; let it "
                 "restore what it sets"
@@ -57,41 +56,7 @@ def naming_entry(what: str) -> Iterator[None]:
             raise
         raise RdpBenchError(f"{what}: {type(error).__name__}: {error}") from error
     finally:
-        _restore(before)
-
-
-def _settings() -> dict[str, Any]:
-    """What code of an entry could change for all others, by its name in errors."""
-    return {
-        "torch's default type": torch.get_default_dtype(),
-        "the gradient mode": torch.is_grad_enabled(),
-        "torch's number of threads": torch.get_num_threads(),
-        "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
-        "the precision of matrix products": torch.get_float32_matmul_precision(),
-        "the current folder": _folder(),
-    }
-
-
-def _folder() -> str:
-    try:
-        return str(Path.cwd())
-    except OSError:  # it was deleted
-        return ""
-
-
-def _restore(before: dict[str, Any]) -> None:
-    now = _settings()
-    dtype, gradients, threads, deterministic, products, folder = before.values()
-    if now == before:
-        return
-    torch.set_default_dtype(dtype)
-    torch.set_grad_enabled(gradients)
-    torch.set_num_threads(threads)
-    warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(deterministic, warn_only=warn)
-    torch.set_float32_matmul_precision(products)
-    if folder and folder != _folder():
-        os.chdir(folder)
+        settings.restore(before)
 
 
 _MEMORY_RAN_OUT = (

@@ -29,7 +29,7 @@ def using(precision: str) -> Iterator[None]:
 
 def allow_tf32(*, allowed: bool) -> None:
     """Whether convolutions and matrix products of a GPU may use TF32."""
-    for owner, name, values in _switches():
+    for owner, name, values in switches():
         setattr(owner, name, values[allowed])
 
 
@@ -53,18 +53,18 @@ def exactly() -> AbstractContextManager[None]:
 
 @contextmanager
 def _tf32(*, allowed: bool) -> Iterator[None]:
-    switches = _switches()
-    before = [getattr(owner, name) for owner, name, _ in switches]
-    for owner, name, values in switches:
+    found = switches()
+    before = [getattr(owner, name) for owner, name, _ in found]
+    for owner, name, values in found:
         setattr(owner, name, values[allowed])
     try:
         yield
     finally:
-        for (owner, name, _), value in zip(switches, before, strict=True):
+        for (owner, name, _), value in zip(found, before, strict=True):
             setattr(owner, name, value)
 
 
-def _switches() -> list[tuple[Any, str, tuple[Any, Any]]]:
+def switches() -> list[tuple[Any, str, tuple[Any, Any]]]:
     """Torch's switches for TF32: owner, attribute, and its values for no and yes.
 
     Code that set `fp32_precision` (torch 2.9 and newer) makes the older attribute an error; else the older one is

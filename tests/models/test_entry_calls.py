@@ -99,6 +99,9 @@ SETTERS: dict[str, Callable[[Path], object]] = {
     "torch's default type": lambda _: torch.set_default_dtype(torch.float64),
     "the gradient mode": lambda _: torch.set_grad_enabled(mode=False),
     "torch's deterministic mode": lambda _: torch.use_deterministic_algorithms(mode=True),
+    "torch's default device": lambda _: torch.set_default_device("meta"),
+    "autocast": lambda _: torch.autocast("cpu").__enter__(),
+    "the precision of matrix products": lambda _: torch.set_float32_matmul_precision("medium"),
     "the current folder": os.chdir,
 }
 
@@ -106,8 +109,9 @@ SETTERS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("what", SETTERS)
 def test_settings_that_an_entry_changes_fail_it_and_are_restored(what: str, tmp_path: Path) -> None:
     def now() -> tuple[object, ...]:
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        return torch.get_default_dtype(), torch.is_grad_enabled(), deterministic, Path.cwd()
+        modes = torch.are_deterministic_algorithms_enabled(), torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()
+        kinds = torch.get_default_dtype(), torch.get_default_device(), torch.get_float32_matmul_precision()
+        return *modes, *kinds, Path.cwd()
 
     before = now()
     with pytest.raises(RdpBenchError, match=f"defense 'x' changed {what}"), naming_entry("defense 'x'"):

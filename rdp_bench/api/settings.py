@@ -1,0 +1,24 @@
+"""Calls in a script that has changed torch's settings: their numbers are those of a run."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_usual_settings(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, called with torch's defaults, whatever its caller has set; see `numerics.settings.usual`."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "torch" not in sys.modules:  # nothing can have been set
+            return function(*args, **kwargs)
+        from rdp_bench.numerics import settings
+
+        with settings.usual():
+            return function(*args, **kwargs)
+
+    return call
