@@ -152,9 +152,9 @@ def _restoring(what: str) -> Iterator[None]:
 
 
 def _torch_settings() -> ModuleType:
-    from rdp_bench.numerics import settings
+    from rdp_bench import torch_settings
 
-    return settings
+    return torch_settings
 
 
 def _stamp(reads: Reads, modules: local_code.Modules, hashes: dict[Path, str]) -> str:

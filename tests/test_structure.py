@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "weights": {"contract", "cache"},
     "metrics": {"contract", "cache", "weights"},
     "models": {"contract", "weights", "numerics"},
-    "numerics": set(),
+    "numerics": {"contract"},
     "attacks._kernels": {"contract"},
     "attacks.parts": {"contract", "attacks._kernels"},
     "attacks._adaptive": {"contract", "attacks._kernels"},

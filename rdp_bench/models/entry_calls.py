@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rdp_bench import torch_settings
 from rdp_bench.errors import RdpBenchError
-from rdp_bench.numerics import settings
 from rdp_bench.protocols import (
     AuxiliaryLogits,
     Chained,
@@ -41,10 +41,10 @@ def naming_entry(what: str) -> Iterator[None]:
     Out-of-memory errors pass through, because the engine retries with smaller batches. Settings of the process that
     the call changed are an error too, and are restored: they would change the numbers of others.
     """
-    before = settings.read()
+    before = torch_settings.read()
     try:
         yield
-        if changed := settings.restore(before):
+        if changed := torch_settings.restore(before):
             raise RdpBenchError(
                 f"{what} changed {' and '.join(changed)} of this process, which would change other results; let it "
                 "restore what it sets"
@@ -56,7 +56,7 @@ def naming_entry(what: str) -> Iterator[None]:
             raise
         raise RdpBenchError(f"{what}: {type(error).__name__}: {error}") from error
     finally:
-        settings.restore(before)
+        torch_settings.restore(before)
 
 
 _MEMORY_RAN_OUT = (

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
+
+from rdp_bench import torch_settings
 
 _active = ["float32"]
 
@@ -29,7 +30,7 @@ def using(precision: str) -> Iterator[None]:
 
 def allow_tf32(*, allowed: bool) -> None:
     """Whether convolutions and matrix products of a GPU may use TF32."""
-    for owner, name, values in switches():
+    for owner, name, values in torch_settings.tf32_switches():
         setattr(owner, name, values[allowed])
 
 
@@ -53,7 +54,7 @@ def exactly() -> AbstractContextManager[None]:
 
 @contextmanager
 def _tf32(*, allowed: bool) -> Iterator[None]:
-    found = switches()
+    found = torch_settings.tf32_switches()
     before = [getattr(owner, name) for owner, name, _ in found]
     for owner, name, values in found:
         setattr(owner, name, values[allowed])
@@ -62,23 +63,6 @@ def _tf32(*, allowed: bool) -> Iterator[None]:
     finally:
         for (owner, name, _), value in zip(found, before, strict=True):
             setattr(owner, name, value)
-
-
-def switches() -> list[tuple[Any, str, tuple[Any, Any]]]:
-    """Torch's switches for TF32: owner, attribute, and its values for no and yes.
-
-    Code that set `fp32_precision` (torch 2.9 and newer) makes the older attribute an error; else the older one is
-    used, because much code reads it.
-    """
-    cudnn: Any = torch.backends.cudnn
-    matmul: Any = torch.backends.cuda.matmul
-    old = [(cudnn, "allow_tf32", (False, True)), (matmul, "allow_tf32", (False, True))]
-    try:
-        for owner, name, _ in old:
-            getattr(owner, name)
-    except RuntimeError:
-        return [(owner, "fp32_precision", ("ieee", "tf32")) for owner in (cudnn.conv, cudnn.rnn, matmul)]
-    return old
 
 
 def lowers() -> bool:

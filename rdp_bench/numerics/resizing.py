@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import interpolate
 
-from rdp_bench.numerics import settings
+from rdp_bench import torch_settings
 
 BAND = 16
 """Rows of a matrix that are multiplied at a time, without the columns in which they are all zero."""
@@ -24,7 +24,7 @@ def resize_matrix(old: int, new: int, mode: str, crop: float, device: torch.devi
     """
     whole = round(new / crop)
     margin = (whole - new) // 2
-    with settings.usual():  # it is kept, also for calls with a gradient
+    with torch_settings.usual():  # it is kept, also for calls with a gradient
         matrix = interpolate(torch.eye(old)[None, None], size=(whole, old), mode=mode, align_corners=False)[0, 0]
         return matrix[margin : margin + new].contiguous().to(device)
 

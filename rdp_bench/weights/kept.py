@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rdp_bench.numerics import settings
+from rdp_bench import torch_settings
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Kept(Generic[N]):
             log.warning(
                 "%s was changed by other code in this process (weights, hooks or mode); it is loaded again", name
             )
-        with settings.usual():  # whoever asks first: others may differentiate it
+        with torch_settings.usual():  # whoever asks first: others may differentiate it
             found = make()
         self._networks[key] = found, self._content(found)
         return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 
 import rdp_bench
 from defenses import _learned
-from rdp_bench import plugins
+from rdp_bench import plugins, torch_settings
 from rdp_bench.models import classifier
-from rdp_bench.numerics import resizing, settings
+from rdp_bench.numerics import resizing
 from tests.helpers import toy
 from tests.helpers.stores import contents
 
@@ -51,6 +52,7 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "default device": lambda: during(torch.set_default_device, "meta", None),
     "device context": lambda: torch.device("meta"),
     "bfloat16 products": lambda: during(torch.set_float32_matmul_precision, "medium", "highest"),
+    "bfloat16 everywhere": lambda: during(partial(setattr, torch.backends, "fp32_precision"), "bf16", "none"),
     "deterministic": lambda: during(torch.use_deterministic_algorithms, True, False),
 }
 
@@ -75,7 +77,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], dic
 def test_a_run_has_the_same_bits_and_leaves_settings(name: str, expected: Any, tmp_path: Path) -> None:
     def now() -> tuple[Any, ...]:
         cudnn = torch.backends.cudnn
-        return settings.read(), torch.is_inference_mode_enabled(), cudnn.benchmark, cudnn.deterministic
+        return torch_settings.read(), torch.is_inference_mode_enabled(), cudnn.benchmark, cudnn.deterministic
 
     with SETTINGS[name]():
         before = now()
@@ -120,8 +122,8 @@ def test_what_a_plugin_sets_when_it_is_imported_is_undone(tmp_path: Path, caplog
         "torch.autocast('cpu').__enter__()\n"
         "torch.set_float32_matmul_precision('medium')\n"
     )
-    before = settings.read()
+    before = torch_settings.read()
     plugins.load((file,))
-    assert settings.read() == before
+    assert torch_settings.read() == before
     (said,) = (record.getMessage() for record in caplog.records)
     assert "hasty.py changed torch's default type and torch's default device and the gradient mode and autocast" in said

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from rdp_bench.numerics import precision
-
 KINDS = "cpu", "cuda"
 """Devices for which autocast is on or off."""
 
@@ -29,16 +27,26 @@ def _set_autocast(kinds: tuple[str, ...]) -> None:
         torch.set_autocast_enabled(kind, kind in kinds)
 
 
-def _products() -> str | None:
+def _backends() -> list[Any]:
+    """Owners of the newer switches (torch 2.9) for float32 on a CPU, those that the others inherit from first."""
+    owners = [torch.backends, *(getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn"))]
+    return [owner for owner in owners if hasattr(owner, "fp32_precision")]
+
+
+def _products() -> tuple[str | None, ...]:
     try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by torch's older and its newer names at once
-        return None
+        older: str | None = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the older and the newer switches contradict each other
+        older = None
+    return older, *(owner.fp32_precision for owner in _backends())
 
 
-def _set_products(value: str | None) -> None:
-    if value is not None:
-        torch.set_float32_matmul_precision(value)
+def _set_products(values: tuple[str | None, ...]) -> None:
+    if values[0] is not None:
+        torch.set_float32_matmul_precision(values[0])
+    for owner, value in zip(_backends(), values[1:], strict=True):
+        if owner.fp32_precision != value:
+            owner.fp32_precision = value
 
 
 def _set_device(value: str) -> None:
@@ -79,7 +87,7 @@ USUAL = {
     "the gradient mode": True,
     "autocast": (),
     "torch's deterministic mode": False,
-    "the precision of matrix products": "highest",
+    "the precision of matrix products": ("highest", *("none" for _ in _backends())),
 }
 """Torch's defaults of those that change numbers. Devices are always named, so the default one is the CPU."""
 
@@ -98,6 +106,23 @@ def restore(wanted: dict[str, Any]) -> list[str]:
     return changed
 
 
+def tf32_switches() -> list[tuple[Any, str, tuple[Any, Any]]]:
+    """Torch's switches for TF32: owner, attribute, and its values for no and yes.
+
+    Code that set `fp32_precision` (torch 2.9 and newer) makes the older attribute an error; else the older one is
+    used, because much code reads it.
+    """
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    old = [(cudnn, "allow_tf32", (False, True)), (matmul, "allow_tf32", (False, True))]
+    try:
+        for owner, name, _ in old:
+            getattr(owner, name)
+    except RuntimeError:
+        return [(owner, "fp32_precision", ("ieee", "tf32")) for owner in (cudnn.conv, cudnn.rnn, matmul)]
+    return old
+
+
 @contextmanager
 def usual() -> Iterator[None]:
     """Compute inside with torch's defaults, and leave everything as it was.
@@ -112,7 +137,7 @@ def usual() -> Iterator[None]:
             stack.enter_context(torch.device("cpu"))
         before = read()
         flags = [(cudnn, name, getattr(cudnn, name)) for name in ("benchmark", "deterministic")]
-        flags += [(owner, name, getattr(owner, name)) for owner, name, _ in precision.switches()]
+        flags += [(owner, name, getattr(owner, name)) for owner, name, _ in tf32_switches()]
         restore(USUAL)
         try:
             yield
