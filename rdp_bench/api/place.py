@@ -64,12 +64,18 @@ class Where:
         from rdp_bench import environment
 
         if not self.here and asked.partition(":")[0] == "cuda":
+            if asked != "cuda":
+                raise UsageError(f"--device {asked}: workers use the GPU that they are given; use --device cuda")
             return "cuda"
         if self.placement.executor == "slurm" and asked == "auto":
             from rdp_bench.engine.executors.on_slurm import wants_gpu
 
             return "cuda" if wants_gpu(self.placement.slurm) else "cpu"
         return environment.choose_device(asked)
+
+
+SHARED = ("workers",)
+"""Keys of `[run]` that hold for another executor than the grid's, too."""
 
 
 def placement(given: Mapping[str, Any], in_grid: Mapping[str, Any], grid: str) -> "Placement":
@@ -82,6 +88,9 @@ def placement(given: Mapping[str, Any], in_grid: Mapping[str, Any], grid: str) -
     from rdp_bench.engine.executors import refuse_unknown
     from rdp_bench.engine.options import Placement
 
+    if "executor" in given and given["executor"] != in_grid.get("executor", Placement.executor):
+        # What the grid says of its own executor goes with it.
+        in_grid = {name: value for name, value in in_grid.items() if name in SHARED and given["executor"] != "serial"}
     found = schema.read({**in_grid, **given}, Placement, f"[run] of grid {grid}", "key of {}".format)
     refuse_unknown(found.executor)
     for option, executor in (("ray_address", "ray"), ("slurm", "slurm")):
@@ -119,6 +128,9 @@ def spread(running: "Run", where: Where, report: Report, listener: Listener | No
     executor = executors.make(spec, where.placement)
     if not isinstance(executor, Pool):
         return _submitted(running, where, executor, board, report, listener)
+    if not where.placement.wait:
+        executor.close()
+        raise UsageError(f"--no-wait: executor {where.placement.executor} is driven by this process; leave it out")
     numbers = lacking(plan)
     parts = split(plan, numbers, Costs(plan).each, executor.workers, batch_of(plan, where.batch_size))
     schedule = Schedule(parts, landed=lambda part: stored(plan, part.job, part.task.low, part.task.high))

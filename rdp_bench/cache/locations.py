@@ -23,8 +23,10 @@ def locate(text: str | os.PathLike[str]) -> Location:
     name = os.fspath(text)
     if not name.strip():
         raise UsageError("--cache is empty; name a folder, or leave it out")
+    if "://" in name and "::" in name:
+        raise UsageError(f"--cache {name}: name one store, like s3://bucket/prefix; URLs in chains are not opened")
     if not _URL.match(name):
-        if isinstance(text, str) and _NEARLY_URL.match(name) and not Path(name).exists():
+        if isinstance(text, str) and (_NEARLY_URL.match(name) or "://" in name) and not Path(name).exists():
             raise UsageError(
                 f"--cache {name}: is no URL like s3://bucket/prefix; write ./{name} for a folder of that name"
             )

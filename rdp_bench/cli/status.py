@@ -40,8 +40,10 @@ def status(what: str | None, cache: Path | None) -> None:
     found = [(board, about) for board in boards(store) if (about := board.about())]
     if what is not None:
         name = what.removesuffix(".toml").rpartition("/")[2]
-        out = str(Path(what).absolute())
-        found = [(board, about) for board, about in found if about.get("out") == out or about.get("grid") == name][:1]
+        out = Path(what).resolve()
+        found = [(board, about) for board, about in found if about.get("grid") == name or _is(about.get("out"), out)][
+            :1
+        ]
     if not found:
         raise UsageError(
             f"{store.root} has no notes of {'a run' if what is None else f'a run of {what}'}; "
@@ -50,6 +52,10 @@ def status(what: str | None, cache: Path | None) -> None:
     failed = [_show(store, board, about) for board, about in found[:RECENT]]
     if any(failed):
         sys.exit(1)
+
+
+def _is(noted: Any, out: Path) -> bool:
+    return isinstance(noted, str) and Path(noted).resolve() == out
 
 
 def _show(store: "Store", board: "Board", about: dict[str, Any]) -> bool:

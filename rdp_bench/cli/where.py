@@ -62,8 +62,11 @@ def where_of(grid: "Grid", options: "RunOptions") -> "Where":
     """Where the jobs of a grid are done under the flags."""
     from rdp_bench.api.place import Where, placement
 
+    place = dict(options.place)
+    if options.shard:
+        place.setdefault("executor", "serial")  # whatever the grid's own is
     found = Where(
-        placement(dict(options.place), dict(grid.run), grid.name),
+        placement(place, dict(grid.run), grid.name),
         options.limit, options.batch_size, options.models_dir, options.shard,
     )  # fmt: skip
     if found.shard and not found.here:

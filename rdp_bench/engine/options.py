@@ -25,7 +25,8 @@ class Placement:
 
     def __post_init__(self) -> None:
         if self.workers != "auto" and not (isinstance(self.workers, int) and self.workers > 0):
-            raise UsageError(f"--workers {self.workers}: expected auto or a number above 0")
+            found = ", found a text" if isinstance(self.workers, str) and self.workers.isdecimal() else ""
+            raise UsageError(f"--workers {self.workers}: expected auto or a number above 0{found}")
 
     @property
     def count(self) -> int | None:

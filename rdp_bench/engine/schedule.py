@@ -21,6 +21,8 @@ from rdp_bench.errors import RdpBenchError, StorageError
 
 log = logging.getLogger(__name__)
 
+_KEPT = "Finished batches are kept; the same command goes on from there"
+
 MOST_TRIES = 3
 """A task that so many workers in a row were lost with, without storing a batch, has failed."""
 
@@ -184,8 +186,7 @@ class Schedule:
                 del idle[worker]
                 self._busy[worker] = part
                 executor.send(worker, part.task)
-            event = executor.wait()
-            match event:
+            match self._event(executor):
                 case None:
                     raise RdpBenchError(self._stranded())
                 case Ready(worker, host):
@@ -211,13 +212,21 @@ class Schedule:
                     log.error("%s", why)
                     if part := self._busy.pop(worker, None):
                         self._queue(part)
+                case other:
+                    raise RdpBenchError(f"the executor gave {other!r}, which is no event. {_KEPT}")
+
+    def _event(self, executor: Executor) -> Event | None:
+        try:
+            return executor.wait()
+        except RdpBenchError:
+            raise
+        except Exception as error:
+            raise RdpBenchError(f"the executor failed: {type(error).__name__}: {error}. {_KEPT}") from error
 
     def _stranded(self) -> str:
         left = f"{len(self._open)} jobs are not done, and no worker is left"
         reasons = "; ".join(dict.fromkeys(self.refused))
-        return (
-            f"{left}{f': {reasons}' if reasons else ''}. Finished batches are kept; the same command goes on from there"
-        )
+        return f"{left}{f': {reasons}' if reasons else ''}. {_KEPT}"
 
     def _queue(self, part: Part) -> None:
         kind = "" if self._in_order else family(part.job)

@@ -217,6 +217,8 @@ def test_a_taken_name_is_refused_with_both_origins() -> None:
         (("cache", "ls", "--cache", " "), "--cache is empty"),
         (("cache", "ls", "--cache", "s3:bucket"), "is no URL like s3://bucket/prefix"),
         (("cache", "ls", "--cache", "://x"), "is no URL like s3://bucket/prefix"),
+        (("cache", "ls", "--cache", "my_store://x"), "is no URL like s3://bucket/prefix"),
+        (("cache", "ls", "--cache", "simplecache::s3://b/x"), "URLs in chains are not opened"),
         (("cache", "ls", "--cache", "file://host/x"), "a file URL has three slashes"),
     ],
 )

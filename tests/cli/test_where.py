@@ -60,6 +60,7 @@ def said(toy: Path, *flags: str) -> tuple[int, str]:
         (("--shard", "1/8", "--fresh"), "--fresh deletes what the other workers of --shard have finished"),
         (("--executor", "slurm", "--no-wait", "--fresh"), "use it without --no-wait"),
         (("--executor", "slurm", "--slurm", "gpu"), "--slurm gpu: expected options of sbatch"),
+        (("--executor", "slurm", "--device", "cuda:7"), "--device cuda:7: workers use the GPU that they are given"),
     ],
 )
 def test_what_no_run_can_have_is_refused(toy: Path, flags: tuple[str, ...], text: str) -> None:
@@ -77,6 +78,19 @@ def test_a_grid_says_where_it_runs_and_a_flag_says_otherwise(toy: Path) -> None:
     assert "Did you mean 'executor'?" in said(toy)[1]
     toy.write_text(GRID + '[run]\nworkers = "some"\n')
     assert "--workers some: expected auto or a number above 0" in said(toy)[1]
+    toy.write_text(GRID + '[run]\nworkers = "2"\n')
+    assert "--workers 2: expected auto or a number above 0, found a text" in said(toy)[1]
+
+
+@pytest.mark.parametrize("run", ['executor = "slurm"\nslurm = "time=5"', 'executor = "ray"\nray_address = "h:1"'])
+@pytest.mark.parametrize("flags", [("--executor", "serial"), ("--shard", "1/1")])
+def test_options_of_the_grids_executor_go_with_it(toy: Path, run: str, flags: tuple[str, ...]) -> None:
+    toy.write_text(f"{GRID}[run]\n{run}\nworkers = 8\n")
+    output = said(toy, *flags)[1]
+    assert "fgsm" in output
+    assert "belongs to" not in output
+    assert "executor slurm" not in output
+    assert "unknown executor 'elsewhere'" in said(toy, "--executor", "elsewhere")[1]
 
 
 def test_objects_of_this_process_cannot_be_sent_elsewhere(tmp_path: Path) -> None:
@@ -102,12 +116,17 @@ def test_status_counts_from_the_cache_alone(toy: Path, monkeypatch: pytest.Monke
     # A worker that lives, and one that does not.
     (board,) = boards.boards(Store(cache))
     board.beat("alive", {"job": "fgsm on tiny/one", "number": 3, "low": 0, "high": 2, "images": 1, "host": "far"})
-    output = cli("status", toy.parent / "out", "--cache", cache).output
+    output = cli("status", toy.parent / "away" / ".." / "out", "--cache", cache).output
     assert "worker alive on far: fgsm on tiny/one, images 0 to 2, 1 stored" in output
     now = boards.time.time()
     monkeypatch.setattr(boards.time, "time", lambda: now + boards.EXPIRES + 1)
     assert "0 workers" in cli("status", "--cache", cache).output
     assert "has no notes of a run of table1" in cli("status", "table1", "--cache", cache).output
+    # A note that somebody has edited is none.
+    (note,) = cache.glob("notes/*/run.json")
+    note.write_text(note.read_text().replace('"time": ', '"time": null, "then": '))
+    assert "has no notes of a run" in cli("status", "--cache", cache).output
+    assert "this attack is broken" in said(toy)[1]  # and the run goes on
 
 
 def test_an_executor_of_a_plugin(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +137,19 @@ def test_an_executor_of_a_plugin(toy: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     point = EntryPoint("turns", "tests.helpers.pools:TakingTurns", executors.GROUP)
     monkeypatch.setattr(executors, "entry_points", lambda group: [point] if group == executors.GROUP else [])
+    code, output = said(toy, "--executor", "turns", "--no-wait", "--attack", "fgsm")
+    assert (code, "--no-wait: executor turns is driven by this process" in output) == (2, True), output
     code, output = said(toy, "--executor", "turns", "--workers", "2", "--attack", "fgsm")
     assert (code, "2 of 2 cells done" in output) == (0, True), output
+    for wrong, text in (
+        ("Nothing", "made a NoneType, which has neither workers, send, wait and close (a Pool) nor submit, alive"),
+        ("Exploding", "the executor failed: RuntimeError: cluster exploded. Finished batches are kept"),
+        ("Mumbling", "the executor gave 'well', which is no event"),
+    ):
+        bad = EntryPoint("turns", f"tests.helpers.pools:{wrong}", executors.GROUP)
+        monkeypatch.setattr(executors, "entry_points", lambda group, bad=bad: [bad] if group == executors.GROUP else [])
+        output = said(toy, "--executor", "turns", "--attack", "mi-fgsm")[1]
+        assert text in output
     bad = EntryPoint("turns", "tests.helpers.pools:NoSuch", executors.GROUP)
     monkeypatch.setattr(executors, "entry_points", lambda group: [bad] if group == executors.GROUP else [])
     code, output = said(toy, "--executor", "turns", "--attack", "fgsm", "--defense", "tiny/round,none")

@@ -38,3 +38,21 @@ class TakingTurns:
     def close(self) -> None:
         for remote in self.remotes.values():
             remote.close()
+
+
+def Nothing(spec: WorkerSpec, placement: Placement) -> None:  # noqa: N802 - as a class of a package
+    """A maker that forgot to return."""
+
+
+class Exploding(TakingTurns):
+    """A cluster whose errors are of its own kind."""
+
+    def wait(self) -> Event | None:
+        raise RuntimeError("cluster exploded")
+
+
+class Mumbling(TakingTurns):
+    """Says what is no event."""
+
+    def wait(self) -> Event | None:
+        return "well"  # type: ignore[return-value]

@@ -32,6 +32,7 @@ class Pool(Executor, Protocol):
     """How many there will be; long jobs are cut so that all have something to do."""
 
 
+@runtime_checkable
 class Array(Protocol):
     """Workers that are submitted once and share the plan among themselves through the store, see `array.work`."""
 
@@ -72,10 +73,17 @@ def make(spec: WorkerSpec, placement: Placement) -> Pool | Array:
         maker: Maker = getattr(importlib.import_module(module), entry)
         return maker(spec, placement)
     (point, *_) = [point for point in entry_points(group=GROUP) if point.name == name]
+    what = f"executor {name} = {point.value}"
     try:
         maker = point.load()
-        return maker(spec, placement)
+        made = maker(spec, placement)
     except RdpBenchError:
         raise
     except Exception as error:
-        raise UsageError(f"executor {name} = {point.value}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{what}: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Pool | Array):
+        raise UsageError(
+            f"{what} made a {type(made).__name__}, which has neither workers, send, wait and close (a Pool) nor "
+            "submit, alive and log (an Array)"
+        )
+    return made

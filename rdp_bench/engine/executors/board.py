@@ -93,7 +93,8 @@ class Board:
     def about(self) -> Record | None:
         """What `begin` wrote; None where it did not, or not all of it is there."""
         found = _read(self.folder / "run.json")
-        return found if found and isinstance(found.get("jobs"), dict) else None
+        good = found and isinstance(found.get("jobs"), dict) and isinstance(found.get("time", 0.0), int | float)
+        return found if good else None
 
     # --- workers ---
 

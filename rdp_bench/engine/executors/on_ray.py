@@ -320,12 +320,30 @@ def _refuse_bad(address: str) -> None:
             "command to a cluster behind ray:// with `ray job submit`"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), LOOK).close()
+        with socket.create_connection((host.strip("[]"), int(port)), LOOK) as head:
+            speaks = os.environ.get("RAY_USE_TLS", "0") not in ("", "0") or _speaks_grpc(head)
     except OSError as error:
         raise UsageError(
             f"--ray-address {address}: nothing answers there, asked from host {socket.gethostname()} "
             f"({error.strerror or error})"
         ) from error
+    if not speaks:
+        raise UsageError(
+            f"--ray-address {address}: what answers there is no head of a Ray cluster; its port is mostly 6379, and "
+            "8265 is its dashboard"
+        )
+
+
+def _speaks_grpc(head: socket.socket) -> bool:
+    """Whether a server answers the beginning of HTTP/2 with its settings, as every gRPC server does."""
+    head.settimeout(LOOK)
+    empty_settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    try:
+        head.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty_settings)
+        frame = head.recv(9)
+    except OSError:
+        return False
+    return len(frame) > 3 and frame[3] == 4
 
 
 def _amounts(resources: dict[str, float]) -> str:

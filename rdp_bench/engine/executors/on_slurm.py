@@ -30,6 +30,9 @@ OWN = ("account", "comment", "constraint", "cpus_per_gpu", "cpus_per_task", "dep
 REQUEUES = 1000
 """Times that a worker may reach its time limit: each time it goes on from the last finished batch."""
 
+PATIENCE = 60
+"""Seconds that squeue may take."""
+
 DAY = "1-0"
 """Time limit where --slurm names none, as sbatch writes days and hours."""
 
@@ -68,7 +71,13 @@ class SlurmArray:
     def submit(self) -> str:
         """Submit the array; one of an earlier command that still lives is followed instead."""
         before = self._board.kept("array.json")
-        if before and self._in_queue(str(before.get("id"))):
+        lives = before and self._in_queue(str(before.get("id")))
+        if before and lives is None:
+            raise UsageError(
+                f"--executor slurm: whether Slurm array {before['id']} of an earlier command still works is not known, "
+                "because squeue fails; try again when Slurm answers"
+            )
+        if before and lives:
             self._id = str(before["id"])
             log.warning("Slurm array %s of an earlier command is still there; following it", self._id)
             return f"Slurm array {self._id}"
@@ -78,7 +87,7 @@ class SlurmArray:
         self._board.keep("spec.json", self._spec.json())
         executor = submitit.AutoExecutor(self._folder, cluster="slurm", slurm_max_num_timeout=REQUEUES)
         given: dict[str, Any] = {"cpus_per_task": self._spec.threads, "time": DAY, **self._options}
-        given |= {"time": minutes(given["time"]), "signal_delay_s": int(given.get("signal_delay_s", 90))}
+        given |= {"time": minutes(given["time"]), "signal_delay_s": seconds(given.get("signal_delay_s", "90"))}
         known = {f"slurm_{name}": value for name, value in given.items() if name in OWN}
         more = {name: value for name, value in given.items() if name not in OWN}
         # Every worker requeues by itself when its time is up; one whose node dies is requeued by Slurm.
@@ -101,20 +110,24 @@ class SlurmArray:
         return f"Slurm array {self._id} of {self.workers} workers"
 
     def alive(self) -> bool:
-        return self._in_queue(self._id)
+        return self._in_queue(self._id) is not False  # else the workers need no controller of Slurm
 
     def log(self) -> str:
         return str(self._folder)
 
-    def _in_queue(self, number: str) -> bool:
-        """Whether a job of an array runs or waits."""
+    def _in_queue(self, number: str) -> bool | None:
+        """Whether a job of an array runs or waits; None if Slurm does not say."""
         if not number.isdecimal():
             return False
         asked = ["squeue", "--noheader", "--jobs", number, "--format", "%T"]
-        found = subprocess.run(asked, capture_output=True, text=True, check=False)
+        try:
+            found = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            log.warning("squeue: no answer within %d s", PATIENCE)
+            return None
         if found.returncode and "Invalid job id" not in found.stderr:
             log.warning("squeue: %s", found.stderr.strip() or f"exit status {found.returncode}")
-            return True  # Slurm's controller does not answer now; the workers need it not
+            return None
         return bool(found.stdout.strip())  # "COMPLETING" too: that is how a worker looks that is being requeued
 
 
@@ -218,6 +231,17 @@ def minutes(text: str) -> int:
     if len(numbers) == 3:
         return numbers[0] * 60 + numbers[1] + (numbers[2] > 0)
     return numbers[0] + (len(numbers) == 2 and numbers[1] > 0)
+
+
+def seconds(text: str) -> int:
+    """Seconds before the time limit at which a worker is told.
+
+    Raises:
+        UsageError: no whole number.
+    """
+    if not (text.isdecimal() and text.isascii()):
+        raise UsageError(f"--slurm signal_delay_s={text}: expected seconds, like 300")
+    return int(text)
 
 
 def _first_line(error: Exception) -> str:
