@@ -27,10 +27,12 @@ def _set_autocast(kinds: tuple[str, ...]) -> None:
         torch.set_autocast_enabled(kind, kind in kinds)
 
 
-def _backends() -> list[Any]:
-    """Owners of the newer switches (torch 2.9) for float32 on a CPU, those that the others inherit from first."""
-    owners = [torch.backends, *(getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn"))]
-    return [owner for owner in owners if hasattr(owner, "fp32_precision")]
+_BACKENDS: list[Any] = [
+    owner
+    for owner in (torch.backends, *(getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn")))
+    if hasattr(owner, "fp32_precision")
+]
+"""Owners of torch 2.9's switches for float32 on a CPU, those that the others inherit from first."""
 
 
 def _products() -> tuple[str | None, ...]:
@@ -38,14 +40,19 @@ def _products() -> tuple[str | None, ...]:
         older: str | None = torch.get_float32_matmul_precision()
     except RuntimeError:  # the older and the newer switches contradict each other
         older = None
-    return older, *(owner.fp32_precision for owner in _backends())
+    return older, *map(_precision, _BACKENDS)
+
+
+def _precision(owner: Any) -> str:
+    found = str(owner.fp32_precision)
+    return "none" if found == "ieee" else found  # the same, written by torch's older switch
 
 
 def _set_products(values: tuple[str | None, ...]) -> None:
     if values[0] is not None:
         torch.set_float32_matmul_precision(values[0])
-    for owner, value in zip(_backends(), values[1:], strict=True):
-        if owner.fp32_precision != value:
+    for owner, value in zip(_BACKENDS, values[1:], strict=True):
+        if _precision(owner) != value:
             owner.fp32_precision = value
 
 
@@ -87,7 +94,7 @@ USUAL = {
     "the gradient mode": True,
     "autocast": (),
     "torch's deterministic mode": False,
-    "the precision of matrix products": ("highest", *("none" for _ in _backends())),
+    "the precision of matrix products": ("highest", *("none" for _ in _BACKENDS)),
 }
 """Torch's defaults of those that change numbers. Devices are always named, so the default one is the CPU."""
 

@@ -52,9 +52,11 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "default device": lambda: during(torch.set_default_device, "meta", None),
     "device context": lambda: torch.device("meta"),
     "bfloat16 products": lambda: during(torch.set_float32_matmul_precision, "medium", "highest"),
-    "bfloat16 everywhere": lambda: during(partial(setattr, torch.backends, "fp32_precision"), "bf16", "none"),
     "deterministic": lambda: during(torch.use_deterministic_algorithms, True, False),
 }
+
+if hasattr(torch.backends, "fp32_precision"):  # torch 2.9
+    SETTINGS["bfloat16 everywhere"] = lambda: during(partial(setattr, torch.backends, "fp32_precision"), "bf16", "none")
 
 
 def run(cache: Path) -> tuple[list[float], dict[Any, str]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rdp_bench import plugins, registry
+from rdp_bench import plugins, registry, torch_settings
 from rdp_bench.api.wrap import as_defense
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.models.entry_calls import (
@@ -117,6 +117,14 @@ def test_settings_that_an_entry_changes_fail_it_and_are_restored(what: str, tmp_
     with pytest.raises(RdpBenchError, match=f"defense 'x' changed {what}"), naming_entry("defense 'x'"):
         SETTERS[what](tmp_path)
     assert now() == before
+
+
+def test_setting_what_is_set_is_no_change() -> None:
+    before = torch_settings.read()
+    with naming_entry("defense 'x'"):
+        torch.set_float32_matmul_precision("highest")
+        torch.set_default_dtype(torch.float32)
+    assert torch_settings.read() == before
 
 
 def test_draws_do_not_depend_on_the_default_type() -> None:

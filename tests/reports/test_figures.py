@@ -287,7 +287,7 @@ def test_a_grid_leaves_out_what_has_no_weights(
     weight_files.save(path, RepresentationDisentanglement().build(**net).state_dict(), {"defense": "rdp", "net": net})
     axes = grid.settle(grid.load("figure8", "embedded", {})[0], None).axes
     assert axes.defenses == ("none", "rdp(weights=rdp-ablation-no-lat)")
-    assert caplog.text.count("left out: defense rdp: weights rdp-ablation-") == 5
+    assert caplog.text.count("left out: defense rdp(weights=rdp-ablation-") == 5
 
 
 # What a grid asks for
