@@ -162,8 +162,8 @@ class RayExecutor:
             return
         actors: dict[str, Any] = getattr(self, "_actors", {})
         if actors and kept.wanted(_idle.release):
-            busy = {*self._working, *self._hellos.values()}
-            _idle.actors += [actors.pop(name) for name in list(actors) if name not in busy]
+            # One that is still starting does so, and then what the next run asks.
+            _idle.actors += [actors.pop(name) for name in list(actors) if name not in self._working]
             _idle.begun_here |= self._begun_here
         with contextlib.suppress(Exception):
             for actor in actors.values():
