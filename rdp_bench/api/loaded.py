@@ -93,7 +93,6 @@ class LoadedDefense:
     label: str
     defense: Defense
 
-    @in_usual_settings
     def __call__(self, x: "Tensor", *, seed: int = 0) -> "Tensor":
         """Purify images.
 
@@ -109,15 +108,19 @@ class LoadedDefense:
             UsageError: images are not of that form.
             RdpBenchError: the defense fails, or does not return images in [0, 1].
         """
+        import torch
+
+        from rdp_bench import torch_settings
         from rdp_bench.engine.levels import check_purified
         from rdp_bench.models.entry_calls import naming_entry
         from rdp_bench.numerics.precision import exact_float32
 
         what = f"defense '{self.label}'"
         x = checked_images(x, what)
-        with exact_float32(), naming_entry(what):
+        gradients = torch.is_grad_enabled()
+        with torch_settings.usual(), torch.set_grad_enabled(gradients), exact_float32(), naming_entry(what):
             purified = self.defense.purify(x.clone(), image_rng(x, seed).fork("pass 0"))
-        return check_purified(purified, x, self.label)
+            return check_purified(purified, x, self.label)
 
 
 class ModuleClassifier:

@@ -74,10 +74,6 @@ class Where:
         return environment.choose_device(asked)
 
 
-SHARED = ("workers",)
-"""Keys of `[run]` that hold for another executor than the grid's, too."""
-
-
 def placement(given: Mapping[str, Any], in_grid: Mapping[str, Any], grid: str) -> "Placement":
     """What a grid's `[run]` says, with `given` in its place.
 
@@ -89,8 +85,9 @@ def placement(given: Mapping[str, Any], in_grid: Mapping[str, Any], grid: str) -
     from rdp_bench.engine.options import Placement
 
     if "executor" in given and given["executor"] != in_grid.get("executor", Placement.executor):
-        # What the grid says of its own executor goes with it.
-        in_grid = {name: value for name, value in in_grid.items() if name in SHARED and given["executor"] != "serial"}
+        # What the grid says of its own executor goes with it; a number of workers suits all that have some.
+        shared = () if given["executor"] == "serial" else ("workers",)
+        in_grid = {name: value for name, value in in_grid.items() if name in shared}
     found = schema.read({**in_grid, **given}, Placement, f"[run] of grid {grid}", "key of {}".format)
     refuse_unknown(found.executor)
     for option, executor in (("ray_address", "ray"), ("slurm", "slurm")):

@@ -72,14 +72,14 @@ def _accept_verbose(command: click.Command) -> None:
 
 
 def _once() -> Callable[[logging.LogRecord], bool]:
-    """A filter: what every grid of a suite or every part of an audit says is printed once."""
+    """A filter: a warning of every grid of a suite or every part of an audit is printed once."""
     said: set[str] = set()
 
     def first(record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        new = text not in said
+        again = record.levelno == logging.WARNING and text in said
         said.add(text)
-        return new
+        return not again
 
     return first
 

@@ -41,9 +41,8 @@ def status(what: str | None, cache: Path | None) -> None:
     if what is not None:
         name = what.removesuffix(".toml").rpartition("/")[2]
         out = Path(what).resolve()
-        found = [(board, about) for board, about in found if about.get("grid") == name or _is(about.get("out"), out)][
-            :1
-        ]
+        named = [each for each in found if each[1].get("grid") == name or _is(each[1].get("out"), out)]
+        found = named[:1]
     if not found:
         raise UsageError(
             f"{store.root} has no notes of {'a run' if what is None else f'a run of {what}'}; "

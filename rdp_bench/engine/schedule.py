@@ -21,7 +21,8 @@ from rdp_bench.errors import RdpBenchError, StorageError
 
 log = logging.getLogger(__name__)
 
-_KEPT = "Finished batches are kept; the same command goes on from there"
+KEPT = "Finished batches are kept; the same command goes on from there"
+"""Ends the errors that end a run."""
 
 MOST_TRIES = 3
 """A task that so many workers in a row were lost with, without storing a batch, has failed."""
@@ -213,7 +214,7 @@ class Schedule:
                     if part := self._busy.pop(worker, None):
                         self._queue(part)
                 case other:
-                    raise RdpBenchError(f"the executor gave {other!r}, which is no event. {_KEPT}")
+                    raise RdpBenchError(f"the executor gave {other!r}, which is no event. {KEPT}")
 
     def _event(self, executor: Executor) -> Event | None:
         try:
@@ -221,12 +222,12 @@ class Schedule:
         except RdpBenchError:
             raise
         except Exception as error:
-            raise RdpBenchError(f"the executor failed: {type(error).__name__}: {error}. {_KEPT}") from error
+            raise RdpBenchError(f"the executor failed: {type(error).__name__}: {error}. {KEPT}") from error
 
     def _stranded(self) -> str:
         left = f"{len(self._open)} jobs are not done, and no worker is left"
         reasons = "; ".join(dict.fromkeys(self.refused))
-        return f"{left}{f': {reasons}' if reasons else ''}. {_KEPT}"
+        return f"{left}{f': {reasons}' if reasons else ''}. {KEPT}"
 
     def _queue(self, part: Part) -> None:
         kind = "" if self._in_order else family(part.job)

@@ -102,6 +102,13 @@ def test_loaded_parts_are_those_of_a_run(name: str) -> None:
         assert torch.equal(inside, outside)
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_defense_has_a_gradient_where_its_caller_wants_one(gradients: bool) -> None:
+    with torch.set_grad_enabled(gradients):
+        purified = rdp_bench.load_defense("rdp")(PHOTOS.clone().requires_grad_())
+    assert purified.requires_grad == gradients
+
+
 @pytest.mark.parametrize("name", ["hgd", "rdp", "dds"])
 def test_what_was_loaded_in_inference_mode_has_gradients(name: str) -> None:
     with torch.inference_mode():

@@ -7,7 +7,7 @@ from rdp_bench.engine.executors import Array
 from rdp_bench.engine.executors.board import Board
 from rdp_bench.engine.jobs import CraftJob, Job, JobResult
 from rdp_bench.engine.plan import Plan
-from rdp_bench.engine.schedule import Report
+from rdp_bench.engine.schedule import KEPT, Report
 from rdp_bench.engine.tasks import numbered
 from rdp_bench.errors import RdpBenchError
 
@@ -52,7 +52,7 @@ def follow(
             reasons = "; ".join(dict.fromkeys(board.refusals(since)))
             raise RdpBenchError(
                 f"{what} has ended and {len(left)} jobs are not done{f': {reasons}' if reasons else ''}; its output is "
-                f"in {array.log()}. Finished batches are kept; the same command goes on from there"
+                f"in {array.log()}. {KEPT}"
             )
         time.sleep(POLL)
 

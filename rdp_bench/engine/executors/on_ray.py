@@ -16,7 +16,7 @@ from rdp_bench.engine.executors import kept
 from rdp_bench.engine.executors.remote import Remote, start_worker
 from rdp_bench.engine.executors.spec import WorkerSpec
 from rdp_bench.engine.options import Placement
-from rdp_bench.engine.schedule import Answer, Event, Lost, Ready, Refused
+from rdp_bench.engine.schedule import KEPT, Answer, Event, Lost, Ready, Refused
 from rdp_bench.engine.tasks import Task
 from rdp_bench.errors import RdpBenchError, UsageError
 
@@ -282,9 +282,7 @@ class RayExecutor:
 
     def _gone(self, why: object) -> RdpBenchError:
         said = _first_line(why) if isinstance(why, Exception) else why
-        return RdpBenchError(
-            f"{self._where} is gone ({said}). Finished batches are kept; the same command goes on from there"
-        )
+        return RdpBenchError(f"{self._where} is gone ({said}). {KEPT}")
 
 
 class _Actor:
