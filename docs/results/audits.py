@@ -1,17 +1,20 @@
-"""Writes the tables of docs/results/audits.md from the cards of the published audits.
+"""Writes the tables of docs/results/audits.md and the figure of the book from the cards of the published audits.
 
 python docs/results/audits.py
 """
 
 from pathlib import Path
 
+from rdp_bench.reports.figures.drawing import ReportFigure
+from rdp_bench.reports.figures.illusion import illusion
 from rdp_bench.results import cards
 from rdp_bench.results.cards import Card, Tier
 from rdp_bench.results.rows import display_name, shown_names
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "runs" / "nips17-50-audits"
-PAGE = HERE / "audits.md"
+PAGE, FIGURE = HERE / "audits.md", HERE / "audits"
+"""The page; and the figure without its suffixes: transfer error against white-box error."""
 BEGIN, END = "<!-- tables: audits.py writes them -->", "<!-- end of the tables -->"
 TIERS = ("clean", "transfer", "grey-box", "black-box", "white-box")
 ORDER = ("jpeg", "fd", "bit-red", "tvm", "sr", "r&p", "comdefend", "hgd", "nrp", "rdp")
@@ -36,6 +39,16 @@ def text() -> str:
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
+
+
+def figure() -> ReportFigure:
+    """Transfer error against white-box error, a panel per target."""
+    found = cards.load(FOLDER)
+    names = [card.names for card in found]
+    with shown_names(*names):
+        drawn = illusion(found)
+    assert drawn
+    return drawn
 
 
 def _bare(card: Card) -> list[str]:
@@ -64,3 +77,6 @@ def _row(cells: list[str] | tuple[str, ...]) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(text(), "utf-8")
+    files = figure().files
+    for kind in ("svg", "csv"):
+        FIGURE.with_suffix(f".{kind}").write_bytes(files[kind])

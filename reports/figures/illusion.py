@@ -33,19 +33,20 @@ def illusion(cards: Sequence[Card]) -> ReportFigure | None:
     for setting, here in by_setting(cards).items():
         for card in here:
             for point in _points(card):
-                key = (card.target, ", ".join((f"ε = {show(card.eps)}", card.dataset, card.budget)))
+                key = (card.target, ", ".join((f"ε = {show(card.eps)}", card.dataset, f"budget {card.budget}")))
                 if not any(point["defense"] == other["defense"] for other in panels.get(key, [])):
                     panels.setdefault(key, []).append(point)
                     facts = dict(zip(("dataset", "n", "eps", "budget"), setting, strict=True))
                     rows.append({**facts, "eps": show(card.eps), "target": card.target, **point})
     if not panels:
         return None
+    settings = {where for _, where in panels}
     caption = (
         "Transfer error against white-box error. Errors in percent: under the worst transfer attack of each image, and "
         "under the worst attack through the defense. The farther a point is above the diagonal, the more of the "
         "robustness that transfer attacks show is an illusion. Below the diagonal, the white-box attack is broken. The "
         "hollow point is no defense; thin lines are 95 % intervals."
-    )
+    ) + (f" {settings.pop()}." if len(settings) == 1 else "")
     return ReportFigure("illusion", caption, draw(panels), tidy(COLUMNS, rows))
 
 
@@ -73,7 +74,8 @@ def draw(panels: dict[tuple[str, str], list[dict[str, Any]]]) -> drawing.Saved:
     shown = list(panels.items())[:_PANELS]
     across = min(len(shown), 2)
     down = -(-len(shown) // across)
-    top = _TOP + (0.3 if len(shown) > 1 else 0)
+    several = len({where for (_, where), _ in shown}) > 1
+    top = _TOP + (0.3 if several else 0.15 if len(shown) > 1 else 0)
     side = WIDE if across == 1 and len(shown[0][1]) >= MANY else SIDE
     wide, tall = _LEFT + side + _RIGHT, _BOTTOM + side + top
     width, height = wide * across, tall * down
@@ -84,7 +86,7 @@ def draw(panels: dict[tuple[str, str], list[dict[str, Any]]]) -> drawing.Saved:
             ax: Axes = figure.add_axes((x / width, y / height, side / width, side / height))
             _panel(ax, points, side)
             if len(shown) > 1:
-                ax.set_title(f"{short(display_name(target), 24)}\n{short(where, 34)}")
+                ax.set_title(short(display_name(target), 24) + (f"\n{short(where, 34)}" if several else ""))
         return drawing.save(figure)
 
 

@@ -38,6 +38,7 @@ def test_the_tables_of_audits_are_up_to_date() -> None:
     page = runpy.run_path(str(BOOK / "audits.py"))
     assert (BOOK / "audits.md").read_text("utf-8") == page["text"](), "python docs/results/audits.py"
     assert "| RDP | 84 (71–92) | 58 (44–71) | 2 (0–10) | 24 (14–37) | 0 (0–7) |" in page["text"]()
+    assert (BOOK / "audits.csv").read_bytes() == page["figure"]().files["csv"], "python docs/results/audits.py"
 
 
 @pytest.mark.parametrize("name", ["predictions/table1.0123456789abcdef.safetensors", "runs/table1.json", "results.csv"])

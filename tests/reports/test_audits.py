@@ -156,6 +156,13 @@ def test_two_targets_are_two_panels() -> None:
     figure = illusion([card(), card(target="other"), card("rdp", target="other")])
     assert figure is not None
     assert figure.saved["svg"].decode().count("error under transfer attacks") == 2
+    setting = "ε = 4, photos20, budget quick"  # of both: said once, in the caption
+    assert figure.caption.endswith(f" {setting}.")
+    assert "photos20" not in figure.saved["svg"].decode()
+    several = illusion([card(), card(target="other", eps=8)])
+    assert several is not None
+    assert setting not in several.caption
+    assert several.saved["svg"].decode().count("photos20") == 2
 
 
 def test_an_audit_is_no_figure_of_cells(tmp_path: Path) -> None:
