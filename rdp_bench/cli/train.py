@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 @click.option("--eps", type=float, help="L-infinity size of training perturbations, in /255.")
 @click.option("--attack", help="How training inputs are perturbed: paper or wide.")
 @click.option("--attack-steps", type=int, help="Steps of that attack.  [default: 10; 100 of rdp and nrp --size paper]")
+@click.option(
+    "--clean",
+    type=float,
+    metavar="SHARE",
+    help="Share of training inputs left clean, of rdp and nrp.  [default: 0.125 of wide, 0 of paper]",
+)
 @click.option("--scale", help="Scale at which F sees a crop: image (as in a whole image) or native (no resizing).")
 @click.option("--without", metavar="PART[,PART]", help="Remove parts of the method: recon, lat, pix, adv, feat.")
 @click.option("--weight", multiple=True, metavar="TERM=W", help="Weight of a loss term; repeatable.")

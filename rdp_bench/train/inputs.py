@@ -11,18 +11,24 @@ from rdp_bench.train.options import Options
 def adversarial(options: Options, features: Extractor, clean: Tensor, rng: Generator) -> Tensor:
     """Inputs x' for `clean` `[n, 3, h, h]`.
 
-    * `paper`: SSP at eps from pure noise, for every image.
-    * `wide`: half of the images at eps, three eighths at U(0, eps), an eighth clean. Half of the batches smooth the
-      gradient as TI-FGSM does; these, and half of the others, start near the image instead of from noise, so
-      that the purifier meets fine and coarse perturbations of every size. Not the paper's; the cards say so.
+    * `paper`: SSP at eps from pure noise, for every image that is not left clean.
+    * `wide`: of the images that are not left clean, four sevenths at eps and three at U(0, eps). Half of the batches
+      smooth the gradient as TI-FGSM does; these, and half of the others, start near the image instead of from noise,
+      so that the purifier meets fine and coarse perturbations of every size. Not the paper's; the cards say so.
+
+    Each image is left clean with the probability `options.clean_share`.
     """
     noise = torch.randn(clean.shape, generator=rng, device=clean.device)
-    eps = options.eps / 255
+    eps, n = options.eps / 255, len(clean)
+    attacked = 1 - options.clean_share
     if options.attack == "paper":
-        return distort(features, clean, noise, eps, options.attack_steps, 0.01)
-    n = len(clean)
+        found = distort(features, clean, noise, eps, options.attack_steps, 0.01)
+        if attacked == 1:
+            return found
+        return torch.where(torch.rand(n, 1, 1, 1, generator=rng, device=clean.device) < attacked, found, clean)
     unit = torch.rand(n, 2, generator=rng, device=clean.device)
-    share = torch.where(unit[:, 0] < 0.5, 1.0, torch.where(unit[:, 0] < 0.875, unit[:, 1], 0.0)).view(n, 1, 1, 1)
+    whole = unit[:, 0] < attacked * 4 / 7
+    share = torch.where(whole, 1.0, torch.where(unit[:, 0] < attacked, unit[:, 1], 0.0)).view(n, 1, 1, 1)
     coarse, near = torch.rand(2, generator=rng, device=clean.device).lt(0.5).tolist()
     start = clean + noise * eps * share / 2 if near or coarse else noise
     step = 0.01 * share * (eps / (16 / 255))

@@ -24,6 +24,7 @@ class Options:
     levels: tuple[int, ...] = (2,)  # their feature maps, counted as timm does
     attack: str = "paper"  # how training inputs are made; see `inputs`
     attack_steps: int = 10
+    clean: float | None = None  # share of the inputs that are left clean; None: the attack's own, see `CLEAN`
     scale: str = "image"  # at which F sees a crop: as a part of a whole image of its input size, or pixel by pixel
     without: tuple[str, ...] = ()  # parts left out
     weights: tuple[tuple[str, float], ...] = ()  # loss weights that differ from the recipe's
@@ -43,6 +44,8 @@ class Options:
             raise UsageError(f"--eps is between 0 and 255, found {self.eps}")
         if not 0 <= self.blend <= 1:
             raise UsageError(f"--blend is between 0 and 1, found {self.blend}")
+        if self.clean is not None and not 0 <= self.clean < 1:
+            raise UsageError(f"--clean is at least 0 and below 1, found {self.clean}")
         if not 0 <= self.average < 1:
             raise UsageError(f"--average is at least 0 and below 1, found {self.average}")
         if self.crop % 32:
@@ -60,10 +63,16 @@ class Options:
                 raise UsageError(f"--weight {term} is a number from 0 up, found {weight}")
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**asdict(self), "weights": dict(self.weights)} | {
+        """As JSON, without `clean` where it is the attack's own: trainings that are older go on."""
+        found = {**asdict(self), "weights": dict(self.weights)} | {
             name: list(getattr(self, name)) for name in ("features", "levels", "without")
         }
+        return {name: value for name, value in found.items() if name != "clean" or value is not None}
+
+    @property
+    def clean_share(self) -> float:
+        """The share of the inputs that are left clean."""
+        return CLEAN[self.attack] if self.clean is None else self.clean
 
     def with_given(self, given: dict[str, Any]) -> "Options":
         """A copy with the values that the user gave (None: not given)."""
@@ -91,6 +100,9 @@ def _constant(done: float) -> float:  # noqa: ARG001 - one signature for all
 
 ATTACKS = ("paper", "wide")
 """How training inputs are made; `inputs` does it."""
+
+CLEAN = {"paper": 0.0, "wide": 0.125}
+"""The share of the inputs that an attack leaves clean, unless --clean says another."""
 
 SCALES = ("image", "native")
 """How large the extractor F sees a crop; `extractor` does it."""

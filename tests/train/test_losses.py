@@ -465,3 +465,26 @@ def test_an_extractor_without_features_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(model.entries, "toy/blind", Entry("toy/blind", toy.mean, "", "tests", "1", "tests"))
     with pytest.raises(UsageError, match="it has no method `features`"):
         toy_train.recipe("rdp", features=("toy/blind",))
+
+
+@pytest.mark.parametrize(("attack", "clean", "share"), [("wide", None, 0.125), ("wide", 0.5, 0.5), ("paper", 0.5, 0.5)])
+def test_the_share_of_clean_inputs(attack: str, clean: float | None, share: float) -> None:
+    """Of 4 x 64 images, where the standard deviation of a share is at most .031; and older records are as they were."""
+    made = toy_train.recipe("rdp", attack=attack, clean=clean, batch=64)
+    x = toy.images(64, 32)
+    untouched, least = 0.0, 1.0
+    for seed in range(4):
+        inputs = made.prepare(x, torch.Generator().manual_seed(seed))
+        sizes = (inputs - x).abs().amax((1, 2, 3))
+        untouched += float((sizes == 0).float().mean()) / 4
+        least = min(least, float(sizes[sizes > 0].min()))
+    assert untouched == pytest.approx(share, abs=0.1)
+    assert least > (15.9 / 255 if attack == "paper" else 0)  # `paper` has one size
+    assert ("clean" in made.options.record()) == (clean is not None)
+
+
+def test_the_paper_leaves_no_input_clean() -> None:
+    made = toy_train.recipe("rdp", attack="paper")
+    assert made.options.clean_share == 0
+    inputs = made.prepare(toy.images(64, 32), torch.Generator().manual_seed(0))
+    assert float((inputs - toy.images(64, 32)).abs().amax((1, 2, 3)).min()) > 15.9 / 255

@@ -85,6 +85,11 @@ def test_attack_steps_are_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         ("hgd", ("--attack", "wide"), "--attack has no effect on hgd"),
         ("rdp", ("--blend", 0.5), "--blend has no effect on rdp"),
         ("ens-adv", ("--scale", "native"), "--scale has no effect on ens-adv"),
+        *(
+            (name, ("--clean", 0.5), f"--clean has no effect on {name}")
+            for name in ("sr", "comdefend", "hgd", "denoiser", "ens-adv")
+        ),
+        ("nrp", ("--clean", 1), "--clean is at least 0 and below 1, found 1"),
         ("rdp", ("--attack-steps", 0), "--attack-steps is at least 1, found 0"),
         ("rdp", ("--scale", "natve"), "unknown scale 'natve'. Did you mean 'native'?"),
     ],

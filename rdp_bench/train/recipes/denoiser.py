@@ -24,7 +24,7 @@ class Denoiser(Recipe):
     """
 
     name = "denoiser"
-    without_effect = ("features", "levels", "eps", "attack", "attack_steps", "blend")
+    without_effect = ("features", "levels", "eps", "attack", "attack_steps", "clean", "blend")
     loss_weights: ClassVar = {"mse": 1.0}
     uses_features = False
     defaults: ClassVar = {

@@ -35,7 +35,7 @@ class EnsAdv(Recipe):
 
     name = "ens-adv"
     parts = ("clean", "adv")
-    without_effect = ("levels", "attack", "scale", "average")
+    without_effect = ("levels", "attack", "clean", "scale", "average")
     loss_weights: ClassVar = {"clean": 1.0, "adv": 1.0}
     uses_features = False
     frozen_statistics = True

@@ -30,7 +30,7 @@ class Hgd(Recipe):
     """
 
     name = "hgd"
-    without_effect = ("attack", "attack_steps", "blend")
+    without_effect = ("attack", "attack_steps", "clean", "blend")
     loss_weights: ClassVar = {"feat": 1.0, "logits": 0.0}
     defaults: ClassVar = {
         # A hundred epochs of eight versions of 30,000 images.
