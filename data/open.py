@@ -20,7 +20,7 @@ from rdp_bench.data.nips2017 import TABLES, nips2017
 from rdp_bench.errors import BadImageError, UsageError, unknown_name
 from rdp_bench.protocols import Dataset, targets_of
 from rdp_bench.registry import dataset
-from rdp_bench.specs import Spec, cut, outline, parse_spec, with_params
+from rdp_bench.specs import Spec, cut, parse_spec, with_params
 
 _HOW = {
     "nips2017": "fetch it: rdp-bench data get nips2017",
@@ -150,7 +150,7 @@ def _registered(text: str, path: Path, size: int | None) -> Dataset:
         text = str(spec)
         if size is not None and "size" not in dict(spec.params):
             text = str(replace(spec, params=(*spec.params, ("size", str(size)))))
-    elif not any(re.fullmatch(scheme.pattern, outline(text)) for scheme in dataset.label_schemes):
+    elif not any(scheme.matches(text) for scheme in dataset.label_schemes):
         how = f"; {_HOW[name]}" if name in _HOW else ""
         raise unknown_name("dataset", text, dataset.entries, f"No folder or .csv file has that name either{how}")
     return dataset.resolve(text).value

@@ -144,4 +144,4 @@ def chain(text: str) -> Resolved[Defense]:
     )
 
 
-defense.label_scheme("chain of defenses, first to last", r".*>>.*", "jpeg >> rdp", chain, id="chain")
+defense.label_scheme("chain of defenses, first to last", r".*>>.*", "jpeg >> rdp", chain, id="chain", mark=MARK)

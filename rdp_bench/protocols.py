@@ -341,7 +341,8 @@ def least_classes(attack: Attack) -> int:
 
 def too_few_classes(least: int, what: str, found: int) -> str:
     """The error of an attack whose loss needs at least `least` classes."""
-    return f"its loss needs at least {least} classes, and {what} has {found}; use apgd-ce, or apgd-ce(loss=margin)"
+    advice = "use apgd-ce, or apgd-ce(loss=margin); in an audit, --budget quick"
+    return f"its loss needs at least {least} classes, and {what} has {found}; {advice}"
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from rdp_bench.errors import RdpBenchError, UsageError, unknown_name, wrap_errors
 from rdp_bench.keys import Record, canonical_json, without_neutral
 from rdp_bench.protocols import Attack, Classifier, Dataset, Defense, FunctionAttack
-from rdp_bench.specs import FileSearch, cut, files_from, outline, parse_spec, with_params
+from rdp_bench.specs import FileSearch, cut, files_from, outline, parse_spec, split, with_params
 from rdp_bench.user_reads import Reads, watching
 
 T = TypeVar("T")
@@ -164,6 +164,13 @@ class LabelScheme(Generic[T]):
     id: str
     number: int = 1
     stamp: str | None = None
+    mark: str = ""
+    """What a label contains outside of parentheses, too."""
+
+    def matches(self, text: str) -> bool:
+        """Whether `text` is one of its labels."""
+        found = re.fullmatch(self.pattern, outline(text)) is not None
+        return found and (not self.mark or len(split(text, self.mark)) > 1)
 
     @property
     def version(self) -> str:
@@ -230,14 +237,16 @@ class Registry(Generic[T]):
         *,
         id: str = "",  # noqa: A002 - as in __call__
         version: int = 1,
+        mark: str = "",
     ) -> None:
         """Let `make` read every label that `pattern` matches as a whole and that names no entry.
 
-        Where a label stands for an entry, `make` may return that entry as `Resolved`. `id` (by default `name`) and
-        `version` are part of the cache keys of everything else that it makes.
+        With `mark`, only labels that contain it outside of parentheses and quotes. Where a label stands for an entry,
+        `make` may return that entry as `Resolved`. `id` (by default `name`) and `version` are part of the cache keys of
+        everything else that it makes.
         """
         self._refuse_taken(id or name, f"{self.kind} scheme '{name}'")
-        self.label_schemes.append(LabelScheme(name, pattern, example, make, id or name, version))
+        self.label_schemes.append(LabelScheme(name, pattern, example, make, id or name, version, mark=mark))
 
     def _refuse_taken(self, wanted: str, what: str) -> None:
         taken = [(other.id, other.name) for other in self.entries.values()]
@@ -265,7 +274,7 @@ class Registry(Generic[T]):
         text = text.strip()
         if cut(text)[0] not in self.entries:
             for scheme in self.label_schemes:
-                if re.fullmatch(scheme.pattern, outline(text)):
+                if scheme.matches(text):
                     try:
                         made = scheme.make(text)
                     except (ValueError, TypeError) as error:

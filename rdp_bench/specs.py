@@ -235,7 +235,9 @@ def parse_spec(text: str) -> Spec:
     if colon:
         name = f"{scheme}:{_unquoted(rest.strip())}"
     if not scheme or any(letter in _MARKS for letter in scheme):
-        raise UsageError(f"cannot read '{text}': expected a name or name(key=value, ...); {_HINT}")
+        raise UsageError(
+            f"cannot read '{text}': expected a name or name(key=value, ...), with closed parentheses; {_HINT}"
+        )
     params: dict[str, str] = {}
     positional: list[str] = []
     last = ""

@@ -24,7 +24,7 @@ def view(card: Card) -> dict[str, Any]:
     return {
         "id": slug("audit", card.name),
         "card": card,
-        "title": f"{display_name(card.defense)} before {display_name(card.target)}",
+        "title": f"{display_name(card.defense)} in front of {display_name(card.target)}",
         "over": f"audit · {card.n} image{'' if card.n == 1 else 's'} of {card.dataset} · "
         f"ε = {show_eps(card.eps, LINF)} · budget {card.budget}",
         "drawing": _drawing(card),

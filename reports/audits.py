@@ -44,14 +44,18 @@ def contents(card: Card) -> dict[str, str]:
 
 def heading(card: Card) -> str:
     """What was audited."""
-    return f"Audit of {display_name(card.defense)} before {display_name(card.target)}"
+    return f"Audit of {display_name(card.defense)} in front of {display_name(card.target)}"
+
+
+def _images(card: Card) -> str:
+    return f"{card.n} image{'' if card.n == 1 else 's'}"
 
 
 def markdown(card: Card) -> str:
     """The verdict, the tiers and the checks, as tables."""
     lines = [
         f"# {escape(heading(card))}", "", escape(card.verdict), "",
-        f"{escape(card.dataset)}, {card.n} images, eps {show(card.eps)}, budget {escape(card.budget)}.", "",
+        f"{escape(card.dataset)}, {_images(card)}, eps {show(card.eps)}, budget {escape(card.budget)}.", "",
         "| tier | right % | 95 % | always right % | by vote % | undefended % | n |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     lines += [
@@ -88,7 +92,7 @@ def latex(card: Card) -> str:
         f"{tier.vote:.1f} & {_undefended(tier) or '--'} \\\\"
         for tier in card.tiers
     ]
-    where = f"{heading(card)}: {card.n} images of {card.dataset}, ε = {show(card.eps)}, budget {card.budget}."
+    where = f"{heading(card)}: {_images(card)} of {card.dataset}, ε = {show(card.eps)}, budget {card.budget}."
     return "\n".join([
         r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", r"\small",
         rf"\caption{{{tex.escape(f'{where} {card.verdict}')}}}", rf"\label{{tab:audit-{card.name}}}", r"\smallskip",

@@ -9,6 +9,7 @@ from rdp_bench.audits.checks import FAIL, Finding, findings
 from rdp_bench.audits.evidence import Evidence
 from rdp_bench.audits.tiers import Tier, failed_attacks, headline, tiers
 from rdp_bench.results.cards import Card
+from rdp_bench.specs import UNDEFENDED, plain
 
 __all__ = ["Card", "card_of", "verdict"]
 
@@ -28,24 +29,28 @@ def card_of(evidence: Evidence, *, unmeasured: Sequence[str] = (), **more: Any) 
     """
     subject = evidence.subject
     found, said = tiers(evidence), findings(evidence)
-    failed = (*(f"{cell.part}: {cell}: {cell.reason}" for cell in evidence.failed), *unmeasured)
+    failed = (*(f"{cell.where}: {cell.reason}" for cell in evidence.failed), *unmeasured)
     return Card(
-        subject.defense, subject.target, subject.dataset, max((tier.n for tier in found), default=0), subject.eps,
+        subject.defense, subject.target, subject.images, max((tier.n for tier in found), default=0), subject.eps,
         subject.budget, evidence.random, verdict(evidence, found, said), tuple(found), tuple(said), failed=failed,
         **more,
     )  # fmt: skip
+
+
+def _what(defense: str) -> str:
+    return "the target" if plain(defense) == UNDEFENDED else defense
 
 
 def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding]) -> str:
     """The audit in one sentence, or two where the attacks cannot be believed."""
     subject, worst = evidence.subject, headline(found)
     if worst is None:
-        return f"No attack on {subject.defense} was measured: nothing can be said of it."
+        return f"No attack on {_what(subject.defense)} was measured: nothing can be said of it."
     who = {
         "transfer": "an attacker who knows neither defense nor target",
         "grey-box": "an attacker who knows the target and guesses at the defense",
         "black-box": "an attacker who sees the outputs alone",
-        "white-box": f"an attacker who knows {subject.defense}",
+        "white-box": f"an attacker who knows {_what(subject.defense)}",
         "fixed": f"an attacker who knows {subject.defense} and its noise",
     }[worst.name]  # fmt: skip
     text = f"At eps {subject.eps:g} {who} leaves {worst.low:.0f} to {worst.high:.0f} % of images right"

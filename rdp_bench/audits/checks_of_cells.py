@@ -20,7 +20,7 @@ from rdp_bench.audits.parts import (
     TRANSFER,
     WHITE_BOX,
 )
-from rdp_bench.audits.tiers import hardest, tiers
+from rdp_bench.audits.tiers import PARTS, THROUGH, cells_of_tier, hardest, tiers
 from rdp_bench.metrics import stats
 from rdp_bench.specs import UNDEFENDED
 
@@ -66,8 +66,17 @@ def _severity(evidence: Evidence, won: NDArray[np.float64]) -> Status:
     """
     if not evidence.random:
         return FAIL if won.sum() > 1.5 else WARN
+    return FAIL if _lasts(won) else WARN if 100 * won.mean() > LUCK else PASS
+
+
+def _lasts(won: NDArray[np.float64]) -> bool:
+    """Whether the images do not explain that a mean is above 0."""
     low, _ = stats.mean_interval(won, -1)
-    return FAIL if low > 0 else WARN if 100 * won.mean() > LUCK else PASS
+    return bool(low > 0)
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' if n != 1 else ''}"
 
 
 def _none_right(evidence: Evidence) -> bool:
@@ -112,25 +121,40 @@ def attacks_ran(evidence: Evidence) -> Finding:
     ours = [cell for cell in failed if cell.defense in (evidence.subject.defense, evidence.subject.fixed)]
     if failed and not ours:
         said = (
-            f"{len(failed)} rows without the defense have no number; {failed[0].part}: {failed[0]}: {failed[0].reason}"
+            f"{_counted(len(failed), 'row')} without the defense {'has' if len(failed) == 1 else 'have'} no number; "
+            f"{failed[0].where}: {failed[0].reason}"
         )
         return Finding("C4.a", title, WARN, said, "the defense is compared with less", "repair it")
     if failed:
         first, count = ours[0], f"{len(failed)} of {len(evidence.cells)} cells have no number"
-        said = f"{count}; {first.part}: {first}: {first.reason}"
-        gradient = any("gradient" in cell.reason for cell in ours)
-        meaning = "the gradient does not pass the defense" if gradient else "the number of a tier may be too high"
-        advice = "give the defense a backward pass: backward = 'identity' or a stand_in" if gradient else "repair it"
-        return Finding("C4.a", title, FAIL, said, meaning, advice)
+        said = f"{count}; {first.where}: {first.reason}"
+        return Finding("C4.a", title, FAIL, said, *_of_failures(ours))
     if not evidence.attacked(WHITE_BOX):
         return missing("C4.a", title, "no white-box attack was run")
     return Finding("C4.a", title, PASS, f"all {len(evidence.cells)} cells have a number")
 
 
+NO_GRADIENT = ("no gradient", "backward pass", "not differentiable")
+"""What reasons of failed cells say where the gradient does not pass the defense."""
+
+
+def _of_failures(ours: list[Cell]) -> tuple[str, str]:
+    """What it means that attacks on the defense have no number, and what to do."""
+    reasons = [cell.reason for cell in ours]
+    if any(text in reason for reason in reasons for text in NO_GRADIENT):
+        advice = "give the defense a backward pass: backward = 'identity' or a stand_in"
+        return "the gradient does not pass the defense", advice
+    if any("NaN" in reason for reason in reasons):
+        return "the gradient through the defense is no number", "look for a root, a logarithm or a division at 0"
+    if not any(cell.part in parts for cell in ours for parts in PARTS.values()):
+        return "a check has less to go by; the tiers are whole", "repair it"
+    return "the number of a tier may be too high", "repair it"
+
+
 def gradient_free(evidence: Evidence) -> Finding:
     """C3.e: an attack without gradients is no better than those with them."""
     title = "gradients beat no gradients"
-    white, black = evidence.attacked(WHITE_BOX, STAND_IN, DOUBLED), evidence.attacked(BLACK_BOX)
+    white, black = evidence.attacked(*THROUGH), evidence.attacked(BLACK_BOX)
     if not (white and black):
         return missing("C3.e", title, "needs a white-box and a gradient-free attack")
     if _none_right(evidence):
@@ -153,19 +177,21 @@ def converged(evidence: Evidence) -> Finding:
     )
     more = evidence.attacked(DOUBLED)
     if not (base and more):
-        return missing("C6", title, "the attack with doubled steps was not run")
+        lacking = "attack that it is compared with" if more else "attack with doubled steps"
+        return missing("C6", title, f"the {lacking} has no number")
     if _none_right(evidence):
         return missing("C6", title, NONE_RIGHT)
     won = _won(evidence, base, more)
     gap = 100 * float(won.mean())
-    said = f"twice the steps and EOT break {_more(gap)}"
+    doubled = "twice the steps and draws, and restarts," if evidence.random else "twice the steps, and restarts,"
+    said = f"{doubled} break {_more(gap)}"
     # Each on its own: the worst of several would hide it.
     weakest = max(more, key=lambda cell: cell.accuracy)
     if (lost := weakest.accuracy - _mean(base)) > LUCK:
-        low, _ = stats.mean_interval(hardest([weakest]) - hardest(base), -1)
+        status = FAIL if _lasts(hardest([weakest]) - hardest(base)) else WARN
         meaning = "an attack that grows weaker with more steps or draws is broken: its gradient misleads"
         said = f"{weakest.attack} leaves {_points(lost)} more right than {base[0].attack}"
-        return Finding("C6", title, FAIL if low > 0 else WARN, said, meaning, "look at the gradient: C3, C5 and C11")
+        return Finding("C6", title, status, said, meaning, "look at the gradient: C3, C5 and C11")
     status = PASS if gap < POINT else _severity(evidence, won)
     if status == PASS:
         return Finding("C6", title, PASS, said)
@@ -207,24 +233,30 @@ def one_draw(evidence: Evidence) -> Finding:
     gap = _mean(one) - _mean(more)
     said = f"one draw leaves {_mean(one):.1f} % right, {evidence.subject.settings.eot} draws {_mean(more):.1f} %"
     if gap > LUCK:
+        status = FAIL if _lasts(hardest(one) - hardest(more)) else WARN
         meaning = "the defense resists attacks without EOT only"
-        return Finding("C6.b", title, FAIL, said, meaning, "believe no number of it that was measured without EOT")
+        advice = "believe no number of it that was measured without EOT"
+        return Finding("C6.b", title, status, said, meaning, advice)
     return Finding("C6.b", title, PASS, said)
 
 
 def order_of_attackers(evidence: Evidence) -> Finding:
     """C8.a: who knows more breaks more."""
     title = "white-box is no weaker than transfer"
-    white, transfer = evidence.attacked(WHITE_BOX, STAND_IN, DOUBLED), evidence.attacked(TRANSFER, GREY_BOX)
+    white, transfer = evidence.attacked(*THROUGH), evidence.attacked(TRANSFER, GREY_BOX)
     if not (white and transfer):
         return missing("C8.a", title, "needs a white-box and a transfer attack")
     if _none_right(evidence):
         return missing("C8.a", title, NONE_RIGHT)
-    lost = hardest(white) - hardest(transfer)
+    won = _won(evidence, white, transfer)
     said = f"white-box attacks leave {_mean(white):.1f} % right, transfer and grey-box attacks {_mean(transfer):.1f} %"
-    status = _severity(evidence, lost) if 100 * lost.mean() > POINT else PASS
+    if not evidence.random and won.any():
+        said += f", both together {_mean([*white, *transfer]):.1f} %"
+    status = _severity(evidence, won) if 100 * won.mean() > POINT else PASS
     if status != PASS:
-        return Finding("C8.a", title, status, said, "the white-box attack is broken", "look at the gradient: C3 and C5")
+        broken = _mean(transfer) < _mean(white)
+        meaning = "the white-box attack is broken" if broken else "the white-box attack misses images that others break"
+        return Finding("C8.a", title, status, said, meaning, "look at the gradient: C3 and C5")
     return Finding("C8.a", title, PASS, said)
 
 
@@ -235,9 +267,9 @@ def sweep(evidence: Evidence) -> Finding:
     cells = evidence.find(attack=attack, defense=evidence.subject.defense)
     cells = [cell for cell in cells if cell.part in (WHITE_BOX, STAND_IN, EPS)]
     levels = sorted({cell.eps for cell in cells})
-    if len(levels) < 2:
+    if not levels or (len(levels) < 2 and levels[0] < LARGE):
         return missing("C8.b", title, "needs two eps")
-    by_eps = {eps: min(cell.accuracy for cell in cells if cell.eps == eps) for eps in levels}
+    by_eps = {eps: _mean([cell for cell in cells if cell.eps == eps]) for eps in levels}
     said = ", ".join(f"{by_eps[eps]:.1f} % at {eps:g}" for eps in levels)
     least = min(by_eps.values())
     if _none_right(evidence):
@@ -256,18 +288,17 @@ def sweep(evidence: Evidence) -> Finding:
 def noise_control(evidence: Evidence) -> Finding:
     """C8.c: the attacks are better than random signs."""
     title = "attacks beat random signs"
-    noise, white = evidence.attacked(NOISE), evidence.attacked(WHITE_BOX, STAND_IN, DOUBLED)
-    clean = evidence.clean()
-    if not (noise and white and clean):
+    noise, white = evidence.attacked(NOISE), evidence.attacked(*THROUGH)
+    if not (noise and white):
         return missing("C8.c", title, "needs the random signs and a white-box attack")
     if _none_right(evidence):
         return missing("C8.c", title, NONE_RIGHT)
     said = f"random signs leave {_mean(noise):.1f} % right, white-box attacks {_mean(white):.1f} %"
-    if _mean(white) >= _mean(noise) and _mean(white) > AT_ZERO:
-        if _mean(white) >= clean.accuracy and sweep(evidence).status == PASS:
-            return missing("C8.c", title, f"{said}: neither breaks anything at this eps, and larger ones do (C8.b)")
-        return Finding("C8.c", title, FAIL, said, "the attack is no better than noise", "look at the gradient")
-    return Finding("C8.c", title, PASS, said)
+    if _mean(white) < _mean(noise) or _mean(white) <= AT_ZERO:
+        return Finding("C8.c", title, PASS, said)
+    if sweep(evidence).status == PASS and _severity(evidence, hardest(white) - hardest(noise)) != FAIL:
+        return missing("C8.c", title, f"{said}: equal, within chance, at this eps; a larger one breaks all (C8.b)")
+    return Finding("C8.c", title, FAIL, said, "the attack is no better than noise", "look at the gradient")
 
 
 def random_defense(evidence: Evidence) -> Finding:
@@ -286,7 +317,8 @@ def random_defense(evidence: Evidence) -> Finding:
     )
     if fixed is not None:
         said += f"; noise fixed {fixed.accuracy:.1f} %"
-        if white.accuracy - fixed.accuracy > LUCK and white.accuracy > 1.5 * fixed.accuracy:
+        apart = hardest(cells_of_tier(evidence, "white-box")) - hardest(cells_of_tier(evidence, "fixed"))
+        if white.accuracy - fixed.accuracy > LUCK and white.accuracy > 1.5 * fixed.accuracy and _lasts(apart):
             meaning = "most of what survives is the luck of the draw: an attacker who repeats the request wins"
             return Finding("C9", title, FAIL, said, meaning, "report the number with fixed noise, and the worst of N")
     if clean.accuracy - clean.worst > LUCK:
@@ -319,10 +351,10 @@ def statistics(evidence: Evidence) -> Finding:
     found = [tier for tier in tiers(evidence) if tier.name != "clean"]
     if not found:
         return missing("C12", title, "nothing was measured")
-    widest = max(found, key=lambda tier: tier.high - tier.low)
-    half = (widest.high - widest.low) / 2
-    said = f"{widest.n} images: the widest interval is +-{half:.1f} points ({widest.name})"
-    if half > 10:
+    arms = {tier.name: (tier.accuracy - tier.low, tier.high - tier.accuracy) for tier in found}
+    name, (below, above) = max(arms.items(), key=lambda each: max(each[1]))
+    said = f"{_counted(found[0].n, 'image')}: the longest interval is {name}'s, -{below:.1f} to +{above:.1f} points"
+    if max(below, above) > 10:
         return Finding("C12", title, WARN, said, "differences of less are chance", "use more images (--limit)")
     return Finding("C12", title, PASS, said)
 

@@ -89,6 +89,10 @@ def deterministic(probe: Numbers) -> Said:
     if probe["difference"] > DIFFERENT:
         meaning = "it draws random numbers that are not its stream's, or keeps state between calls"
         return FAIL, said, meaning, "draw from `rng` only, and say random = True"
+    if not probe.get("redrawn", True):
+        said += "; two draws of one stream are equal, and the defense says that it is random"
+        meaning = "every draw of an attack has the same noise, and a prediction has another: EOT has no effect"
+        return FAIL, said, meaning, "draw from `rng` itself, or from `rng.spawn(...)`, not from `rng.fork(...)` alone"
     return PASS, said
 
 
@@ -108,6 +112,9 @@ def gradients(probe: Numbers) -> Said:
         return NA, f"there is no gradient at all: {probe['error']}"
     if not probe["n"]:
         return NA, NONE_RIGHT
+    if broken := probe.get("broken", 0):
+        said = f"the gradients of {broken} of {probe['n']} right images are NaN or infinite"
+        return FAIL, said, "no attack can follow them", "look for a root, a logarithm or a division at 0"
     said = f"the logits of {probe['zero']} of {probe['n']} right images have a zero gradient"
     if probe["zero"]:
         meaning = "an attack along the gradient cannot move these images"
@@ -120,6 +127,8 @@ def saturation(probe: Numbers) -> Said:
     """C3.d: the cross-entropy has a gradient where the logits have one."""
     if probe.get("error"):
         return NA, UNMEASURED
+    if probe.get("broken"):
+        return NA, "gradients are NaN or infinite (C3.c)"
     if not probe["n"]:
         return NA, NONE_RIGHT
     said = f"the cross-entropy of {probe['saturated']} of {probe['n']} right images is flat where their logits are not"
@@ -195,6 +204,8 @@ def stable(probe: Numbers) -> Said:
 @of_probe("C4.c", "attacks end", "progress")
 def finished(probe: Numbers) -> Said:
     """C4.c: attacks end when nothing more is to be gained."""
+    if not probe["n"]:
+        return NA, "no traced image survives the attack"
     said = f"the last {probe['last']} of {probe['steps']} steps make up to {100 * probe['late']:.0f} % of the gain"
     said += f" on the {probe['n']} traced images that survive"
     if probe["late"] > LATE:

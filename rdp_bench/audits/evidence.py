@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.audits.parts import Subject
+from rdp_bench.audits.parts import EPS, Subject
 from rdp_bench.errors import DamagedError, UnreadableError
 from rdp_bench.metrics.correctness import majority
-from rdp_bench.specs import CLEAN
+from rdp_bench.specs import CLEAN, UNDEFENDED, show
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,9 +42,22 @@ class Cell:
         return shares
 
     @property
+    def draws(self) -> int:
+        """How often its defense was drawn for each image."""
+        assert self.right is not None
+        return int(self.right.shape[1])
+
+    @property
     def accuracy(self) -> float:
         """Mean of `shares`, in percent."""
         return 100 * float(self.shares.mean())
+
+    @property
+    def where(self) -> str:
+        """Its part and attack, and what else tells it from the others of the part."""
+        eps = f", eps {show(self.eps)}" if self.part == EPS else ""
+        bare = ", without the defense" if self.defense == UNDEFENDED else ""
+        return f"{self.part}: {self}{eps}{bare}"
 
     def __str__(self) -> str:
         return f"{self.attack} by {self.source}" if self.attack != CLEAN else "clean images"

@@ -38,9 +38,9 @@ class ProbeFacts:
 
 
 PROBES = {
-    "repeat": ProbeFacts(4), "outputs": ProbeFacts(16), "gradient": ProbeFacts(8), "cosine": ProbeFacts(8, 2),
-    "state": ProbeFacts(8, 2), "elsewhere": ProbeFacts(16), "stability": ProbeFacts(4), "progress": ProbeFacts(4),
-    "planted": ProbeFacts(16),
+    "repeat": ProbeFacts(4, 2), "outputs": ProbeFacts(16), "gradient": ProbeFacts(8, 2), "cosine": ProbeFacts(8, 3),
+    "state": ProbeFacts(8, 2), "elsewhere": ProbeFacts(16), "stability": ProbeFacts(4, 2), "progress": ProbeFacts(4),
+    "planted": ProbeFacts(16, 2),
 }  # fmt: skip
 """The probes of `audits.probes`."""
 
@@ -86,7 +86,7 @@ class Probing:
             "labels": hash_many(str(label) for label in plan.dataset.labels[:images]), "random": subject.random,
             "eps": subject.eps, "draws": settings.eot, "steps": settings.traced, "planted": list(settings.planted),
             "device": plan.device.partition(":")[0], "precision": plan.precision,
-        }  # fmt: skip
+        } | ({"seed": plan.seed} if plan.seed else {})  # fmt: skip
 
     def measure(self, *, fresh: set[str] | None = None, names: Iterable[str] = PROBES) -> Measured:
         """What every probe finds: from the cache, or else now.
@@ -191,7 +191,7 @@ class Probing:
         fresh = partial(_copy, self._spec, plan.device) if self._spec.attacked_defense else None
         return probes.Context(
             self._made, x, y, subject.random, subject.settings.eot, subject.eps / 255, subject.settings.traced,
-            subject.settings.planted, fresh,
+            subject.settings.planted, fresh, plan.seed,
         )  # fmt: skip
 
 

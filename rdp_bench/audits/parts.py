@@ -106,6 +106,11 @@ class Subject:
             raise UsageError("an audit needs an eps above 0; --eps 4 is 4/255")
 
     @property
+    def images(self) -> str:
+        """The data set as cards name it, with the size where it is not the data set's own."""
+        return self.dataset if self.image_size is None else f"{self.dataset}-{self.image_size}px"
+
+    @property
     def settings(self) -> Budget:
         """What its budget computes."""
         return BUDGETS[self.budget]

@@ -55,10 +55,13 @@ class Context:
     """Of the binarisation test: images, and points inside the budget for each."""
     fresh: Callable[[], Source] | None = None
     """The same source with a copy of its defense; None without a defense."""
+    seed: int = 0
+    """Of all streams."""
 
     def rng(self, name: str) -> ImageRng:
         """Streams for the images; equal names give equal streams."""
-        return ImageRng([f"audit/{name}/{number}" for number in range(len(self.x))], self.x.device)
+        of_seed = f"/seed {self.seed}" if self.seed else ""
+        return ImageRng([f"audit/{name}/{number}{of_seed}" for number in range(len(self.x))], self.x.device)
 
     def signs(self, name: str) -> Tensor:
         """Random signs of the images' shape."""
@@ -79,7 +82,11 @@ Probe = Callable[[Context], Numbers]
 
 @torch.no_grad()
 def repeat(context: Context) -> Numbers:
-    """Normalised logits of several calls with equal streams, other images in between."""
+    """Normalised logits of several calls with equal streams, other images in between; and of two draws of a stream.
+
+    `redrawn` is whether the second draw of a stream differs from the first, as draws of two streams do: where it does
+    not, the defense forks the stream and never draws from it.
+    """
     found = []
     for number in range(CALLS):
         if number:
@@ -87,7 +94,10 @@ def repeat(context: Context) -> Numbers:
         logits = context.logits(context.x, context.rng("repeat"))
         found.append(logits / (logits.norm(dim=1, keepdim=True) + 1e-10))
     far = max(float((one - two).norm(dim=1).max()) for one in found for two in found)
-    return {"passes": CALLS, "difference": far}
+    stream = context.rng("redrawn")
+    first, second = (context.logits(context.x, stream) for _ in range(2))
+    alike = torch.equal(first, second) and not torch.equal(first, context.logits(context.x, context.rng("another")))
+    return {"passes": CALLS, "difference": far, "redrawn": not (context.random and alike)}
 
 
 @torch.no_grad()
@@ -122,14 +132,22 @@ def _gradient(context: Context, loss_function: Loss) -> tuple[Tensor, Tensor]:
 
 
 def gradient(context: Context) -> Numbers:
-    """How many images that are right have a zero gradient: of the margin of the logits, and of the cross-entropy."""
+    """How many images that are right have a zero gradient: of the margin of the logits, and of the cross-entropy.
+
+    `broken`: those with a gradient of either that is NaN or infinite.
+    """
     try:
         margins, right = _gradient(context, LOSSES["margin"])
         entropies, _ = _gradient(context, LOSSES["ce"])
     except RdpBenchError as error:
         return {"error": str(error)}
-    zero, flat = (each.flatten(1).abs().amax(1) == 0 for each in (margins, entropies))
-    return {"n": int(right.sum()), "zero": int((zero & right).sum()), "saturated": int((flat & ~zero & right).sum())}
+    sizes = [each.flatten(1).abs().sum(1) for each in (margins, entropies)]
+    zero, flat = (size == 0 for size in sizes)
+    broken = ~(torch.isfinite(sizes[0]) & torch.isfinite(sizes[1]))
+    return {
+        "n": int(right.sum()), "zero": int((zero & right).sum()), "saturated": int((flat & ~zero & right).sum()),
+        "broken": int((broken & right).sum()),
+    }  # fmt: skip
 
 
 @torch.no_grad()
@@ -185,20 +203,23 @@ def cosine(context: Context) -> Numbers | None:
             total += cross_entropy(context.logits(x, rng).double(), context.y, reduction="none")
         return total
 
-    change = loss(context.x + step) - loss(context.x - step)
+    change = loss((context.x + step).clamp(0, 1)) - loss((context.x - step).clamp(0, 1))
     return {"step": SMALL_STEP, "n": len(change), "up": int((change > 0).sum()), "down": int((change < 0).sum())}
 
 
 @torch.no_grad()
 def stability(context: Context) -> Numbers:
-    """How far uniform noise of 4/255 moves the margin, over its size and at most 1: a mean over draws and images."""
-    rng, noise = context.rng("stability"), context.rng("noise")
-    base = LOSSES["margin"](context.logits(context.x, rng), context.y)
+    """How far uniform noise of 4/255 moves the margin, over its size and at most 1: a mean over draws and images.
+
+    A random defense draws the same for the image and for its neighbour: what its own noise moves is not the loss's.
+    """
+    noise = context.rng("noise")
     moved = []
-    for _ in range(DRAWS):
+    for number in range(DRAWS):
+        name = f"stability/{number}" if context.random else "stability"
         near = (context.x + noise.uniform(*context.x.shape[1:], low=-4 / 255, high=4 / 255)).clamp(0, 1)
-        change = LOSSES["margin"](context.logits(near, rng), context.y) - base
-        moved.append((change.abs() / (base.abs() + 1e-12)).clamp(max=1).mean())
+        here, there = (LOSSES["margin"](context.logits(x, context.rng(name)), context.y) for x in (context.x, near))
+        moved.append(((there - here).abs() / (here.abs() + 1e-12)).clamp(max=1).mean())
     return {"draws": DRAWS, "change": float(torch.stack(moved).mean())}
 
 
@@ -233,9 +254,8 @@ def planted(context: Context) -> Numbers:
     few = min(images, len(context.x))
     rng = context.rng("planted").select(torch.arange(few))
     x = context.x[:few]
-    return binarisation.binarisation_test(
-        context.source, x, context.eps, context.steps, inner, rng, random=context.random
-    )
+    eps = int(255 * context.eps + 1e-3) / 255  # as attacks store images: of 2.5 levels, two
+    return binarisation.binarisation_test(context.source, x, eps, context.steps, inner, rng, random=context.random)
 
 
 PROBES: Mapping[str, Callable[[Context], Numbers | None]] = {

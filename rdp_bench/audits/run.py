@@ -37,7 +37,7 @@ def parts_of(subject: Subject, grid: str = FOLDER) -> Iterator[tuple[str, Grid]]
     Raises:
         UsageError: an unknown name.
     """
-    name = name_of(subject.defense, subject.target, subject.dataset, subject.eps, subject.budget)
+    name = name_of(subject.defense, subject.target, subject.images, subject.eps, subject.budget)
     for part, made in grids(subject):
         yield part, replace(made, name=f"{grid}-{name}-{part}")
 

@@ -31,24 +31,27 @@ NAMES = {
 TELLING = 10
 """Images that must differ from the others for an interval by resampling."""
 
+THROUGH = (WHITE_BOX, STAND_IN, DOUBLED)
+"""The parts whose attacks use the gradient through the defense."""
+
 PARTS = {
-    "transfer": (TRANSFER,), "grey-box": (GREY_BOX,), "black-box": (BLACK_BOX,),
-    "white-box": (WHITE_BOX, STAND_IN, DOUBLED), "fixed": (FIXED,),
+    "transfer": (TRANSFER,), "grey-box": (GREY_BOX,), "black-box": (BLACK_BOX,), "white-box": THROUGH,
+    "fixed": (FIXED,),
 }  # fmt: skip
-"""The parts whose attacks each tier takes the worst of."""
+"""The parts that each tier adds."""
+
+REACH = PARTS | {"white-box": (*THROUGH, TRANSFER, GREY_BOX, BLACK_BOX)}
+"""The parts whose attacks each tier takes the worst of: who knows defense and target can do what others can."""
 
 
 def tiers(evidence: Evidence) -> list[Tier]:
     """Every tier that was measured, in the order of `NAMES`."""
     found = []
-    clean = evidence.clean()
     for name in NAMES:
-        cells = _cells(evidence, name)
+        cells = cells_of_tier(evidence, name)
         if not cells:
             continue
-        # An attacker may always leave an image as it is.
-        base = [evidence.clean(evidence.subject.fixed) if name == "fixed" else clean]
-        tier = _tier(name, cells + [each for each in base if each and name != "clean"])
+        tier = _tier(name, cells)
         undefended, failed = _undefended(evidence, name), _failed(evidence, name)
         found.append(replace(tier, undefended=undefended, failed=failed, title=NAMES[name]))
     return found
@@ -59,7 +62,8 @@ def hardest(cells: Sequence[Cell]) -> NDArray[np.float64]:
 
     The least of several shares that were drawn is lower by chance. Of a random defense the worst cell is therefore
     chosen by one half of the draws and counted by the other half, and the other way round: the mean of both is what an
-    attacker reaches who tries the attacks and keeps the best.
+    attacker reaches who tries the attacks and keeps the best. Few draws tell little of one image, so that the choice
+    may be worse than one attack on all images. The attacker then takes the latter, chosen and counted alike.
     """
     import numpy as np
 
@@ -69,10 +73,10 @@ def hardest(cells: Sequence[Cell]) -> NDArray[np.float64]:
         return lowest
     halves = [np.stack([right[:, min(half, right.shape[1] - 1) :: 2].mean(1) for right in rights]) for half in (0, 1)]
     image = np.arange(halves[0].shape[1])
-    counted: NDArray[np.float64] = np.mean(
-        [by[chosen.argmin(0), image] for chosen, by in (halves, reversed(halves))], axis=0
-    )
-    return counted
+    pairs = (halves, halves[::-1])
+    of_each: NDArray[np.float64] = np.mean([by[chosen.argmin(0), image] for chosen, by in pairs], axis=0)
+    of_all: NDArray[np.float64] = np.mean([by[chosen.mean(1).argmin()] for chosen, by in pairs], axis=0)
+    return min(of_each, of_all, key=np.mean)
 
 
 def failed_attacks(evidence: Evidence) -> dict[str, tuple[str, ...]]:
@@ -80,19 +84,23 @@ def failed_attacks(evidence: Evidence) -> dict[str, tuple[str, ...]]:
     return {name: lost for name in NAMES if (lost := _failed(evidence, name))}
 
 
-def _cells(evidence: Evidence, name: str) -> list[Cell]:
+def cells_of_tier(evidence: Evidence, name: str) -> list[Cell]:
+    """The cells that a tier takes the worst of: its attacks, and clean images; none where it was not measured."""
+    subject = evidence.subject
+    behind = subject.fixed if name == "fixed" else subject.defense
+    clean = [cell for cell in [evidence.clean(behind)] if cell]
     if name == "clean":
-        return [cell for cell in [evidence.clean()] if cell]
-    if name == "fixed":
-        return evidence.attacked(FIXED, defense=evidence.subject.fixed)
-    return evidence.attacked(*PARTS[name])
+        return clean
+    own = evidence.attacked(*PARTS[name], defense=behind)
+    # An attacker may always leave an image as it is.
+    return [*evidence.attacked(*REACH[name], defense=behind), *clean] if own else []
 
 
 def _undefended(evidence: Evidence, name: str) -> float | None:
-    """The accuracy without the defense, of clean images or under the worst of the tier's attacks and none."""
+    """The accuracy without the defense, of clean images or under the worst of the tier's attacks that had that row."""
     clean = [cell for cell in [evidence.clean(UNDEFENDED)] if cell]
-    attacks = evidence.attacked(*PARTS.get(name, ()), defense=UNDEFENDED)
-    if not attacks and name != "clean":
+    attacks = evidence.attacked(*REACH.get(name, ()), defense=UNDEFENDED)
+    if name != "clean" and not evidence.attacked(*PARTS[name], defense=UNDEFENDED):
         return None
     return 100 * float(hardest(attacks + clean).mean()) if attacks or clean else None
 
@@ -115,8 +123,12 @@ def _tier(name: str, cells: Sequence[Cell]) -> Tier:
         # Where hardly any image differs from the others, resampling them shows too little.
         few = n - counts.max() < TELLING
         low, high = (min(low, lower), max(high, upper)) if few else (lower, upper)
-    always = np.all([cell.right.all(1) for cell in cells if cell.right is not None], axis=0)
-    votes = np.min([cell.vote for cell in cells if cell.vote is not None], axis=0)
+    # Under one attack, as clean images have one: the more draws, the fewer images are always right. Of a deterministic
+    # defense, under every attack.
+    random = any(cell.draws > 1 for cell in cells)
+    judged = [min(cells, key=lambda cell: cell.accuracy)] if random else cells
+    always = np.all([cell.right.all(1) for cell in judged if cell.right is not None], axis=0)
+    votes = np.min([cell.vote for cell in judged if cell.vote is not None], axis=0)
     attacks = tuple(dict.fromkeys(str(cell) for cell in cells if cell.attack != CLEAN))
     return Tier(
         name, 100 * float(shares.mean()), 100 * low, 100 * high, 100 * float(always.mean()),

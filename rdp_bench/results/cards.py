@@ -52,13 +52,14 @@ class Tier:
     low: float
     high: float
     worst: float
-    """Share of images that are right in every draw of every attack."""
+    """Share of images that are right in every draw: of a random defense under the attack that leaves least on average,
+    of a deterministic one under every attack."""
     vote: float
-    """Share of images whose majority is right under every attack."""
+    """Share of images whose commonest prediction is right, under the same attack or attacks."""
     n: int
     attacks: tuple[str, ...]
     undefended: float | None = None
-    """The same accuracy without the defense, where it was measured."""
+    """The same without the defense, where it was measured, under those of the attacks that have no defense in them."""
     title: str = ""
     """What its attacker knows, in words."""
     failed: tuple[str, ...] = ()

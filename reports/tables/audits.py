@@ -47,7 +47,7 @@ def side_by_side(cards: Sequence[Card]) -> list[Table]:
                 f"Audits: {where}",
                 "Accuracy in percent that attackers leave, for each image under the worst attack of a tier, on "
                 f"{where}. The worst tier has the lowest accuracy; its 95 % interval follows. A check that fails says "
-                "that these numbers are too high or unknown.",
+                "that these numbers are too high or unknown; C1, C6.b and C9 that they are worth less than they seem.",
                 "audit",
                 ["Target", *SHOWN.values(), "Worst tier", "FAIL"],
                 groups,

@@ -75,4 +75,4 @@ def test_a_module_is_attacked_through_its_own_gradient(tmp_path: Path) -> None:
     assert card.tiers[-1].accuracy < 60
     assert not [each for each in card.findings if each.status == "FAIL"]
     (path,) = (tmp_path / "out" / "audit").glob("mine-*.md")
-    assert "# Audit of Mine before" in path.read_text()
+    assert "# Audit of Mine in front of" in path.read_text()

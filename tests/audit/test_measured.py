@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rdp_bench import plugins
 from rdp_bench.audits import measured, probes
@@ -90,6 +91,7 @@ def facts(folder: Path) -> Mapping[str, tuple[Subject, Plan]]:
         "images": (SUBJECT, relabelled),
         "device": (SUBJECT, plan(folder, device="cuda")),
         "precision": (SUBJECT, plan(folder, device="cuda", precision="tf32")),
+        "seed": (SUBJECT, plan(folder, seed=1)),
     }
 
 
@@ -100,7 +102,7 @@ def test_another_question_is_measured_anew(tmp_path: Path, monkeypatch: pytest.M
     assert keys["the same"] == key_of(Probing(SUBJECT, plan(tmp_path / "elsewhere")).record("cosine", 16))
     assert keys["the same"] != key_of(Probing(SUBJECT, plan(tmp_path)).record("cosine", 8))
     assert keys["the same"] != key_of(Probing(SUBJECT, plan(tmp_path)).record("outputs", 16))
-    monkeypatch.setitem(measured.PROBES, "cosine", ProbeFacts(16, version=3))
+    monkeypatch.setitem(measured.PROBES, "cosine", ProbeFacts(16, version=99))
     assert keys["the same"] != key_of(Probing(SUBJECT, plan(tmp_path)).record("cosine", 16))
 
 
@@ -172,3 +174,19 @@ def test_the_second_audit_loads_no_torch(tmp_path: Path) -> None:
     ]
     assert [text.splitlines()[-1] for text in texts] == ["True", "False"]
     assert texts[0].splitlines()[:-1] == texts[1].splitlines()[:-1]  # costs too: those of the first
+
+
+def test_a_random_defenses_own_noise_is_not_the_losss(tmp_path: Path) -> None:
+    """The random shift moves the margin by more than half its size; noise of 4/255, for one shift, by a tenth."""
+    subject = replace(SUBJECT, defense="fault/resize")
+    context = Probing(subject, plan(tmp_path, subject))._context(4)
+    first, second = (context.logits(context.x, context.rng(name)) for name in ("one", "two"))
+    assert float((first - second).norm() / first.norm()) > 0.3
+    still = Probing(SUBJECT, plan(tmp_path))._context(4)
+    assert probes.stability(context)["change"] == pytest.approx(probes.stability(still)["change"], abs=0.1)
+    assert probes.stability(context)["change"] < 0.5
+
+
+def test_a_seed_reaches_the_probes(tmp_path: Path) -> None:
+    usual, other = (Probing(SUBJECT, plan(tmp_path, seed=seed))._context(2).signs("x") for seed in (0, 1))
+    assert not torch.equal(usual, other)

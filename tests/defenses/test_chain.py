@@ -203,6 +203,16 @@ def test_bad_chains_are_refused(label: str, says: str) -> None:
     assert says in str(found.value)
 
 
+def test_a_chain_inside_of_parentheses_is_no_chain() -> None:
+    inner = resolve("fixed(jpeg >> r&p)")
+    assert (inner.label, type(inner.value).__name__) == ("fixed(jpeg >> r&p)", "Fixed")
+    outer = resolve("fixed(r&p) >> fixed(tvm)")
+    assert (outer.label, type(outer.value).__name__) == ("fixed(r&p) >> fixed(tvm)", "Chain")
+    x = toy.images(2, 32)
+    one, two = (inner.value.purify(x, ImageRng(["a", "b"])) for _ in range(2))
+    assert torch.equal(one, two)
+
+
 @dataclass(frozen=True)
 class Bad(Purifier):
     value: float = 2.0

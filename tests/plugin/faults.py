@@ -65,6 +65,24 @@ class Noise(Exact):
         return x.detach() + factor * (x - x.detach())
 
 
+@defense("fault/stream", source="made up")
+@dataclass(frozen=True)
+class Stream(Resize):
+    """The same shift, from a fork of the stream: every draw of an attack has one and the same."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return super().purify(x, rng.fork("own"))
+
+
+@defense("fault/root", source="made up")
+@dataclass(frozen=True)
+class Root(Exact):
+    """Nothing, by a detour through a root at 0, whose gradient is no number."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return x + (x - x.detach()).abs().sqrt()
+
+
 class _Flipped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

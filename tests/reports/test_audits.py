@@ -64,7 +64,7 @@ def test_the_page_has_a_section_per_audit(tmp_path: Path) -> None:
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     text = text_of(page)
-    assert "Ours before effnet-lite2" in text
+    assert "Ours in front of effnet-lite2" in text
     assert "white-box: pgd: it broke" in text
     for said in ("✗ 1 FAIL", "! 1 WARN", "✓ 1 PASS", "– 1 n/a", "C5 the gradient points uphill", "up on 2 of 20"):
         assert text.count(said) == 2
@@ -190,8 +190,8 @@ def test_an_edited_card_is_left_out_and_named(change: Any, tmp_path: Path) -> No
     page = render(tmp_path, Store(tmp_path / "store"), complain=lost.append).read_text()
     assert len(lost) == 1
     assert str(path) in lost[0]
-    assert "RDP before" in page
-    assert "JPEG before" not in page
+    assert "RDP in front of" in page
+    assert "JPEG in front of" not in page
     found = cli("report", "--out", tmp_path, "--cache", tmp_path / "store")
     assert (found.exit_code, str(path) in found.output) == (1, True)
 
