@@ -138,21 +138,26 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     def parts(text: str | None) -> tuple[str, ...] | None:
         return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
-    weight_files = []
+    loss_weights = []
     for item in given["weight"]:
         term, _, value = item.partition("=")
         try:
-            weight_files.append((term, float(value)))
+            loss_weights.append((term, float(value)))
         except ValueError:
             raise UsageError(f"--weight {item}: expected TERM=NUMBER, like pix=0.1") from None
+    terms = [term for term, _ in loss_weights]
+    if twice := [term for term in terms if terms.count(term) > 1]:
+        raise UsageError(f"--weight gives {twice[0]} twice; give it once")
     levels = parts(given["levels"])
+    if levels == ():
+        raise UsageError(f"--levels '{given['levels']}' names no level; expected numbers, like 2 or 2,3")
     if levels and not all(level.isdecimal() for level in levels):
         raise UsageError(f"--levels {given['levels']}: expected numbers, like 2 or 2,3")
     return given | {
         "features": given["features"] or None,
         "levels": tuple(map(int, levels)) if levels else None,
         "without": parts(given["without"]),
-        "weights": tuple(sorted(weight_files)) or None,
+        "weights": tuple(sorted(loss_weights)) or None,
     }
 
 
@@ -176,11 +181,18 @@ def _without_folders(arguments: list[str]) -> list[str]:
 
     >>> _without_folders(["train", "rdp", "--images", "../my/photos", "--features", "timm:a/b"])
     ['train', 'rdp', '--images', 'photos', '--features', 'timm:a/b']
+    >>> _without_folders(["train", "rdp", "--images=../my/photos"])
+    ['train', 'rdp', '--images=photos']
     """
     paths = {"--images", "--out", "--models-dir", "--start", "--cache"}
-    return [
-        Path(text).name if before in paths else text for before, text in zip(["", *arguments], arguments, strict=False)
-    ]
+
+    def shown(before: str, text: str) -> str:
+        flag, equals, value = text.partition("=")
+        if equals and flag in paths:
+            return f"{flag}={Path(value).name}"
+        return Path(text).name if before in paths else text
+
+    return [shown(before, text) for before, text in zip(["", *arguments], arguments, strict=False)]
 
 
 def _curves(out: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from rdp_bench.defenses._networks.rdp import Discriminator
 from rdp_bench.errors import UsageError
 from rdp_bench.train.inputs import adversarial
-from rdp_bench.train.losses import discriminator_loss, generator_loss
+from rdp_bench.train.losses import discriminator_loss, generator_loss, l1, low_l1
 from rdp_bench.train.recipe import Recipe, Step
 
 DISCRIMINATOR = "discriminator"
@@ -51,6 +51,11 @@ class AdversarialRecipe(Recipe):
     def prepare(self, clean: Tensor, rng: Generator) -> Tensor:
         """Adversarial inputs x' of `clean`, by SSP (RDP's Eq. 1)."""
         return adversarial(self.options, self.features, clean, rng)
+
+    def pixel_terms(self, purified: Tensor, clean: Tensor) -> dict[str, Tensor]:
+        """`pix`, and `low` where it has a weight: an L1 of pixels (RDP Eq. 3), and of means over 8 x 8 of them."""
+        terms = {"pix": l1(purified, clean)}
+        return terms | ({"low": low_l1(purified, clean)} if self.weights["low"] else {})
 
     def adversarial_terms(self, terms: dict[str, Tensor], clean: Tensor, purified: Tensor) -> Iterator[Step]:
         """The step of the other networks, on `terms` and the adversarial loss of `purified`; then D's step."""

@@ -1,7 +1,7 @@
 """The frozen feature extractor F: feature maps of classifiers, at the scale that they have for whole images."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,22 @@ class Extractor:
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Maps `[n, c, h', w']` of `x` `[n, 3, h, h]` in [0, 1] at every level; without levels, the last."""
-        with _exact_on_cpu(x):
+        with _exact(x):
             maps: list[Tensor] = self.member.features(x.float(), self.levels, self._zoom(x, self.member))
         return maps
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits `[n, classes]` of `x` `[n, 3, h, h]` in [0, 1]."""
-        with _exact_on_cpu(x):
+        with _exact(x):
             logits: Tensor = self.member(x.float(), self._zoom(x, self.member))
         return logits
 
     def joint(self, x: Tensor) -> Tensor:
         """The mean of all members' logits."""
-        with _exact_on_cpu(x):
+        with _exact(x):
             return torch.stack([member(x.float(), self._zoom(x, member)) for member in self.members]).mean(0)
 
 
-def _exact_on_cpu(x: Tensor) -> AbstractContextManager[Any]:
-    """F in float32 on a CPU, whatever the trained networks use: depthwise convolutions are slower in bfloat16 there."""
-    return torch.autocast("cpu", enabled=False) if x.device.type == "cpu" else nullcontext()
+def _exact(x: Tensor) -> AbstractContextManager[Any]:
+    """F and its resizing in float32, whatever the trained networks use: it makes their inputs and measures them."""
+    return torch.autocast(x.device.type, enabled=False)

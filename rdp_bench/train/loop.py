@@ -23,7 +23,7 @@ from rdp_bench.errors import RdpBenchError, StorageError, UsageError
 from rdp_bench.keys import diff_records
 from rdp_bench.train.options import SCHEDULES
 from rdp_bench.train.photos import Photos
-from rdp_bench.train.recipe import Recipe
+from rdp_bench.train.recipe import AVERAGE, Recipe
 from rdp_bench.train.scalars import board, read_csv, short, write_csv
 from rdp_bench.weights import files as weight_files
 
@@ -113,6 +113,8 @@ class Training:
                     raise KeyboardInterrupt
         if not self.best_state:
             self._keep({}, command)
+        elif not self.product_file.is_file():  # only the checkpoint was brought here
+            self._write_product(command)
         return self.product_file
 
     def _following(self, ahead: ThreadPoolExecutor) -> "Future[Tensor]":
@@ -134,13 +136,14 @@ class Training:
         low: AbstractContextManager[Any] = torch.autocast(kind, torch.bfloat16) if fast else nullcontext()
         if self.recipe.features:
             self.recipe.features.turn = self.done
-        statistics = [(buffer, buffer.clone()) for net in self.recipe.nets.values() for buffer in net.buffers()]
+        trained = [net for name, net in self.recipe.nets.items() if name != AVERAGE]
+        statistics = [(buffer, buffer.clone()) for net in trained for buffer in net.buffers()]
+        for net in self.recipe.nets.values():
+            net.eval()
+        inputs = self.recipe.prepare(clean, rng)
+        for net in self.recipe.nets.values():
+            net.train(not self.recipe.frozen_statistics)
         with low:
-            for net in self.recipe.nets.values():
-                net.eval()
-            inputs = self.recipe.prepare(clean, rng)
-            for net in self.recipe.nets.values():
-                net.train(not self.recipe.frozen_statistics)
             clean, inputs = (x.contiguous(memory_format=torch.channels_last) for x in (clean, inputs))
             for name, loss in self.recipe.steps(clean, inputs, rng):
                 if not self._update(name, loss, rate):
@@ -156,7 +159,8 @@ class Training:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.autocast(loss.device.type, enabled=False):  # F's own backward passes are in its precision
+            loss.backward()  # type: ignore[no-untyped-call]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP, foreach=True)
         if torch.isfinite(norm) and torch.isfinite(loss.detach()):
@@ -198,11 +202,15 @@ class Training:
         """Save these weights as the best, with their card."""
         self.best = {"score": metrics.get("score", math.inf), "step": self.done, "metrics": metrics}
         self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.recipe.export().items()}
-        about, hashes = self.metadata(command), self._photographs()
-        weight_files.save(self.product_file, self.best_state, about, photographs=hashes)
+        about, hashes = self._write_product(command)
         for name, net in self.recipe.extra_exports().items():
             file, facts = self.out / f"{name}.safetensors", {**about, "defense": name}
             weight_files.save(file, net.state_dict(), facts, photographs=hashes)
+
+    def _write_product(self, command: str) -> tuple[dict[str, Any], str]:
+        about, hashes = self.metadata(command), self._photographs()
+        weight_files.save(self.product_file, self.best_state, about, photographs=hashes)
+        return about, hashes
 
     def _photographs(self) -> str:
         """The hashes of the photographs of this training and of what it began with."""
@@ -246,6 +254,7 @@ class Training:
             "best_state": self.best_state,
             "sums": self._sums,
             "lines": self._lines,
+            "judged": self._judged,
         }
         temporary = self.checkpoint.with_name(f".checkpoint.{os.getpid()}.tmp")
         try:
@@ -258,11 +267,16 @@ class Training:
             temporary.unlink(missing_ok=True)
             raise StorageError(f"{self.checkpoint} cannot be written: {error}") from error
 
+    @property
+    def _judged(self) -> int:
+        """Photographs of the validation: scores of fewer or others are not compared."""
+        return int(getattr(self.validate, "images", 0))
+
     def resume(self) -> None:
         """Continue from the checkpoint.
 
         Raises:
-            UsageError: there is none, or it belongs to another training.
+            UsageError: there is none, it belongs to another training, or it was validated on other photographs.
         """
         if not self.checkpoint.is_file():
             raise UsageError(f"--resume: no checkpoint.pt in {self.out}; leave out --resume to start a new training")
@@ -277,6 +291,11 @@ class Training:
                 raise UsageError(
                     f"{self.checkpoint} belongs to another training ({'; '.join(differs)}). Give the same options, or "
                     "another --out"
+                )
+            if (judged := state.get("judged", self._judged)) != self._judged:
+                raise UsageError(
+                    f"{self.checkpoint}: its best weights were chosen on {judged} held-out photographs; give "
+                    f"--validation-images {judged}, found {self._judged}"
                 )
             for name, net in self.recipe.nets.items():
                 net.load_state_dict(state["nets"][name])

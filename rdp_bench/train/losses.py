@@ -4,12 +4,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference: the paper writes a norm; released code of similar methods uses the mean."""
-    return (a - b).abs().mean()
+    """Mean absolute difference in float32: the paper writes a norm; released code of similar methods uses the mean."""
+    return (a.float() - b.float()).abs().mean()
+
+
+def low_l1(a: Tensor, b: Tensor) -> Tensor:
+    """`l1` of images `[n, 3, h, w]` averaged over squares of 8 x 8 pixels: what features see little of."""
+    return l1(avg_pool2d(a.float(), 8), avg_pool2d(b.float(), 8))
 
 
 def feature_l1(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

@@ -55,6 +55,8 @@ class Recipe:
         for term, _ in options.weights:
             if term not in self.loss_weights:
                 raise unknown_name(f"loss weight of {self.name}", term, self.loss_weights)
+            if term in options.without:
+                raise UsageError(f"--weight {term} has no effect with --without {term}; leave one of them out")
         self.options, self.device = options, device
         self.weights = {**self.loss_weights, **dict(options.weights)}
         self.weights |= {part: 0.0 for part in options.without if part in self.weights}

@@ -32,6 +32,12 @@ def _reduced(images: Tensor, size: int) -> Tensor:
     return interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
+def score(divergence: dict[str, float]) -> float:
+    """The divergence on the clean set plus the mean of those on the attacked ones; lower is better."""
+    attacked = [value for name, value in divergence.items() if name != "clean"]
+    return divergence["clean"] + sum(attacked) / len(attacked)
+
+
 class Validation:
     """Clean photographs, the same under SSP and under MI-FGSM (both on lite0, eps 16), judged by lite1.
 
@@ -46,9 +52,10 @@ class Validation:
             "mi-fgsm": compose("MI|OWN"),
         }
         sets: dict[str, list[Tensor]] = {name: [] for name in SETS}
-        for part in torch.split(clean, 16):
-            x = part.to(device)
-            rng = ImageRng([f"validation/{i}" for i in range(len(x))], device)
+        self.images = len(clean)
+        for low in range(0, len(clean), 16):
+            x = clean[low : low + 16].to(device)
+            rng = ImageRng([f"validation/{low + i}" for i in range(len(x))], device)
             labels = torch.zeros(len(x), dtype=torch.long, device=device)  # MI-FGSM takes the source's own
             sets["clean"].append(x)
             for name, attack in attacks.items():
@@ -71,16 +78,16 @@ class Validation:
     def __call__(self, purify: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """PSNR in dB to the clean photograph and agreement in percent of each set; `score`, lower is better.
 
-        The score is the judge's KL divergence from its clean view, averaged over the three sets: smoother
-        than agreement, so that a few photographs suffice to choose a checkpoint.
+        The score is the judge's KL divergence from its clean view, see `score`: smoother than agreement, so that a few
+        photographs suffice to choose a checkpoint.
         """
         found: dict[str, float] = {}
-        divergence = 0.0
+        divergence: dict[str, float] = {}
         for name, images in self.sets.items():
             with torch.no_grad():
                 purified = torch.cat([purify(part) for part in torch.split(images, 8)])
             logits = self._logits(purified)
             found[f"agree_{name}"] = self._agreement(logits)
             found[f"psnr_{name}"] = mean_psnr(_reduced(purified, images.shape[-1]), self.sets["clean"])
-            divergence += float(distillation(self.wanted, logits)) / len(self.sets)
-        return found | {"score": divergence}
+            divergence[name] = float(distillation(self.wanted, logits))
+        return found | {"score": score(divergence)}

@@ -74,7 +74,7 @@ def test_a_file_of_audits_is_planned_run_cached_and_reported(tmp_path: Path) -> 
     assert reported.exit_code == 0, reported.output
     page = (out / "report" / "index.html").read_text()
     assert "Ours in front of fault/one" in page
-    assert "fault/sign before fault/one" in page
+    assert "fault/sign in front of fault/one" in page
     assert "Audit of honest/average: transfer" not in page  # its parts are no runs of their own
 
 

@@ -1,6 +1,7 @@
 """Ensemble adversarial training: what the student is fed, what its loss is, what is kept of it."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from rdp_bench.errors import UsageError
+from rdp_bench.models.zoo import find
+from rdp_bench.train.loop import Training
 from rdp_bench.train.options import Options
 from rdp_bench.train.recipes.ens_adv import EnsAdv
+from rdp_bench.weights.files import read_tensors
+from tests.helpers import toy_train
+from tests.helpers.paths import ROOT
 
 
 class Eye(nn.Module):
@@ -87,3 +93,28 @@ def test_the_product_lies_between_teacher_and_student(blend: float) -> None:
 def test_a_blend_beyond_the_student_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--blend is between 0 and 1, found 1\.5"):
         Options("ens-adv", blend=1.5)
+
+
+def test_a_product_is_a_start() -> None:
+    """The weights that ship, in the student: its logits are those of the shipped target; the teacher is as it was."""
+    made = EnsAdv(EnsAdv.settings("compact", {"features": ("effnet-lite0",)}), "cpu")
+    file = ROOT / "data" / "weights" / "effnet-lite2-ens.safetensors"
+    before = made.teacher(photos(), 0.5)
+    made.begin_with(read_tensors(file), "ens-adv", file)
+    with torch.no_grad():
+        found, wanted = made.nets["student"](photos(), 0.5), find("effnet-lite2-ens").load("cpu")(photos(), 0.5)
+    assert torch.allclose(found, wanted, atol=1e-4)
+    assert torch.equal(made.teacher(photos(), 0.5), before)
+    assert not torch.allclose(found, before, atol=0.1)
+
+
+def test_images_and_the_teachers_view_are_in_float32_whatever_the_student_uses(tmp_path: Path) -> None:
+    made = {}
+    for precision in ("float32", "bfloat16"):
+        options = EnsAdv.settings("compact", {"features": ("effnet-lite0",), "batch": 2, "crop": 32,
+                                              "attack_steps": 1, "precision": precision})  # fmt: skip
+        training = Training(EnsAdv(options, "cpu"), toy_train.photos(), tmp_path / precision)
+        training.step(training._crops(0))
+        made[precision] = training.recipe
+    assert torch.equal(made["float32"].clean, made["bfloat16"].clean)
+    assert torch.equal(made["float32"].wanted, made["bfloat16"].wanted)

@@ -154,7 +154,7 @@ def test_rdp_equations_2_to_8() -> None:
 
 
 def test_rdp_weights_are_the_papers_and_can_be_given() -> None:
-    assert rdp().weights == WEIGHTS
+    assert rdp().weights == WEIGHTS | {"low": 0.0}
     made = rdp(weights=(("pix", 2.0), ("recon", 0.5)))
     total = next(made.steps(flat(*CLEAN), flat(*INPUTS), rng()))[1].item()
     expected = sum((WEIGHTS | {"pix": 2.0, "recon": 0.5})[name] * RDP[name] for name in RDP)
@@ -431,6 +431,7 @@ def test_wide_inputs_have_every_size() -> None:
         ({"without": ("recno",)}, "unknown part of rdp 'recno'. Did you mean 'recon'?"),
         ({"weights": (("pixx", 1.0),)}, "unknown loss weight of rdp 'pixx'. Did you mean 'pix'?"),
         ({"weights": (("pix", float("nan")),)}, "--weight pix is a number from 0 up, found nan"),
+        ({"weights": (("pix", 2.0),), "without": ("pix",)}, "--weight pix has no effect with --without pix"),
         ({"weights": (("pix", -1.0),)}, "--weight pix is a number from 0 up, found -1"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'. Did you mean 'cosine'?"),
         ({"attack": "papper"}, "unknown training attack 'papper'. Did you mean 'paper'?"),
@@ -488,3 +489,28 @@ def test_the_paper_leaves_no_input_clean() -> None:
     assert made.options.clean_share == 0
     inputs = made.prepare(toy.images(64, 32), torch.Generator().manual_seed(0))
     assert float((inputs - toy.images(64, 32)).abs().amax((1, 2, 3)).min()) > 15.9 / 255
+
+
+def test_coarse_errors_have_a_term_where_it_has_a_weight() -> None:
+    """Means over 8 x 8 pixels: of a difference with the sign of a chessboard nothing is left, of a shift all."""
+    x = toy.images(2, 32) / 2
+    board = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1) * 0.1
+    for name in ("rdp", "nrp"):
+        made = toy_train.recipe(name, weights=(("low", 2.0),))
+        assert made.pixel_terms(x + board, x)["low"].item() == pytest.approx(0, abs=1e-7)
+        found = made.pixel_terms(x + board + 0.03, x)
+        assert found["low"].item() == pytest.approx(0.03, rel=1e-5)
+        assert made.total(found).item() == pytest.approx(0.06 + made.weights["pix"] * found["pix"].item(), rel=1e-5)
+        assert "low" not in toy_train.recipe(name).pixel_terms(x, x)
+
+
+def test_nothing_is_computed_of_inputs_that_stay_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = toy_train.recipe("rdp", attack="paper", clean=0.5, attack_steps=3, batch=64)
+    x, counts = toy.images(64, 32), []
+    (member,) = made.features.members
+    look = member.features
+    monkeypatch.setattr(member, "features", lambda images, *rest: (counts.append(len(images)), look(images, *rest))[1])
+    inputs = made.prepare(x, torch.Generator().manual_seed(0))
+    attacked = int((inputs != x).any(3).any(2).any(1).sum())
+    assert counts == [attacked] * 4
+    assert 0 < attacked < 64

@@ -196,3 +196,19 @@ def test_a_checkpoint_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytes
         training.save()
     assert training.checkpoint.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_scores_on_other_photographs_are_not_compared(whole: Training, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(whole.checkpoint.read_bytes())
+    resumed = toy_train.training(tmp_path, features=("toy/one", "toy/two"))
+    resumed.validate = lambda purify: toy_train.judge(purify)
+    resumed.validate.images = 16  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="chosen on 0 held-out photographs; give --validation-images 0, found 16"):
+        resumed.resume()
+
+
+def test_the_best_weights_of_a_checkpoint_alone_are_written(whole: Training, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(whole.checkpoint.read_bytes())
+    resumed = toy_train.training(tmp_path, features=("toy/one", "toy/two"))
+    resumed.resume()
+    assert toy_train.same(load_file(resumed.run()), load_file(whole.product_file))

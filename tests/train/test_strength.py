@@ -89,6 +89,9 @@ def test_attack_steps_are_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
             (name, ("--clean", 0.5), f"--clean has no effect on {name}")
             for name in ("sr", "comdefend", "hgd", "denoiser", "ens-adv")
         ),
+        ("denoiser", ("--scale", "native"), "--scale has no effect on denoiser"),
+        ("rdp", ("--weight", "pix=3", "--weight", "pix=1"), "--weight gives pix twice; give it once"),
+        ("rdp", ("--levels", ","), "--levels ',' names no level"),
         ("nrp", ("--clean", 1), "--clean is at least 0 and below 1, found 1"),
         ("rdp", ("--attack-steps", 0), "--attack-steps is at least 1, found 0"),
         ("rdp", ("--scale", "natve"), "unknown scale 'natve'. Did you mean 'native'?"),

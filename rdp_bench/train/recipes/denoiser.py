@@ -24,7 +24,7 @@ class Denoiser(Recipe):
     """
 
     name = "denoiser"
-    without_effect = ("features", "levels", "eps", "attack", "attack_steps", "clean", "blend")
+    without_effect = ("features", "levels", "eps", "attack", "attack_steps", "clean", "scale", "blend")
     loss_weights: ClassVar = {"mse": 1.0}
     uses_features = False
     defaults: ClassVar = {
@@ -69,7 +69,7 @@ class NoiseValidation:
     """PSNR of held-out photographs with noise of each of `LEVELS`, denoised through the entry."""
 
     def __init__(self, clean: Tensor, recipe: Denoiser) -> None:
-        self.clean, self.purify = clean.to(recipe.device), recipe.purify
+        self.clean, self.purify, self.images = clean.to(recipe.device), recipe.purify, len(clean)
         rng = ImageRng([f"validation/{i}" for i in range(len(clean))], recipe.device)
         noise = rng.normal(*clean.shape[1:])
         self.sets = {sigma: self.clean + sigma * noise for sigma in LEVELS}

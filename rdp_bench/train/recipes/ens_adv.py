@@ -1,8 +1,9 @@
 """Ensemble adversarial training (Tramer et al. 2018) of a target, by distillation from its natural self."""
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -10,13 +11,18 @@ from torch import Generator, Tensor, nn
 from rdp_bench.attacks import _loop
 from rdp_bench.attacks.gradient_sign import compose
 from rdp_bench.attacks.parts.ball import sign_stepper
-from rdp_bench.models.classifier import unfolded_state
+from rdp_bench.models.classifier import create, load_state, prepared, unfolded_state
 from rdp_bench.models.zoo import LoadedSource, find
 from rdp_bench.numerics.resizing import resize
 from rdp_bench.rng import ImageRng
 from rdp_bench.train.extractor import WHOLE
 from rdp_bench.train.losses import distillation
 from rdp_bench.train.recipe import Recipe, Step
+from rdp_bench.train.validate import score
+from rdp_bench.weights.files import load_strict
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STUDENT = "effnet-lite2"
 SHOWN = 256
@@ -54,6 +60,17 @@ class EnsAdv(Recipe):
         student: Any = copy.deepcopy(teacher)
         student.requires_grad_(True)
         return {"student": student}
+
+    def begin_with(self, tensors: Mapping[str, Tensor], what: str, where: "Path") -> None:
+        """Begin with other weights of the student, such as an earlier product; the teacher stays the natural network.
+
+        Raises:
+            BadModelError: they are of another network.
+        """
+        card = self.teacher.card
+        net = create(card)
+        load_state(net, OrderedDict(tensors), card, where)
+        load_strict(self.nets["student"], prepared(net, card, "").to(self.device).state_dict(), what, where)
 
     @property
     def zoom(self) -> float:
@@ -114,7 +131,7 @@ class TargetValidation:
     """Agreement of the product with its teacher's clean view: clean, and under attacks from lite0 at eps 16."""
 
     def __init__(self, clean: Tensor, recipe: EnsAdv) -> None:
-        self.product, self.sets = recipe.blended, {}
+        self.product, self.sets, self.images = recipe.blended, {}, len(clean)
         source = find("effnet-lite0", recipe.models_dir).load(recipe.device)
         x = clean.to(recipe.device)
         attacks = {
@@ -147,5 +164,4 @@ class TargetValidation:
                 logits = torch.cat([net(part) for part in torch.split(images, 16)])
             found[f"agree_{name}"] = 100 * float((logits.argmax(1) == self.wanted.argmax(1)).float().mean())
             divergence[name] = float(distillation(self.wanted, logits))
-        attacked = [value for name, value in divergence.items() if name != "clean"]
-        return found | {"score": divergence["clean"] + sum(attacked) / len(attacked)}
+        return found | {"score": score(divergence)}

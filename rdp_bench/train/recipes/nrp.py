@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from rdp_bench.defenses._networks import nrp
 from rdp_bench.defenses.nrp import NeuralRepresentationPurifier
 from rdp_bench.train.discriminator import AdversarialRecipe
-from rdp_bench.train.losses import feature_l1, l1
+from rdp_bench.train.losses import feature_l1
 from rdp_bench.train.recipe import Step
 
 
@@ -22,7 +22,7 @@ class Nrp(AdversarialRecipe):
 
     name = "nrp"
     parts = ("pix", "adv", "feat")
-    loss_weights: ClassVar = {"feat": 1.0, "pix": 1e-2, "adv": 5e-3}
+    loss_weights: ClassVar = {"feat": 1.0, "pix": 1e-2, "adv": 5e-3, "low": 0.0}
     defaults: ClassVar = {
         **AdversarialRecipe.defaults,
         "paper": {**AdversarialRecipe.defaults["paper"], "steps": 400_000, "batch": 16},
@@ -41,7 +41,7 @@ class Nrp(AdversarialRecipe):
     def steps(self, clean: Tensor, inputs: Tensor, rng: Generator) -> Iterator[Step]:  # noqa: ARG002
         """The purifier, then D."""
         purified = self.nets["purifier"](inputs)
-        terms = {"pix": l1(purified, clean)}
+        terms = self.pixel_terms(purified, clean)
         if self.weights["feat"]:
             with torch.no_grad():
                 wanted = self.features(clean)

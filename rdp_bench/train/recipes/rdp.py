@@ -24,11 +24,14 @@ class Rdp(AdversarialRecipe):
       its own loss alone; then R could not matter to P, and the paper's ablation shows that it does.
     * `lat`: the gradient goes into both of its sides.
     * `adv`: relativistic average, as the text says, though Eq. 5 has no average.
+
+    `low` is not the paper's, and has no weight unless one is given.
     """
 
     name = "rdp"
     parts = ("recon", "lat", "pix", "adv", "feat")
-    loss_weights: ClassVar = {"feat": 1.0, "pix": 1e-2, "lat": 1e-1, "adv": 1e-4, "recon": 1.0, "recon-pix": 1e-4}
+    loss_weights: ClassVar = {"feat": 1.0, "pix": 1e-2, "lat": 1e-1, "adv": 1e-4, "recon": 1.0, "recon-pix": 1e-4,
+                              "low": 0.0}  # fmt: skip
     defaults: ClassVar = {
         **AdversarialRecipe.defaults,
         "paper": {**AdversarialRecipe.defaults["paper"], "steps": 130_000, "batch": 48},
@@ -62,7 +65,7 @@ class Rdp(AdversarialRecipe):
         purifier: Any = self.nets["purifier"]
         natural = purifier.encoder(inputs)
         purified = purifier.decoder(natural)
-        terms = {"pix": l1(purified, clean)}
+        terms = self.pixel_terms(purified, clean)
         with torch.no_grad():
             wanted = self.features(clean)
         if self.weights["feat"]:
