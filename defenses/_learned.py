@@ -182,7 +182,7 @@ class Dynamic(Learned):
     @property
     def random(self) -> bool:
         """Whether noise is added."""
-        return self.dynamic
+        return self.dynamic and self.sigma > 0
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """The network's output for `x` `[n, 3, h, w]` or noisy `x`, clamped to [0, 1]."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from rdp_bench.rng import ImageRng
@@ -83,8 +82,9 @@ class _Chain(torch.autograd.Function):
         return tuple(state.clone() if count == 0 else state for state in states)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph; a node that fails later is left out of a gradient without a word
+            raise RuntimeError("the gradient of a purifier of many steps cannot be differentiated again (create_graph)")
         saved: States = ctx.saved_tensors
         shared = tuple(tensor.detach().requires_grad_() for tensor in saved[ctx.split :])
         totals: list[Tensor | None] = [None] * len(shared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -99,22 +100,27 @@ class Chain(Purifier):
     def _in_order(self, x: Tensor, rng: ImageRng, ways: list[Callable[[Tensor, ImageRng], Tensor]]) -> Tensor:
         # Parts with streams of their own do not shift each other's draws, and another call must have other draws (EOT).
         streams = rng.spawn("chain") if self.random else rng
+        given = x
         for number, way in enumerate(ways):
             label = self.made[number].label
             try:
                 purified = way(x, streams.fork(f"part {number}"))
             except (TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
                 raise RdpBenchError(f"part '{label}' of a chain: {type(error).__name__}: {error}") from error
-            x = self._checked(number, purified, x)
+            x = self._checked(number, purified, x, given)
         return x
 
-    def _checked(self, number: int, purified: Tensor, x: Tensor) -> Tensor:
-        """Check the output of a part: the engine sees only the last part's output."""
+    def _checked(self, number: int, purified: Tensor, x: Tensor, given: Tensor) -> Tensor:
+        """Check the output of a part: the engine sees only the last part's output.
+
+        Attacks that look ahead give images beyond [0, 1], and a part may hand them on.
+        """
         where = f"part '{self.made[number].label}' of a chain"
         if purified.ndim != 4 or purified.shape[:2] != x.shape[:2]:
             raise UsageError(f"{where} returned shape {list(purified.shape)} for {list(x.shape)}")
         low, high = (float(end) for end in purified.detach().aminmax())
-        if not (low >= -1e-4 and high <= 1 + 1e-4):  # so that NaN fails
+        within = low >= -1e-4 and high <= 1 + 1e-4  # not NaN
+        if not (within or (math.isfinite(low + high) and (given.amin() < 0 or given.amax() > 1))):
             raise UsageError(f"{where} left the range [0, 1]: {low:.4f} to {high:.4f}")
         return purified
 

@@ -111,7 +111,7 @@ class ComDefend(Learned):
             x = interpolate(x, self.size, mode="bicubic", antialias=True).clamp(0, 1)
         elif self.patch and own % self.patch:
             more = -own % self.patch
-            x = pad(x, (0, more, 0, more), mode="reflect")
+            x = pad(x, (0, more, 0, more), mode="reflect" if more < own else "replicate")
         side = self.patch or x.shape[-1]
         noise = cut(rng.normal(BITS, *x.shape[2:]) * self.noise, side) if self.noise else 0.0
         patches, images = cut(x, side), None if self.noise or not pieces.independent(net) else pieces.size(x)

@@ -19,7 +19,7 @@ BETAS, TINY = (0.9, 0.999), 1e-8
 """Adam's."""
 
 
-@defense("lm", source="Chen et al. 2024; huanranchen/DiffusionClassifier, LM.py")
+@defense("lm", source="Chen et al. 2024; huanranchen/DiffusionClassifier, LM.py", version=2)
 @dataclass(frozen=True)
 class LikelihoodMaximisation(ScoreBased):
     """Moves the image by Adam towards a higher likelihood: a smaller error of the denoiser on its noisy copies.

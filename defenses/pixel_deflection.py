@@ -23,7 +23,6 @@ class PixelDeflection(Purifier):
     places are alike (with a map, places differ but the count does not: what is spared is drawn anew).
     """
 
-    random = True
     has_smooth: ClassVar[bool] = True
 
     deflections: int = 200  # as in methods.py, a value of one colour counts, in rounds of R, G, B
@@ -38,6 +37,11 @@ class PixelDeflection(Purifier):
             raise ValueError(f"window is 1 to 10000, found {self.window}")
         if self.sigma < 0:
             raise ValueError(f"sigma is at least 0, found {self.sigma}")
+
+    @property
+    def random(self) -> bool:
+        """Whether values are copied."""
+        return self.deflections > 0
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """The deflected and denoised images, of the shape of `x` `[n, 3, h, w]`."""

@@ -83,7 +83,8 @@ def _at_once(x: Tensor, size: int, patterns: Tensor) -> Tensor:
         (column, torch.where(mirror > 0, edge - 1 - column, column), x.shape[3]),
     ):
         outside = (place < 0) | (place >= edge)
-        maps.append((source * old // edge).masked_fill_(outside, -1))
+        scale = (old / edge.double()).float()  # as `interpolate` computes it; the quotient differs at 256 pixels
+        maps.append((source.float() * scale).floor().long().masked_fill_(outside, -1))
     return gather_pixels(x, *maps)
 
 

@@ -26,7 +26,6 @@ class TotalVariationMinimisation(Purifier):
     already as kept, which black regions alone notice.
     """
 
-    random = True
     has_smooth: ClassVar[bool] = True
 
     keep: float = 0.5  # constants.py: probability that a value (not a pixel) is kept
@@ -41,6 +40,11 @@ class TotalVariationMinimisation(Purifier):
             raise ValueError(f"weight is above 0, found {self.weight}")
         if not 1 <= self.steps <= 100_000:
             raise ValueError(f"steps is 1 to 100000, found {self.steps}")
+
+    @property
+    def random(self) -> bool:
+        """Whether values are dropped."""
+        return self.keep < 1
 
     def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         """The inpainted images, of the shape of `x` `[n, 3, h, w]`."""

@@ -63,5 +63,9 @@ def read(text: str) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     """
     reader = csv.DictReader(io.StringIO(text, newline=""))
     columns = tuple(map(unsafe, reader.fieldnames or ()))
-    values = [[unsafe(cell or "") for name, cell in line.items() if name is not None] for line in reader]
+    values = []
+    for line in reader:
+        if None in line:
+            raise csv.Error(f"line {reader.line_num} has more cells than there are columns")
+        values.append([unsafe(cell or "") for cell in line.values()])
     return columns, [dict(zip(columns, line, strict=False)) for line in values]

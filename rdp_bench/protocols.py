@@ -483,8 +483,9 @@ class Purifier:
         Raises:
             UsageError: `purify` changes the size of images, and `stand_in` does not change it equally.
         """
-        # Copies: either may write into its input. First what is seen, with the draws that an evaluation has.
-        purified = self.purify(x.detach().clone(), rng)
+        # Copies: either may write into its input. First what is seen, with the draws that an evaluation has. Attacks
+        # that look ahead (NI, VMI) leave [0, 1], and whatever casts to 8 bits would wrap around there.
+        purified = self.purify(x.detach().clamp(0, 1), rng)
         # A stand-in that draws has other draws in every call (EOT).
         draws = self.random and type(self).stand_in is not Purifier.stand_in
         near = self.stand_in(x.clone(), rng.spawn("stand-in") if draws else rng.fork("stand-in"))
@@ -506,7 +507,7 @@ class Purifier:
             UsageError: the two differ in size.
         """
         again = rng.copy()
-        purified = self.purify(x.detach().clone(), rng)
+        purified = self.purify(x.detach().clamp(0, 1), rng)
         return self._with_gradient_of(self.smooth(x.clone(), again), purified, x)
 
     def _with_gradient_of(self, near: Tensor, purified: Tensor, x: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ COLUMNS = (
     "name", "grid", "dataset", "images", "date", "version", "target", "eps", "attackers", "defenses", "best",
     "mean_error", "ci_low", "ci_high", "tied", "none_error", "against_none", "claims_hold", "claims", "verified",
 )  # fmt: skip
-TRANSFER, WHITE_BOX = "transfer", "white-box"
+TRANSFER, WHITE_BOX, THROUGH = "transfer", "white-box", "transfer and through a defense"
 UNNAMED = "it has no claims.json"
 
 Line = dict[str, Any]
@@ -233,7 +233,7 @@ def _of_board(run: Run, board: Leaderboard) -> Line:
     line = _common(run) | {
         "target": board.target,
         "eps": run.eps(board.eps),
-        "attackers": WHITE_BOX if board.white_box else TRANSFER,
+        "attackers": WHITE_BOX if board.white_box else THROUGH if board.through else TRANSFER,
         "defenses": sum(each.defense != UNDEFENDED for each in board.standings),
         "none_error": _rounded(bare),
     }
@@ -244,7 +244,7 @@ def _of_board(run: Run, board: Leaderboard) -> Line:
             "mean_error": _rounded(best.mean.value),
             "ci_low": _rounded(best.mean.low),
             "ci_high": _rounded(best.mean.high),
-            "tied": sum(each.mean.verdict.tied for each in rivals),
+            "tied": sum(each.mean.verdict.tied or each.mean.verdict.best for each in rivals if each is not best),
             "against_none": best.test or None,
         }
     return line
@@ -266,6 +266,8 @@ def _of_audits(audits: Sequence[Card], runs: Mapping[str, Run]) -> Iterator[Line
         bare = [tier.undefended for card in alike if (tier := card.headline) and tier.undefended is not None]
         line["none_error"] = _rounded(100 - min(bare)) if bare else None
         if rivals:
+            rivals = _comparable(rivals)
+        if rivals:
             best = max(rivals, key=lambda card: card.headline.accuracy if card.headline else 0.0)
             assert best.headline is not None
             low, high = 100 - best.headline.high, 100 - best.headline.low
@@ -275,6 +277,16 @@ def _of_audits(audits: Sequence[Card], runs: Mapping[str, Run]) -> Iterator[Line
                 "ci_low": _rounded(low), "ci_high": _rounded(high),
             }  # fmt: skip
         yield line
+
+
+def _comparable(audits: Sequence[Card]) -> list[Card]:
+    """The audits that lack no attack and no tier that another one has: the worst of fewer attackers is no match."""
+    most = max(len(card.tiers) - (card.tier("fixed") is not None) for card in audits)  # of random defenses alone
+    return [
+        card
+        for card in audits
+        if len(card.tiers) - (card.tier("fixed") is not None) == most and not any(tier.failed for tier in card.tiers)
+    ]
 
 
 def _rounded(value: float | None) -> float | None:
@@ -293,8 +305,8 @@ def none_in_words(line: Line) -> str:
     """The error without a defense, and how the best defense compares with it by the paired test."""
     if line["none_error"] is None:
         return ""
-    test = f" ({line['against_none']})" if line["against_none"] else ""
-    return f"{line['none_error']:.1f}{test}"
+    how = {"lower": "the best is lower", "higher": "the best is higher"}.get(line["against_none"], line["against_none"])
+    return f"{line['none_error']:.1f}" + (f" ({how})" if how else "")
 
 
 def claims_in_words(line: Line) -> str:

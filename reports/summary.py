@@ -116,17 +116,19 @@ def answer(board: Leaderboard) -> str:
     if not rivals:
         return "No defense is complete yet." if len(board.standings) > 1 else ""
     if bare is None:
-        return "The run has no undefended cells to compare with."
+        there = any(each.defense == UNDEFENDED for each in board.standings)
+        return f"The run has no {'complete row' if there else 'cells'} without a defense to compare with."
     if all(each.test == UNTESTED for each in rivals):
         return f"The mean error without a defense is {bare.mean.value:.1f} %. There are too few images for a verdict."
     kinds = {test: [each.name for each in rivals if each.test == test] for test in (LOWER, HIGHER, NO_DIFFERENCE)}
     lowest = [each for each in rivals if each.mean.bold]
     tied = [each.name for each in rivals if each.mean.verdict.tied]
     lower = len(kinds[LOWER])
+    complete_ = "complete " if len(complete) < len(board.standings) else ""
     who = (
-        f"All {lower} defenses"
+        f"All {lower} {complete_}defenses"
         if lower == len(rivals) > 1
-        else f"{lower or 'None'} of {_count(len(rivals), 'defense')}"
+        else f"{lower or 'None'} of {_count(len(rivals), f'{complete_}defense')}"
     )
     have = "has" if lower < 2 else "have"
     text = f"{who} {have} a significantly lower mean error than no defense ({bare.mean.value:.1f} %)"
@@ -171,7 +173,7 @@ def power(n: int, boards: Sequence[Leaderboard], tables: Sequence[Table]) -> str
     cells = max((sum(cell.verdict.p_none is not None for cell in table.cells) for table in tables), default=0)
     text = (
         f"Power: on {n} images, a paired test can be significant only if two defenses differ on at least {least(1)} of "
-        f"them ({100 * least(1) / n:.1f} points)"
+        f"them (in one cell, {100 * least(1) / n:.1f} points)"
     )
     corrected = [f"{least(m)} for {m}" for m in dict.fromkeys((rivals, cells)) if m > 1]
     return f"{text}; with Holm's correction, {' and '.join(corrected)} comparisons." if corrected else f"{text}."

@@ -18,6 +18,7 @@ from rdp_bench.engine import crosscheck
 from rdp_bench.engine.crosscheck import Rate
 from rdp_bench.engine.grid import Axes, Grid, settle
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
+from rdp_bench.engine.named_twice import named_twice
 from rdp_bench.engine.precision import check as check_precision
 from rdp_bench.errors import UsageError, wrap_errors
 from rdp_bench.keys import Record, hash_many, key_of, plain
@@ -397,6 +398,7 @@ def make_plan(
             for eps in axes.eps
             if not eps.is_integer()
         ]
+    remarks += named_twice(attacks, defenses, sources, max(axes.eps, default=0.0))
     plan = Plan(
         grid, store, seed, device, dataset, tuple(image_hashes), attacks, defenses, sources, targets, checks,
         tuple(remarks), precision,

@@ -185,6 +185,8 @@ def unfolded_state(classifier: PixelClassifier) -> dict[str, Tensor]:
         state[f"{after}.running_var"] = torch.ones_like(norm.bias)
         state[f"{after}.weight"] = torch.ones_like(norm.bias)
         state[f"{after}.bias"] = trained[f"{before}.bias"]
+        if f"{before}.bias" in state:
+            state[f"{before}.bias"] = torch.zeros_like(norm.bias)
         # The divisor of the norm is multiplied into the weights, so that no rounding remains.
         state[f"{before}.weight"] = trained[f"{before}.weight"] * (1 + norm.eps) ** 0.5
     return {name: tensor.detach().contiguous() for name, tensor in state.items()}

@@ -34,6 +34,14 @@ MOST_SAMPLES = 10_000
 """EOT samples per gradient that a label may ask for."""
 
 
+BPDA = 2
+"""Version of stand-in gradients: since 2, `purify` gets what attacks look at within [0, 1]."""
+
+
+def _is_exact(defense: Defense) -> bool:
+    return isinstance(defense, Purifier) and defense.backward == "exact"
+
+
 @dataclass(frozen=True)
 class AttackedDefense:
     """A defense in front of a source, and the mode of its gradient."""
@@ -44,7 +52,9 @@ class AttackedDefense:
 
     def record(self) -> Record:
         """Return the identity for cache keys."""
-        return {"mode": self.mode, "samples": self.samples, "defense": registry.identity(self.defense)}
+        exact = self.mode == "exact" or (self.mode == "adaptive" and _is_exact(self.defense.value))
+        record = {"mode": self.mode, "samples": self.samples, "defense": registry.identity(self.defense)}
+        return record if exact else {**record, "version": BPDA}
 
     def purify(self, x: "Tensor", rng: "ImageRng") -> "Tensor":
         """Return the purified images of `x` `[n, 3, h, w]` in [0, 1]; their gradient follows `mode`."""

@@ -225,7 +225,14 @@ def find_source(label: str, ensembles: Mapping[str, Sequence[str]], files: FileS
         behind = parse(label)
     if behind:
         attacked_defense, inner = behind
-        return replace(find_source(inner, ensembles, files), name=label, attacked_defense=attacked_defense)
+        found = find_source(inner, ensembles, files)
+        if found.attacked_defense:
+            first, last = attacked_defense.defense.label, found.attacked_defense.defense.label
+            raise UsageError(
+                f"source '{label}': {inner} is behind a defense already; write both as a chain, like "
+                f"{attacked_defense.mode}({first} >> {last}, MODEL)"
+            )
+        return replace(found, name=label, attacked_defense=attacked_defense)
     if label in ensembles and (label in cards() or label in model.entries or label.startswith("timm:")):
         raise UsageError(f"the grid's ensemble '{label}' has the name of a model; give it another")
     names = ensembles.get(label) or split(label, "+")

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, pad
 
 CLIP = 6.0
@@ -88,13 +87,15 @@ class _Pointwise(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         layer: Fixed = ctx.layer
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         if layer.clip:
             grad = _unclipped(grad, *ctx.saved_tensors)
-        return onednn(grad, layer.kept(("transposed",), layer.gradient_kernel), None, groups=layer.groups), None
+        kernel = layer.kept(("transposed",), layer.gradient_kernel)
+        if torch.is_grad_enabled():  # create_graph: the gradient is differentiated itself
+            return conv2d(grad, kernel, groups=layer.groups), None
+        return onednn(grad, kernel, None, groups=layer.groups), None
 
 
 class _Clipped(torch.autograd.Function):
@@ -110,7 +111,6 @@ class _Clipped(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         x, out = ctx.saved_tensors
         grad = _unclipped(grads[0], out)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import interpolate
 
 from rdp_bench import torch_settings
@@ -65,9 +64,10 @@ class _Resize(torch.autograd.Function):
         return _across(_down(x, matrix), matrix)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         matrix = _transposed(ctx.matrix)
+        if torch.is_grad_enabled():  # create_graph: the gradient is differentiated itself
+            return matrix @ grads[0] @ matrix.T, None
         return _down(_across(grads[0].contiguous(), matrix), matrix), None
 
 
@@ -151,9 +151,10 @@ class _ResizeGathered(torch.autograd.Function):
         return _each_across(_each_down(x - 0.5, down), across).add_(0.5)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         down, across = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return down.mT[:, None] @ grads[0] @ across[:, None], None, None
         return _each_down(_each_across(grads[0].contiguous(), across.mT), down.mT), None, None
 
 

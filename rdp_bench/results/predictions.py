@@ -1,5 +1,6 @@
 """The predictions behind a run record: from OUT/predictions, where they are compared with the record, or the cache."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from rdp_bench.metrics import measurements
 from rdp_bench.results.prediction_file import FOLDER, PredictionFile, path_of
 from rdp_bench.results.provenance import ARTEFACTS, Provenance
 from rdp_bench.results.record import CellResult
+from rdp_bench.specs import CLEAN, show
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -195,6 +197,7 @@ class Predictions:
         model = self.record["models"].get(cell.target, {})
         wanted = {
             "set": (facts.get("set"), cell.adv_key),
+            "whether it has one": (cell.adv_key is not None, cell.attack != CLEAN),
             "number of defense samples": (facts.get("defense_samples", 1), cell.defense_samples),
             "labels": (facts.get("labels"), self._images[1]),
             "seconds": (stored.get("seconds"), cell.seconds),
@@ -229,6 +232,9 @@ class Predictions:
             found |= {
                 "eps": (float(made["eps"]), float(cell.eps)),
                 "norm": (made.get("norm", LINF), norm_of(self.record)),
+                "images of the set": (made.get("images"), self._images[0]),
+                "labels of the set": (made.get("labels", self._images[1]), self._images[1]),
+                **self._unlike_attack(made, cell),
                 "number of models of the source": (len(stored), len(members) if source else len(stored)),
                 **{
                     f"weights of model {number} of the source": (_weights(one, recorded), recorded)
@@ -236,6 +242,35 @@ class Predictions:
                 },
             }
         return found
+
+    def _unlike_attack(self, made: Record, cell: CellResult) -> dict[str, tuple[Any, Any]]:
+        """Of the attack: its version, and every parameter that has one name in the key and in the record."""
+        said = self.record["attacks"].get(cell.attack)
+        attack = made.get("attack", {})
+        if not said or not attack:
+            return {}
+        found = {"version of the attack": (attack.get("version"), said["version"])}
+        resolved = (said.get("resolved") or {}).get(show(cell.eps), {})
+        known = dict(_leaves(attack.get("params", {})))
+        for name in resolved.keys() & known.keys():
+            if resolved[name] not in known[name]:
+                found[f"{name} of the attack"] = (known[name][0], resolved[name])
+        return found
+
+
+def _leaves(params: Any) -> Iterator[tuple[str, list[Any]]]:
+    """The values of nested parameters by name, every value of each."""
+    found: dict[str, list[Any]] = {}
+
+    def walk(inside: Any) -> None:
+        for name, value in inside.items():
+            if isinstance(value, dict):
+                walk(value)
+            else:
+                found.setdefault(name, []).append(value)
+
+    walk(params)
+    yield from found.items()
 
 
 def _weights(stored: Record, recorded: str | None) -> Any:

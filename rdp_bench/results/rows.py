@@ -67,6 +67,10 @@ def _paper_values(name: str) -> dict[CellKey, tuple[str, float]]:
     return {CellKey.of(line): (line["metric"], float(line["value"])) for line in csv.DictReader(io.StringIO(text))}
 
 
+PAPERS_SIZE = 299
+"""Side of the paper's images in pixels."""
+
+
 def paper_value(run: Record, cell_key: CellKey, metric: str) -> float | None:
     """The paper's number for this very cell, in `metric`; None where it prints none.
 
@@ -74,7 +78,7 @@ def paper_value(run: Record, cell_key: CellKey, metric: str) -> float | None:
     some of the data set's images still has the paper's cells; its interval says how far it can be trusted. The paper's
     budgets are L-infinity.
     """
-    if norm_of(run) != LINF:
+    if norm_of(run) != LINF or run["dataset"].get("image_size") not in (None, PAPERS_SIZE):
         return None
     if cell_key.source in run.get("sources", {}):
         source = run["sources"][cell_key.source]

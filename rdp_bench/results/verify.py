@@ -122,8 +122,28 @@ def _differences(run: Run, lines: list[dict[str, str]]) -> Iterator[str]:
             if computed != stored:
                 yield f"{_words(row)}: {name} is {stored or 'empty'} in results.csv, {computed or 'empty'} by the run"
                 break
+    yield from _inconsistent(run)
     for place in found.keys() - wanted.keys():
         yield f"{_words(found[place])}: the row is in results.csv and not in the run"
+
+
+def _inconsistent(run: Run) -> Iterator[str]:
+    """Cells of one source, attack and eps whose sets differ, and predictions that no cell names."""
+    sets: dict[tuple[str, str, float], set[str | None]] = {}
+    for cell in run.cells:
+        if cell.status == "done" and not cell.source.startswith(WHITE_BOX):
+            sets.setdefault((cell.source, cell.attack, cell.eps), set()).add(cell.adv_key)
+    for (source, attack, eps), keys in sets.items():
+        if len(keys) > 1:
+            yield f"{source} {attack} {eps:g}: its cells are of {len(keys)} adversarial sets"
+    held = run.stored.file.about["records"] if run.stored and run.stored.file else {}
+    named = {cell.eval_key for cell in run.cells if cell.status == "done"}
+    if lost := sum(facts.get("kind") == "eval" and key not in named for key, facts in held.items()):
+        yield f"the predictions of {lost} cells are there, and the record has no such cells"
+
+
+WHITE_BOX = "white-box"
+"""What the names of sources begin with that have a set for each defense."""
 
 
 def _place(row: Row) -> tuple[str, ...]:

@@ -171,13 +171,14 @@ def _decide(
     notes = list(missing)
     if len(comparisons) > 1:
         if lost:
-            notes.append(f"significantly worse than {_names(comparison.rival for comparison in lost)}")
+            how = "worse" if sign > 0 else "better"
+            notes.append(f"significantly {how} than {_names(comparison.rival for comparison in lost)}")
         if near:
             all_of_them = len(near) == len(comparisons)
             which = f"any of {len(comparisons)}" if all_of_them else _names(comparison.rival for comparison in near)
             notes.append(f"no significant difference from {which}")
-        if left_out:
-            notes.append(f"not in this run: {_names(map(display_name, left_out))}")
+    if left_out and claim.rule != "beats":  # whose rivals that are missing have findings of their own
+        notes.append(f"not in this run: {_names(map(display_name, left_out))}")
     shown = [100 - value if claim.metric == "accuracy" else value for value in (decisive.mine, decisive.theirs)]
     test = f"{_SWAPS} swaps" if claim.metric == "deviation" else _test(run, scope.cells)
     return Finding(

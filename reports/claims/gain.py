@@ -117,9 +117,8 @@ def _sentence(run: Run, attack: str, eps: float, defense: str, sources: list[str
     whole = gain(run, attack, eps, defense, both)
     if isinstance(whole, Gain) and len(both) > 1:
         parts.append(f"{' and '.join(map(display_name, both))} together {whole.mean:.1f} % ({whole.interval})")
-    printed = (
-        f" The paper reports {PRINTED['plain']} %, {PRINTED['bpda']} %, together 74 %." if defense == "rdp" else ""
-    )
+    theirs = defense == "rdp" and run.grid == "table3" and attack == "ti-dim"
+    printed = f" The paper reports {PRINTED['plain']} %, {PRINTED['bpda']} %, together 74 %." if theirs else ""
     return (
         f"Relative gain in accuracy with {display_name(defense)} under {display_name(attack)}, mean over the targets, "
         f"by source: {'; '.join(parts)}.{printed}"

@@ -27,7 +27,7 @@ COLUMNS = ("source", "variant", "defense", "attack", "error", "ci_low", "ci_high
 def ablation(tables: list[Table]) -> ReportFigure | None:
     """The error of every variant (rows) under every attack and on average (panels); None without attacked cells.
 
-    The dashed line is the whole RDP, the first row that is a defense.
+    The dashed line is the whole RDP, where it is one of the rows.
     """
     from matplotlib.figure import Figure
 
@@ -64,8 +64,7 @@ def ablation(tables: list[Table]) -> ReportFigure | None:
         figure.supxlabel("error, % (lower is better)", fontsize=SMALL + 1, x=(left + PAGE) / 2 / PAGE, y=0.02)
         caption = (
             f"Ablation of RDP. Error under attacks crafted on {group.name}, with 95 % intervals, of RDP trained "
-            f"without "
-            "one part at a time. The dashed line is the whole RDP."
+            "without one part at a time." + " The dashed line is the whole RDP." * any(map(_is_whole, group.rows))
         )
         return ReportFigure("ablation", caption, drawing.save(figure), tidy(COLUMNS, rows))
 
@@ -82,9 +81,13 @@ def variant(defense: str) -> str:
     return f"without {_PARTS.get(found[1], found[1])}" if found else short(display_name(defense))
 
 
+def _is_whole(line: Row) -> bool:
+    return "rdp-ablation-full" in line.defense
+
+
 def _panel(ax: "Axes", lines: list[Row], column: int, end: float) -> None:
     """One dot with its interval per variant, on an axis from 0 to `end`."""
-    whole = next((line for line in lines if line.defense != UNDEFENDED), None)
+    whole = next(filter(_is_whole, lines), None)
     if whole and (reach := whole.cells[column].value) is not None:
         ax.axvline(reach, color=INK, linewidth=0.6, linestyle=(0, (3, 3)))
     for y, line in enumerate(lines):

@@ -18,7 +18,7 @@ Points = list[dict[str, Any]]
 def pairs(boards: Sequence[Leaderboard]) -> Iterator[tuple[Leaderboard, Leaderboard]]:
     """Transfer and white-box leaderboards of the same target, eps, norm and images."""
     for transfer, white in product(boards, boards):
-        if not transfer.white_box and white.white_box and _setting(transfer) == _setting(white):
+        if not (transfer.white_box or transfer.through) and white.white_box and _setting(transfer) == _setting(white):
             yield transfer, white
 
 

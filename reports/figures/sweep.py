@@ -82,11 +82,15 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
             "ε, in /255" if run.norm == LINF else f"ε, {run.norm.upper()} norm", fontsize=STYLE["font.size"]
         )
         lines = [mpl.lines.Line2D([], [], color=colors[name], marker=marks[name], markersize=3) for name in defenses]
-        names = [f"{display_name(name)} {_spread(points, name)}" for name in defenses]
+        most = max(sum(p["defense"] == name for p in points) for name in defenses)
+        names = [f"{display_name(name)} {_spread(points, name, most)}" for name in defenses]
         figure.legend(lines, names, loc="outside upper center", ncols=across, frameon=False, fontsize=SMALL)
         return drawing.save(figure)
 
 
-def _spread(points: list[dict[str, str | float]], defense: str) -> str:
+def _spread(points: list[dict[str, str | float]], defense: str, most: int) -> str:
+    """Mean and deviation over `most` cells; or how many there are, whose mean is that of another question."""
     values = np.array([float(p["accuracy"]) for p in points if p["defense"] == defense])
+    if len(values) < most:
+        return f"({len(values)} of {most} cells)"
     return f"({values.mean():.1f} ± {values.std():.1f})"

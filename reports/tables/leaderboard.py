@@ -12,7 +12,7 @@ import numpy as np
 from rdp_bench import csvtext
 from rdp_bench.metrics import stats
 from rdp_bench.metrics.significance import FEWEST, compare_defenses
-from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, setting, slug
+from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, percent, setting, slug
 from rdp_bench.results.rows import CellKey, Run, display_name, given_name
 from rdp_bench.specs import CLEAN, UNDEFENDED, show
 
@@ -79,6 +79,12 @@ class Leaderboard:
     @property
     def slug(self) -> str:
         return f"{slug(self.run.grid, 'leaderboard')}_{self.name}"
+
+    @property
+    def through(self) -> bool:
+        """Whether some of its attacks go through a defense, which may be the one that is evaluated."""
+        about = self.run.record["sources"]
+        return not self.white_box and any((about.get(source) or {}).get("attacked_defense") for source, _ in self.cells)
 
     @property
     def where(self) -> str:
@@ -148,7 +154,7 @@ def _leaderboard(run: Run, here: list[CellKey], white_box: bool) -> Leaderboard:
     standings = []
     for name in defenses:
         done, clean = [cell for cell in places[name] if cell in run.wrong], CellKey.clean(target, name)
-        accuracy = 100 - 100 * float(run.wrong[clean].mean()) if clean in run.wrong else None
+        accuracy = percent(1 - run.wrong[clean].mean()) if clean in run.wrong else None
         standing = Standing(name, len(done), accuracy, _milliseconds(run, done))
         if name in errors:
             share = errors[name] / parts
@@ -157,7 +163,7 @@ def _leaderboard(run: Run, here: list[CellKey], white_box: bool) -> Leaderboard:
             if name != UNDEFENDED and UNDEFENDED in errors:
                 difference = (errors[name] - errors[UNDEFENDED]) / parts
                 ends = stats.mean_interval(difference, least=-1)
-                change = (100 * float(difference.mean()), 100 * ends[0], 100 * ends[1])
+                change = (percent(difference.mean()), 100 * ends[0], 100 * ends[1])
                 verdict = verdicts[name]
                 test = (
                     UNTESTED if len(share) < FEWEST
@@ -166,7 +172,7 @@ def _leaderboard(run: Run, here: list[CellKey], white_box: bool) -> Leaderboard:
                     else NO_DIFFERENCE
                 )  # fmt: skip
             mean = TableCell(
-                "done", "", 100 * float(share.mean()), 100 * low, 100 * high, change=change, verdict=verdicts[name]
+                "done", "", percent(share.mean()), 100 * low, 100 * high, change=change, verdict=verdicts[name]
             )
             worst = _by_attack(run, places[name])
             hardest = max(worst, key=lambda attack: worst[attack])
@@ -180,8 +186,7 @@ def _by_attack(run: Run, places: list[CellKey]) -> dict[str, float]:
     """Error in percent by attack, over the cells of each."""
     attacks = dict.fromkeys(cell.attack for cell in places)
     return {
-        attack: 100 * float(np.mean([run.wrong[cell] for cell in places if cell.attack == attack]))
-        for attack in attacks
+        attack: percent(np.mean([run.wrong[cell] for cell in places if cell.attack == attack])) for attack in attacks
     }
 
 
@@ -194,8 +199,8 @@ def _milliseconds(run: Run, done: list[CellKey]) -> float | None:
     if ratio is not None and cost["target"] == done[0].target:
         return float(ratio * cost["forward_ms"])
     here = set(done)
-    looks = int(run.record["dataset"]["n"]) * run.defense_samples
-    spent = [1000 * cell.seconds / looks for cell in run.cells if cell.key in here and cell.seconds > 0]
+    n = int(run.record["dataset"]["n"])  # a deterministic defense is drawn once
+    spent = [1000 * c.seconds / (n * c.defense_samples) for c in run.cells if c.key in here and c.seconds > 0]
     return median(spent) if spent else None
 
 

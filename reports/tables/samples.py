@@ -61,6 +61,9 @@ def _merged(run: Run, views: list[Table], drawn: set[str]) -> Table:
         f"{table.metric}-draws",
         table.columns,
         groups,
-        [f"One draw of {display_name(name)} averages several passes." for name in several],
+        [
+            "Marks compare each row with all defenses of the run under the same aggregation, shown here or not.",
+            *(f"One draw of {display_name(name)} averages several passes." for name in several),
+        ],
         keys=table.keys,
     )

@@ -342,10 +342,20 @@ def _averages(
             share = errors / (run.defense_samples * len(places))
             low, high = stats.mean_interval(share)
             entries[source, name] = TableCell(
-                "done", "", 100 * float(share.mean()), 100 * low, 100 * high, _paper_average(run, places), None,
+                "done", "", percent(share.mean()), 100 * low, 100 * high,
+                _paper_average(run, places) if all(cells[each].paper is not None for each in places) else None, None,
                 verdicts[name],
             )  # fmt: skip
     return entries
+
+
+def percent(share: "float | np.floating[Any]") -> float:
+    """A share in percent, to the four decimals of a cell's: equal shares are printed alike wherever they stand.
+
+    >>> percent(7 / 2000), float("0.3500")
+    (0.35, 0.35)
+    """
+    return round(100 * float(share), 4)
 
 
 def _paper_average(run: Run, places: list[CellKey]) -> float | None:
@@ -364,7 +374,9 @@ def _notes(run: Run, printed_in: str, groups: Iterable[Group]) -> list[str]:
     """Where the paper's numbers come from, and how they differ from those beside them."""
     if not any(entry.paper is not None for group in groups for line in group.rows for entry in line.cells):
         return []
-    table = paper_metadata()["tables"].get(printed_in, {})
+    tables = paper_metadata()["tables"]
+    alike = [each for each in tables.values() if each["dataset"] == run.record["dataset"]["name"]]
+    table = tables.get(printed_in) or ({"n": alike[0]["n"]} if alike else {})
     notes = [
         f"The paper's numbers are from {paper_metadata()['authors']}, “{paper_metadata()['title']}”.",
         *table.get("notes", []),

@@ -3,6 +3,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const rows = [...body.rows];
   const text = (row, i) => row.cells[i].textContent.trim().replace("−", "-");
+  // "< 0.001" is just below .001, "±0.0" is 0, and "failed" is no number.
+  const number = (shown) => (shown[0] === "<" ? parseFloat(shown.slice(1)) * 0.999 : parseFloat(shown.replace("±", "")));
   [...table.tHead.rows[0].cells].forEach((head, i) => {
     const button = document.createElement("button");
     button.type = "button";
@@ -14,9 +16,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const numbers = head.classList.contains("n");
       const compare = (a, b) => {
-        const [x, y] = [text(a, i), text(b, i)];
-        if (!x || !y) return (x ? 0 : 1) - (y ? 0 : 1); // empty last, either way
-        const order = numbers ? parseFloat(x) - parseFloat(y) : x.localeCompare(y, "en", { numeric: true });
+        const [x, y] = [text(a, i), text(b, i)].map((each) => (numbers ? number(each) : each));
+        const lacks = (each) => (numbers ? Number.isNaN(each) : !each);
+        if (lacks(x) || lacks(y)) return (lacks(x) ? 1 : 0) - (lacks(y) ? 1 : 0); // last, either way
+        const order = numbers ? x - y : x.localeCompare(y, "en", { numeric: true });
         return down ? -order : order;
       };
       body.append(...rows.sort(compare));

@@ -282,3 +282,19 @@ def test_a_stand_in_that_draws_draws_anew_in_every_call() -> None:
     assert torch.equal(first, again)
     seen = Blurred().bpda(x, toy.image_rng(2)).detach()
     assert torch.allclose(seen, Blurred().purify(x.detach(), toy.image_rng(2)), atol=1e-6)  # what fixed(...) relies on
+
+
+def test_a_chain_takes_what_attacks_look_at() -> None:
+    """The look-ahead of NI leaves [0, 1]; a part that leaves it by itself is still refused, and so is NaN."""
+    rng = ImageRng(["a", "b"])
+    beyond = toy.images(2, 32) * 1.4 - 0.2
+    for label in ("bit-red >> jpeg", "none >> jpeg", "none >> none"):
+        chain: Any = resolve(label).value
+        assert torch.isfinite(chain.bpda(beyond, rng)).all()
+    assert torch.equal(resolve("none >> none").value.bpda(beyond, rng), beyond)  # type: ignore[attr-defined]
+    for value in (2.0, float("nan")):
+        bad = Chain((Resolved("bad", Bad(value), "", "", "1", "bad"), resolve("none")))
+        with pytest.raises(UsageError, match="left the range"):
+            bad.purify(toy.images(2, 32), rng)
+    with pytest.raises(UsageError, match="left the range"):
+        Chain((Resolved("bad", Bad(float("nan")), "", "", "1", "bad"), resolve("none"))).purify(beyond, rng)

@@ -60,7 +60,7 @@ def test_the_page_links_what_a_published_run_contains(tmp_path: Path) -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:5] == ["[toy](#toy)", "table1", "20", "t", "transfer, ε = 16"]
     assert cells[5].startswith("RDP 7.5 (")
-    assert cells[6:] == ["60.0 (lower)", "yes, 2 of 2 claims hold"]
+    assert cells[6:] == ["60.0 (the best is lower)", "yes, 2 of 2 claims hold"]
     files = "[results.csv](runs/toy/results.csv), [claims.json](runs/toy/claims.json), <https://example.org/paper>"
     assert files in page
     assert "\ntable1: 20 images of photos20, 2 defenses, 2025-01-01" in page

@@ -16,6 +16,7 @@ from rdp_bench.models.zoo import LoadedSource, find_source
 from rdp_bench.protocols import Purifier
 from rdp_bench.registry import Resolved
 from rdp_bench.rng import ImageRng
+from tests.helpers import toy
 from tests.helpers.settings import setting
 
 plugins.load()
@@ -211,3 +212,30 @@ def test_foreign_attacks_cannot_draw() -> None:
     for defense, samples in ((Noise(), 1), (Squares(), 2)):
         with pytest.raises(UsageError, match="is random"):
             DefendedClassifier(Linear(torch.ones(1, 3, 4, 4)), through(defense, "exact", samples))(x)
+
+
+def test_a_source_behind_two_defenses_is_a_chain() -> None:
+    """The inner defense would be left out of the source."""
+    with pytest.raises(UsageError, match=r"is behind a defense already; write both as a chain, like bpda\(jpeg >> rdp"):
+        find_source("bpda(jpeg, adaptive(rdp, effnet-lite0))", {})
+
+
+@pytest.mark.parametrize("way", ["straight_through", "smooth_through"])
+def test_what_lies_beyond_the_range_is_purified_as_its_end(way: str) -> None:
+    """Attacks that look ahead leave [0, 1]; as 8 bits, -16/255 would be 240."""
+    jpeg: Any = registry.defense.resolve("jpeg").value
+    x = toy.images(2, 32) * 1.2 - 0.1
+    found = getattr(jpeg, way)(x.clone().requires_grad_(), ImageRng(["a", "b"]))
+    assert torch.allclose(found.detach(), jpeg.purify(x.clamp(0, 1), ImageRng(["a", "b"])), atol=1e-6)
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(getattr(jpeg, way)(leaf, ImageRng(["a", "b"])).sum(), leaf)
+    assert float(grad.abs().max()) > 0
+
+
+def test_stand_ins_have_a_version_of_their_own() -> None:
+    labels = ("bpda(jpeg, m)", "smooth(jpeg, m)", "adaptive(jpeg, m)", "exact(nrp, m)", "adaptive(nrp, m)")
+    sources = {label: found[0] for label in labels if (found := parse(label))}
+    assert {label: source.record().get("version") for label, source in sources.items()} == {
+        "bpda(jpeg, m)": 2, "smooth(jpeg, m)": 2, "adaptive(jpeg, m)": 2, "exact(nrp, m)": None,
+        "adaptive(nrp, m)": None,
+    }  # fmt: skip

@@ -1,7 +1,7 @@
 """Layers with fixed weights: torch's own results, and equal bits for every thread count and batch size."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from rdp_bench.models import zoo
 from rdp_bench.models.fold_batch_norm import fuse_relu6
 from rdp_bench.numerics import fixed_layers
 from rdp_bench.numerics.fixed_layers import Convolution, fix_layers
+from rdp_bench.numerics.resizing import resize, resize_gathered, resize_matrix
 from rdp_bench.rng import ImageRng
 from tests.helpers import toy
 
@@ -162,3 +163,41 @@ def test_judging_depends_neither_on_threads_nor_on_the_batch(name: str, threads:
     found = judged(3, 1)
     assert torch.equal(found, judged(3, 2))
     assert torch.equal(found[:1], judged(1, 1))
+
+
+def second(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The gradient of the size of a gradient."""
+    leaf = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(net(leaf).square().sum(), leaf, create_graph=True)
+    (found,) = torch.autograd.grad(first.square().sum(), leaf)
+    return found
+
+
+def test_second_derivatives_are_those_of_plain_layers() -> None:
+    """Asked for as autograd.grad does, which drops a term without a word where a layer has no second derivative."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6(),
+                        nn.Conv2d(8, 4, 1)).requires_grad_(False)  # fmt: skip
+    x = toy.images(2, 12)
+    wanted = second(net, x)
+    fixed = fix_layers(copy.deepcopy(net))
+    fuse_relu6(fixed, x)
+    found = second(fixed, x)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+    assert float(wanted.norm()) > 0
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_second_derivatives_pass_resizing(gathered: bool) -> None:
+    x = toy.images(2, 24)
+    index = torch.arange(24).expand(2, -1)
+
+    def resized(images: Tensor) -> Tensor:
+        small = resize_gathered(images, index, index, 16, "bicubic") if gathered else resize(images, 16, "bicubic")
+        return small**2
+
+    def plain(images: Tensor) -> Tensor:
+        matrix = resize_matrix(24, 16, "bicubic", 1.0, torch.device("cpu"))
+        return (matrix @ images @ matrix.T) ** 2
+
+    wanted = second(plain, x)
+    assert float((second(resized, x) - wanted).norm() / wanted.norm()) < 1e-4

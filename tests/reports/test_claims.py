@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rdp_bench.cache.store import Store
 from rdp_bench.reports.claims import claims, gain
 from rdp_bench.reports.claims.claim_tests import _RULES, _by_deviation, evaluate_claims
 from rdp_bench.reports.claims.claims import FAILS, HOLDS, OPEN, TIE, Finding
+from rdp_bench.reports.claims.gain import notes
 from rdp_bench.results.record import write_record, write_run
 from rdp_bench.results.rows import CellKey, Run, load
 from tests.helpers.report_fixture import make_run
@@ -331,3 +333,28 @@ def test_no_gain_over_nothing(tmp_path: Path) -> None:
 
     assert "right on no image" in str(gain.gain(run, "ti-dim", 16.0, "rdp", ["a"]))
     assert gain.notes(run) == []
+
+
+def test_who_is_better_is_not_called_worse(tmp_path: Path) -> None:
+    """No defense is to be the worst; JPEG and NRP are worse than it on fifteen images."""
+    run = made(tmp_path, by_defense(none=2, jpeg=17, nrp=17, rdp=0), attacks=["fgsm"],
+               defenses=["none", "jpeg", "nrp", "rdp"])  # fmt: skip
+    (found,) = ask(run, "all-help")
+    assert found.verdict == FAILS
+    assert "significantly better than JPEG, NRP" in found.note
+    assert "significantly worse" not in found.note
+
+
+def test_one_rival_of_ten_is_said_to_be_one(tmp_path: Path) -> None:
+    run = made(tmp_path, by_defense(none=20, jpeg=15, rdp=0), attacks=["fgsm"], defenses=["none", "jpeg", "rdp"])
+    (found,) = ask(run, "lowest")
+    assert found.verdict == HOLDS
+    assert "not in this run: FD" in found.note
+
+
+def test_the_papers_gains_stand_beside_its_own_cells_alone(tmp_path: Path) -> None:
+    more = {"attacks": ["ti-dim"], "sources": ["a", BPDA], "defenses": ["none", "rdp"]}
+    for grid, printed in (("table3", True), ("mine", False)):
+        run = made(tmp_path / grid, by_defense(none=10, rdp=5), grid=grid, **more)
+        run = replace(run, record={**run.record, "sources": BEHIND})
+        assert any("The paper reports 78.0 %" in sentence for sentence in notes(run)) == printed

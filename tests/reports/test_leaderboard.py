@@ -14,9 +14,11 @@ from PIL import Image
 
 from rdp_bench.cache.store import Store
 from rdp_bench.metrics.stats import mcnemar
+from rdp_bench.reports import published
 from rdp_bench.reports.figures.tradeoff import Box, placed, tradeoff
 from rdp_bench.reports.summary import answer, power
 from rdp_bench.reports.tables.leaderboard import COLUMNS, Leaderboard, as_table, leaderboards, sheet
+from rdp_bench.reports.tables.table import percent
 from rdp_bench.results.record import write_record
 from rdp_bench.results.rows import CellKey, Run, load, shown_names
 from tests.helpers.report_fixture import make_run
@@ -159,7 +161,7 @@ def test_power_is_the_least_number_of_images_that_a_test_can_find() -> None:
     """By McNemar's test: 2^(1 - k) at most 0.05."""
     least = next(k for k in range(1, 99) if mcnemar(k, 0) <= 0.05)
     assert mcnemar(least - 1, 0) > 0.05
-    assert f"at least {least} of them ({100 * least / 40:.1f} points)" in power(40, [], [])
+    assert f"at least {least} of them (in one cell, {100 * least / 40:.1f} points)" in power(40, [], [])
 
 
 def test_power_after_holm(tmp_path: Path) -> None:
@@ -232,3 +234,29 @@ def test_figure_has_a_point_a_defense(tmp_path: Path) -> None:
 def test_no_figure_without_clean_cells(tmp_path: Path) -> None:
     (board,) = leaderboards(run_of(tmp_path, WRONG, attacks=["fgsm", "dim"], clean=False))
     assert tradeoff(board) is None
+
+
+def test_time_is_of_one_draw_of_each_defense(tmp_path: Path) -> None:
+    """1.5 s for 20 images: of one draw 75 ms, of ten 7.5 ms."""
+    run = run_of(tmp_path, {})
+    cells = [replace(cell, defense_samples=10 if cell.defense == "rdp" else 1) for cell in run.cells]
+    axes = {**run.record["axes"], "defense_samples": 10}
+    (board,) = leaderboards(replace(run, cells=cells, record={**run.record, "axes": axes}))
+    assert {name: each.ms for name, each in by_name(board).items()} == pytest.approx(
+        {"none": 75, "jpeg": 75, "rdp": 7.5}
+    )  # fmt: skip
+
+
+def test_attacks_through_a_defense_are_not_called_transfer(tmp_path: Path) -> None:
+    plain = {"a": {"members": ["a"]}}
+    through = {"bpda(rdp, a)": {"members": ["a"], "attacked_defense": {"mode": "bpda"}}}
+    for found, kind in ((plain, "transfer"), (plain | through, "transfer and through a defense")):
+        run = run_of(tmp_path / kind[-3:], {}, sources=list(found))
+        run = replace(run, record={**run.record, "sources": found})
+        assert [line["attackers"] for line in published._lines(run)] == [kind]
+
+
+def test_equal_numbers_are_printed_alike() -> None:
+    """7 of 2000: as a cell of results.csv, and as a mean over two of them."""
+    assert f"{percent(np.mean([7 / 2000, 7 / 2000])):.1f}" == f"{float('0.3500'):.1f}"
+    assert f"{100 * np.mean([7 / 2000, 7 / 2000]):.1f}" != f"{float('0.3500'):.1f}"

@@ -62,7 +62,7 @@ def test_points_are_the_results_as_accuracy(out: Path, tmp_path: Path) -> None:
 def test_mean_and_population_deviation_stand_behind_the_name() -> None:
     values = [10.0, 20.0, 60.0]
     points: list[dict[str, str | float]] = [{"defense": "a", "accuracy": v} for v in values]
-    assert _spread([*points, {"defense": "b", "accuracy": 99.0}], "a") == f"(30.0 ± {np.sqrt(1400 / 3):.1f})"
+    assert _spread([*points, {"defense": "b", "accuracy": 99.0}], "a", 3) == f"(30.0 ± {np.sqrt(1400 / 3):.1f})"
 
 
 def test_one_eps_makes_no_sweep(out: Path, tmp_path: Path) -> None:
@@ -77,3 +77,8 @@ def test_the_report_holds_figure_and_numbers(out: Path) -> None:
     figures = out / "report" / "figures"
     assert {f"tiny_sweep.{kind}" for kind in ("svg", "png", "pdf", "csv")} <= {path.name for path in figures.iterdir()}
     assert "mean and standard deviation over all attacks" in (out / "report" / "index.html").read_text()
+
+
+def test_a_defense_that_lacks_cells_has_no_mean() -> None:
+    points: list[dict[str, str | float]] = [{"defense": "a", "accuracy": 90.0}]
+    assert _spread(points, "a", 2) == "(1 of 2 cells)"
