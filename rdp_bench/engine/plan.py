@@ -18,7 +18,7 @@ from rdp_bench.engine import crosscheck
 from rdp_bench.engine.crosscheck import Rate
 from rdp_bench.engine.grid import Axes, Grid, settle
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
-from rdp_bench.engine.named_twice import named_twice
+from rdp_bench.engine.named_twice import in_any_order, named_twice
 from rdp_bench.engine.precision import check as check_precision
 from rdp_bench.errors import UsageError, wrap_errors
 from rdp_bench.keys import Record, hash_many, key_of, plain
@@ -226,6 +226,16 @@ class Plan:
             if names := left_out(value, record["params"]):
                 log.warning("%s: resolved() leaves out %s; all its values share their results", what, ", ".join(names))
 
+    def records(self) -> dict[str, dict[str, Record]]:
+        """What identifies every attack (at the largest eps), defense and source in cache keys, by kind and label."""
+        eps = max(self.grid.axes.eps, default=0.0)
+        own = [label for label, made in self.attacks.items() if not isinstance(made.value, AdversarialFiles)]
+        return {
+            "attack": {label: self.attack_record(label, eps) for label in own},
+            "defense": {label: self.defense_record(label) for label in self.defenses},
+            "source": {label: in_any_order(source) for label, source in self.sources.items() if source.members},
+        }
+
     # --- jobs ---
 
     def _plan_cells(self, jobs: list[Job], cells: dict[CellKey, PlannedCell]) -> None:
@@ -398,7 +408,6 @@ def make_plan(
             for eps in axes.eps
             if not eps.is_integer()
         ]
-    remarks += named_twice(attacks, defenses, sources, max(axes.eps, default=0.0))
     plan = Plan(
         grid, store, seed, device, dataset, tuple(image_hashes), attacks, defenses, sources, targets, checks,
         tuple(remarks), precision,
@@ -407,6 +416,7 @@ def make_plan(
     crafts = lowered and any(not isinstance(made.value, AdversarialFiles) for made in attacks.values())
     check_precision(precision, device, [made.value for made in plan.defenses.values()], crafts=crafts)
     plan.refuse_shared_keys()
+    plan = replace(plan, remarks=(*remarks, *named_twice(plan.records())))
     _check_files(plan)
     return plan
 

@@ -30,7 +30,7 @@ plugins.load()
 
 PINNED = {
     "adv": "21eed64eddd3cf090554da1d46d5f735fbf5e8425c3636a28a703b866ad76b95",
-    "adv through a defense": "0846e6ce5f94befa6e2c2a6fcd8f1da5f927b85ad7cd1af04f209c6c02c83e96",
+    "adv through a defense": "394fd45e4f227c270805d0a39935aebef8bca263c9547e7609b5265d7c6f9c8e",
     "eval": "89da84476fc92dd5d2a5baac653f67a8bc5c23fffbd91b0260ad798f4d105e5b",
     "eval of clean images": "273dbed8f7e92f8db9142dd0c8765a4cba7b308ee34c340c6eb9e03fdf08eff3",
     "eval of ten draws": "26c5f6d162421ba58c9491f479248ed63222cc13d4fa31f62ceb080d120a97ca",

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rdp_bench import registry, user_reads
-from rdp_bench.engine.named_twice import named_twice
+from rdp_bench import user_reads
 from rdp_bench.engine.worker import Worker
-from rdp_bench.models.zoo import find_source
 from tests.helpers.commands import PLUGIN, cli
 from tests.helpers.plans import new_process, plan
 
@@ -89,15 +87,14 @@ def test_a_source_of_nan_is_no_attack_that_failed(tmp_path: Path) -> None:
     assert "source 'nan/net' gives NaN or infinite outputs for a clean image" in done.output
 
 
-def test_labels_that_mean_the_same_are_named() -> None:
+def test_labels_that_mean_the_same_are_named(tmp_path: Path) -> None:
     """Averages, leaderboards and Holm's correction would weigh them twice."""
-    attacks = {label: registry.attack.resolve(label) for label in ("fgsm", "mi-fgsm", "mi-fgsm(steps=10)")}
-    defenses = {
-        label: registry.defense.resolve(label) for label in ("none", "jpeg", "jpeg(quality=75)", "jpeg(quality=9)")
-    }
-    labels = ("effnet-lite0+effnet-lite1", "effnet-lite0", "effnet-lite1+effnet-lite0")
-    sources = {label: find_source(label, {}) for label in labels}
-    assert named_twice(attacks, defenses, sources, 16.0) == [
+    made = plan(
+        tmp_path, attacks=("fgsm", "mi-fgsm", "mi-fgsm(steps=10)"),
+        defenses=("none", "jpeg", "jpeg(quality=75)", "jpeg(quality=9)"),
+        sources=("effnet-lite0+effnet-lite1", "effnet-lite0", "effnet-lite1+effnet-lite0"),
+    )  # fmt: skip
+    assert [remark for remark in made.remarks if "count it twice" in remark] == [
         f"{kind} '{second}' is {kind} '{first}': averages and tests count it twice"
         for kind, first, second in (
             ("attack", "mi-fgsm", "mi-fgsm(steps=10)"), ("defense", "jpeg", "jpeg(quality=75)"),

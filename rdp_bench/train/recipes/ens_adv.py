@@ -19,7 +19,6 @@ from rdp_bench.train.extractor import WHOLE
 from rdp_bench.train.losses import distillation
 from rdp_bench.train.recipe import Recipe, Step
 from rdp_bench.train.validate import score
-from rdp_bench.weights.files import load_strict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +69,7 @@ class EnsAdv(Recipe):
         card = self.teacher.card
         net = create(card)
         load_state(net, OrderedDict(tensors), card, where)
-        load_strict(self.nets["student"], prepared(net, card, "").to(self.device).state_dict(), what, where)
+        super().begin_with(prepared(net, card, "").to(self.device).state_dict(), what, where)
 
     @property
     def zoom(self) -> float:
