@@ -18,7 +18,7 @@ from rdp_bench.engine import crosscheck
 from rdp_bench.engine.crosscheck import Rate
 from rdp_bench.engine.grid import Axes, Grid, settle
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
-from rdp_bench.engine.named_twice import in_any_order, named_twice
+from rdp_bench.engine.named_twice import in_any_order
 from rdp_bench.engine.precision import check as check_precision
 from rdp_bench.errors import UsageError, wrap_errors
 from rdp_bench.keys import Record, hash_many, key_of, plain
@@ -416,7 +416,6 @@ def make_plan(
     crafts = lowered and any(not isinstance(made.value, AdversarialFiles) for made in attacks.values())
     check_precision(precision, device, [made.value for made in plan.defenses.values()], crafts=crafts)
     plan.refuse_shared_keys()
-    plan = replace(plan, remarks=(*remarks, *named_twice(plan.records())))
     _check_files(plan)
     return plan
 

@@ -13,6 +13,7 @@ from rdp_bench.data.image_hashes import digest
 from rdp_bench.engine import crosscheck, defense_cost, prefix_reuse
 from rdp_bench.engine.crosscheck import Check, check_rate
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job, JobResult, Work
+from rdp_bench.engine.named_twice import named_twice
 from rdp_bench.engine.plan import Plan
 from rdp_bench.engine.record import header, now
 from rdp_bench.engine.schedule import run_here
@@ -96,7 +97,7 @@ class Run:
                 if cell.status == "pending" and self.plan.cells[key].job.key not in left
             ]
         )
-        self._warn_of(self.plan.remarks)
+        self._warn_of((*self.plan.remarks, *named_twice(self.plan.records())))
         self._warn_of_removed_cells()
         self._warn_of_untouched_sets()
         self.keep_predictions()

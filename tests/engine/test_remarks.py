@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rdp_bench import user_reads
+from rdp_bench.engine.named_twice import named_twice
 from rdp_bench.engine.worker import Worker
 from tests.helpers.commands import PLUGIN, cli
 from tests.helpers.plans import new_process, plan
@@ -94,7 +95,7 @@ def test_labels_that_mean_the_same_are_named(tmp_path: Path) -> None:
         defenses=("none", "jpeg", "jpeg(quality=75)", "jpeg(quality=9)"),
         sources=("effnet-lite0+effnet-lite1", "effnet-lite0", "effnet-lite1+effnet-lite0"),
     )  # fmt: skip
-    assert [remark for remark in made.remarks if "count it twice" in remark] == [
+    assert named_twice(made.records()) == [
         f"{kind} '{second}' is {kind} '{first}': averages and tests count it twice"
         for kind, first, second in (
             ("attack", "mi-fgsm", "mi-fgsm(steps=10)"), ("defense", "jpeg", "jpeg(quality=75)"),
