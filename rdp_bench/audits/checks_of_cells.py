@@ -42,6 +42,9 @@ LUCK = 10.0
 FEW = 10
 """Images below which a row is not compared with another."""
 
+NO_GRADIENT = ("no gradient", "backward pass", "not differentiable")
+"""What reasons of failed cells say where the gradient does not pass the defense."""
+
 AT_ZERO = 1.0
 """Percent right that count as none at an eps where anything can be shown."""
 
@@ -132,10 +135,6 @@ def attacks_ran(evidence: Evidence) -> Finding:
     if not evidence.attacked(WHITE_BOX):
         return missing("C4.a", title, "no white-box attack was run")
     return Finding("C4.a", title, PASS, f"all {len(evidence.cells)} cells have a number")
-
-
-NO_GRADIENT = ("no gradient", "backward pass", "not differentiable")
-"""What reasons of failed cells say where the gradient does not pass the defense."""
 
 
 def _of_failures(ours: list[Cell]) -> tuple[str, str]:

@@ -18,6 +18,9 @@ from rdp_bench.results.submission_check import ClaimsVerified, check_claims
 MOST = 5
 """Problems of a run that are listed; the others are counted."""
 
+WHITE_BOX = "white-box"
+"""What the names of sources begin with that have a set for each defense."""
+
 _IDENTITY = ("source", "attack", "eps", "defense", "target", "metric")
 
 
@@ -140,10 +143,6 @@ def _inconsistent(run: Run) -> Iterator[str]:
     named = {cell.eval_key for cell in run.cells if cell.status == "done"}
     if lost := sum(facts.get("kind") == "eval" and key not in named for key, facts in held.items()):
         yield f"the predictions of {lost} cells are there, and the record has no such cells"
-
-
-WHITE_BOX = "white-box"
-"""What the names of sources begin with that have a set for each defense."""
 
 
 def _place(row: Row) -> tuple[str, ...]:
