@@ -7,12 +7,14 @@ from pathlib import Path
 
 from rdp_bench.reports.figures.drawing import ReportFigure
 from rdp_bench.reports.figures.illusion import illusion
+from rdp_bench.reports.tables.audits import Setting, by_setting
 from rdp_bench.results import cards
 from rdp_bench.results.cards import Card, Tier
 from rdp_bench.results.rows import display_name, shown_names
 
 HERE = Path(__file__).parent
-FOLDER = HERE / "runs" / "nips17-50-audits"
+SETTING: Setting = ("nips2017(subset=every-second)", 50, 4.0, "standard")
+"""Audits of other images, or at another eps or budget, are no rows of these tables."""
 PAGE, FIGURE = HERE / "audits.md", HERE / "audits"
 """The page; and the figure without its suffixes: transfer error against white-box error."""
 BEGIN, END = "<!-- tables: audits.py writes them -->", "<!-- end of the tables -->"
@@ -21,9 +23,15 @@ ORDER = ("jpeg", "fd", "bit-red", "tvm", "sr", "r&p", "comdefend", "hgd", "nrp",
 HEAD = ("Defense", *TIERS, "Checks that fail; warn")
 
 
+def published() -> list[Card]:
+    """The audits of this page, from every published run that has some."""
+    folders = sorted((HERE / "runs").glob("*/audit"))
+    return by_setting([card for folder in folders for card in cards.load(folder.parent)])[SETTING]
+
+
 def tables() -> str:
     """A table for each target: what every tier of every defense leaves right."""
-    found = cards.load(FOLDER)
+    found = published()
     parts = []
     for target in dict.fromkeys(card.target for card in found):
         rows = [card for card in found if card.target == target]
@@ -43,7 +51,7 @@ def text() -> str:
 
 def figure() -> ReportFigure:
     """Transfer error against white-box error, a panel per target."""
-    found = cards.load(FOLDER)
+    found = published()
     names = [card.names for card in found]
     with shown_names(*names):
         drawn = illusion(found)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rdp_bench.audits.verify import problems_of_cards
+from rdp_bench.errors import UsageError
 from rdp_bench.reports import published, published_page
 from rdp_bench.results.submission import Cells, Submission, SubmittedClaim, read_submission
 from tests.helpers.paths import ROOT
@@ -39,6 +40,19 @@ def test_the_tables_of_audits_are_up_to_date() -> None:
     assert (BOOK / "audits.md").read_text("utf-8") == page["text"](), "python docs/results/audits.py"
     assert "| RDP | 84 (71–92) | 58 (44–71) | 2 (0–10) | 24 (14–37) | 0 (0–7) |" in page["text"]()
     assert (BOOK / "audits.csv").read_bytes() == page["figure"]().files["csv"], "python docs/results/audits.py"
+
+
+def test_the_tables_of_the_exhibits_are_up_to_date() -> None:
+    found = runpy.run_path(str(BOOK / "pages.py"))["pages"]()
+    wrong = [page.name for page, text in found.items() if page.read_text("utf-8") != text]
+    assert not wrong, "python docs/results/pages.py"
+    assert "|  | RDP | 61.0≈ | **64.0** | **63.0** | **63.0** | 79.0≈ |" in found[BOOK / "modern.md"]
+
+
+def test_a_page_asks_in_vain_for_a_table_that_no_run_has() -> None:
+    table = runpy.run_path(str(BOOK / "pages.py"))["table"]
+    with pytest.raises(UsageError, match="has no table table9: its tables are table1_effnet-lite2-ens_eps16, "):
+        table("table9", "photos20-table1")
 
 
 @pytest.mark.parametrize("name", ["predictions/table1.0123456789abcdef.safetensors", "runs/table1.json", "results.csv"])
