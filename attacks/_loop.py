@@ -14,6 +14,7 @@ from rdp_bench.attacks import _pieces
 from rdp_bench.attacks.parts.ball import Ball
 from rdp_bench.attacks.parts.base import Part, Run, find, identity, look, loss_of, prediction
 from rdp_bench.attacks.parts.steps import Steps
+from rdp_bench.errors import no_gradient
 from rdp_bench.protocols import samples_of
 from rdp_bench.rng import ImageRng
 
@@ -99,7 +100,10 @@ def loss_gradient(run: Run, at: Tensor) -> Tensor:
         outputs = [look(run, member, images) for member in run.source.members]
         if run.labels is None:
             run.labels = prediction(outputs)
-        (grad,) = torch.autograd.grad(loss_of(run, outputs, run.labels), leaf)
+        loss = loss_of(run, outputs, run.labels)
+        if not loss.requires_grad:
+            raise no_gradient(run.source.name)
+        (grad,) = torch.autograd.grad(loss, leaf)
         # Not in place: the gradient of a mean or sum is one number seen many times.
         total = grad if total is None else total + grad
     assert total is not None

@@ -37,6 +37,14 @@ class BadImageError(UsageError):
     """An image or a data set cannot be read as requested."""
 
 
+def no_gradient(source: str) -> RdpBenchError:
+    """The error of an attack whose source gives it no gradient."""
+    return RdpBenchError(
+        f"source '{source}': its outputs have no gradient with respect to the images, as after detach() or no_grad(); "
+        "attack it through bpda(...), or use square or spsa, which need none"
+    )
+
+
 MANY = 60
 """Up to this many names, an error lists all of them."""
 

@@ -1,6 +1,7 @@
 """The card of an audit as text, Markdown, LaTeX and a page of its own; its files in OUT/audit."""
 
 import contextlib
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from rdp_bench.results.rows import display_name, shown_names
 from rdp_bench.specs import show
 from rdp_bench.terminal import printable
 
+log = logging.getLogger(__name__)
+
 
 def write(card: Card, out: Path) -> tuple[Card, list[Path]]:
     """Write OUT/audit/NAME.json, .md, .tex and .html; returns the card as it was written, and the files.
@@ -29,11 +32,18 @@ def write(card: Card, out: Path) -> tuple[Card, list[Path]]:
     if card.cost and card.cost.cached == card.cost.jobs and path.is_file():
         with contextlib.suppress(UsageError):  # a card that cannot be read is replaced
             card = replace(card, cost=cards.read(path).cost)
+    _warn_of_another(path, card)
     files = [cards.write(card, out)]
     for ending, content in contents(card).items():
         files.append(path.with_suffix(f".{ending}"))
         write_atomic(files[-1], content.encode())
     return card, files
+
+
+def _warn_of_another(path: Path, card: Card) -> None:
+    with contextlib.suppress(UsageError):
+        if path.is_file() and (before := cards.read(path).n) != card.n:
+            log.warning("%s: replaces the audit of %d images by one of %d; choose another --out", path, before, card.n)
 
 
 def contents(card: Card) -> dict[str, str]:

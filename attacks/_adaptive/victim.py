@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rdp_bench.attacks._kernels.losses import Loss
 from rdp_bench.budgets import LINF, Norm, levels_within_l2
-from rdp_bench.errors import RdpBenchError
+from rdp_bench.errors import RdpBenchError, no_gradient
 from rdp_bench.protocols import StochasticLogits, is_random, samples_of
 
 if TYPE_CHECKING:
@@ -189,10 +189,7 @@ def _backward(total: Tensor, leaf: Tensor, name: str) -> Tensor:
         (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
         if grad is not None:
             return grad
-    raise RdpBenchError(
-        f"source '{name}': its outputs have no gradient with respect to the images, as after detach() or no_grad(); "
-        "attack it through bpda(...), or use square or spsa, which need none"
-    )
+    raise no_gradient(name)
 
 
 def _refuse_not_finite(name: str, **parts: Tensor) -> None:

@@ -48,6 +48,7 @@ def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding]) 
         return f"No attack on {_what(subject.defense)} was measured: nothing can be said of it."
     who = {
         "transfer": "an attacker who knows neither defense nor target",
+        "blind": "an attacker who knows the target alone",
         "grey-box": "an attacker who knows the target and guesses at the defense",
         "black-box": "an attacker who sees the outputs alone",
         "white-box": f"an attacker who knows {_what(subject.defense)}",

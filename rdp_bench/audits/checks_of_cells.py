@@ -10,6 +10,7 @@ from rdp_bench.audits.evidence import Cell, Evidence
 from rdp_bench.audits.finding import FAIL, PASS, WARN, Finding, Status, missing
 from rdp_bench.audits.parts import (
     BLACK_BOX,
+    BLIND,
     DOUBLED,
     EPS,
     GREY_BOX,
@@ -22,7 +23,7 @@ from rdp_bench.audits.parts import (
 )
 from rdp_bench.audits.tiers import PARTS, THROUGH, cells_of_tier, hardest, tiers
 from rdp_bench.metrics import stats
-from rdp_bench.specs import UNDEFENDED
+from rdp_bench.specs import UNDEFENDED, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,7 +121,7 @@ def undefended(evidence: Evidence) -> Finding:
 def attacks_ran(evidence: Evidence) -> Finding:
     """C4.a: all attacks run: those through the defense have a gradient, and none of another tier is lost."""
     title = "attacks run"
-    failed = sorted(evidence.failed, key=lambda cell: cell.part in (TRANSFER, GREY_BOX, NOISE))
+    failed = sorted(evidence.failed, key=lambda cell: cell.part in (TRANSFER, BLIND, GREY_BOX, NOISE))
     ours = [cell for cell in failed if cell.defense in (evidence.subject.defense, evidence.subject.fixed)]
     if failed and not ours:
         said = (
@@ -242,13 +243,16 @@ def one_draw(evidence: Evidence) -> Finding:
 def order_of_attackers(evidence: Evidence) -> Finding:
     """C8.a: who knows more breaks more."""
     title = "white-box is no weaker than transfer"
-    white, transfer = evidence.attacked(*THROUGH), evidence.attacked(TRANSFER, GREY_BOX)
+    white, transfer = evidence.attacked(*THROUGH), evidence.attacked(TRANSFER, BLIND, GREY_BOX)
     if not (white and transfer):
         return missing("C8.a", title, "needs a white-box and a transfer attack")
     if _none_right(evidence):
         return missing("C8.a", title, NONE_RIGHT)
     won = _won(evidence, white, transfer)
-    said = f"white-box attacks leave {_mean(white):.1f} % right, transfer and grey-box attacks {_mean(transfer):.1f} %"
+    said = (
+        f"white-box attacks leave {_mean(white):.1f} % right, transfer, blind and grey-box attacks "
+        f"{_mean(transfer):.1f} %"
+    )
     if not evidence.random and won.any():
         said += f", both together {_mean([*white, *transfer]):.1f} %"
     status = _severity(evidence, won) if 100 * won.mean() > POINT else PASS
@@ -320,6 +324,9 @@ def random_defense(evidence: Evidence) -> Finding:
         if white.accuracy - fixed.accuracy > LUCK and white.accuracy > 1.5 * fixed.accuracy and _lasts(apart):
             meaning = "most of what survives is the luck of the draw: an attacker who repeats the request wins"
             return Finding("C9", title, FAIL, said, meaning, "report the number with fixed noise, and the worst of N")
+        if fixed.accuracy - white.accuracy > LUCK and _lasts(-apart):
+            meaning = "who knows the noise breaks less than who does not: the attack on fixed noise is broken"
+            return Finding("C9", title, WARN, said, meaning, "look at the gradient of a single draw: C3 and C5")
     if clean.accuracy - clean.worst > LUCK:
         meaning = "the noise alone makes clean images wrong at times; the worst of N counts that as attack"
         return Finding("C9", title, WARN, said, meaning, "compare with clean images under the same N")
@@ -330,7 +337,17 @@ def all_tiers(evidence: Evidence) -> Finding:
     """C10: an attacker of every kind was tried."""
     title = "every tier was measured"
     there = {tier.name: tier for tier in tiers(evidence)}
-    wanted = ["clean", "transfer", "grey-box", "white-box", "black-box", *(["fixed"] if evidence.random else [])]
+    wanted = [
+        "clean",
+        "transfer",
+        "blind",
+        "grey-box",
+        "white-box",
+        "black-box",
+        *(["fixed"] if evidence.random else []),
+    ]
+    if plain(evidence.subject.defense) == UNDEFENDED:
+        wanted.remove("blind")
     lacking = [name for name in wanted if name not in there]
     partly = [f"{len(tier.failed)} attacks of {tier.name}" for tier in there.values() if tier.failed]
     if partly and not lacking:

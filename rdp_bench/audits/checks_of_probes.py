@@ -8,11 +8,14 @@ from typing import Any
 
 from rdp_bench.audits.evidence import Evidence
 from rdp_bench.audits.finding import FAIL, NA, PASS, WARN, Finding, Status, missing
-from rdp_bench.audits.parts import STANDARD
+from rdp_bench.audits.parts import STANDARD, WHITE_BOX
 from rdp_bench.metrics import stats
 
 DIFFERENT = 1e-4
 """L2 distance of normalised logits of two calls that counts as random (fra31/auto-attack)."""
+
+BATCHED = 0.01
+"""The same of an image alone and in a batch: sums in another order differ by less."""
 
 SAME = 1e-7
 """Relative distance of the outputs for two images that counts as none."""
@@ -28,6 +31,10 @@ UNSTABLE = 0.5
 
 LATE = 0.05
 """Share of the gain that the last steps may make (pralab/IndicatorsOfAttackFailure)."""
+
+ALIKE, UNLIKE = 0.93, 0.85
+"""Correlations of predicted and measured changes: below the first the gradient is in doubt, below the second it is
+wrong. Half of the pixels without a gradient leave .7 of it (the square root of a half)."""
 
 FAR_LESS = 0.2
 """Of how far noise moves outputs elsewhere, what is suspicious on the test images."""
@@ -89,6 +96,16 @@ def deterministic(probe: Numbers) -> Said:
     if probe["difference"] > DIFFERENT:
         meaning = "it draws random numbers that are not its stream's, or keeps state between calls"
         return FAIL, said, meaning, "draw from `rng` only, and say random = True"
+    if (streams := probe.get("streams", 0)) > DIFFERENT:
+        said += f", and of calls with different streams by {streams:.2g}"
+        meaning = "it draws from its stream, and says that it is deterministic: attacks average over no draws (EOT)"
+        return FAIL, said, meaning, "say random = True"
+    if (alone := probe.get("alone", 0)) > BATCHED:
+        said += f"; the outputs of an image that comes alone differ by {alone:.2g} from those in a batch"
+        meaning = (
+            "an output depends on the other images of the batch, so that attacks and predictions see another defense"
+        )
+        return FAIL, said, meaning, "treat each image by itself, and draw for each from its own stream"
     if not probe.get("redrawn", True):
         said += "; two draws of one stream are equal, and the defense says that it is random"
         meaning = "every draw of an attack has the same noise, and a prediction has another: EOT has no effect"
@@ -154,10 +171,14 @@ def state(probe: Numbers) -> Said:
 @of_probe("C13.b", "test images are like others", "elsewhere", compares=True)
 def elsewhere(probe: Numbers) -> Said:
     """C13.b: the defense treats the test images as it treats others."""
-    if not probe["mirrored"]:
-        return NA, UNMEASURED
-    said = f"noise moves the outputs of the test images {probe['ratio']:.2g} times as far as those of mirrored ones"
-    if probe["ratio"] < FAR_LESS:
+    ratios = probe["ratios"]
+    if not ratios:
+        said = "noise moves no image that the defense gives back: neither the test images nor others made of them"
+        meaning = "it gives back what it has stored, or nothing of the image: no attack can be judged"
+        return FAIL, said, meaning, "look at what it gives back for noise"
+    least = min(ratios, key=lambda kind: float(ratios[kind]))
+    said = f"noise moves the purified test images {ratios[least]:.2g} times as far as the same images {least}"
+    if ratios[least] < FAR_LESS:
         meaning = "the defense knows the test images"
         return FAIL, said, meaning, "train it on other images, and test it on new ones"
     return PASS, said
@@ -175,6 +196,23 @@ def direction(probe: Numbers) -> Said:
     if probe["up"] < 0.75 * probe["n"]:
         meaning = "the gradient says little of the loss nearby"
         return WARN, said, meaning, "use a better stand-in, or more draws (EOT)"
+    return PASS, said
+
+
+@of_probe("C5.c", "the gradient predicts the loss", "slopes", compares=True, without="the gradient is a stand-in's")
+def slopes(probe: Numbers) -> Said:
+    """C5.c: in random directions, the loss changes as the gradient says; one that lacks parts explains less."""
+    if probe["correlation"] is None:
+        return NA, "neither the gradient nor the margin changes along random signs"
+    said = (
+        f"along {probe['n']} random signs of {probe['step']:.2g}/255, the changes of the margin that the gradient "
+        f"predicts and those that are measured have a correlation of {probe['correlation']:.2f}"
+    )
+    if probe["correlation"] < UNLIKE:
+        meaning = "parts of the gradient are missing or wrong: white-box attacks are weaker than they could be"
+        return FAIL, said, meaning, "look for detached parts, and read the blind and black-box tiers"
+    if probe["correlation"] < ALIKE:
+        return WARN, said, "the gradient leaves something out, or the loss bends within a step", "compare with SPSA"
     return PASS, said
 
 
@@ -217,7 +255,11 @@ def autoattack(evidence: Evidence) -> Finding:
     """C7: the defense faced the standard attack, a random one its version for random defenses."""
     title = "AutoAttack was run"
     version = "version for random defenses" if evidence.random else "standard version"
-    ours = [cell for cell in evidence.cells if cell.attack in STANDARD and cell.defense == evidence.subject.defense]
+    ours = [
+        cell
+        for cell in evidence.cells
+        if cell.part == WHITE_BOX and cell.attack in STANDARD and cell.defense == evidence.subject.defense
+    ]
     if lost := [cell for cell in ours if cell.right is None]:
         meaning = "the attack that others compare with is missing"
         return Finding(
@@ -277,6 +319,6 @@ def training_images(probe: Numbers) -> Said:
 
 
 CHECKS: tuple[Callable[[Evidence], Finding], ...] = (
-    known_accuracies, deterministic, logits, gradients, saturation, state, stable, finished, direction, autoattack,
-    binarisation, training_images, elsewhere,
+    known_accuracies, deterministic, logits, gradients, saturation, state, stable, finished, direction, slopes,
+    autoattack, binarisation, training_images, elsewhere,
 )  # fmt: skip

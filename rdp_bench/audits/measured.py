@@ -38,9 +38,9 @@ class ProbeFacts:
 
 
 PROBES = {
-    "repeat": ProbeFacts(4, 2), "outputs": ProbeFacts(16), "gradient": ProbeFacts(8, 2), "cosine": ProbeFacts(8, 3),
-    "state": ProbeFacts(8, 2), "elsewhere": ProbeFacts(16), "stability": ProbeFacts(4, 2), "progress": ProbeFacts(4),
-    "planted": ProbeFacts(16, 2),
+    "repeat": ProbeFacts(4, 3), "outputs": ProbeFacts(16), "gradient": ProbeFacts(8, 2), "cosine": ProbeFacts(8, 3),
+    "slopes": ProbeFacts(4), "state": ProbeFacts(8, 2), "elsewhere": ProbeFacts(16, 2), "stability": ProbeFacts(4, 2),
+    "progress": ProbeFacts(4), "planted": ProbeFacts(16, 2),
 }  # fmt: skip
 """The probes of `audits.probes`."""
 
@@ -55,8 +55,10 @@ class Measured:
     """By probe; one that does not apply is left out."""
     problems: list[str] = field(default_factory=list)
     """Probes without a number, and why."""
+    asked: int = 0
+    """How many probes were looked for, with those that do not apply."""
     cached: int = 0
-    """How many were in the cache."""
+    """How many of them were in the cache."""
 
 
 class Probing:
@@ -97,6 +99,7 @@ class Probing:
         """
         found = Measured()
         for name in names:
+            found.asked += 1
             if (numbers := self._stored(name, fresh)) is not None:
                 found.cached += 1
             else:

@@ -16,7 +16,7 @@ from rdp_bench.specs import UNDEFENDED, FileSearch, cut, plain, split
 
 TRANSFER, WHITE_BOX, FIXED, BLACK_BOX = "transfer", "white-box", "fixed", "black-box"
 DOUBLED, EPS, NOISE, ONE_DRAW = "doubled", "eps", "noise", "one-draw"
-GREY_BOX, STAND_IN = "grey-box", "stand-in"
+BLIND, GREY_BOX, STAND_IN = "blind", "grey-box", "stand-in"
 
 SURROGATES = ("effnet-lite0", "effnet-lite1")
 """Sources of the transfer part where the user names none; the target itself is left out."""
@@ -204,6 +204,9 @@ def grids(subject: Subject) -> Iterator[tuple[str, Grid]]:
     through, near = f"white-box({budget.eot})", subject.near
     yield TRANSFER, _grid(subject, TRANSFER, subject.surrogates, budget.transfer, rows, clean=True)
     yield NOISE, _grid(subject, NOISE, ("white-box",), ("noise",), rows)
+    if defended := rows[1:]:
+        # The images of the white-box part's row without the defense: nothing more is crafted.
+        yield BLIND, _grid(subject, BLIND, (subject.target,), subject.gradient, defended)
     yield GREY_BOX, _grid(subject, GREY_BOX, subject.grey_sources, budget.grey_box, rows)
     yield WHITE_BOX, _grid(subject, WHITE_BOX, (through,), subject.gradient, rows)
     if near:
@@ -215,6 +218,14 @@ def grids(subject: Subject) -> Iterator[tuple[str, Grid]]:
     yield BLACK_BOX, _grid(subject, BLACK_BOX, (asked,), black_box, (defense,))
     yield EPS, _grid(subject, EPS, (through, *near), budget.gradient[-1:], (defense,), eps=subject.sweep)
     yield DOUBLED, _grid(subject, DOUBLED, (f"white-box({2 * budget.eot})",), budget.doubled, (defense,))
+
+
+def least_parts(defense: str, *, random: bool) -> set[str]:
+    """The parts that every audit of a defense has, whatever stand-ins there are."""
+    parts = {TRANSFER, NOISE, BLIND, GREY_BOX, WHITE_BOX, BLACK_BOX, EPS, DOUBLED}
+    if random:
+        parts |= {ONE_DRAW, FIXED}
+    return parts - {BLIND} if plain(defense) == UNDEFENDED else parts
 
 
 def _rows(subject: Subject) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ class _Work:
         """What the audit took."""
         jobs = list(self._jobs())
         gradients = sum(nominal_cost(plan)(job) for plan, job in jobs if isinstance(job, CraftJob))
-        total = len(jobs) + len(probes.numbers) + len(probes.problems)
+        total = len(jobs) + probes.asked
         return Cost(gradients, minutes, total, self._cached + probes.cached)
 
 

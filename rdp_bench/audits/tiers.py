@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rdp_bench.audits.evidence import Cell, Evidence
-from rdp_bench.audits.parts import BLACK_BOX, DOUBLED, FIXED, GREY_BOX, STAND_IN, TRANSFER, WHITE_BOX
+from rdp_bench.audits.parts import BLACK_BOX, BLIND, DOUBLED, FIXED, GREY_BOX, STAND_IN, TRANSFER, WHITE_BOX
 from rdp_bench.metrics import stats
 from rdp_bench.results.cards import Tier, headline
 from rdp_bench.specs import CLEAN, UNDEFENDED
@@ -21,6 +21,7 @@ __all__ = ["NAMES", "PARTS", "Tier", "hardest", "headline", "tiers"]
 NAMES = {
     "clean": "clean images",
     "transfer": "transfer: the attacker knows neither defense nor target",
+    "blind": "preprocessor-blind: the attacker knows the target, and not that something purifies",
     "grey-box": "grey-box: the attacker knows the target, and has a purifier of its own",
     "black-box": "gradient-free: the attacker sees the outputs",
     "white-box": "white-box: the attacker knows the defense and the target",
@@ -35,12 +36,12 @@ THROUGH = (WHITE_BOX, STAND_IN, DOUBLED)
 """The parts whose attacks use the gradient through the defense."""
 
 PARTS = {
-    "transfer": (TRANSFER,), "grey-box": (GREY_BOX,), "black-box": (BLACK_BOX,), "white-box": THROUGH,
-    "fixed": (FIXED,),
+    "transfer": (TRANSFER,), "blind": (BLIND,), "grey-box": (GREY_BOX,), "black-box": (BLACK_BOX,),
+    "white-box": THROUGH, "fixed": (FIXED,),
 }  # fmt: skip
 """The parts that each tier adds."""
 
-REACH = PARTS | {"white-box": (*THROUGH, TRANSFER, GREY_BOX, BLACK_BOX)}
+REACH = PARTS | {"white-box": (*THROUGH, TRANSFER, BLIND, GREY_BOX, BLACK_BOX)}
 """The parts whose attacks each tier takes the worst of: who knows defense and target can do what others can."""
 
 
@@ -99,8 +100,11 @@ def cells_of_tier(evidence: Evidence, name: str) -> list[Cell]:
 def _undefended(evidence: Evidence, name: str) -> float | None:
     """The accuracy without the defense, of clean images or under the worst of the tier's attacks that had that row."""
     clean = [cell for cell in [evidence.clean(UNDEFENDED)] if cell]
-    attacks = evidence.attacked(*REACH.get(name, ()), defense=UNDEFENDED)
-    if name != "clean" and not evidence.attacked(*PARTS[name], defense=UNDEFENDED):
+    own, reach = PARTS.get(name, ()), REACH.get(name, ())
+    if BLIND in own:  # without a defense, its attacker is the one who knows all
+        own = reach = (WHITE_BOX,)
+    attacks = evidence.attacked(*reach, defense=UNDEFENDED)
+    if name != "clean" and not evidence.attacked(*own, defense=UNDEFENDED):
         return None
     return 100 * float(hardest(attacks + clean).mean()) if attacks or clean else None
 

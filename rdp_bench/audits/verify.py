@@ -13,10 +13,11 @@ from rdp_bench.audits.card import verdict
 from rdp_bench.audits.checks import findings
 from rdp_bench.audits.checks_of_cells import CHECKS
 from rdp_bench.audits.evidence import Cell, Evidence, from_predictions
-from rdp_bench.audits.parts import Subject
+from rdp_bench.audits.parts import Subject, least_parts
 from rdp_bench.audits.tiers import tiers
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.results import cards
+from rdp_bench.specs import CLEAN
 
 if TYPE_CHECKING:
     from rdp_bench.results.rows import Run
@@ -95,6 +96,9 @@ def _verified(card: cards.Card, runs: Mapping[str, Run]) -> CardVerified:
         for now in checks
         if now.id in said and _core(said[now.id]) != _core(now)
     ]
+    lost = {f"{cell.where}: {cell.reason}" for cell in evidence.failed}
+    if unsaid := lost - set(card.failed):
+        problems.append(f"it does not say that a cell has no number: {min(unsaid)}")
     if not problems and card.verdict != (text := verdict(evidence, card.tiers, card.findings)):
         problems.append(f'its verdict is "{card.verdict}", and its tiers and checks say "{text}"')
     return CardVerified(
@@ -115,6 +119,12 @@ def _of_runs(card: cards.Card, runs: Mapping[str, Run]) -> Iterator[str]:
             yield f"it leaves out the run {name}"
         else:
             yield f"it reads the run {name}, " + ("of another audit" if name in runs else "which this folder lacks")
+    had = {name.removeprefix(_prefix(card)) for name in ours}
+    for part in sorted(least_parts(card.defense, random=card.random) - had):
+        yield f"it has no part {part}, and every audit has one: audit again"
+    attacks = {(cell.attack, cell.eps) for name in ours for cell in runs[name].cells if cell.attack != CLEAN}
+    if attacks != {(each.label, each.eps) for each in card.attacks}:
+        yield f"it lists {len(card.attacks)} attacks, and its runs have {len(attacks)}, or others"
     for name in sorted(ours):
         if targets := {cell.target for cell in runs[name].cells} - {card.target}:
             yield f"its run {name} is of the target {min(targets)}, not of {card.target}"

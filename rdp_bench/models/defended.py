@@ -50,11 +50,15 @@ class AttackedDefense:
     defense: Resolved[Defense]
     samples: int = 1
 
+    @property
+    def exact(self) -> bool:
+        """Whether its gradient is the true one."""
+        return self.mode == "exact" or (self.mode == "adaptive" and _is_exact(self.defense.value))
+
     def record(self) -> Record:
         """Return the identity for cache keys."""
-        exact = self.mode == "exact" or (self.mode == "adaptive" and _is_exact(self.defense.value))
         record = {"mode": self.mode, "samples": self.samples, "defense": registry.identity(self.defense)}
-        return record if exact else {**record, "version": BPDA}
+        return record if self.exact else {**record, "version": BPDA}
 
     def purify(self, x: "Tensor", rng: "ImageRng") -> "Tensor":
         """Return the purified images of `x` `[n, 3, h, w]` in [0, 1]; their gradient follows `mode`."""

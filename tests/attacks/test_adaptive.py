@@ -269,7 +269,8 @@ class Forgets(list[Tensor]):
 # --- gradients that are none ---
 
 
-def test_a_defense_that_detaches_is_named_with_what_to_do() -> None:
+@pytest.mark.parametrize("attack", ["apgd-ce", "pgd"])
+def test_a_defense_that_detaches_is_named_with_what_to_do(attack: str) -> None:
     @dataclass(frozen=True)
     class Detaches(Purifier):
         differentiable: ClassVar[bool] = True
@@ -279,7 +280,7 @@ def test_a_defense_that_detaches_is_named_with_what_to_do() -> None:
 
     source = behind(toy.conv(), Detaches())
     with pytest.raises(RdpBenchError, match=r"no gradient with respect to the images.*bpda.*square"):
-        registry.attack.resolve("apgd-ce").value(source, toy.images(1), torch.tensor([0]), 0.1, toy.image_rng(1))
+        registry.attack.resolve(attack).value(source, toy.images(1), torch.tensor([0]), 0.1, toy.image_rng(1))
 
 
 def test_a_defense_that_returns_nan_or_another_shape_under_attack_is_named() -> None:

@@ -70,7 +70,7 @@ def test_a_module_is_attacked_through_its_own_gradient(tmp_path: Path) -> None:
         out=tmp_path / "out",
     )  # fmt: skip
     assert card.defense == "mine"
-    assert [tier.name for tier in card.tiers] == ["clean", "transfer", "grey-box", "black-box", "white-box"]
+    assert [tier.name for tier in card.tiers] == ["clean", "transfer", "blind", "grey-box", "black-box", "white-box"]
     assert card.tiers[0].accuracy == 100
     assert card.tiers[-1].accuracy < 60
     assert not [each for each in card.findings if each.status == "FAIL"]

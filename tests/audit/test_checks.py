@@ -146,8 +146,8 @@ def test_the_undefended_attacker_may_leave_an_image_as_it_is_too() -> None:
 def test_a_tier_that_lost_attacks_says_so_in_the_headline() -> None:
     lost = [Cell("transfer", "a", name, 4.0, "jpeg", reason="out of memory") for name in ("dim", "fgsm")]
     white = [cell("white-box", BASE, "1" * 10 + "0" * 10), cell("black-box", "square", "1" * 20)]
-    grey = cell("grey-box", "mi-fgsm", "1" * 20)
-    found = evidence(CLEAN, cell("transfer", "mi-fgsm", "1" * 20), *white, grey, *lost)
+    others = [cell(part, "mi-fgsm", "1" * 20) for part in ("grey-box", "blind")]
+    found = evidence(CLEAN, cell("transfer", "mi-fgsm", "1" * 20), *white, *others, *lost)
     (tier,) = [tier for tier in tiers(found) if tier.name == "transfer"]
     assert tier.failed == ("dim by a", "fgsm by a")
     assert ". Planned attacks have no number: 2 of the transfer tier" in card_of(found).verdict
@@ -156,7 +156,7 @@ def test_a_tier_that_lost_attacks_says_so_in_the_headline() -> None:
     assert "no number" not in card_of(evidence(CLEAN, *white)).verdict
 
 
-@pytest.mark.parametrize("part", ["transfer", "grey-box", "noise", "white-box", "eps", "one-draw"])
+@pytest.mark.parametrize("part", ["transfer", "blind", "grey-box", "noise", "white-box", "eps", "one-draw"])
 def test_no_part_may_lose_an_attack(part: str) -> None:
     white = cell("white-box", BASE, "1" * 20)
     found = cells.attacks_ran(evidence(CLEAN, white, Cell(part, "a", "b", 4.0, "jpeg", reason="boom")))
@@ -391,7 +391,9 @@ def test_failed_cells_are_named() -> None:
     failed = Cell("white-box", "white-box", "apgd-ce", 4.0, "jpeg", reason="no gradient with respect to the images")
     found = cells.attacks_ran(evidence(failed))
     assert (found.status, found.meaning) == (FAIL, "the gradient does not pass the defense")
-    assert cells.all_tiers(evidence(CLEAN, failed)).evidence == "missing: transfer, grey-box, white-box, black-box"
+    assert (
+        cells.all_tiers(evidence(CLEAN, failed)).evidence == "missing: transfer, blind, grey-box, white-box, black-box"
+    )
     assert "apgd-ce" in card_of(evidence(CLEAN, failed)).failed[0]
 
 
@@ -420,7 +422,26 @@ def test_few_images_are_said_to_be_few() -> None:
         (probes.state, "state", {"difference": 0.0, "moved": 0.1}, {"difference": 0.1, "moved": 0.1}),
         (probes.state, "state", {"difference": 0.0, "moved": 0.1}, {"difference": 0.0, "moved": 0.0}),
         (probes.direction, "cosine", {"step": 1, "n": 8, "up": 8, "down": 0}, {"step": 1, "n": 8, "up": 1, "down": 7}),
-        (probes.elsewhere, "elsewhere", {"ratio": 1.1, "mirrored": 1.0}, {"ratio": 0.1, "mirrored": 1.0}),
+        (
+            probes.elsewhere,
+            "elsewhere",
+            {"ratios": {"mirrored": 1.1}},
+            {"ratios": {"mirrored": 1.1, "upside down": 0.1}},
+        ),
+        (probes.elsewhere, "elsewhere", {"ratios": {"mirrored": 1.1}}, {"ratios": {}}),
+        (
+            probes.slopes,
+            "slopes",
+            {"step": 0.1, "n": 64, "correlation": 0.97},
+            {"step": 0.1, "n": 64, "correlation": 0.7},
+        ),
+        *(
+            (probes.deterministic, "repeat", {"passes": 5, "difference": 0, "streams": 0, "alone": 1e-6}, bad)
+            for bad in (
+                {"passes": 5, "difference": 0, "streams": 0.1, "alone": 0},
+                {"passes": 5, "difference": 0, "streams": 0, "alone": 0.1},
+            )
+        ),
         (probes.binarisation, "planted", PLANTED | {"found": 16}, PLANTED | {"found": 8}),
         (
             probes.training_images,
@@ -490,7 +511,7 @@ def test_without_a_right_image_nothing_is_shown_of_gradients() -> None:
 def test_outputs_that_do_not_repeat_are_not_compared() -> None:
     found = evidence(
         repeat={"passes": 5, "difference": 1.0}, state={"difference": 1.0},
-        cosine={"step": 1, "n": 8, "up": 2, "down": 6}, elsewhere={"ratio": 0.1, "mirrored": 1.0},
+        cosine={"step": 1, "n": 8, "up": 2, "down": 6}, elsewhere={"ratios": {"mirrored": 0.1}},
     )  # fmt: skip
     assert [check(found).status for check in (probes.state, probes.direction, probes.elsewhere)] == [NA] * 3
     assert probes.deterministic(found).status == FAIL
@@ -519,7 +540,17 @@ def test_parts_of_a_random_defense() -> None:
 
     plugins.load()
     names = [[part for part, _ in grids(Subject(name, "effnet-lite2"))] for name in ("jpeg", "r&p")]
-    assert names[0] == ["transfer", "noise", "grey-box", "white-box", "stand-in", "black-box", "eps", "doubled"]
+    assert names[0] == [
+        "transfer",
+        "noise",
+        "blind",
+        "grey-box",
+        "white-box",
+        "stand-in",
+        "black-box",
+        "eps",
+        "doubled",
+    ]
     assert set(names[1]) - set(names[0]) == {"one-draw", "fixed"}
     by_name = dict(grids(Subject("r&p", "effnet-lite2", eps=2.0, budget="standard")))
     assert by_name["white-box"].axes.sources == ("white-box(20)",)

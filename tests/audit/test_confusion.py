@@ -25,6 +25,10 @@ TRUTH = {
     "fault/leak": {"C3.f"},
     "fault/shared": {"C3.f"},
     "fault/memory": {"C13.b"},
+    "fault/album": {"C13.b"},
+    "fault/checker": {"C5.c"},
+    "fault/undeclared": {"C3.a"},
+    "fault/batch": {"C3.a"},
     "fault/secret": {"C3.a"},
     "fault/saturated": {"C3.d"},
 }
@@ -67,8 +71,12 @@ def test_the_fault_of_each_is_named(name: str, tmp_path: Path) -> None:
         assert check(card, "C11").evidence.endswith("with the noise of the defense fixed")
     # A defense that gives back whole stored images has no gradient either.
     consequences = {"C3.c"} if name in ("fault/leak", "fault/shared", "fault/memory") else set()
+    if name in ("fault/leak", "fault/shared"):  # what they give back is what they have seen, whatever comes
+        consequences |= {"C13.b"}
     if name in ("fault/resize", "fault/noise"):  # both are luck, and few draws
         consequences = {"C6.b", "C9"}
+    if name in ("fault/noise", "fault/sign"):  # no draw has the gradient of what it does
+        consequences |= {"C5.c"}
     if name == "fault/stream":  # attacks know one draw, and predictions have others
         consequences = {"C8.b", "C9"}
     assert not found & ROOTS - TRUTH[name] - consequences
@@ -90,6 +98,19 @@ def test_nothing_is_raised_on_honest_ones(name: str, tmp_path: Path) -> None:
     card = audited(tmp_path, name)
     assert not failing(card)
     assert check(card, "C11").status == "PASS"
+
+
+@pytest.mark.parametrize("name", ["none", "honest/average"])
+def test_a_target_that_is_sure_of_the_images_does_not_make_the_defense_know_them(name: str, tmp_path: Path) -> None:
+    """Noise moves its outputs for these images a thousand times less than for mirrored ones."""
+    assert check(audits.card(tmp_path, name, "fault/sure"), "C13.b").status == ("n/a" if name == "none" else "PASS")
+
+
+def test_the_images_that_break_the_bare_target_are_tried_on_a_defense_with_half_a_gradient(tmp_path: Path) -> None:
+    """Nothing but the gradient differs from the identity: the tiers must not, either."""
+    half, whole = ({tier.name: tier.accuracy for tier in audits.card(tmp_path / name, f"fault/{name}").tiers}
+                   for name in ("checker", "identity"))  # fmt: skip
+    assert half["white-box"] == half["blind"] == whole["white-box"]
 
 
 def test_nothing_is_raised_on_an_adversarially_trained_network(tmp_path: Path) -> None:

@@ -116,9 +116,14 @@ def drop_run(record: dict[str, Any]) -> None:
     record["runs"] = [name for name in record["runs"] if not name.endswith("-doubled")]
 
 
+def drop_attack(record: dict[str, Any]) -> None:
+    record["attacks"] = [each for each in record["attacks"] if each["label"] != "fgsm"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (drop_attack, "it lists 6 attacks, and its runs have 7, or others"),
         (raise_accuracy, "tier white-box: accuracy is "),
         (drop_tier, "tier black-box is missing"),
         (pass_check, "check C12 is PASS ("),
@@ -137,6 +142,35 @@ def test_an_edited_card_fails(out: Path, change: Callable[[dict[str, Any]], None
     assert found.exit_code == 1
     assert said in found.output
     assert "0 of 1 cards of audits pass" in found.output
+
+
+def test_a_card_without_a_part_fails_although_its_folder_agrees(out: Path) -> None:
+    """Whoever removes the part with the failing check removes the check as well."""
+    (run,) = (out / "runs").glob("*-eps.json")
+    name = run.stem
+    for path in (run, *(out / "predictions").glob(f"{name}.*")):
+        path.unlink()
+    lines = (out / "results.csv").read_text().splitlines(keepends=True)
+    (out / "results.csv").write_text("".join(line for line in lines if not line.startswith(f"{name},")))
+
+    def without(record: dict[str, Any]) -> None:
+        record["runs"] = [each for each in record["runs"] if each != name]
+
+    edit(out, without)
+    found = cli("verify", out)
+    assert found.exit_code == 1
+    assert "it has no part eps, and every audit has one: audit again" in found.output
+
+
+def test_a_cell_without_a_number_is_named(tmp_path: Path) -> None:
+    made = tmp_path / "out"
+    assert cli("audit", "fault/root", *FLAGS, "--limit", "4", "--out", made).exit_code == 1
+    record = json.loads(card(made).read_text())
+    assert any("NaN" in each for each in record["failed"])
+    edit(made, lambda record: record.update(failed=[]))
+    found = cli("verify", made)
+    assert found.exit_code == 1
+    assert "it does not say that a cell has no number: white-box: " in found.output
 
 
 def test_a_folder_with_an_edited_card_is_not_listed_as_verified(out: Path) -> None:

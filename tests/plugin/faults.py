@@ -180,6 +180,45 @@ class Memory(Exact):
         return _nearest([torch.from_numpy(_photo(i)) / 255 for i in range(COUNT)], x, REACH)
 
 
+@defense("fault/album", source="made up")
+@dataclass(frozen=True)
+class Album(Exact):
+    """Knows the test images and their mirror images, and says that what it adds is constant."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        known = [torch.from_numpy(_photo(i)) / 255 for i in range(COUNT)]
+        back = _nearest([*known, *(image.flip(2) for image in known)], x.detach(), REACH)
+        return x + (back - x).detach()
+
+
+@defense("fault/checker", source="made up")
+@dataclass(frozen=True)
+class Checker(Exact):
+    """Nothing, with a gradient of every other pixel only."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        at = torch.arange(x.shape[-1])
+        return torch.where((at[:, None] + at) % 2 == 0, x, x.detach())
+
+
+@defense("fault/undeclared", source="made up")
+@dataclass(frozen=True)
+class Undeclared(Exact):
+    """Draws from its stream, and says that it is deterministic."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return (x + 0.1 * rng.normal(*x.shape[1:])).clamp(0, 1)
+
+
+@defense("fault/batch", source="made up")
+@dataclass(frozen=True)
+class Batch(Exact):
+    """Treats an image that comes alone otherwise."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+        return x if len(x) > 1 else x.flip(3)
+
+
 @defense("fault/secret", source="made up")
 @dataclass(frozen=True)
 class Secret(Exact):
@@ -257,6 +296,19 @@ def two() -> Classifier:
 def saturated() -> Classifier:
     """The target with logits ten thousand times as large: a saturated softmax."""
     return Smooth("fault/saturated", 1, 1e4)
+
+
+class Sure(Smooth):
+    """The usual target with probabilities for outputs: hardly any noise moves those of images that it is sure of."""
+
+    def __call__(self, x: Tensor, zoom: float = 1.0) -> Tensor:
+        return super().__call__(x, zoom).softmax(1)
+
+
+@model("fault/sure", source="made up")
+def sure() -> Classifier:
+    """A target that is sure."""
+    return Sure("fault/sure", 1, 30.0)
 
 
 @dataclass(frozen=True)
