@@ -230,6 +230,7 @@ class Training:
             "options": self.options.record(),
             "data": {"photographs": len(self.photos.training), "held_out": len(self.photos.held_out),
                      "record": self.photos.record},
+            "networks": self.recipe.frozen_hashes(),
             "steps": self.best["step"],
             "seconds": round(self.seconds),
             "machine": f"{processor()}, {torch.get_num_threads()} threads" if self.recipe.device == "cpu"
@@ -245,6 +246,7 @@ class Training:
         state = {
             "options": self.options.record(),
             "photos": self.photos.record,
+            "networks": self.recipe.frozen_hashes(),
             "done": self.done,
             "seconds": self.seconds,
             "skipped": self.skipped,
@@ -276,7 +278,8 @@ class Training:
         """Continue from the checkpoint.
 
         Raises:
-            UsageError: there is none, it belongs to another training, or it was validated on other photographs.
+            UsageError: there is none, it belongs to another training or to other weights of its feature extractors, or
+                it was validated on other photographs.
         """
         if not self.checkpoint.is_file():
             raise UsageError(f"--resume: no checkpoint.pt in {self.out}; leave out --resume to start a new training")
@@ -292,6 +295,13 @@ class Training:
                     f"{self.checkpoint} belongs to another training ({'; '.join(differs)}). Give the same options, or "
                     "another --out"
                 )
+            frozen = self.recipe.frozen_hashes()
+            for name, before in state.get("networks", {}).items():  # older checkpoints have none
+                if (found := frozen.get(name)) != before:
+                    raise UsageError(
+                        f"{self.checkpoint}: the weights of {name} had the hash {before}, found {found}. Give the "
+                        "--models-dir with the earlier weights, or another --out"
+                    )
             if (judged := state.get("judged", self._judged)) != self._judged:
                 raise UsageError(
                     f"{self.checkpoint}: its best weights were chosen on {judged} held-out photographs; give "

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from rdp_bench.defenses._learned import Learned
 from rdp_bench.errors import UsageError, unknown_name
+from rdp_bench.keys import key_of
 from rdp_bench.rng import ImageRng
 from rdp_bench.train.extractor import Extractor
 from rdp_bench.train.options import Options
@@ -134,6 +135,14 @@ class Recipe:
     def validation(self, clean: Tensor) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
         """The validation of `purify`, on held-out photographs `clean` `[n, 3, h, h]`."""
         return Validation(clean, self.device, self.options.eps, self.models_dir)
+
+    def frozen(self) -> list[Any]:
+        """The classifiers that make inputs or losses and are not trained."""
+        return self.features.members if self.features else []
+
+    def frozen_hashes(self) -> dict[str, str]:
+        """The hash of the weights of each of them, by name; of a plugin's classifier, that of its record."""
+        return {net.name: getattr(net, "weights_hash", None) or key_of(net.record()) for net in self.frozen()}
 
     @property
     def product(self) -> nn.Module:

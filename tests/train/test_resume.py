@@ -176,6 +176,24 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         other.resume()
 
 
+def test_a_checkpoint_of_other_weights_of_a_frozen_network_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"features": ("toy/one", "toy/two")}
+    training = toy_train.training(tmp_path, **flags)
+    training.save()
+    before = training.recipe.frozen_hashes()
+    assert training.metadata("")["card"]["networks"] == before
+    toy_train.training(tmp_path, **flags).resume()
+    monkeypatch.setattr(toy_train.Maps, "weights_hash", "other", raising=False)
+    with pytest.raises(UsageError, match=f"toy/one had the hash {before['toy/one']}, found other. Give the --models"):
+        toy_train.training(tmp_path, **flags).resume()
+    old = torch.load(training.checkpoint, weights_only=True)
+    del old["networks"]
+    torch.save(old, training.checkpoint)
+    toy_train.training(tmp_path, **flags).resume()
+
+
 def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     training = toy_train.training(tmp_path / "gone")
     with pytest.raises(StorageError, match=r"checkpoint\.pt cannot be written"):

@@ -71,6 +71,10 @@ class EnsAdv(Recipe):
         load_state(net, OrderedDict(tensors), card, where)
         super().begin_with(prepared(net, card, "").to(self.device).state_dict(), what, where)
 
+    def frozen(self) -> list[Any]:
+        """The teacher and the sources."""
+        return [self.teacher, *self.sources]
+
     @property
     def zoom(self) -> float:
         """How much of a whole image's pixels a training image has."""
