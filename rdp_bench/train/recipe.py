@@ -134,7 +134,7 @@ class Recipe:
 
     def validation(self, clean: Tensor) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
         """The validation of `purify`, on held-out photographs `clean` `[n, 3, h, h]`."""
-        return Validation(clean, self.device, self.options.eps, self.models_dir)
+        return Validation(clean, self.device, self.models_dir)
 
     def frozen(self) -> list[Any]:
         """The classifiers that make inputs or losses and are not trained."""
