@@ -229,4 +229,16 @@ def test_the_best_weights_of_a_checkpoint_alone_are_written(whole: Training, tmp
     (tmp_path / "checkpoint.pt").write_bytes(whole.checkpoint.read_bytes())
     resumed = toy_train.training(tmp_path, features=("toy/one", "toy/two"))
     resumed.resume()
+    resumed.run()
+    for name in ("rdp.safetensors", "rdp-reconstruction.safetensors"):
+        assert toy_train.same(load_file(tmp_path / name), load_file(whole.out / name))
+
+
+def test_a_checkpoint_without_the_weights_beside_the_product_goes_on(whole: Training, tmp_path: Path) -> None:
+    """Older checkpoints have none."""
+    old = torch.load(whole.checkpoint, weights_only=True)
+    del old["best_extras"]
+    torch.save(old, tmp_path / "checkpoint.pt")
+    resumed = toy_train.training(tmp_path, features=("toy/one", "toy/two"))
+    resumed.resume()
     assert toy_train.same(load_file(resumed.run()), load_file(whole.product_file))
