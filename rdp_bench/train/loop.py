@@ -232,7 +232,7 @@ class Training:
             "command": command,
             "options": self.options.record(),
             "data": {"photographs": len(self.photos.training), "held_out": len(self.photos.held_out),
-                     "record": self.photos.record},
+                     "validated": self._judged, "record": self.photos.record},
             "networks": self.recipe.frozen_hashes(),
             "steps": self.best["step"],
             "seconds": round(self.seconds),
