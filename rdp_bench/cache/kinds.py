@@ -41,6 +41,9 @@ KINDS: dict[str, dict[str, ArraySpec]] = {
 }
 """Every kind of artefact and its arrays; a shard that holds anything else is damaged."""
 
+UNLIKE = frozenset({"photos"})
+"""Kinds whose shards may differ from each other in their arrays and in the sizes of their axes."""
+
 
 def misshapen(kind: str, arrays: Any, rows: int, facts: frozenset[str] = frozenset()) -> str:
     """Why `arrays` (name -> dtype, shape) are not those that `kind` declares for `rows` images; empty if they are.

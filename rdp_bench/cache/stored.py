@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rdp_bench.cache.batches import Batch, grouped, serialized_batches
 from rdp_bench.cache.files import Location, opened, write_atomic
+from rdp_bench.cache.kinds import UNLIKE
 from rdp_bench.cache.merged import DamagedBatchesError, OpenShard, open_shard
 from rdp_bench.cache.shard import Place
 from rdp_bench.cache.url import UrlPath
@@ -212,7 +213,7 @@ class StoredRows:
             try:
                 found = self.use(path, outline)
                 like = like or found
-                if found != like:
+                if found != like and self.kind not in UNLIKE:
                     raise DamagedError(f"{path}: its arrays are not like those of the shards before it")
             except (DamagedError, UnreadableError) as error:
                 if not isinstance(error.__cause__, FileNotFoundError):  # merged by another run

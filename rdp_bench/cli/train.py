@@ -1,5 +1,6 @@
 """`rdp-bench train`: its flags, its progress and what it prints at the end."""
 
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rdp_bench.train.photos import Photos
     from rdp_bench.train.recipe import Recipe
 
+log = logging.getLogger(__name__)
+
 
 @click.command()
 @click.argument("name", type=click.Choice(tuple(TRAINERS)))
@@ -33,7 +36,12 @@ if TYPE_CHECKING:
 @click.option("--levels", metavar="N[,N]", help="Feature maps of F, numbered as in timm.")
 @click.option("--eps", type=float, help="L-infinity size of training perturbations, in /255.")
 @click.option("--attack", help="How training inputs are perturbed: paper or wide.")
-@click.option("--attack-steps", type=int, help="Steps of that attack.  [default: 10; 100 of rdp and nrp --size paper]")
+@click.option(
+    "--attack-steps",
+    type=int,
+    help="Steps of that attack; of ens-adv, the upper end of a random 1 to N.  [default: 10; 100 of rdp and nrp --size "
+    "paper; 3 of ens-adv]",
+)
 @click.option(
     "--clean",
     type=float,
@@ -89,6 +97,8 @@ def train(name: str, images: Path, out: Path | None, resume: bool, **given: Any)
     out = out or Path("rdp-bench-train") / name
     recipe = get(name)
     start: Path | None = given["start"]
+    if start and start.resolve() == (out / f"{name}.safetensors").resolve():
+        raise UsageError(f"--start {start}: this training would overwrite it; choose another --out")
     options = recipe.settings(given["size"], _settings(given) | {"start": _hash(start) if start else None})
     device = choose_device(given["device"])
     short = WHOLE if options.scale == "native" else SHORT
@@ -198,7 +208,10 @@ def _without_folders(arguments: list[str]) -> list[str]:
 def _curves(out: Path) -> None:
     from rdp_bench.train.curves import draw
 
-    draw(out)
+    try:
+        draw(out)
+    except OSError as error:  # it may end a training that has an error of its own, which is the one to show
+        log.warning("%s cannot be drawn: %s", out / "curves.svg", error)
 
 
 def _tell(training: "Training") -> None:

@@ -8,7 +8,11 @@ _NOT_LOSSES = {"step", "seconds", "skipped", "score"}
 
 
 def draw(out: Path) -> Path | None:
-    """Write OUT/curves.svg from OUT/train.csv; None if there is too little to draw."""
+    """Write OUT/curves.svg from OUT/train.csv; None if there is too little to draw.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
     import seaborn as sns
     from matplotlib.figure import Figure
 
@@ -36,5 +40,9 @@ def draw(out: Path) -> Path | None:
         axes.legend(fontsize=7, frameon=False)
         axes.grid(alpha=0.2)
     temporary = out / "curves.tmp.svg"
-    figure.savefig(temporary)
-    return temporary.replace(out / "curves.svg")
+    try:
+        figure.savefig(temporary)
+        return temporary.replace(out / "curves.svg")
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -71,6 +71,7 @@ class Training:
         self.skipped = 0  # updates without a finite gradient, in all
         self.best: dict[str, Any] = {"score": math.inf, "step": 0, "metrics": {}}
         self.best_state: dict[str, Tensor] = {}
+        self.best_extras: dict[str, dict[str, Tensor]] = {}  # of the same step, by the name of the entry
         self._failed_in_a_row = dict.fromkeys(recipe.optimizers, 0)
         self._rows: list[dict[str, str]] = []  # of train.csv
         self._sums: dict[str, float] = {}
@@ -113,7 +114,8 @@ class Training:
                     raise KeyboardInterrupt
         if not self.best_state:
             self._keep({}, command)
-        elif not self.product_file.is_file():  # only the checkpoint was brought here
+        elif not all(self._file(name).is_file() for name in (self.recipe.name, *self.best_extras)):
+            # Only the checkpoint was brought here.
             self._write_product(command)
         return self.product_file
 
@@ -201,16 +203,14 @@ class Training:
     def _keep(self, metrics: dict[str, float], command: str) -> None:
         """Save these weights as the best, with their card."""
         self.best = {"score": metrics.get("score", math.inf), "step": self.done, "metrics": metrics}
-        self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.recipe.export().items()}
-        about, hashes = self._write_product(command)
-        for name, net in self.recipe.extra_exports().items():
-            file, facts = self.out / f"{name}.safetensors", {**about, "defense": name}
-            weight_files.save(file, net.state_dict(), facts, photographs=hashes)
+        self.best_state = _copied(self.recipe.export())
+        self.best_extras = {name: _copied(net.state_dict()) for name, net in self.recipe.extra_exports().items()}
+        self._write_product(command)
 
-    def _write_product(self, command: str) -> tuple[dict[str, Any], str]:
+    def _write_product(self, command: str) -> None:
         about, hashes = self.metadata(command), self._photographs()
-        weight_files.save(self.product_file, self.best_state, about, photographs=hashes)
-        return about, hashes
+        for name, state in {self.recipe.name: self.best_state, **self.best_extras}.items():
+            weight_files.save(self._file(name), state, {**about, "defense": name}, photographs=hashes)
 
     def _photographs(self) -> str:
         """The hashes of the photographs of this training and of what it began with."""
@@ -220,7 +220,10 @@ class Training:
     @property
     def product_file(self) -> Path:
         """The best weights so far."""
-        return self.out / f"{self.recipe.name}.safetensors"
+        return self._file(self.recipe.name)
+
+    def _file(self, name: str) -> Path:
+        return self.out / f"{name}.safetensors"
 
     def metadata(self, command: str) -> dict[str, Any]:
         """The metadata of the weight file: its defense, the arguments of its network, and the card."""
@@ -229,7 +232,8 @@ class Training:
             "command": command,
             "options": self.options.record(),
             "data": {"photographs": len(self.photos.training), "held_out": len(self.photos.held_out),
-                     "record": self.photos.record},
+                     "validated": self._judged, "record": self.photos.record},
+            "networks": self.recipe.frozen_hashes(),
             "steps": self.best["step"],
             "seconds": round(self.seconds),
             "machine": f"{processor()}, {torch.get_num_threads()} threads" if self.recipe.device == "cpu"
@@ -245,6 +249,7 @@ class Training:
         state = {
             "options": self.options.record(),
             "photos": self.photos.record,
+            "networks": self.recipe.frozen_hashes(),
             "done": self.done,
             "seconds": self.seconds,
             "skipped": self.skipped,
@@ -252,6 +257,7 @@ class Training:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.recipe.optimizers.items()},
             "best": self.best,
             "best_state": self.best_state,
+            "best_extras": self.best_extras,
             "sums": self._sums,
             "lines": self._lines,
             "judged": self._judged,
@@ -276,7 +282,8 @@ class Training:
         """Continue from the checkpoint.
 
         Raises:
-            UsageError: there is none, it belongs to another training, or it was validated on other photographs.
+            UsageError: there is none, it belongs to another training or to other weights of its feature extractors, or
+                it was validated on other photographs.
         """
         if not self.checkpoint.is_file():
             raise UsageError(f"--resume: no checkpoint.pt in {self.out}; leave out --resume to start a new training")
@@ -292,6 +299,13 @@ class Training:
                     f"{self.checkpoint} belongs to another training ({'; '.join(differs)}). Give the same options, or "
                     "another --out"
                 )
+            frozen = self.recipe.frozen_hashes()
+            for name, before in state.get("networks", {}).items():  # older checkpoints have none
+                if (found := frozen.get(name)) != before:
+                    raise UsageError(
+                        f"{self.checkpoint}: the weights of {name} had the hash {before}, found {found}. Give the "
+                        "--models-dir with the earlier weights, or another --out"
+                    )
             if (judged := state.get("judged", self._judged)) != self._judged:
                 raise UsageError(
                     f"{self.checkpoint}: its best weights were chosen on {judged} held-out photographs; give "
@@ -303,7 +317,7 @@ class Training:
                 optimizer.load_state_dict(state["optimizers"][name])
             self.done, self.seconds, self.skipped = state["done"], state["seconds"], state["skipped"]
             self.best = state["best"]
-            self.best_state = state["best_state"]
+            self.best_state, self.best_extras = state["best_state"], state.get("best_extras", {})  # older: none
             self._sums, self._lines = state["sums"], state["lines"]
         except UsageError:
             raise
@@ -369,6 +383,10 @@ def _held_back() -> Iterator[threading.Event]:
     finally:
         for number in taken:
             signal.signal(number, usual[number])
+
+
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
 def _seed(seed: int, step: int, what: str) -> int:

@@ -38,6 +38,8 @@ class Options:
         for name in ("steps", "batch", "crop", "attack_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is at least 1, found {getattr(self, name)}")
+        if not -(2**63) <= self.seed < 2**64:
+            raise UsageError(f"--seed is from -2^63 to 2^64 - 1, found {self.seed}")
         if not 0 < self.rate < 1:
             raise UsageError(f"--rate is between 0 and 1, found {self.rate}")
         if not 0 <= self.eps <= 255:

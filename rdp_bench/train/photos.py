@@ -152,7 +152,8 @@ def open_photos(folder: Path, crop: int, cache: Location, short: int = SHORT) ->
     if not folder.is_dir():
         raise UsageError(f"--images {folder}: no such folder")
     short = max(short, crop)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = [path for path in found if _utf8(str(path.relative_to(folder)))]
     names = [str(path.relative_to(folder)) for path in files]
     hashes = [hash_file(path) for path in files]
     content = hash_many(text for pair in zip(names, hashes, strict=True) for text in pair)
@@ -181,6 +182,14 @@ def open_photos(folder: Path, crop: int, cache: Location, short: int = SHORT) ->
         np.empty(0, np.uint8), usable, [names[i] for i in rows], artefact.key, stored=stored, rows=rows,
         short=short, files=tuple(hashes[i] for i in rows),
     )  # fmt: skip
+
+
+def _utf8(name: str) -> bool:
+    """Whether a file's name can be hashed; warns if not."""
+    readable = name.encode(errors="backslashreplace").decode()
+    if readable != name:
+        log.warning("left out: %s: its name is not UTF-8; rename it", readable)
+    return readable == name
 
 
 def _decoded(

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from rdp_bench.defenses._learned import Learned
 from rdp_bench.errors import UsageError, unknown_name
+from rdp_bench.keys import key_of
 from rdp_bench.rng import ImageRng
 from rdp_bench.train.extractor import Extractor
 from rdp_bench.train.options import Options
@@ -49,17 +50,8 @@ class Recipe:
     net_args: dict[str, Any]
 
     def __init__(self, options: Options, device: str, models_dir: "Path | None" = None) -> None:
-        for part in options.without:
-            if part not in self.parts:
-                raise unknown_name(f"part of {self.name}", part, self.parts, "See --without")
-        for term, _ in options.weights:
-            if term not in self.loss_weights:
-                raise unknown_name(f"loss weight of {self.name}", term, self.loss_weights)
-            if term in options.without:
-                raise UsageError(f"--weight {term} has no effect with --without {term}; leave one of them out")
         self.options, self.device = options, device
-        self.weights = {**self.loss_weights, **dict(options.weights)}
-        self.weights |= {part: 0.0 for part in options.without if part in self.weights}
+        self.weights = self.weights_of(options)
         self.features: Any = (
             Extractor(options.features, options.levels, device, models_dir, options.scale == "native")
             if self.uses_features
@@ -96,14 +88,41 @@ class Recipe:
         """The recipe's defaults at `size`, overridden by what the user gave.
 
         Raises:
-            UsageError: an unknown size, or an option that has no effect.
+            UsageError: an unknown size, an option that has no effect, or no loss is left.
         """
         for name in cls.without_effect:
             if given.get(name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} has no effect on {cls.name}; leave it out")
         if size not in cls.defaults:
             raise unknown_name(f"size of {cls.name}", size, cls.defaults)
-        return Options(cls.name, size, **cls.defaults[size]).with_given(given)
+        options = Options(cls.name, size, **cls.defaults[size]).with_given(given)
+        cls.weights_of(options)
+        return options
+
+    @classmethod
+    def weights_of(cls, options: Options) -> dict[str, float]:
+        """The weight of every loss term; 0 where --without leaves its part out (`recon` that of `recon-pix` too).
+
+        Raises:
+            UsageError: an unknown part or term, a weight of a part that is left out, or all weights are 0.
+        """
+        for part in options.without:
+            if part not in cls.parts:
+                raise unknown_name(f"part of {cls.name}", part, cls.parts, "See --without")
+        weights = cls.loss_weights | dict(options.weights)
+        gone = {term: part for part in options.without for term in weights if f"{term}-".startswith(f"{part}-")}
+        for term, _ in options.weights:
+            if term not in cls.loss_weights:
+                raise unknown_name(f"loss weight of {cls.name}", term, cls.loss_weights)
+            if term in gone:
+                raise UsageError(f"--weight {term} has no effect with --without {gone[term]}; leave one of them out")
+        weights |= dict.fromkeys(gone, 0.0)
+        if not any(weights.values()):
+            raise UsageError(
+                f"--without and --weight leave {cls.name} without a loss: every weight is 0 ({', '.join(weights)}). "
+                "Keep one above 0"
+            )
+        return weights
 
     def build(self) -> dict[str, nn.Module]:
         """The networks with their initial weights; sets `net_args`, the arguments of the product's constructor."""
@@ -133,7 +152,15 @@ class Recipe:
 
     def validation(self, clean: Tensor) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
         """The validation of `purify`, on held-out photographs `clean` `[n, 3, h, h]`."""
-        return Validation(clean, self.device, self.options.eps, self.models_dir)
+        return Validation(clean, self.device, self.models_dir)
+
+    def frozen(self) -> list[Any]:
+        """The classifiers that make inputs or losses and are not trained."""
+        return self.features.members if self.features else []
+
+    def frozen_hashes(self) -> dict[str, str]:
+        """The hash of the weights of each of them, by name; of a plugin's classifier, that of its record."""
+        return {net.name: getattr(net, "weights_hash", None) or key_of(net.record()) for net in self.frozen()}
 
     @property
     def product(self) -> nn.Module:
@@ -170,8 +197,6 @@ class Recipe:
         """Weighted sum of `terms` without those of weight 0. Records all terms for train.csv."""
         self.terms |= {name: value.detach() for name, value in terms.items()}
         used = [self.weights.get(name, 1.0) * value for name, value in terms.items() if self.weights.get(name, 1.0)]
-        if not used:
-            raise UsageError(f"--without leaves {self.name} without a loss; keep at least one part")
         return torch.stack(used).sum()
 
 

@@ -18,6 +18,9 @@ from rdp_bench.train.losses import distillation
 SOURCE, JUDGE = "effnet-lite0", "effnet-lite1"
 SETS = ("clean", "ssp", "mi-fgsm")
 
+EPS = 16 / 255
+"""L-infinity size of the attacks of every validation, whatever --eps trains on."""
+
 
 def mean_psnr(a: Tensor, b: Tensor) -> float:
     """PSNR in dB of images `[n, 3, h, w]` in [0, 1], mean over images; equal images count as 100 dB."""
@@ -39,12 +42,12 @@ def score(divergence: dict[str, float]) -> float:
 
 
 class Validation:
-    """Clean photographs, the same under SSP and under MI-FGSM (both on lite0, eps 16), judged by lite1.
+    """Clean photographs, the same under SSP and under MI-FGSM (both on lite0, at `EPS`), judged by lite1.
 
     What is counted is agreement with the judge's own view of the clean photograph: no labels are needed.
     """
 
-    def __init__(self, clean: Tensor, device: str, eps: float = 16.0, models_dir: Path | None = None) -> None:
+    def __init__(self, clean: Tensor, device: str, models_dir: Path | None = None) -> None:
         source = find(SOURCE, models_dir).load(device)
         self.judge = find(JUDGE, models_dir).load(device)
         attacks: dict[str, Attack] = {
@@ -59,7 +62,7 @@ class Validation:
             labels = torch.zeros(len(x), dtype=torch.long, device=device)  # MI-FGSM takes the source's own
             sets["clean"].append(x)
             for name, attack in attacks.items():
-                adv = attack(LoadedSource(SOURCE, [source]), x, labels, eps / 255, rng.fork(name))
+                adv = attack(LoadedSource(SOURCE, [source]), x, labels, EPS, rng.fork(name))
                 sets[name].append((adv * 255).round() / 255)
         self.sets = {name: torch.cat(parts) for name, parts in sets.items()}
         with torch.no_grad():

@@ -100,6 +100,8 @@ def test_a_product_is_a_start() -> None:
     made = EnsAdv(EnsAdv.settings("compact", {"features": ("effnet-lite0",)}), "cpu")
     file = ROOT / "data" / "weights" / "effnet-lite2-ens.safetensors"
     before = made.teacher(photos(), 0.5)
+    sources = {name: find(name).load("cpu").weights_hash for name in ("effnet-lite0", "effnet-lite2")}
+    assert made.frozen_hashes() == sources
     made.begin_with(read_tensors(file), "ens-adv", file)
     with torch.no_grad():
         found, wanted = made.nets["student"](photos(), 0.5), find("effnet-lite2-ens").load("cpu")(photos(), 0.5)

@@ -175,9 +175,14 @@ def test_rdp_without_a_part(part: str, gone: set[str]) -> None:
 
 
 def test_rdp_without_everything_is_refused() -> None:
-    made = rdp(without=("recon", "lat", "pix", "adv", "feat"))
-    with pytest.raises(UsageError, match="leaves rdp without a loss"):
-        next(made.steps(flat(*CLEAN), flat(*INPUTS), rng()))
+    kind = recipes.get("rdp")
+    with pytest.raises(UsageError, match="leave rdp without a loss: every weight is 0"):
+        kind.settings("tiny", {"without": ("recon", "lat", "pix", "adv", "feat")})
+    with pytest.raises(UsageError, match="leave rdp without a loss"):
+        kind.settings(
+            "tiny", {"without": ("recon",), "weights": tuple((t, 0.0) for t in ("lat", "pix", "adv", "feat"))}
+        )
+    kind.settings("tiny", {"without": ("lat", "pix", "adv", "feat"), "weights": (("recon", 0.0),)})  # recon-pix
 
 
 def gradients(made: Recipe, loss: Tensor) -> dict[str, float]:
@@ -432,6 +437,11 @@ def test_wide_inputs_have_every_size() -> None:
         ({"weights": (("pixx", 1.0),)}, "unknown loss weight of rdp 'pixx'. Did you mean 'pix'?"),
         ({"weights": (("pix", float("nan")),)}, "--weight pix is a number from 0 up, found nan"),
         ({"weights": (("pix", 2.0),), "without": ("pix",)}, "--weight pix has no effect with --without pix"),
+        (
+            {"weights": (("recon-pix", 1.0),), "without": ("recon",)},
+            "--weight recon-pix has no effect with --without re",
+        ),
+        ({"seed": 2**64}, "--seed is from -2^63 to 2^64 - 1, found 18446744073709551616"),
         ({"weights": (("pix", -1.0),)}, "--weight pix is a number from 0 up, found -1"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'. Did you mean 'cosine'?"),
         ({"attack": "papper"}, "unknown training attack 'papper'. Did you mean 'paper'?"),

@@ -1,7 +1,9 @@
 """Training photographs: what a folder may hold, which are held out, and what a crop is."""
 
 import logging
+import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -186,6 +188,19 @@ def test_a_poisoned_folder_trains_on_what_is_good(tmp_path: Path, caplog: pytest
         assert any(name in line and why in line for line in said.splitlines()), (name, said)
     assert "left out: 2 photographs smaller than the crop of 32: dot.png (1 x 1), tiny.png (300 x 20)" in said
     assert made.crops(50, 32, rng()).shape == (50, 3, 32, 32)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_a_name_that_is_not_utf8_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "in"
+    fill(folder)
+    record = open_photos(folder, 32, tmp_path / "cache").record
+    Image.fromarray(noise(40, 40)).save(folder / "umlaut.png")
+    (folder / "umlaut.png").rename(folder / os.fsdecode(b"\xfc.png"))
+    made = open_photos(folder, 32, tmp_path / "cache")
+    assert made.names == [f"good{i}.png" for i in range(8)]
+    assert made.record == record
+    assert "left out: \\udcfc.png: its name is not UTF-8" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["nothing", "seven", "small", "bad"])

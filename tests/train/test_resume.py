@@ -176,6 +176,24 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         other.resume()
 
 
+def test_a_checkpoint_of_other_weights_of_a_frozen_network_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"features": ("toy/one", "toy/two")}
+    training = toy_train.training(tmp_path, **flags)
+    training.save()
+    before = training.recipe.frozen_hashes()
+    assert training.metadata("")["card"]["networks"] == before
+    toy_train.training(tmp_path, **flags).resume()
+    monkeypatch.setattr(toy_train.Maps, "weights_hash", "other", raising=False)
+    with pytest.raises(UsageError, match=f"toy/one had the hash {before['toy/one']}, found other. Give the --models"):
+        toy_train.training(tmp_path, **flags).resume()
+    old = torch.load(training.checkpoint, weights_only=True)
+    del old["networks"]
+    torch.save(old, training.checkpoint)
+    toy_train.training(tmp_path, **flags).resume()
+
+
 def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     training = toy_train.training(tmp_path / "gone")
     with pytest.raises(StorageError, match=r"checkpoint\.pt cannot be written"):
@@ -209,6 +227,18 @@ def test_scores_on_other_photographs_are_not_compared(whole: Training, tmp_path:
 
 def test_the_best_weights_of_a_checkpoint_alone_are_written(whole: Training, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(whole.checkpoint.read_bytes())
+    resumed = toy_train.training(tmp_path, features=("toy/one", "toy/two"))
+    resumed.resume()
+    resumed.run()
+    for name in ("rdp.safetensors", "rdp-reconstruction.safetensors"):
+        assert toy_train.same(load_file(tmp_path / name), load_file(whole.out / name))
+
+
+def test_a_checkpoint_without_the_weights_beside_the_product_goes_on(whole: Training, tmp_path: Path) -> None:
+    """Older checkpoints have none."""
+    old = torch.load(whole.checkpoint, weights_only=True)
+    del old["best_extras"]
+    torch.save(old, tmp_path / "checkpoint.pt")
     resumed = toy_train.training(tmp_path, features=("toy/one", "toy/two"))
     resumed.resume()
     assert toy_train.same(load_file(resumed.run()), load_file(whole.product_file))

@@ -80,6 +80,25 @@ def test_the_cache_commands_know_photographs(tmp_path: Path) -> None:
     assert not list(root.rglob("*.safetensors"))
 
 
+def test_photographs_of_all_sizes_are_healthy_and_a_damaged_one_alone_is_deleted(tmp_path: Path) -> None:
+    folder, root = tmp_path / "in", tmp_path / "cache"
+    fill(folder)
+    for name, size in (("landscape", (60, 45)), ("portrait", (45, 60)), ("small", (50, 20))):
+        Image.new("RGB", size, (9, 8, 7)).save(folder / f"{name}.png")
+    (folder / "text.png").write_text("no image")
+    made = open_photos(folder, 32, root)
+    shards = set(root.rglob("*.safetensors"))
+    assert len(shards) == 12
+    for _ in range(2):
+        assert "1 artefacts checked, 0 damaged" in cache("verify", "--cache", root)
+        made.stored.drop_damaged()  # type: ignore[attr-defined]
+        assert set(root.rglob("*.safetensors")) == shards
+    landscape = made.stored._path(8, 9)  # type: ignore[attr-defined]
+    flip(landscape)
+    assert "1 artefacts checked, 1 damaged" in cache("verify", "--cache", root)
+    assert set(root.rglob("*.safetensors")) == shards - {landscape}
+
+
 def test_a_killed_decoding_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rdp_bench.train import photos
 

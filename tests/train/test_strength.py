@@ -82,6 +82,8 @@ def test_attack_steps_are_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         ("comdefend", ("--attack", "paper"), "--attack has no effect on comdefend"),
         ("comdefend", ("--levels", 2), "--levels has no effect on comdefend"),
         ("sr", ("--features", "toy/one"), "--features has no effect on sr"),
+        ("sr", ("--eps", 8), "--eps has no effect on sr"),
+        ("comdefend", ("--eps", 8), "--eps has no effect on comdefend"),
         ("hgd", ("--attack", "wide"), "--attack has no effect on hgd"),
         ("rdp", ("--blend", 0.5), "--blend has no effect on rdp"),
         ("ens-adv", ("--scale", "native"), "--scale has no effect on ens-adv"),

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from matplotlib.figure import Figure
 from PIL import Image
 
 from rdp_bench import plugins
 from rdp_bench.cli.main import main
+from rdp_bench.errors import RdpBenchError
 from rdp_bench.registry import defense
 from rdp_bench.train import validate
 from rdp_bench.train.loop import Training
-from rdp_bench.train.scalars import read_csv
+from rdp_bench.train.scalars import read_csv, write_csv
 from rdp_bench.weights import files as weight_files
 from tests.helpers import toy, toy_train
 
@@ -67,6 +69,7 @@ def test_from_photographs_to_a_defense(name: str, seeing: None) -> None:
     assert card["options"]["size"] == "tiny"
     assert card["data"]["photographs"] == 9
     assert card["data"]["held_out"] == 1
+    assert card["data"]["validated"] == 1
     assert set(card["undefended"]) < set(card["validation"])
     assert card["steps"] in (2, 3)
     assert f"best at step {card['steps']} of 3" in done.output
@@ -93,6 +96,26 @@ def test_what_is_there_is_not_overwritten_and_can_be_resumed() -> None:
     nothing = train("sr", *BLIND, "--resume", "--out", "new")
     assert nothing.exit_code == 2
     assert "no checkpoint.pt in new" in nothing.output
+
+
+def test_curves_that_cannot_be_drawn_hide_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def half(self: Figure, path: Path) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    def failed(self: Training, *_: object) -> Path:
+        rows = [{"step": str(i), "pix": "1"} for i in range(2)]
+        write_csv(self.out / "train.csv", rows)
+        raise RdpBenchError("the first error")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    monkeypatch.setattr(Training, "run", failed)
+    found = train("sr", *BLIND)
+    assert "the first error" in f"{found.output}{found.exception}"
+    assert "curves.svg cannot be drawn" in caplog.text
+    assert {path.name for path in Path("rdp-bench-train/sr").iterdir()} == {"train.csv"}
 
 
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +172,12 @@ def test_start_from_a_file() -> None:
     after = weight_files.read_tensors(Path("on/sr.safetensors"))
     assert all(torch.allclose(first[name].float(), after[name].float(), atol=1e-5) for name in first)
     assert len(weight_files.read_metadata(Path("on/sr.safetensors"))["card"]["options"]["start"]) == 64
+    before = file.read_bytes()
+    (file.parent / "checkpoint.pt").unlink()
+    itself = train("sr", *BLIND, "--start", file)
+    assert itself.exit_code == 2
+    assert "this training would overwrite it; choose another --out" in itself.output
+    assert file.read_bytes() == before
     missing = train("sr", *BLIND, "--start", "gone.safetensors", "--out", "x")
     assert (missing.exit_code, "--start gone.safetensors: no such file" in missing.output) == (2, True)
     other = train("comdefend", *BLIND, "--start", file, "--out", "x")

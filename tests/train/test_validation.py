@@ -1,6 +1,7 @@
 """What validation measures while a purifier trains."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,13 @@ def test_validation_counts_agreement_and_psnr(toy_judges: None) -> None:
     perfect = found(lambda x: next(next(p for n, p in place.items() if torch.equal(found.sets[n], x))))
     assert perfect["score"] == pytest.approx(0, abs=1e-6)
     assert perfect["psnr_ssp"] == pytest.approx(100)
+
+
+def test_validation_attacks_at_16_whatever_eps_trains_on(toy_judges: None) -> None:
+    clean = (toy.images(2, 32) * 255).round() / 255
+    found: Any = toy_train.recipe("rdp", eps=4.0).validation(clean)
+    for name in ("ssp", "mi-fgsm"):
+        assert 15 <= float((found.sets[name] - clean).abs().max()) * 255 <= 16.01
 
 
 def test_validation_of_larger_images(toy_judges: None) -> None:

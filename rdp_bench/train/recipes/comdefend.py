@@ -19,7 +19,7 @@ class ComDefend(Recipe):
     """Trained on clean patches only. Loss terms: `mse`, and `bits`, mean square of the soft bits, at weight 1e-4."""
 
     name = "comdefend"
-    without_effect = ("features", "levels", "attack", "attack_steps", "clean", "scale", "blend")
+    without_effect = ("features", "levels", "eps", "attack", "attack_steps", "clean", "scale", "blend")
     loss_weights: ClassVar = {"mse": 1.0, "bits": 1e-4}
     uses_features = False
     defaults: ClassVar = {

@@ -18,7 +18,7 @@ from rdp_bench.rng import ImageRng
 from rdp_bench.train.extractor import WHOLE
 from rdp_bench.train.losses import distillation
 from rdp_bench.train.recipe import Recipe, Step
-from rdp_bench.train.validate import score
+from rdp_bench.train.validate import EPS, score
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +70,10 @@ class EnsAdv(Recipe):
         net = create(card)
         load_state(net, OrderedDict(tensors), card, where)
         super().begin_with(prepared(net, card, "").to(self.device).state_dict(), what, where)
+
+    def frozen(self) -> list[Any]:
+        """The teacher and the sources."""
+        return [self.teacher, *self.sources]
 
     @property
     def zoom(self) -> float:
@@ -143,7 +147,7 @@ class TargetValidation:
         for name, attack in attacks.items():
             parts = [
                 attack(LoadedSource("effnet-lite0", [source]), part, torch.zeros(len(part), dtype=torch.long),
-                       16 / 255, rng.select(torch.arange(i * 16, i * 16 + len(part))))
+                       EPS, rng.select(torch.arange(i * 16, i * 16 + len(part))))
                 for i, part in enumerate(torch.split(x, 16))
             ]  # fmt: skip
             self.sets[name] = (torch.cat(parts) * 255).round() / 255

@@ -28,7 +28,7 @@ class Sr(Recipe):
     """
 
     name = "sr"
-    without_effect = ("features", "levels", "attack", "attack_steps", "clean", "scale", "blend")
+    without_effect = ("features", "levels", "eps", "attack", "attack_steps", "clean", "scale", "blend")
     loss_weights: ClassVar = {"pix": 1.0}
     uses_features = False
     defaults: ClassVar = {
