@@ -18,7 +18,7 @@ SETTING: Setting = ("nips2017(subset=every-second)", 50, 4.0, "standard")
 PAGE, FIGURE = HERE / "audits.md", HERE / "audits"
 """The page; and the figure without its suffixes: transfer error against white-box error."""
 BEGIN, END = "<!-- tables: audits.py writes them -->", "<!-- end of the tables -->"
-TIERS = ("clean", "transfer", "grey-box", "black-box", "white-box")
+TIERS = ("clean", "transfer", "blind", "grey-box", "black-box", "white-box")
 ORDER = ("jpeg", "fd", "bit-red", "tvm", "sr", "r&p", "comdefend", "hgd", "nrp", "rdp")
 HEAD = ("Defense", *TIERS, "Checks that fail; warn")
 

@@ -170,7 +170,7 @@ def test_a_cell_without_a_number_is_named(tmp_path: Path) -> None:
     edit(made, lambda record: record.update(failed=[]))
     found = cli("verify", made)
     assert found.exit_code == 1
-    assert "it does not say that a cell has no number: white-box: " in found.output
+    assert "it does not say that a cell has no number: " in found.output
 
 
 def test_a_folder_with_an_edited_card_is_not_listed_as_verified(out: Path) -> None:
