@@ -1,13 +1,18 @@
-"""Draws the picture on the home page, docs/overview.svg and its narrow form, from the numbers in this folder.
+"""Draws the picture on the home page, docs/overview.svg and its narrow form, from a published run.
 
 python docs/results/overview.py
 """
 
-import csv
+from functools import cache
 from pathlib import Path
 
+from rdp_bench.reports.tables.leaderboard import leaderboards
+from rdp_bench.reports.tables.table import TableCell, clean_tables
+from rdp_bench.results.rows import Run, load_run
+
 HERE = Path(__file__).parent
-SOURCE = "effnet-lite0"
+RUN, SOURCE = "nips17-500-table1", "effnet-lite0"
+PARTS = ("value", "low", "high")
 PANELS = (
     ("effnet-lite2", "Target effnet-lite2"),
     ("effnet-lite2-ens", "Target effnet-lite2-ens, adversarially trained"),
@@ -34,19 +39,26 @@ STYLE = (
 STEPS = ("photo", "attack on a source model", "adversarial image", "purifier", "target model", "error, with interval")
 
 
+@cache
+def published() -> Run:
+    """The run that is drawn."""
+    return load_run(HERE / "runs" / RUN / "runs" / "table1.json", None)
+
+
 def points(target: str) -> dict[str, tuple[list[float], list[float]]]:
     """Clean accuracy and mean error over the five attacks of each defense: value, low and high end of the interval."""
-    with (HERE / f"nips17-500-tests-{target}.csv").open() as file:
-        averages = {row["defense"]: row for row in csv.DictReader(file)
-                    if row["source"] == SOURCE and row["column"] == "Average"}  # fmt: skip
-    with (HERE / "nips17-500.csv").open() as file:
-        clean = {row["defense"]: row for row in csv.DictReader(file)
-                 if row["target"] == target and row["metric"] == "accuracy"}  # fmt: skip
-    parts = ("value", "ci_low", "ci_high")
+    (board,) = [board for board in leaderboards(published()) if board.target == target]
+    (table,) = clean_tables(published())
+    at = table.keys.index(target)
+    clean = {row.defense: row.cells[at] for row in table.groups[0].rows}
     return {
-        name: ([float(clean[name][part]) for part in parts], [float(row[part]) for part in parts])
-        for name, row in averages.items()
+        line.defense: ([_of(clean[line.defense], part) for part in PARTS], [_of(line.mean, part) for part in PARTS])
+        for line in board.standings
     }
+
+
+def _of(cell: TableCell, part: str) -> float:
+    return float(getattr(cell, part))
 
 
 def panel(target: str, title: str, left: float, top: float) -> list[str]:
