@@ -28,7 +28,7 @@ WHERE = {  # of a name, from its point
     ("effnet-lite2-ens", "none"): (8, -12), ("effnet-lite2-ens", "bit-red"): (34, 14),
     ("effnet-lite2-ens", "r&p"): (8, 18), **{(target, "rdp"): (8, 17) for target, _ in PANELS},
 }  # fmt: skip
-X, Y = (60.0, 100.0), (40.0, 95.0)
+X, Y = (60.0, 100.0), (35.0, 95.0)
 LEFT, WIDTH, HEIGHT, GAP = 62, 380, 270, 76
 SIZE = 'width="{}" height="{}" role="img" font-family="system-ui, sans-serif" font-size="13"'
 STYLE = (

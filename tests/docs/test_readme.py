@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from rdp_bench.cli.main import main
+from rdp_bench.reports.tables.leaderboard import leaderboards
+from rdp_bench.results.rows import load_run
 from tests.helpers.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -43,8 +46,10 @@ def test_there_is_a_transcript_to_check() -> None:
 
 
 def test_the_averages_are_those_of_the_results() -> None:
-    """Averages are recomputed from the cells of docs/results, clean accuracies also with Wilson's formula."""
-    cells = pd.read_csv(RESULTS / "nips17-500.csv")
+    """Averages are recomputed from the cells of a published run, clean accuracies also with Wilson's formula."""
+    folder = RESULTS / "runs" / "nips17-500-table1"
+    cells = pd.read_csv(folder / "results.csv")
+    boards = {board.target: board for board in leaderboards(load_run(folder / "runs" / "table1.json", None))}
     rows = [line.strip("|").split("|") for line in README.splitlines() if re.match(r"\| [\w&-]+ \| \d", line)]
     assert len(rows) == 8
     for name, *shown in rows:
@@ -54,11 +59,9 @@ def test_the_averages_are_those_of_the_results() -> None:
             mine = of_defense[of_defense["target"] == target]
             errors = mine[(mine["source"] == "effnet-lite0") & (mine["metric"] == "error")]["value"]
             assert len(errors) == 5
-            tests = pd.read_csv(RESULTS / f"nips17-500-tests-{target}.csv")
-            (average,) = tests[(tests["source"] == "effnet-lite0") & (tests["column"] == "Average")
-                               & (tests["defense"] == name.strip())].itertuples()  # fmt: skip
+            (mean,) = [each.mean for each in boards[target].standings if each.defense == name.strip()]
             (clean,) = set(mine[mine["metric"] == "accuracy"]["value"])
-            expected += [float(errors.mean()), average.ci_low, average.ci_high, clean, *wilson(clean / 100, 500)]
+            expected += [float(errors.mean()), mean.low, mean.high, clean, *wilson(clean / 100, 500)]
         numbers = [float(number) for cell in shown for number in re.findall(r"\d+\.\d", cell)]
         assert numbers == pytest.approx(expected, abs=0.051), name
 
@@ -98,7 +101,8 @@ def test_every_command_and_flag_of_the_readme_exists() -> None:
     assert len(lines) >= 6
     for line in lines:
         words = shlex.split(line.partition(" && ")[0])
-        command = main.commands[words[0]]
+        command = main.get_command(click.Context(main), words[0])
+        assert command, line
         known = {flag for parameter in command.params for flag in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known, line
 
