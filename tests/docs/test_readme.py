@@ -60,6 +60,8 @@ def test_the_averages_are_those_of_the_results() -> None:
             errors = mine[(mine["source"] == "effnet-lite0") & (mine["metric"] == "error")]["value"]
             assert len(errors) == 5
             (mean,) = [each.mean for each in boards[target].standings if each.defense == name.strip()]
+            assert mean.low is not None
+            assert mean.high is not None
             (clean,) = set(mine[mine["metric"] == "accuracy"]["value"])
             expected += [float(errors.mean()), mean.low, mean.high, clean, *wilson(clean / 100, 500)]
         numbers = [float(number) for cell in shown for number in re.findall(r"\d+\.\d", cell)]
