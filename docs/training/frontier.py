@@ -23,6 +23,8 @@ BLENDS = (0.0, 0.25, 0.5, 0.7, 0.85, 1.0, 1.15)
 """Shares of the way from the natural weights to the trained ones; beyond 1, further in the same direction."""
 SETS = ("clean", "fgsm", "mi-fgsm", "ti-dim")
 COLUMNS = ("training", "blend", *(f"agree_{name}" for name in SETS))
+ROOM = 3.0
+"""Points of agreement between two labels."""
 AIM = (95.0, 50.0)
 """Least clean agreement, and highest error under TI-DIM, of the aim."""
 
@@ -57,7 +59,7 @@ def mixed(recipe: Any, share: float) -> Any:
 
 
 def draw(rows: list[dict[str, str]]) -> bytes:
-    """A line for each training, a point for each blend."""
+    """A line for each training, a point for each blend; a point beside a labelled one has no label."""
     from matplotlib.figure import Figure
 
     from rdp_bench.reports.figures.drawing import COLORS, save, styled
@@ -72,8 +74,18 @@ def draw(rows: list[dict[str, str]]) -> bytes:
             x = [float(row["agree_clean"]) for row in mine]
             y = [100 - float(row["agree_ti-dim"]) for row in mine]
             axes.plot(x, y, marker="o", ms=3.5, lw=1, color=color, label=training)
+            last = float("inf")
             for left, up, row in zip(x, y, mine, strict=True):
-                axes.annotate(row["blend"], (left, up), (3, 3), textcoords="offset points", fontsize=6.5, color=color)
+                if abs(left - last) > ROOM:
+                    axes.annotate(
+                        f"{float(row['blend']):g}",
+                        (left, up),
+                        (2, 4),
+                        textcoords="offset points",
+                        fontsize=7,
+                        color=color,
+                    )
+                    last = left
         axes.set(
             xlim=(60, 101), ylim=(40, 100), xlabel="agreement on clean photographs, %", ylabel="error under TI-DIM, %"
         )
