@@ -11,7 +11,7 @@ from rdp_bench.audits import checks_of_probes as probes
 from rdp_bench.audits.card import card_of, verdict
 from rdp_bench.audits.evidence import Cell, Evidence, from_predictions
 from rdp_bench.audits.finding import FAIL, NA, PASS, WARN, Finding
-from rdp_bench.audits.parts import Subject, grids
+from rdp_bench.audits.parts import Subject, grids, least_parts
 from rdp_bench.audits.run import parts_of
 from rdp_bench.audits.tiers import headline, tiers
 from rdp_bench.errors import UsageError
@@ -533,6 +533,15 @@ def test_the_verdict_is_a_sentence_with_the_interval_of_the_worst_tier() -> None
     text = card_of(found).verdict
     assert text.startswith("At eps 4 an attacker who knows jpeg leaves 0 to 16 % of images right")
     assert "transfer numbers (100 %) say nothing about its robustness" in text
+
+
+@pytest.mark.parametrize(("name", "random"), [("jpeg", False), ("r&p", True), ("none", False)])
+def test_a_verified_card_has_every_part_but_stand_ins(name: str, random: bool) -> None:
+    from rdp_bench import plugins
+
+    plugins.load()
+    planned = {part for part, _ in grids(Subject(name, "effnet-lite2"))}
+    assert planned - {"stand-in"} == least_parts(name, random=random)
 
 
 def test_parts_of_a_random_defense() -> None:

@@ -79,6 +79,14 @@ def test_the_page_has_a_section_per_audit(tmp_path: Path) -> None:
         assert (tmp_path / "report" / link).is_file()
 
 
+def test_an_audit_of_other_images_says_what_it_replaces(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    audits.write(card(), tmp_path)
+    audits.write(card(), tmp_path)
+    assert "replaces" not in caplog.text
+    audits.write(replace(card(), n=2), tmp_path)
+    assert "replaces the audit of 20 images by one of 2; choose another --out" in caplog.text
+
+
 def test_audits_stand_beside_runs_whose_parts_have_no_section(tmp_path: Path) -> None:
     run, store = small(tmp_path)
     audits.write(card(runs=("another",)), tmp_path)
