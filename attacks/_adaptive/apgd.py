@@ -73,6 +73,10 @@ class _State:
     """`best_loss` at the last review."""
     halved: Tensor
     """Whether the last review halved the step."""
+    low: Tensor
+    """Smallest values within the budget under L-infinity, of the images' shape."""
+    high: Tensor
+    """The largest."""
 
     def select(self, which: Tensor) -> None:
         """Keep the images at `which` only."""
@@ -119,7 +123,7 @@ def _loss(given: Loss | Tensor) -> Loss:
 def _begin(victim: Victim, begin: Tensor, point: Point) -> _State:
     n = len(victim)
     return _State(
-        number=torch.arange(n), adv=begin, previous=begin,
+        number=torch.arange(n), adv=begin.clone(), previous=begin.clone(),
         gradient=point.gradient, best=begin.clone(),
         best_gradient=point.gradient.clone(), best_loss=point.value.clone(),
         fooled=begin.clone(), wrong=point.broken.clone(),
@@ -127,6 +131,7 @@ def _begin(victim: Victim, begin: Tensor, point: Point) -> _State:
         # The authors compare the first step's loss with an empty row of their history.
         last_loss=torch.zeros_like(point.value), rises=torch.zeros(n, device=begin.device),
         reviewed_loss=point.value.clone(), halved=torch.ones(n, dtype=torch.bool, device=begin.device),
+        low=(victim.x - victim.eps).clamp_(0, 1), high=(victim.x + victim.eps).clamp_(0, 1),
     )  # fmt: skip
 
 
@@ -135,12 +140,14 @@ def _move(victim: Victim, state: _State, weight: float) -> Tensor:
 
     Sums are in the order of the authors' code, so that equal starts give equal bits: a sign amplifies any difference.
     """
-    x, eps, adv = victim.x, victim.eps, state.adv
+    adv = state.adv
     if victim.norm == LINF:
-        low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
-        z = torch.clamp(adv + state.step * state.gradient.sign(), low, high)
-        moved = adv + (z - adv).mul_(weight)
-        return torch.clamp(moved.add_((adv - state.previous).mul_(1 - weight)), low, high)
+        # Not `sign_`: the gradient may be a view of one number, or belong to a user's code.
+        z = state.gradient.sign().mul_(state.step).add_(adv)
+        moved = torch.clamp(z, state.low, state.high, out=z).sub_(adv).mul_(weight).add_(adv)
+        back = state.previous.sub_(adv).mul_(1 - weight)  # in the memory of what nobody reads again
+        return torch.clamp(moved.sub_(back), state.low, state.high, out=moved)
+    x, eps = victim.x, victim.eps
     z = _into_ball(adv + state.step * _unit(state.gradient), x, eps)
     return _into_ball(adv + (z - adv) * weight + (adv - state.previous) * (1 - weight), x, eps)
 
@@ -178,7 +185,7 @@ def _review(state: _State, period: int) -> None:
     state.halved = (state.rises <= RISING * period) | stuck
     state.reviewed_loss = state.best_loss
     state.step = torch.where(state.halved.view(-1, 1, 1, 1), state.step / 2, state.step)
-    state.adv, state.gradient = state.adv.clone(), state.gradient.clone()
+    state.gradient = state.gradient.clone()
     _put(state.adv, state.halved, state.best)
     _put(state.gradient, state.halved, state.best_gradient)
     state.rises = torch.zeros_like(state.rises)
@@ -188,7 +195,7 @@ def _put(into: Tensor, where: Tensor, new: Tensor) -> None:
     """Write the images of `new` at `where` (bool `[n]`) into `into`."""
     which = where.nonzero()[:, 0]
     if len(which):
-        into[which] = new[which]
+        into.index_copy_(0, which, new.index_select(0, which))
 
 
 def _result(victim: Victim, state: _State) -> Tensor:

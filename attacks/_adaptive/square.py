@@ -171,14 +171,12 @@ def _corner(unit: Tensor, room: int) -> Tensor:
 def _try_square(state: _State, draw: Draw, size: int) -> None:
     """Move a square by 2 eps up or down in each channel, within the budget; keep it where the margin falls."""
     x, eps = state.victim.x, state.victim.eps
-    rows, columns = (_inside(draw.place[:, i], x.shape[2 + i], size) for i in (0, 1))
-    here = rows[:, None, :, None] & columns[:, None, None, :]
-    moved = state.best + 2 * eps * draw.signs[:, :, None, None]
-    moved = torch.clamp(moved, state.low, state.high, out=moved)
-    tried_images = torch.where(here, moved, state.best)
-    tried = _loss(state.victim, tried_images)
-    state.best = torch.where((tried > state.loss).view(-1, 1, 1, 1), tried_images, state.best)
-    _accept(state, tried)
+    rows, columns = (_inside(draw.place[:, i], x.shape[2 + i], size).float() for i in (0, 1))
+    # Outside its square an image moves by 0, and is within the bounds already.
+    step = (2 * eps * draw.signs)[:, :, None, None] * rows[:, None, :, None]
+    tried_images = (step * columns[:, None, None, :]).add_(state.best)
+    tried_images = torch.clamp(tried_images, state.low, state.high, out=tried_images)
+    _accept(state, tried_images, _loss(state.victim, tried_images))
 
 
 def _inside(unit: Tensor, length: int, size: int) -> Tensor:
@@ -188,7 +186,10 @@ def _inside(unit: Tensor, length: int, size: int) -> Tensor:
     return (at >= begin) & (at < begin + size)
 
 
-def _accept(state: _State, tried: Tensor) -> None:
+def _accept(state: _State, images: Tensor, tried: Tensor) -> None:
+    """Keep those of `images` whose margin `tried` is smaller."""
+    better = (tried > state.loss).nonzero()[:, 0]
+    state.best[better] = images[better]
     state.asked &= tried <= state.loss
     state.loss = torch.maximum(state.loss, tried)
 
@@ -224,9 +225,7 @@ def _try_square_l2(state: _State, draw: Draw, size: int) -> None:
     change[gives] = 0
     change[new] = pattern / (TINY + _norm(pattern)) * (spare + held).sqrt()
     tried_images = (x + eps * change / (norm_l2(change) + TINY)).clamp(0, 1)
-    tried = _loss(state.victim, tried_images)
-    state.best = torch.where((tried > state.loss).view(-1, 1, 1, 1), tried_images, best)
-    _accept(state, tried)
+    _accept(state, tried_images, _loss(state.victim, tried_images))
 
 
 def _norm(channels: Tensor) -> Tensor:
