@@ -55,7 +55,7 @@ def render(
     for run in shown:
         with shown_names(run.names):
             sections.append(_section(pen, run, store, len(shown) > FEW))
-    with shown_names(*(run.names for run in shown), *(card.names for card in found)):
+    with shown_names(*(card.names for card in found), beside=[card.defense for card in found]):
         audits = _audits(pen, found) if found else None
         page = pen.write("index.html", html.page(sections, summary.grids_not_run(runs), audits).encode())
     pen.tidy(keep=bool(only))
@@ -97,7 +97,7 @@ class _Pen:
             before = [str(name) for name in json.loads(self._list.read_text())]
         except (OSError, ValueError, TypeError):
             before = []
-        left = {name for name in before if re.fullmatch(r"(tables|figures)/[\w.-]+", name)} - self._names
+        left = {name for name in before if re.fullmatch(r"(tables|figures)/\w[\w.-]*", name)} - self._names
         if keep:
             self._names |= left
         else:

@@ -1,18 +1,18 @@
 """Comparison of two runs: cells in both, differences between their records, cells in only one."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rdp_bench import csvtext
 from rdp_bench.cache.store import Store, write_atomic
-from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.errors import RdpBenchError, UsageError, unknown_name
 from rdp_bench.metrics import stats
 from rdp_bench.metrics.significance import paired
 from rdp_bench.reports.page import flat, write
-from rdp_bench.results.rows import CellKey, Row, Run, display_name, given_name, load, shown_names
+from rdp_bench.results.rows import CellKey, Row, Run, common_names, display_name, given_name, load, shown_names
 from rdp_bench.specs import CLEAN, show
 
 COLUMNS = (
@@ -64,6 +64,8 @@ class Comparison:
     pairs: list[Pair]
     records: list[tuple[str, str, str]]  # name, in A, in B
     only: tuple[list[CellKey], list[CellKey]]
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the runs call labels, where they agree."""
 
     @property
     def compared(self) -> int:
@@ -99,7 +101,9 @@ def compare(a: Run, b: Run) -> Comparison:
     pairs = [pair if pair.p is None else replace(pair, p=next(adjusted)) for pair in pairs]
     pairs.sort(key=lambda pair: (not pair.differs, -abs(pair.difference or 0.0)))
     only = ([p for p in rows[0] if p not in rows[1]], [p for p in rows[1] if p not in rows[0]])
-    return Comparison(a.grid, same, pairs, differing(a.record, b.record), only)
+    labels = {label for key in (*rows[0], *rows[1]) for label in (key.source, key.attack, key.defense, key.target)}
+    names = common_names(a.names, b.names, beside=labels)
+    return Comparison(a.grid, same, pairs, differing(a.record, b.record), only, names)
 
 
 def _pair(a: Run, b: Run, cell_key: CellKey, first: Row, second: Row, same: bool) -> Pair:
@@ -157,11 +161,11 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]
 
 def comparison_csv(comparisons: Sequence[Comparison]) -> str:
     """Every common cell as a line of CSV, then the cells that only one run has."""
-    return csvtext.rows(COLUMNS, _lines(comparisons))
+    return csvtext.rows(COLUMNS, [line for found in comparisons for line in _lines(found)])
 
 
-def _lines(comparisons: Sequence[Comparison]) -> Iterator[Sequence[str]]:
-    for found in comparisons:
+def _lines(found: Comparison) -> Iterator[Sequence[str]]:
+    with shown_names(found.names):
         for pair in found.pairs:
             numbers = (*pair.values, pair.difference, pair.low, pair.high)
             yield (
@@ -193,6 +197,9 @@ def render(
         RdpBenchError: no cell could be compared; nothing is written.
     """
     runs = [{run.grid: run for run in load(folder, store)} for folder in folders]
+    for name in only:
+        if not any(name in grids for grids in runs):
+            raise unknown_name("run of grid", name, [*runs[0], *runs[1]])
     shared = [grid for grid in runs[0] if grid in runs[1] and (not only or grid in only)]
     if not shared:
         names = [", ".join(grids) for grids in runs]
@@ -202,16 +209,14 @@ def render(
             "run the same grid into both"
         )
     found = [compare(runs[0][grid], runs[1][grid]) for grid in shared]
-    # Where the two name a label differently, the later run's name holds.
-    with shown_names(*(run.names for grid in shared for run in (runs[0][grid], runs[1][grid]))):
-        said = _compared(found, store)
-        report = to or out / "report"
-        views = [
-            {"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)
-        ]
-        write_atomic(report / "compare.csv", comparison_csv(found).encode())
-        names = [folder.name or str(folder) for folder in folders]
-        page = write("compare.html.j2", views=views, names=names, label=_label)
+    said = _compared(found, store)
+    report = to or out / "report"
+    views = [
+        {"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)
+    ]
+    write_atomic(report / "compare.csv", comparison_csv(found).encode())
+    names = [folder.name or str(folder) for folder in folders]
+    page = write("compare.html.j2", views=views, names=names, label=_label)
     write_atomic(report / "compare.html", page.encode())
     return report / "compare.html", said
 
@@ -223,8 +228,11 @@ def _compared(found: Sequence[Comparison], store: Store) -> str:
         RdpBenchError: none was.
     """
     cells, compared = (sum(counts) for counts in zip(*((len(f.pairs), f.compared) for f in found), strict=True))
-    gaps = [pair for f in found for pair in f.gaps]
-    first = f"the first: {_label(gaps[0].place)} ({gaps[0].gap})" if gaps else ""
+    gaps = [(pair, f.names) for f in found for pair in f.gaps]
+    first = ""
+    if gaps:
+        with shown_names(gaps[0][1]):
+            first = f"the first: {_label(gaps[0][0].place)} ({gaps[0][0].gap})"
     if not cells:
         raise RdpBenchError(
             "0 cells could be compared: the two runs have no cell in common; run the same grid into both"

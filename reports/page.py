@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -90,12 +90,19 @@ def write(template: str, **values: Any) -> str:
         "minutes": _minutes,
         "tight": _tight,
     }  # fmt: skip
+    environment.globals["named"] = _named
     return environment.get_template(template).render(
         level=round(100 * LEVEL),
         style=_TEMPLATES.joinpath("report.css").read_text("utf-8"),
         script=_TEMPLATES.joinpath("report.js").read_text("utf-8"),
         **values,
     )
+
+
+def _named(names: Mapping[str, str], caller: Callable[[], str]) -> str:
+    """What a `call` block of a template gives where these names hold."""
+    with shown_names(names):
+        return caller()
 
 
 def _view(section: Section) -> dict[str, Any]:

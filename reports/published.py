@@ -240,7 +240,7 @@ def _of_board(run: Run, board: Leaderboard) -> Line:
     if rivals:  # the lowest error comes first
         best = rivals[0]
         line |= {
-            "best": best.label,
+            "best": _best([each.label for each in rivals if each.mean.value == best.mean.value], len(rivals)),
             "mean_error": _rounded(best.mean.value),
             "ci_low": _rounded(best.mean.low),
             "ci_high": _rounded(best.mean.high),
@@ -248,6 +248,15 @@ def _of_board(run: Run, board: Leaderboard) -> Line:
             "against_none": best.test or None,
         }
     return line
+
+
+_AND = "; "
+"""Between defenses that share the lowest error."""
+
+
+def _best(lowest: Sequence[str], rivals: int) -> str:
+    """The defenses that share the lowest error; empty where all of several do."""
+    return "" if len(lowest) == rivals > 1 else _AND.join(lowest)
 
 
 def _of_audits(audits: Sequence[Card], runs: Mapping[str, Run]) -> Iterator[Line]:
@@ -273,7 +282,7 @@ def _of_audits(audits: Sequence[Card], runs: Mapping[str, Run]) -> Iterator[Line
             low, high = 100 - best.headline.high, 100 - best.headline.low
             equal = len({card.headline.accuracy for card in rivals if card.headline}) == 1 < len(rivals)
             line |= {
-                "best": None if equal else best.defense, "mean_error": _rounded(100 - best.headline.accuracy),
+                "best": "" if equal else best.defense, "mean_error": _rounded(100 - best.headline.accuracy),
                 "ci_low": _rounded(low), "ci_high": _rounded(high),
             }  # fmt: skip
         yield line
@@ -297,7 +306,7 @@ def best_in_words(line: Line) -> str:
     """The best defense of a line with its mean error and interval; "all" where none is better than another."""
     if line["mean_error"] is None:
         return ""
-    name = display_name(line["best"]) if line["best"] else "all"
+    name = ", ".join(map(display_name, line["best"].split(_AND))) if line["best"] else "all"
     return f"{name} {line['mean_error']:.1f} ({line['ci_low']:.1f} to {line['ci_high']:.1f})"
 
 

@@ -1,7 +1,7 @@
 """What `evaluate` and `load_results` return: runs with their numbers, as tables, figures and files."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +43,10 @@ class Result:
 
     @property
     def failed(self) -> dict[str, str]:
-        """Why cells failed, by "source attack eps -> defense -> target"."""
+        """Why cells failed, by "source attack eps -> defense -> target"; of several runs, by "grid: source ..."."""
         return {
-            f"{row['source']} {row['attack']} eps {row['eps']} -> {row['defense']} -> {row['target']}": row["reason"]
+            f"{run.grid + ': ' if len(self.runs) > 1 else ''}{row['source']} {row['attack']} eps {row['eps']} -> "
+            f"{row['defense']} -> {row['target']}": row["reason"]
             for run in self.runs
             for row in run.rows
             if row["status"] != "done"
@@ -93,9 +94,7 @@ class Result:
         from rdp_bench.reports.formats import text
         from rdp_bench.reports.tables.leaderboard import as_table, leaderboards
 
-        with shown_names(*(run.names for run in self.runs)):
-            boards = [board for run in self.runs for board in leaderboards(run)]
-            return Text("\n".join(text.render(as_table(board), intervals=False) for board in boards))
+        return self._by_run(lambda run: (text.render(as_table(board), intervals=False) for board in leaderboards(run)))
 
     def latex(self) -> Text:
         """The tables as LaTeX `table` environments, for a document that uses booktabs."""
@@ -119,9 +118,14 @@ class Result:
             UsageError: no cell under attack is done.
         """
         from rdp_bench.api.plot import dots
+        from rdp_bench.reports.tables.registry import all_tables
 
-        with shown_names(*(run.names for run in self.runs)):
-            return dots([table for table in self._tables() if table.metric == "error" and table.done])
+        return dots(
+            (run.names, table)
+            for run in self.runs
+            for table in all_tables(run)
+            if table.metric == "error" and table.done
+        )
 
     def report(self, out: str | Path) -> Path:
         """Write the report of these runs: OUT/report with a page, tables and figures, and OUT/results.csv.
@@ -135,7 +139,8 @@ class Result:
         Raises:
             UsageError: `out` cannot be written to.
         """
-        from rdp_bench import csvtext, reports
+        from rdp_bench import reports
+        from rdp_bench.results.lines import every_row
         from rdp_bench.results.rows import write_results
 
         out = Path(out)
@@ -147,8 +152,7 @@ class Result:
                     _copy(file, out / file.parent.name / file.name)
             for name in names:
                 _copy(self.folder / "runs" / f"{name}.json", out / "runs" / f"{name}.json")
-            _, lines = csvtext.read((self.folder / "results.csv").read_text("utf-8"))
-            write_results(out, [line for line in lines if line["grid"] in names])
+            write_results(out, [line for run in self.runs for line in every_row(run)])
         return reports.render(out, self.store)
 
     def compare(self, other: "Result | str | Path", out: str | Path) -> Path:
@@ -171,13 +175,17 @@ class Result:
         return page
 
     def _joined(self, render: "Callable[[Table], str]") -> Text:
-        with shown_names(*(run.names for run in self.runs)):
-            return Text("\n".join(map(render, self._tables())))
-
-    def _tables(self) -> "list[Table]":
         from rdp_bench.reports.tables.registry import all_tables
 
-        return [table for run in self.runs for table in all_tables(run)]
+        return self._by_run(lambda run: map(render, all_tables(run)))
+
+    def _by_run(self, parts: Callable[[Run], Iterable[str]]) -> Text:
+        """The parts of each run, with the names that this run gives its labels."""
+        found: list[str] = []
+        for run in self.runs:
+            with shown_names(run.names):
+                found += parts(run)
+        return Text("\n".join(found))
 
     def __str__(self) -> str:
         return self.table()

@@ -1,6 +1,7 @@
 """`rdp-bench run --from RECORD`: its flags, what it prints before and after."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rdp_bench.cli.perform import plan_of, settled
-from rdp_bench.errors import UsageError
+from rdp_bench.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from rdp_bench.engine.options import RunOptions
@@ -60,6 +61,8 @@ class Again:
         Raises:
             UsageError: an entry or plugin of the run is missing, or the images are others.
         """
+        from rdp_bench.engine import prefix_reuse
+
         grid = self.published.grid(self.options.changes, self.options.plugins)
         try:
             plan = plan_of(settled(grid, self.options), self.options)
@@ -78,6 +81,10 @@ class Again:
             click.echo(f"  {line}", err=True)
         if len(lines) > MOST:
             click.echo(f"  and {len(lines) - MOST} more", err=True)
+        if not self.options.fresh:
+            prefix_reuse.drop_damaged(plan, plan.jobs)
+            with suppress(StorageError):  # the run says so
+                prefix_reuse.copy_shared_shards(plan)
         cached = sum(planned.eval.complete for planned in plan.cells.values())
         if cached and not self.options.fresh:
             click.echo(
@@ -97,7 +104,10 @@ class Again:
             click.echo(str(each))
         if len(apart) > MOST:
             click.echo(f"and {len(apart) - MOST} more cells that differ")
-        agree = f"{len(found) - len(apart)} of {total} cells agree with {path} on every image"
+        images = min((each.images for each in found), default=0)
+        published = self.published.record["dataset"]["n"]
+        which = "every image" if images == published else f"each of the {images} images of {published} that both have"
+        agree = f"{len(found) - len(apart)} of {total} cells agree with {path} on {which}"
         click.echo(agree + (f"; {len(apart)} differ" if apart else ""))
         if done > total:
             click.echo(

@@ -19,6 +19,7 @@ from rdp_bench.budgets import LINF, NORMS, parse_eps
 from rdp_bench.data.open import in_folder
 from rdp_bench.engine.options import Placement
 from rdp_bench.errors import BadModelError, RdpBenchError, UsageError, unknown_name
+from rdp_bench.metrics.stats import FINEST
 from rdp_bench.protocols import only_by_name, purifies
 from rdp_bench.registry import dataset as datasets
 from rdp_bench.registry import defense as defenses
@@ -381,10 +382,16 @@ def _check_settings(grid: str, axes: Axes, *, alone: bool) -> None:
         raise UsageError(f"grid {grid}: success is a share of images that are right when clean; it needs clean = true")
     if not axes.dataset:
         raise UsageError(f"grid {grid}: no data set; give it in the file or with --dataset")
-    if not 1 <= axes.defense_samples <= 10_000:
+    if not 1 <= axes.defense_samples <= FINEST:
         raise UsageError(
             f"grid {grid}: defense_samples is {axes.defense_samples}; a random defense is evaluated on at least one, "
-            "at most 10000"
+            f"at most {FINEST}"
+        )
+    cells = max(len(axes.sources), 1) * max(len(axes.attacks), 1)
+    if axes.defense_samples * cells > FINEST:
+        raise UsageError(
+            f"grid {grid}: defense_samples is {axes.defense_samples} for {cells} attacks and sources; the interval of "
+            f"their mean can be computed for at most {FINEST} draws in all, {FINEST // cells} each"
         )
     for key in ("limit", "samples"):
         if (count := getattr(axes, key)) is not None and count < 1:

@@ -120,6 +120,11 @@ class Published:
             detail = f"{same} of its {len(theirs)} images and labels are the same, in the same place"
         else:
             detail = f"the hash of its {self.record['dataset']['n']} images and labels differs"
+            if plan.n != self.record["dataset"]["n"]:
+                raise UsageError(
+                    f"the published predictions cannot be read ({self._readable}), so that {plan.n} images cannot be "
+                    f"compared with the {self.record['dataset']['n']} of the run; leave out --limit"
+                )
         raise UsageError(
             f"{plan.grid.axes.dataset} does not hold the images of the run ({name}): {detail}. "
             "Name the data set of the run with --dataset"

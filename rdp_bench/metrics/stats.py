@@ -20,7 +20,7 @@ LEVEL = 0.95
 """Coverage of every interval; differences are significant at 1 - LEVEL."""
 
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-_FINEST = 10_000
+FINEST = 10_000
 """Most parts of one that a share may be counted in: attacks times draws of a defense."""
 _EXACT = 1000
 """Up to so many discordant images, McNemar's test counts in whole numbers, whose digits grow with the images."""
@@ -91,10 +91,10 @@ def mean_interval(values: "NDArray[np.floating]", least: float = 0.0) -> Interva
         # Equal values leave nothing to resample, which is no certainty: as wide as Wilson's at 0 of n.
         value, slack = float(levels[0]), wilson(0, n)[1]
         return max(least, value - slack), min(1.0, value + slack)
-    whole = math.lcm(*(Fraction(float(level)).limit_denominator(_FINEST).denominator for level in levels))
+    whole = math.lcm(*(Fraction(float(level)).limit_denominator(FINEST).denominator for level in levels))
     steps = np.rint((levels - levels[0]) * whole).astype(int)
-    if whole > _FINEST or np.abs(steps / whole - (levels - levels[0])).max() > 1e-9:
-        raise ValueError(f"expected shares, multiples of one over at most {_FINEST}, got {levels[:3].tolist()} ...")
+    if whole > FINEST or np.abs(steps / whole - (levels - levels[0])).max() > 1e-9:
+        raise ValueError(f"expected shares, multiples of one over at most {FINEST}, got {levels[:3].tolist()} ...")
     one = np.bincount(steps, counts / n)
     reach = n * len(one) - n
     size = 1 << reach.bit_length()

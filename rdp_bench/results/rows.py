@@ -9,7 +9,7 @@ import io
 import logging
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -103,15 +103,24 @@ def paper_value(run: Record, cell_key: CellKey, metric: str) -> float | None:
 _names: ContextVar[Mapping[str, str] | None] = ContextVar("names", default=None)
 
 
-@contextlib.contextmanager
-def shown_names(*names: Mapping[str, str]) -> Iterator[None]:
-    """Inside this block, `display_name` writes these labels so: what the records of runs call `names`.
+def common_names(*names: Mapping[str, str], beside: Iterable[str] = ()) -> dict[str, str]:
+    """The names of labels on a page about several runs: what the records of the runs call `names`.
 
-    Where several runs contradict each other, labels stay as they are: two names of a label, or two labels of a name.
+    Where they contradict each other, labels have no name: two names of a label, two labels of a name, or a name that
+    a label of `beside`, which has none itself, is written as.
     """
     given = {(label, name) for each in names for label, name in each.items()}
     labels, taken = (Counter(pair[i] for pair in given) for i in (0, 1))
-    token = _names.set({label: name for label, name in given if labels[label] == taken[name] == 1})
+    token = _names.set({})
+    usual = {display_name(label) for label in beside if plain(label) not in labels}
+    _names.reset(token)
+    return {label: name for label, name in given if labels[label] == taken[name] == 1 and name not in usual}
+
+
+@contextlib.contextmanager
+def shown_names(*names: Mapping[str, str], beside: Iterable[str] = ()) -> Iterator[None]:
+    """Inside this block, `display_name` writes labels as `common_names` says."""
+    token = _names.set(common_names(*names, beside=beside))
     try:
         yield
     finally:
@@ -400,12 +409,18 @@ def load(out: Path, store: Store) -> list[Run]:
     A cell whose predictions cannot be read is a failed one.
 
     Raises:
-        UsageError: there is no run, or a record cannot be read or was edited.
+        UsageError: there is no run, a record cannot be read or was edited, or is not named by its grid.
     """
     paths = sorted((out / "runs").glob("*.json"))
     if not paths:
         raise UsageError(f"no run in {out}; make one: rdp-bench run --grid table1 --out {out}")
-    return [load_run(path, store) for path in paths]
+    runs = []
+    for path in paths:
+        run = load_run(path, store)
+        if run.grid != path.stem:  # else two runs of a grid would be taken for one
+            raise UsageError(f"{path} is the record of {run.grid}; name the file {run.grid}.json again")
+        runs.append(run)
+    return runs
 
 
 def load_run(path: Path, store: Store | None) -> Run:

@@ -188,8 +188,11 @@ def _measured(runs: Mapping[str, Run], grid: str, cells: Cells) -> _Measured:
     for key in keys:
         if key not in run.wrong:
             raise UsageError(f"{key}: {run.unread.get(key, 'the run has no result')}")
+    images = str(run.record["dataset"]["images"])
+    if len(keys) == 1 and (keys[0], "first") not in run.by_aggregation:  # drawn once: a cell has Wilson's interval
+        return _Measured(run.wrong[keys[0]].astype(np.int64), 1, images)
     errors = np.sum([run.errors(key) for key in keys], axis=0)
-    return _Measured(errors, len(keys) * run.defense_samples, str(run.record["dataset"]["images"]))
+    return _Measured(errors, len(keys) * run.defense_samples, images)
 
 
 def _selected(run: Run, cells: Cells) -> Iterator[CellKey]:

@@ -29,7 +29,7 @@ def render(table: Table) -> str:
         for i, line in enumerate(group.rows):
             source = [escape(group.name) if i == 0 else ""] if grouped else []
             lines.append(_row([*source, escape(line.name), *map(_cell, line.cells)]))
-    lines += ["", f"{escape(table.caption)} {table.legend}".rstrip()]
+    lines += ["", f"{escape(table.caption)} {escape(table.legend)}".rstrip()]
     return "\n".join([*lines, *(f"\n{escape(note)}" for note in table.notes), ""])
 
 

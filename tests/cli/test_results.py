@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 
-from rdp_bench.cache.store import write_atomic
+from rdp_bench.cache.store import Store, write_atomic
 from rdp_bench.cli import results as cli_results
 from rdp_bench.reports import published, published_page
 from rdp_bench.reports.figures import drawing
+from rdp_bench.reports.tables.leaderboard import leaderboards
 from rdp_bench.results import prediction_file
 from rdp_bench.results.record import write_record
+from rdp_bench.results.rows import load
 from tests.helpers.commands import PLUGIN, cli
 from tests.helpers.damage import flip
 from tests.helpers.grid_runs import GridRuns, read_rows
+from tests.helpers.report_fixture import make_run
 
 GRID = """
 [axes]
@@ -89,7 +92,8 @@ def test_a_line_for_each_run_and_target(shipped: Path) -> None:
     rows = read_rows(shipped / "toy-1")
     for line in lines:
         errors = {name: error(rows, line["target"], name) for name in ("tiny/dither", "tiny/round")}
-        assert line["best"] == min(errors, key=lambda name: errors[name])
+        lowest = [name for name in errors if errors[name] == min(errors.values())]
+        assert line["best"] == ("" if len(lowest) == len(errors) else "; ".join(lowest))
         assert float(line["mean_error"]) == pytest.approx(min(errors.values()), abs=1e-3)
         assert float(line["none_error"]) == pytest.approx(error(rows, line["target"], "none"), abs=1e-3)
         assert float(line["ci_low"]) <= float(line["mean_error"]) <= float(line["ci_high"])
@@ -98,6 +102,19 @@ def test_a_line_for_each_run_and_target(shipped: Path) -> None:
              "date": record["finished"][:10], "version": record["environment"]["rdp-bench"],
              "attackers": "transfer", "claims_hold": "1", "claims": "1", "verified": "yes"}  # fmt: skip
     assert {name: lines[0][name] for name in facts} == facts
+
+
+@pytest.mark.parametrize(
+    ("defenses", "says"), [(("none", "jpeg", "fd"), "all 25.0"), (("none", "jpeg", "fd", "rdp"), "JPEG, FD 25.0")]
+)
+def test_defenses_that_share_the_lowest_error_are_all_named(
+    tmp_path: Path, defenses: tuple[str, ...], says: str
+) -> None:
+    store, errors = Store(tmp_path / "store"), {"none": 10, "jpeg": 5, "fd": 5, "rdp": 8}
+    make_run(tmp_path / "out", store, lambda p: range(errors[p.defense]), defenses=defenses, samples=1)
+    (run,) = load(tmp_path / "out", store)
+    (line,) = (published._of_board(run, board) for board in leaderboards(run))
+    assert published.best_in_words(line).startswith(f"{says} (")
 
 
 def test_the_table_and_the_details(shipped: Path) -> None:

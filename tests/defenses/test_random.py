@@ -242,6 +242,11 @@ def test_no_draws_is_no_evaluation(grid: Path, value: str) -> None:
     found = run(grid, "--defense-samples", value)
     assert found.exit_code == 2
     assert f"defense_samples is {value}; a random defense is evaluated on at least one" in found.output
+    assert run(grid, "--defense-samples", "6000", "--dry-run").exit_code == 0  # one attack and source
+    assert (
+        "at most 10000 draws in all, 5000 each"
+        in run(grid, "--defense-samples", "6000", "--source", "tiny/one,tiny/two").output
+    )
     grid.write_text(GRID + "defense_samples = true\n")
     with pytest.raises(UsageError, match="'defense_samples' is a whole number, found True"):
         load(str(grid), "embedded", {})

@@ -170,10 +170,13 @@ def test_a_report_takes_its_own_old_files_away_and_no_others(tmp_path: Path) -> 
     (tables / "mine.csv").write_text("mine")
     assert (tables / "table1_t_eps16.csv").exists()
     (tmp_path / "report" / ".written.json").write_text(
-        json.dumps([*json.loads((tmp_path / "report" / ".written.json").read_text()), "tables/../../results.csv"])
+        json.dumps(
+            [*json.loads((tmp_path / "report" / ".written.json").read_text()), "tables/../../results.csv", "figures/.."]
+        )
     )
     (tmp_path / "results.csv").write_text("kept")
     shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "report" / "figures").mkdir(exist_ok=True)
     _, store = small(tmp_path, targets=["u"])
     render(tmp_path, store)
     assert not (tables / "table1_t_eps16.csv").exists()

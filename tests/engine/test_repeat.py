@@ -122,7 +122,17 @@ def test_what_the_cache_holds_is_no_second_run(published: Path) -> None:
     found = again(published)
     assert "10 of 10 cells are in the cache" in found.stderr
     assert "will not be computed again; --fresh or another --cache computes them" in found.stderr
+    some = again(published, "--limit", 4, "--attack", "fgsm")
+    assert "6 of 6 cells are in the cache" in some.stderr
+    assert f"6 of 6 cells agree with {published} on each of the 4 images of 10 that both have" in some.stdout
     assert "are in the cache" not in again(published, "--fresh").stderr
+
+
+def test_fewer_images_need_the_published_predictions(published: Path) -> None:
+    shutil.rmtree(published.parents[1] / "predictions")
+    found = again(published, "--limit", 4)
+    assert found.exit_code == 2
+    assert "leave out --limit" in found.output
 
 
 def test_changed_weights_are_named_before_and_counted_after(published: Path) -> None:

@@ -74,7 +74,7 @@ def make_run(
         "cells": cells,
         **record,
     }
-    path = out / "runs" / f"{len(list(out.glob('runs/*'))):02d}.json"
+    path = out / "runs" / f"{whole['grid']}.json"
     write_record(path, whole)
     return whole
 

@@ -33,7 +33,7 @@ def made(
     record = make_run(out, store, wrong, samples=1, **more)
     if drop:
         record["cells"] = [cell for cell in record["cells"] if not drop(CellKey.of(cell))]
-        write_record(out / "runs" / "00.json", record)
+        write_record(out / "runs" / f"{record['grid']}.json", record)
     return load(out, store)[0]
 
 
@@ -158,7 +158,7 @@ def test_crafting_through_a_defense_is_held_against_plain_crafting(tmp_path: Pat
 
     store = Store(tmp_path / "store")
     record = {**run.record, "sources": BEHIND}
-    write_run(tmp_path / "runs" / "00.json", record, run.cells)
+    write_run(tmp_path / "runs" / f"{record['grid']}.json", record, run.cells)
     (found,) = ask(load(tmp_path, store)[0], "grey-box")
     assert (found.verdict, found.value, found.other) == (FAILS, 40, 80)  # 8 images, 40 points, 7 allowed
     assert found.p == pytest.approx(2 / 2**8)

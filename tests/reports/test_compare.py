@@ -175,6 +175,15 @@ def test_command_writes_page_and_sheet(tmp_path: Path) -> None:
     assert "no run in" in nothing.output
 
 
+def test_a_grid_that_neither_has(tmp_path: Path) -> None:
+    two(tmp_path, {}, {})
+    args = ["report", "--to", str(tmp_path / "to"), "--cache", str(tmp_path / "store"), "--only", "table1", "--only"]
+    done = CliRunner().invoke(main, [*args, "tabel1", "--compare", str(tmp_path / "A"), str(tmp_path / "B")])
+    assert done.exit_code == 2
+    assert "tabel1" in done.output
+    assert not (tmp_path / "to").exists()
+
+
 def test_no_grid_in_common(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     make_run(tmp_path / "A", store, lambda p: (), samples=1)

@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,13 @@ def test_markdown_by_hand(tmp_path: Path) -> None:
         "| a | No defense | 50.0 | 70.0 | 60.0 |",
         "|  | JPEG | 95.0† | 65.0 | 80.0† |",
     ]
+
+
+def test_markdown_below_a_table_is_text(tmp_path: Path) -> None:
+    (table,) = error_tables(small(tmp_path)[0])
+    text = markdown.render(replace(table, remarks=("<img src=x> [click](javascript:x)",)))
+    assert "<img" not in text
+    assert r"&lt;img src=x&gt; \[click\](javascript:x)" in text
 
 
 def test_latex_by_hand(tmp_path: Path) -> None:

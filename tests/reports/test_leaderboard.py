@@ -122,7 +122,7 @@ def test_a_board_a_target_at_the_largest_eps(tmp_path: Path) -> None:
         out, store, lambda p: range(int(p.eps)), eps=[8, 16], targets=["t", "u", "base"], sources=["a", "b"], samples=1
     )
     record["cells"] = [c for c in record["cells"] if c["target"] != "base" or c["defense"] == "none"]
-    write_record(out / "runs" / "00.json", record)
+    write_record(out / "runs" / f"{record['grid']}.json", record)
     boards = leaderboards(load(out, store)[0])
 
     assert [(board.target, board.eps, len(board.cells)) for board in boards] == [("t", 16, 4), ("u", 16, 4)]

@@ -4,6 +4,7 @@ Errors of the runs: FGSM none 10, JPEG 19, RDP 1; MI-FGSM 14, 13, 2; clean 0, 3,
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,15 @@ def test_several_draws_count_as_shares_of_an_image(run: Run, tmp_path: Path) -> 
     (ten,) = checked(Run(record, run.cells, run.rows, wrong, run.predicted), tmp_path, RDP)
     assert ten.problem == ""
     assert ten.found.rpartition("p ")[2] == one.found.rpartition("p ")[2]
+
+
+def test_a_cell_that_is_drawn_once_has_wilsons_interval_in_a_run_of_several_draws(run: Run, tmp_path: Path) -> None:
+    """As in results.csv and the tables."""
+    record = {**run.record, "axes": {**run.record["axes"], "defense_samples": 10}}
+    claim = {"cells": RDP["cells"], "compare": "at most", "value": 100}
+    (found,) = checked(replace(run, record=record), tmp_path, claim)
+    exact = binomtest(1, 20).proportion_ci(method="wilson")
+    assert found.found == f"5.0 % ({100 * exact.low:.1f} to {100 * exact.high:.1f})"
 
 
 def test_the_lines_of_verify(run: Run, tmp_path: Path) -> None:
