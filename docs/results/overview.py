@@ -19,16 +19,16 @@ PANELS = (
 )
 TITLES = {
     "none": "No defense", "jpeg": "JPEG", "fd": "FD", "bit-red": "Bit-Red", "tvm": "TVM", "r&p": "R&amp;P",
-    "nrp": "NRP", "rdp": "RDP",
+    "sr": "SR", "comdefend": "ComDefend", "hgd": "HGD", "nrp": "NRP", "rdp": "RDP",
 }  # fmt: skip
 WHERE = {  # of a name, from its point
-    ("effnet-lite2", "bit-red"): (-70, -20), ("effnet-lite2", "jpeg"): (-92, 1), ("effnet-lite2", "fd"): (-62, 26),
-    ("effnet-lite2", "none"): (8, -12), ("effnet-lite2", "r&p"): (8, 18),
-    ("effnet-lite2-ens", "jpeg"): (-46, -20), ("effnet-lite2-ens", "fd"): (-56, 16),
+    ("effnet-lite2", "bit-red"): (-70, -20), ("effnet-lite2", "jpeg"): (-80, 12), ("effnet-lite2", "fd"): (-62, 26),
+    ("effnet-lite2", "none"): (8, -12), ("effnet-lite2", "r&p"): (8, 18), ("effnet-lite2", "hgd"): (-44, 52),
+    ("effnet-lite2-ens", "jpeg"): (-36, -30), ("effnet-lite2-ens", "fd"): (-56, 16),
     ("effnet-lite2-ens", "none"): (8, -12), ("effnet-lite2-ens", "bit-red"): (34, 14),
-    ("effnet-lite2-ens", "r&p"): (8, 18), **{(target, "rdp"): (8, 17) for target, _ in PANELS},
+    ("effnet-lite2-ens", "hgd"): (-44, 44), ("effnet-lite2-ens", "r&p"): (8, 18), **{(target, "rdp"): (8, 17) for target, _ in PANELS},
 }  # fmt: skip
-X, Y = (60.0, 100.0), (35.0, 95.0)
+X, Y = (55.0, 100.0), (35.0, 95.0)
 LEFT, WIDTH, HEIGHT, GAP = 62, 380, 270, 76
 SIZE = 'width="{}" height="{}" role="img" font-family="system-ui, sans-serif" font-size="13"'
 STYLE = (
@@ -131,7 +131,7 @@ def svg(columns: int) -> str:
     ]
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {SIZE.format(width, height)}>',
-        "<title>Mean error under five transfer attacks against accuracy on clean images, for eight defenses</title>",
+        "<title>Mean error under five transfer attacks against accuracy on clean images, for ten defenses</title>",
         STYLE,
         f'<rect width="{width}" height="{height}" rx="10" fill="#fff"/>',
         *steps(per_row),
