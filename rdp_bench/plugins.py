@@ -103,9 +103,10 @@ def _stamping(what: str, name: str) -> Iterator[Reads]:
     _add_finder()
     _importing.append(name)
     try:
-        with _restoring(what), watching() as reads:
+        with _restoring(what), watching("import") as reads:
             yield reads
         modules = local_code.closure(reads.modules | local_code.new_local_modules(before))
+        _add_earlier_reads(reads, modules)
         local_code.refuse_stale(modules)
         paths = {path.resolve() for path in (*modules.values(), *reads.files)}
         hashes = _loaded[name] = {path: hash_file(path) for path in paths if path.is_file()}
@@ -135,6 +136,18 @@ def _stamping(what: str, name: str) -> Iterator[Reads]:
         registry.label_schemes[:] = [
             each if each in label_schemes else replace(each, stamp=version_suffix) for each in registry.label_schemes
         ]
+
+
+def _add_earlier_reads(reads: Reads, modules: local_code.Modules) -> None:
+    """Add what the modules of a plugin read when another plugin imported them first."""
+    for code, own in reads.by_code.items():
+        known = _read_by.setdefault(code, Reads())
+        known.files |= own.files
+        known.environment |= own.environment
+    for path in modules.values():
+        if earlier := _read_by.get(path.resolve()):
+            reads.files |= earlier.files
+            reads.environment = earlier.environment | reads.environment
 
 
 @contextmanager
@@ -215,6 +228,9 @@ def _of_distribution(module: str, distribution: Distribution | None) -> set[Path
 
 _importing: list[str] = []
 """Plugins whose import is in progress."""
+
+_read_by: dict[Path, Reads] = {}
+"""What local code read while plugins were imported, by its file."""
 
 _executed: dict[Path, str] = {}
 """Local file -> hash of its bytes when `_Loader` executed it."""

@@ -4,16 +4,18 @@ Files that local code opens and environment variables that it asks for, itself o
 that compiled code opens are not seen, except those that `safetensors` reads through its Python functions.
 """
 
+import importlib.util
+import linecache
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, Literal
 
 from rdp_bench import local_code
 from rdp_bench.keys import hash_file, hash_many
@@ -36,6 +38,13 @@ def not_an_entry() -> None:
     _thread.ours = True
 
 
+Block = Literal["import", "make", "work"]
+"""What local code does in a block: a plugin is imported, an entry is made, or an entry works."""
+
+_memoised: set[Any] = set()
+"""Functions with a memory (`functools.cache`) that read files or variables."""
+
+
 @dataclass
 class Reads:
     """What was read within one block."""
@@ -44,6 +53,21 @@ class Reads:
     files: set[Path] = field(default_factory=set)
     environment: dict[str, str | None] = field(default_factory=dict)
     prefix: str = ""
+    by_code: dict[Path, "Reads"] = field(default_factory=dict)
+    """What was read by each file of local code itself."""
+    within: "Block" = "make"
+    thread: int = field(default_factory=threading.get_ident)
+
+    def add(self, reader: Path | None, file: Path) -> None:
+        """Note that a file was opened by the code in `reader`, or by a thread that it started."""
+        self.files.add(file)
+        if reader:
+            self.by_code.setdefault(reader, Reads()).files.add(file)
+
+    def ask(self, reader: Path, variable: str, value: str | None) -> None:
+        """Note that the code in `reader` asked for an environment variable."""
+        self.environment[variable] = value
+        self.by_code.setdefault(reader, Reads()).environment[variable] = value
 
     def digest(self, label: str) -> str:
         """Of the files' content and the variables' values, for the keys of `label`; empty where nothing was read."""
@@ -55,24 +79,32 @@ class Reads:
 
 
 @contextmanager
-def watching() -> Iterator[Reads]:
-    """Notes what local code reads until the block ends."""
+def watching(within: Block = "make") -> Iterator[Reads]:
+    """Notes what local code reads until the block ends.
+
+    While a plugin is imported, these are also files of Python code: those that no import statement names. What a
+    function remembers of files is forgotten before an entry is made, so that every entry that uses it reads them.
+    """
     global _hooked
+    if within == "make":
+        for function in _memoised:
+            function.cache_clear()
     if not _hooked:  # an audit hook cannot be taken away again
         sys.addaudithook(_on_event)
         _hooked = True
-    reads = Reads()
+    reads = Reads(within=within)
     watched.append(reads)
     kind: Any = type(os.environ)
     plain = kind.__getitem__
 
     def asked(self: Any, key: str) -> str:
-        if isinstance(key, str) and _watches() and by_local_code(sys._getframe(1)):
+        if isinstance(key, str) and _watches() and (reader := first_local(frame := sys._getframe(1))):
             try:
                 value: str | None = plain(self, key)
             except KeyError:
                 value = None
-            watched[-1].environment[key] = value
+            watched[-1].ask(reader, key, value)
+            _remember(frame)
         found: str = plain(self, key)
         return found
 
@@ -90,7 +122,7 @@ def watching() -> Iterator[Reads]:
 @contextmanager
 def noting_unkeyed(what: str) -> Iterator[None]:
     """Around a call of an entry's code; a file that it opens gets a remark that begins with `what`."""
-    with watching() as reads:
+    with watching("work") as reads:
         yield
     known = {path for label, paths in keyed.items() if label in what for path in paths}  # `what` may name a chain
     for path in sorted(reads.files - known):
@@ -106,6 +138,8 @@ _hooked = False
 
 def _noting_safetensors() -> list[tuple[Any, Callable[..., Any]]]:
     """Let the modules of safetensors say which file they open; returns what to put back."""
+    with suppress(ImportError):  # before a plugin takes the function from it
+        importlib.import_module("safetensors")
     names = ("safetensors", "safetensors.torch", "safetensors.numpy")
     found = [module for name in names if hasattr(module := sys.modules.get(name), "safe_open")]
     before: list[tuple[Any, Callable[..., Any]]] = [(module, module.safe_open) for module in found]  # type: ignore[union-attr]
@@ -137,19 +171,56 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
 def _note(file: Any, frame: FrameType) -> None:
     if not _watches() or not isinstance(file, str | bytes | os.PathLike):
         return
-    path = Path(os.fsdecode(file))
-    data = path.suffix not in (".py", ".pyc") and path.is_file() and local_code.is_local(path)
-    if data and by_local_code(frame):
-        watched[-1].files.add(path.resolve())
+    reads, path = watched[-1], Path(os.fsdecode(file))
+    if path.suffix in (".py", ".pyc"):
+        if reads.within != "import" or _shows_source(frame):
+            return
+        with suppress(ValueError):  # compiled, but not in __pycache__
+            path = Path(importlib.util.source_from_cache(str(path))) if path.suffix == ".pyc" else path
+    reader = first_local(frame)
+    # Frames of a thread do not say who started it.
+    started = reads.within != "work" and threading.get_ident() != reads.thread
+    if (reader or started) and path.is_file() and local_code.is_local(path):
+        reads.add(reader, path.resolve())
+        _remember(frame)
 
 
-def by_local_code(frame: FrameType | None) -> bool:
-    """Whether local code asks, itself or through functions of a library, and not a library that is being imported."""
-    return first_local(frame) is not None
+def _shows_source(frame: FrameType | None) -> bool:
+    """Whether a file is opened to show a line of it, in a warning or a traceback."""
+    for _ in range(4):
+        if frame is None or frame.f_code.co_filename == linecache.__file__:
+            break
+        frame = frame.f_back
+    else:
+        return False
+    return frame is not None
+
+
+def _remember(frame: FrameType | None) -> None:
+    """Note the functions with a memory that are at work in this frame and above."""
+    while frame is not None:
+        code = frame.f_code
+        if not code.co_filename.startswith("<") and _place(code.co_filename)[1] and (found := _memory_of(frame, code)):
+            _memoised.add(found)
+        frame = frame.f_back
+
+
+def _memory_of(frame: FrameType, code: CodeType) -> Any:
+    """The object of `functools` that calls a function and remembers what it returned; None if there is none."""
+    first, *rest = code.co_qualname.split(".")
+    found = frame.f_globals.get(first)
+    for name in rest:
+        found = vars(found).get(name) if isinstance(found, type) else None
+    found = getattr(found, "__func__", found)  # of a static or a class method
+    mine = getattr(getattr(found, "__wrapped__", None), "__code__", None) is code
+    return found if mine and hasattr(found, "cache_clear") else None
 
 
 def first_local(frame: FrameType | None) -> Path | None:
-    """The file of the innermost local code, up to a library that is being imported, or to who calls a plugin."""
+    """The file of the innermost local code that asks, itself or through functions of a library; None if none does.
+
+    Frames count up to a library that is being imported, or to who calls a plugin.
+    """
     while frame is not None:
         file = frame.f_code.co_filename
         if not file.startswith("<"):

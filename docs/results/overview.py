@@ -26,7 +26,8 @@ WHERE = {  # of a name, from its point
     ("effnet-lite2", "none"): (8, -12), ("effnet-lite2", "r&p"): (8, 18), ("effnet-lite2", "hgd"): (-44, 52),
     ("effnet-lite2-ens", "jpeg"): (-36, -30), ("effnet-lite2-ens", "fd"): (-56, 16),
     ("effnet-lite2-ens", "none"): (8, -12), ("effnet-lite2-ens", "bit-red"): (34, 14),
-    ("effnet-lite2-ens", "hgd"): (-44, 44), ("effnet-lite2-ens", "r&p"): (8, 18), **{(target, "rdp"): (8, 17) for target, _ in PANELS},
+    ("effnet-lite2-ens", "hgd"): (-44, 44), ("effnet-lite2-ens", "r&p"): (8, 18),
+    **{(target, "rdp"): (8, 17) for target, _ in PANELS},
 }  # fmt: skip
 X, Y = (55.0, 100.0), (35.0, 95.0)
 LEFT, WIDTH, HEIGHT, GAP = 62, 380, 270, 76

@@ -42,9 +42,19 @@ def locate(text: str | os.PathLike[str]) -> Location:
 
 
 def default_root() -> Location:
-    """Where artefacts live unless told otherwise: $RDP_BENCH_CACHE, else the user's cache folder."""
+    """Where artefacts live unless told otherwise: $RDP_BENCH_CACHE, else the user's cache folder.
+
+    Raises:
+        UsageError: the variable names neither a folder nor a URL.
+    """
     if given := os.environ.get("RDP_BENCH_CACHE"):
-        return locate(given)
+        try:
+            found = locate(given)
+        except UsageError as error:
+            raise UsageError(str(error).replace("--cache", "RDP_BENCH_CACHE", 1)) from error
+        if isinstance(found, Path) and found.exists() and not found.is_dir():
+            raise UsageError(f"RDP_BENCH_CACHE {given}: this is a file; name a folder")
+        return found
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else user_cache()) / "rdp-bench"
 

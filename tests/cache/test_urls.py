@@ -374,3 +374,16 @@ def test_a_store_that_may_not_be_written_is_said(s3: str, forbidding: Any, tmp_p
     assert found.exit_code == 2
     assert f"--cache {s3} cannot be written to (permission denied)" in found.output
     assert "Traceback" not in found.output
+
+
+@pytest.mark.parametrize(
+    ("named", "says"), [("file", "this is a file; name a folder"), ("file://x/y", "three slashes")]
+)
+def test_a_variable_that_names_no_folder_is_refused_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, says: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RDP_BENCH_CACHE", named)
+    with pytest.raises(UsageError, match=rf"RDP_BENCH_CACHE {named}.*{says}"):
+        default_root()

@@ -189,3 +189,155 @@ def test_a_library_that_is_first_imported_within_a_block_works_after_it(
         fresh = importlib.import_module("safetensors.torch")
     save_file({"factor": torch.tensor([3.0])}, tmp_path / "factor.safetensors")
     assert fresh.load_file(tmp_path / "factor.safetensors")["factor"].item() == 3
+
+
+HELPER = """
+import json
+from pathlib import Path
+FACTOR = json.loads(Path(__file__).with_name("factor.json").read_text())
+"""
+
+ENTRY = """
+{imports}
+from dataclasses import dataclass
+from rdp_bench import Purifier, defense
+
+@defense("mine/{name}", source="made up")
+@dataclass(frozen=True)
+class Mine(Purifier):
+    "Multiplies by a factor."
+    gain: float = 1.0
+    def __post_init__(self):
+        object.__setattr__(self, "factor", {factor})
+    def purify(self, x, rng):
+        return x * self.factor
+"""
+
+
+def entry(folder: Path, name: str, imports: str, factor: str = "FACTOR") -> Path:
+    file = folder / f"{name}.py"
+    file.write_text(ENTRY.format(imports=imports, name=name, factor=factor))
+    return file
+
+
+def versions(files: list[Path], labels: list[str]) -> list[str]:
+    """Of several labels in one process that loads several plugins."""
+    with new_process():
+        plugins.load(tuple(files))
+        return [defense.resolve(label).version for label in labels]
+
+
+def test_what_a_shared_module_reads_is_in_the_key_of_every_plugin(tmp_path: Path) -> None:
+    """Also of those that did not import it first, and in every order."""
+    (tmp_path / "shared_factor.py").write_text(HELPER)
+    a, b = (entry(tmp_path, name, "from shared_factor import FACTOR") for name in "ab")
+    (tmp_path / "factor.json").write_text("1.0")
+    labels = ["mine/a", "mine/b"]
+    before = versions([a, b], labels)
+    assert before == versions([b, a], labels) == [*versions([a], labels[:1]), *versions([b], labels[1:])]
+    (tmp_path / "factor.json").write_text("0.0")
+    after = versions([a, b], labels)
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+MEMORY = """
+import functools
+from pathlib import Path
+HERE = Path(__file__).parent
+
+@functools.cache
+def shift():
+    return float((HERE / "shift.txt").read_text())
+
+class Store:
+    @staticmethod
+    @functools.lru_cache(maxsize=3)
+    def shift():
+        return float((HERE / "shift.txt").read_text())
+"""
+
+
+@pytest.mark.parametrize("factor", ["shift()", "Store.shift()"])
+def test_what_a_function_remembers_is_in_the_key_of_every_entry(tmp_path: Path, factor: str) -> None:
+    plugin = entry(tmp_path, "c", MEMORY, factor)
+    (tmp_path / "shift.txt").write_text("1.0")
+    labels = ["mine/c", "mine/c(gain=2)"]
+    before = versions([plugin], labels)
+    assert before == versions([plugin], labels[::-1])[::-1]
+    assert before[1] == versions([plugin], labels[1:])[0]
+    (tmp_path / "shift.txt").write_text("0.0")
+    after = versions([plugin], labels)
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        """
+import importlib.util
+from pathlib import Path
+_spec = importlib.util.spec_from_file_location("by_path", Path(__file__).with_name("by_path.py"))
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+FACTOR = _module.FACTOR
+""",
+        """
+from pathlib import Path
+exec(Path(__file__).with_name("by_path.py").read_text())
+""",
+        """
+import runpy
+from pathlib import Path
+FACTOR = runpy.run_path(str(Path(__file__).with_name("by_path.py")))["FACTOR"]
+""",
+        """
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+with ThreadPoolExecutor(1) as pool:
+    (text,) = pool.map(Path.read_text, [Path(__file__).with_name("by_path.py")])
+FACTOR = float(text.rpartition("=")[2])
+""",
+    ],
+)
+def test_python_that_no_import_statement_names_is_in_the_version(tmp_path: Path, imports: str) -> None:
+    """Loaded by its path, executed, run, or read by a thread; also where it is compiled already."""
+    plugin, file = entry(tmp_path, "d", imports), tmp_path / "by_path.py"
+    file.write_text("FACTOR = 1.0")
+    before = versions([plugin], ["mine/d"])
+    assert before == versions([plugin], ["mine/d"])
+    file.write_text("FACTOR = 0.25")
+    assert before != versions([plugin], ["mine/d"])
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        """
+from pathlib import Path
+from safetensors.torch import load_file
+FACTOR = float(load_file(str(Path(__file__).with_name("w.safetensors")))["s"][0])
+""",
+        """
+from pathlib import Path
+from safetensors import safe_open
+with safe_open(str(Path(__file__).with_name("w.safetensors")), "pt") as file:
+    FACTOR = float(file.get_tensor("s")[0])
+""",
+    ],
+)
+def test_safetensors_that_a_plugin_imports_first(tmp_path: Path, imports: str) -> None:
+    """As from the command line, which loads plugins before torch and safetensors."""
+    plugin = entry(tmp_path, "s", imports)
+    script = (
+        "import sys; from pathlib import Path; from rdp_bench import plugins; from rdp_bench.registry import defense;"
+        "assert 'safetensors' not in sys.modules;"
+        f"plugins.load((Path({str(plugin)!r}),)); print(defense.resolve('mine/s').version)"
+    )
+    found = []
+    for value in (1.0, 1.0, 0.0):
+        save_file({"s": torch.tensor([value])}, tmp_path / "w.safetensors")
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+        found.append(done.stdout)
+    assert found[0] == found[1] != found[2]
