@@ -6,6 +6,7 @@ of the clean images and of the files. It is compared with the clean images and t
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -144,6 +145,8 @@ class AdversarialFiles:
 def files_of(folder: Path, dataset: Dataset) -> AdversarialImages:
     """Return the adversarial images in `folder` for all images of `dataset`, in its order.
 
+    Files are named like the images, or numbered in a set that `rdp-bench export --images` wrote.
+
     Raises:
         BadImageError: the folder does not exist, or an image has no file or several.
     """
@@ -155,12 +158,12 @@ def files_of(folder: Path, dataset: Dataset) -> AdversarialImages:
             path = Path(parent, name)
             if path.suffix.lower() in SUFFIXES | {ARRAY}:
                 by_name.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    if exported := _exported_ids(folder):
+        by_name = {_named(id_): by_name[f"{i:05d}"] for i, id_ in enumerate(exported) if f"{i:05d}" in by_name}
     found: list[Path] = []
     missing: list[str] = []
     for id_ in dataset.ids:
-        # An id is only looked up and never used as a path: a plugin may choose any ids.
-        stem, suffix = os.path.splitext(id_)  # noqa: PTH122 - an id, no path
-        files = by_name.get(stem if suffix.lower() in SUFFIXES else id_, [])
+        files = by_name.get(_named(id_), [])
         if len(files) > 1:
             raise BadImageError(
                 f"attack '{SCHEME}{folder}': image '{id_}' has several files "
@@ -184,6 +187,28 @@ def files_of(folder: Path, dataset: Dataset) -> AdversarialImages:
         paths=tuple(found),
         origin=folder,
     )
+
+
+def _named(id_: str) -> str:
+    """The name of an image's file without its suffix.
+
+    An id is only looked up and never used as a path: a plugin may choose any ids.
+    """
+    stem, suffix = os.path.splitext(id_)  # noqa: PTH122 - an id, no path
+    return stem if suffix.lower() in SUFFIXES else id_
+
+
+def _exported_ids(folder: Path) -> list[str]:
+    """The ids of the numbered images of an exported set, from the record beside its folder; none if there is none."""
+    for path in sorted(folder.absolute().parent.glob("*.json")):
+        try:
+            record: Any = json.loads(read_file(path))
+            ids = record["ids"]
+            if any(each["folder"] == folder.absolute().name for each in record["sets"]):
+                return [str(id_) for id_ in ids]
+        except (OSError, ValueError, TypeError, KeyError, BadImageError):
+            continue  # another file
+    return []
 
 
 def read_array(path: Path, size: int) -> NDArray[np.uint8]:

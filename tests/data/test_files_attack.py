@@ -266,3 +266,21 @@ def test_an_array_reads_as_it_was_saved(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_array(tmp_path / "a.npy", NOISE.size), image)
     with pytest.raises(BadImageError, match="expected uint8"):
         read_array(tmp_path / "a.npy", 15)
+
+
+def test_an_exported_set_is_read_back(tmp_path: Path) -> None:
+    """Also in part; a folder of numbered files without the record of an export is refused."""
+    assert run("--source", "tiny/two", "--attack", "fgsm").exit_code == 0
+    before = {(row["attack"], row["value"]) for row in rows() if row["metric"] == "error"}
+    plugin = ("--plugin", PLUGIN)
+    assert cli("export", "--images", "--to", "exported", *plugin).exit_code == 0
+    (record,) = (tmp_path / "exported" / "images").glob("*.json")
+    (one,) = json.loads(record.read_text())["sets"]
+    label = f"files:exported/images/{one['folder']}"
+    assert run("--attack", label, "--limit", 5).exit_code == 0
+    assert run("--attack", label).exit_code == 0
+    assert {(row["attack"], row["value"]) for row in rows() if row["metric"] == "error"} == {
+        (label, value) for _, value in before
+    }
+    record.unlink()
+    assert "have no file" in run("--attack", label).output
