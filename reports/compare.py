@@ -211,9 +211,7 @@ def render(
     found = [compare(runs[0][grid], runs[1][grid]) for grid in shared]
     said = _compared(found, store)
     report = to or out / "report"
-    views = [
-        {"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)
-    ]
+    views = [{"id": f"grid-{i}", "found": f, "a": runs[0][f.grid], "b": runs[1][f.grid]} for i, f in enumerate(found)]
     write_atomic(report / "compare.csv", comparison_csv(found).encode())
     names = [folder.name or str(folder) for folder in folders]
     page = write("compare.html.j2", views=views, names=names, label=_label)
