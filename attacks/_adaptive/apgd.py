@@ -194,7 +194,9 @@ def _review(state: _State, period: int) -> None:
 def _put(into: Tensor, where: Tensor, new: Tensor) -> None:
     """Write the images of `new` at `where` (bool `[n]`) into `into`."""
     which = where.nonzero()[:, 0]
-    if len(which):
+    if len(which) == len(into):
+        into.copy_(new)
+    elif len(which):
         into.index_copy_(0, which, new.index_select(0, which))
 
 
