@@ -171,7 +171,7 @@ def _corner(unit: Tensor, room: int) -> Tensor:
 def _try_square(state: _State, draw: Draw, size: int) -> None:
     """Move a square by 2 eps up or down in each channel, within the budget; keep it where the margin falls."""
     x, eps = state.victim.x, state.victim.eps
-    rows, columns = (_inside(draw.place[:, i], x.shape[2 + i], size).float() for i in (0, 1))
+    rows, columns = (_inside(draw.place[:, i], x.shape[2 + i], size).to(x) for i in (0, 1))
     # Outside its square an image moves by 0, and is within the bounds already.
     step = (2 * eps * draw.signs)[:, :, None, None] * rows[:, None, :, None]
     tried_images = (step * columns[:, None, None, :]).add_(state.best)
