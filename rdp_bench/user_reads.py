@@ -109,6 +109,9 @@ def watching(within: Block = "make") -> Iterator[Reads]:
         return found
 
     kind.__getitem__ = asked
+    if within == "import":  # before the plugin takes a function from it
+        with suppress(ImportError):
+            importlib.import_module("safetensors")
     opened = _noting_safetensors()
     try:
         yield reads
@@ -138,8 +141,6 @@ _hooked = False
 
 def _noting_safetensors() -> list[tuple[Any, Callable[..., Any]]]:
     """Let the modules of safetensors say which file they open; returns what to put back."""
-    with suppress(ImportError):  # before a plugin takes the function from it
-        importlib.import_module("safetensors")
     names = ("safetensors", "safetensors.torch", "safetensors.numpy")
     found = [module for name in names if hasattr(module := sys.modules.get(name), "safe_open")]
     before: list[tuple[Any, Callable[..., Any]]] = [(module, module.safe_open) for module in found]  # type: ignore[union-attr]
