@@ -113,7 +113,7 @@ def test_no_name_becomes_markup_or_a_path(tmp_path: Path) -> None:
         out,
         store,
         by_hand,
-        grid=evil,
+        grid='..evil<img src=x onerror=alert(1)>"',  # what a file can be called: a record has its grid's name
         title=NASTY,
         note=NASTY,
         profile=NASTY,
