@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -35,6 +36,9 @@ ELSEWHERE = "elsewhere"
 
 SCHEME = "files:"
 ARRAY = ".npy"
+
+_SET = re.compile(r"[0-9a-f]{16}")
+"""How `rdp-bench export --images` calls the folder of a set."""
 
 _BATCH = 20
 _LOSSY = (".jpg", ".jpeg", ".webp")
@@ -200,13 +204,15 @@ def _named(id_: str) -> str:
 
 def _exported_ids(folder: Path) -> list[str]:
     """The ids of the numbered images of an exported set, from the record beside its folder; none if there is none."""
-    for path in sorted(folder.absolute().parent.glob("*.json")):
+    place = folder.absolute()
+    if not _SET.fullmatch(place.name):
+        return []
+    for path in sorted(place.parent.glob("*.json")):
         try:
             record: Any = json.loads(read_file(path))
-            ids = record["ids"]
-            if any(each["folder"] == folder.absolute().name for each in record["sets"]):
-                return [str(id_) for id_ in ids]
-        except (OSError, ValueError, TypeError, KeyError, BadImageError):
+            if any(each["folder"] == place.name for each in record["sets"]):
+                return [str(id_) for id_ in record["ids"]]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, BadImageError):
             continue  # another file
     return []
 

@@ -189,12 +189,12 @@ def _note(file: Any, frame: FrameType) -> None:
 def _shows_source(frame: FrameType | None) -> bool:
     """Whether a file is opened to show a line of it, in a warning or a traceback."""
     for _ in range(4):
-        if frame is None or frame.f_code.co_filename == linecache.__file__:
-            break
+        if frame is None:
+            return False
+        if frame.f_code.co_filename == linecache.__file__:
+            return True
         frame = frame.f_back
-    else:
-        return False
-    return frame is not None
+    return False
 
 
 def _remember(frame: FrameType | None) -> None:
