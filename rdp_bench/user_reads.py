@@ -16,12 +16,13 @@ from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from rdp_bench import local_code
 from rdp_bench.keys import hash_file, hash_many
 
 watched: list["Reads"] = []
-"""Blocks of `watching` that are open; the last one notes what is read."""
+"""Blocks of `watching` that are open; the last one of a thread notes what it reads."""
 
 unkeyed: dict[str, None] = {}
 """Remarks on files that entries opened while they worked: no cache key holds their content."""
@@ -30,13 +31,8 @@ keyed: dict[str, set[Path]] = {}
 """Files whose content is in cache keys: of an entry by its label, of all entries of a plugin by ""."""
 
 
-_thread = threading.local()
-
-
-def not_an_entry() -> None:
-    """What this thread reads from now on, no entry reads: it works for this package beside them."""
-    _thread.ours = True
-
+_started: WeakKeyDictionary[threading.Thread, int] = WeakKeyDictionary()
+"""Threads that local code started within a block, with the thread that opened the block."""
 
 Block = Literal["import", "make", "work"]
 """What local code does in a block: a plugin is imported, an entry is made, or an entry works."""
@@ -93,22 +89,10 @@ def watching(within: Block = "make") -> Iterator[Reads]:
         sys.addaudithook(_on_event)
         _hooked = True
     reads = Reads(within=within)
-    watched.append(reads)
-    kind: Any = type(os.environ)
-    plain = kind.__getitem__
-
-    def asked(self: Any, key: str) -> str:
-        if isinstance(key, str) and _watches() and (reader := first_local(frame := sys._getframe(1))):
-            try:
-                value: str | None = plain(self, key)
-            except KeyError:
-                value = None
-            watched[-1].ask(reader, key, value)
-            _remember(frame)
-        found: str = plain(self, key)
-        return found
-
-    kind.__getitem__ = asked
+    with _lock:
+        if not watched:
+            _notice()
+        watched.append(reads)
     if within == "import":  # before the plugin takes a function from it
         with suppress(ImportError):
             importlib.import_module("safetensors")
@@ -118,8 +102,12 @@ def watching(within: Block = "make") -> Iterator[Reads]:
     finally:
         for module, function in opened:
             module.safe_open = function
-        kind.__getitem__ = plain
-        watched.remove(reads)
+        with _lock:
+            watched.remove(reads)
+            if not watched:
+                for owner, name, function in _replaced:
+                    setattr(owner, name, function)
+                _replaced.clear()
 
 
 @contextmanager
@@ -137,6 +125,35 @@ def noting_unkeyed(what: str) -> Iterator[None]:
 
 
 _hooked = False
+_lock = threading.Lock()
+_replaced: list[tuple[type, str, Callable[..., Any]]] = []
+"""Methods that `_notice` replaced, to be put back when no block is open."""
+
+
+def _notice() -> None:
+    """Let the environment say who asks for a variable, and threads who starts them."""
+    environment: Any = type(os.environ)
+    get, start = environment.__getitem__, threading.Thread.start
+
+    def asked(self: Any, key: str) -> str:
+        if isinstance(key, str) and (block := _block()) and (reader := first_local(frame := sys._getframe(1))):
+            try:
+                value: str | None = get(self, key)
+            except KeyError:
+                value = None
+            block.ask(reader, key, value)
+            _remember(frame)
+        found: str = get(self, key)
+        return found
+
+    def started(self: threading.Thread) -> None:
+        if (block := _block()) and first_local(sys._getframe(1)):
+            _started[self] = block.thread
+        start(self)
+
+    for owner, name, function in ((environment, "__getitem__", asked), (threading.Thread, "start", started)):
+        _replaced.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, function)
 
 
 def _noting_safetensors() -> list[tuple[Any, Callable[..., Any]]]:
@@ -154,8 +171,15 @@ def _noting_safetensors() -> list[tuple[Any, Callable[..., Any]]]:
     return before
 
 
-def _watches() -> bool:
-    return bool(watched) and not hasattr(_thread, "ours")
+def _block() -> Reads | None:
+    """The open block that notes what this thread reads; None if there is none.
+
+    A thread that the user's own program started beside the block reads for nobody's key.
+    """
+    if not watched:
+        return None
+    owner = _started.get(threading.current_thread(), threading.get_ident())
+    return next((reads for reads in reversed(watched) if reads.thread == owner), None)
 
 
 def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
@@ -170,17 +194,17 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _note(file: Any, frame: FrameType) -> None:
-    if not _watches() or not isinstance(file, str | bytes | os.PathLike):
+    reads = _block()
+    if reads is None or not isinstance(file, str | bytes | os.PathLike):
         return
-    reads, path = watched[-1], Path(os.fsdecode(file))
+    path = Path(os.fsdecode(file))
     if path.suffix in (".py", ".pyc"):
         if reads.within != "import" or _shows_source(frame):
             return
         with suppress(ValueError):  # compiled, but not in __pycache__
             path = Path(importlib.util.source_from_cache(str(path))) if path.suffix == ".pyc" else path
     reader = first_local(frame)
-    # Frames of a thread do not say who started it.
-    started = reads.within != "work" and threading.get_ident() != reads.thread
+    started = threading.get_ident() != reads.thread  # by local code, which the frames of a thread do not show
     if (reader or started) and path.is_file() and local_code.is_local(path):
         reads.add(reader, path.resolve())
         _remember(frame)

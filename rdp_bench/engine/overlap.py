@@ -13,8 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from rdp_bench.user_reads import not_an_entry
-
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -34,7 +32,7 @@ class Writer:
 
     def __init__(self, stored: Callable[[int], None]) -> None:
         self._stored = stored
-        self._pool = ThreadPoolExecutor(1, "writer", not_an_entry)
+        self._pool = ThreadPoolExecutor(1, "writer")
         self._waiting: deque[tuple[Future[None], int]] = deque()
 
     def put(self, write: Callable[[], None], images: int) -> None:
@@ -90,7 +88,7 @@ class Reader(Generic[T]):
 
     def __init__(self, read: Callable[[int, int], T], ahead: Callable[[int, int], T] | None) -> None:
         self._read, self._ahead = read, ahead
-        self._pool = ThreadPoolExecutor(1, "reader", not_an_entry)
+        self._pool = ThreadPoolExecutor(1, "reader")
         self._next: tuple[tuple[int, int], Future[T]] | None = None
 
     def get(self, low: int, high: int, then: tuple[int, int] | None = None) -> T:

@@ -1,8 +1,10 @@
 """What an entry reads when it is made is in its keys; what it reads while it works is warned of."""
 
 import importlib
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -341,3 +343,71 @@ def test_safetensors_that_a_plugin_imports_first(tmp_path: Path, imports: str) -
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
         found.append(done.stdout)
     assert found[0] == found[1] != found[2]
+
+
+SLOW = '''
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from rdp_bench import Purifier, defense
+
+class Slow(Purifier):
+    """Reads its factor in a thread of its own, and takes its time."""
+    def __init__(self):
+        with ThreadPoolExecutor(1) as pool:
+            self.factor = float(pool.submit(Path.read_text, Path(__file__).with_name("factor.txt")).result())
+        time.sleep(0.2)
+    def purify(self, x, rng):
+        reader = threading.Thread(target=Path(__file__).with_name("late.txt").read_text)
+        reader.start()
+        reader.join()
+        return x * self.factor
+
+@defense("mine/slow", source="made up")
+def slow():
+    """A function that makes the defense."""
+    return Slow()
+'''
+
+
+def test_only_the_threads_that_an_entry_starts_read_for_it(tmp_path: Path) -> None:
+    """The program that calls this package may read what it likes meanwhile, and ask for variables."""
+    plugin, mine, others = tmp_path / "slow.py", tmp_path / "factor.txt", tmp_path / "others.txt"
+    plugin.write_text(SLOW)
+    done, rounds = threading.Event(), []
+
+    def watch() -> None:
+        while not done.is_set():
+            rounds.append((others.read_text(), os.environ.get("OTHERS")))
+
+    def under(factor: str, text: str) -> str:
+        mine.write_text(factor)
+        others.write_text(text)
+        os.environ["OTHERS"] = text
+        return version(plugin, "mine/slow")
+
+    others.touch()
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        first, second, third = under("1", "a"), under("1", "b"), under("2", "b")
+    finally:
+        os.environ.pop("OTHERS", None)
+        done.set()
+        thread.join()
+    assert first == second != third
+    assert len(rounds) > 10
+
+
+def test_a_file_that_a_thread_of_an_entry_reads_while_it_works_is_remarked_on(tmp_path: Path) -> None:
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(SLOW)
+    (tmp_path / "factor.txt").write_text("1")
+    (tmp_path / "late.txt").write_text("")
+    plugins.load((plugin,))
+    made = defense.make("mine/slow")
+    with user_reads.noting_unkeyed("defense 'mine/slow'"):
+        made.purify(torch.zeros(1, 3, 2, 2), None)
+    (remark,) = user_reads.unkeyed
+    assert remark.startswith(f"defense 'mine/slow' reads {tmp_path / 'late.txt'} while it works")
