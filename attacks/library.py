@@ -140,6 +140,7 @@ class LibraryAttack:
         """Says how far results were outside of the budget; see `protocols.Notes`."""
         units = 255 if self.norm == LINF else 1
         told = [[allowed(round(units * one, 2), self.norm) for one in pair] for pair in self._strayed.items()]
+        self._strayed.clear()
         return [
             f"attack {self.package}:{self.name} left its budget and was cut back to it: an image was {far} away from "
             f"the clean one, allowed {eps}"

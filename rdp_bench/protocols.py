@@ -350,7 +350,7 @@ class Notes(Protocol):
     """An attack with remarks on its results, such as pixels moved back into the budget; optional."""
 
     def notes(self) -> list[str]:
-        """Sentences for the user about all calls so far."""
+        """Sentences for the user about the calls since this was last asked."""
         ...
 
 

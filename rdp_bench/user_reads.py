@@ -24,8 +24,11 @@ from rdp_bench.keys import hash_file, hash_many
 watched: list["Reads"] = []
 """Blocks of `watching` that are open; the last one of a thread notes what it reads."""
 
-unkeyed: dict[str, None] = {}
-"""Remarks on files that entries opened while they worked: no cache key holds their content."""
+unkeyed: dict[str, str] = {}
+"""Remarks on files that entries opened while they worked, with the entry: no cache key holds their content."""
+
+at_work: set[str] = set()
+"""Entries that have worked since this was cleared; one that opened its files earlier still depends on them."""
 
 keyed: dict[str, set[Path]] = {}
 """Files whose content is in cache keys: of an entry by its label, of all entries of a plugin by ""."""
@@ -113,6 +116,7 @@ def watching(within: Block = "make") -> Iterator[Reads]:
 @contextmanager
 def noting_unkeyed(what: str) -> Iterator[None]:
     """Around a call of an entry's code; a file that it opens gets a remark that begins with `what`."""
+    at_work.add(what)
     with watching("work") as reads:
         yield
     known = {path for label, paths in keyed.items() if label in what for path in paths}  # `what` may name a chain
@@ -121,7 +125,7 @@ def noting_unkeyed(what: str) -> Iterator[None]:
             unkeyed[
                 f"{what} reads {path} while it works, and no cache key holds that file's content: read it when the "
                 "entry is made, or use --fresh whenever the file changes"
-            ] = None
+            ] = what
 
 
 _hooked = False

@@ -11,7 +11,7 @@ from rdp_bench.cache.batches import Batch, grouped
 from rdp_bench.cache.files import Location, read_file, write_atomic
 from rdp_bench.cache.merged import DamagedBatchesError, OpenShard, Single
 from rdp_bench.cache.shard import Packed, Place, compressed, serialized, shard_header
-from rdp_bench.cache.stored import MERGED_BYTES, StoredRows
+from rdp_bench.cache.stored import MERGED_BYTES, REMARKS, StoredRows
 from rdp_bench.cache.url import UrlPath
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, UnreadableError
 from rdp_bench.keys import Record, key_of
@@ -64,6 +64,17 @@ class Artefact(StoredRows):
         header = shard_header(Place(self.kind, self.key, low, high, self.n), packed, made)
         self.write_record()
         self.keep(self._path(low, high), serialized(header, packed.blobs))
+
+    def add_remarks(self, remarks: Iterable[str]) -> None:
+        """Keep what a reader of these rows must know, beside what was kept before; a later run says it again.
+
+        Raises:
+            StorageError: the cache cannot be written to.
+        """
+        if remarks and not self.store.read_only:
+            known = self.remarks()
+            if found := [text for text in dict.fromkeys(remarks) if text not in known]:
+                write_atomic(self.folder / REMARKS, json.dumps([*known, *found], indent=1).encode())
 
     def write_record(self) -> None:
         """Write the record beside the shards, unless it is there and whole."""
@@ -142,6 +153,8 @@ class Artefact(StoredRows):
                     return count + self.copy_shards_of(other)
             except UnreadableError as error:
                 log.warning("%s", error)
+        if count:
+            self.add_remarks(other.remarks())
         return count
 
     def _take_over(self, shard: OpenShard, low: int, high: int, missing: list[tuple[int, int]]) -> int:

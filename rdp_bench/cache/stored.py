@@ -1,6 +1,7 @@
 """What there is of an artefact: which rows are stored in which file, and their arrays, checked on every read."""
 
 import contextlib
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rdp_bench.cache.batches import Batch, grouped, serialized_batches
-from rdp_bench.cache.files import Location, opened, write_atomic
+from rdp_bench.cache.files import Location, opened, read_file, write_atomic
 from rdp_bench.cache.kinds import UNLIKE
 from rdp_bench.cache.merged import DamagedBatchesError, OpenShard, open_shard
 from rdp_bench.cache.shard import Place
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SHARD = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
+
+REMARKS = "remarks.json"
+"""The file beside the shards with what a reader of their results must know."""
 
 MERGED_BYTES = 32 << 20
 """Up to so many bytes are merged into one file: a damaged batch rewrites one file, and a reader holds one in memory."""
@@ -200,6 +204,14 @@ class StoredRows:
             with contextlib.suppress(RdpBenchError):
                 found += self.use(path, lambda shard: shard.made())
         return found
+
+    def remarks(self) -> list[str]:
+        """What a reader of these rows must know, as those who made them said; empty where that cannot be read."""
+        with contextlib.suppress(RdpBenchError, ValueError, RecursionError):
+            found = json.loads(read_file(self.folder / REMARKS))
+            if isinstance(found, list) and all(isinstance(text, str) for text in found):
+                return found
+        return []
 
     def failing(self) -> Iterator[tuple[Location, DamagedError | UnreadableError]]:
         """Every file that is damaged (in whole or in part), does not belong here, or cannot be read, and why."""

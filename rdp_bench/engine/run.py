@@ -306,6 +306,7 @@ class Run:
                     self._predictions.add("eval", planned.eval.key, kept, seconds=seconds)
                     cell = replace(cell, status="done", seconds=seconds)
                     self._made.add(cell)
+                    self._warn_of(self._made.remarks)
                     predicted, label = arrays["predicted"], arrays["label"]
                 except UnreadableError as error:
                     cell = replace(cell, status="failed", reason=str(error))

@@ -47,7 +47,7 @@ from rdp_bench.numerics import memory, pieces, precision
 from rdp_bench.numerics.determinism import ordered_sums
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
 from rdp_bench.rng import ImageRng
-from rdp_bench.user_reads import noting_unkeyed, unkeyed
+from rdp_bench.user_reads import at_work, noting_unkeyed, unkeyed
 
 R = TypeVar("R")
 
@@ -115,6 +115,8 @@ class Worker:
         Returns what a reader of its results must know.
         """
         self._rows = rows or (0, self.plan.n)
+        self._remarks = []
+        at_work.clear()
         # Jobs need blocks of different sizes: each defense has a network of its own. Below `KEPT`, freed memory is
         # kept, because faulting it in again takes a quarter of a second per gigabyte.
         memory.release(above=KEPT)
@@ -123,7 +125,9 @@ class Worker:
                 self._craft(job)
             else:
                 self._evaluate(job)
-        remarks, self._remarks = [*self._remarks, *unkeyed], []
+        remarks = [*self._remarks, *(remark for remark, entry in unkeyed.items() if entry in at_work)]
+        for record in job.records:
+            self.plan.artefact(record).add_remarks(remarks)
         return remarks
 
     def clean(self, low: int, high: int) -> NDArray[np.uint8]:

@@ -23,6 +23,8 @@ class Provenance:
         self._by_key: dict[str, list[list[object]]] = {}
         self.found: list[Record] = []
         """Environments with a time each."""
+        self.remarks: dict[str, None] = {}
+        """What a reader of the numbers must know, as those who made them said."""
 
     def add(self, cell: CellResult) -> None:
         """The predictions of a cell, its adversarial set and its image quality."""
@@ -31,7 +33,9 @@ class Provenance:
             if key and key not in self._by_key:
                 self._by_key[key] = []
                 with contextlib.suppress(RdpBenchError):  # a set may be gone that its predictions outlive
-                    self._keep(key, self._store.open(kind, key).made())
+                    artefact = self._store.open(kind, key)
+                    self._keep(key, artefact.made())
+                    self.remarks.update(dict.fromkeys(artefact.remarks()))
 
     def _keep(self, key: str, made: list[Record]) -> None:
         times: dict[int, list[str]] = {}

@@ -7,6 +7,7 @@ import pytest
 from rdp_bench import user_reads
 from rdp_bench.engine.named_twice import named_twice
 from rdp_bench.engine.worker import Worker
+from rdp_bench.results.record import read_run
 from tests.helpers.commands import PLUGIN, cli
 from tests.helpers.plans import new_process, plan
 
@@ -57,6 +58,79 @@ def test_a_defense_whose_output_depends_on_the_batch_or_on_chance_is_remarked_on
     remark = "does not repeat its output for an image that comes alone"
     said = [record.getMessage() for record in caplog.records if remark in record.getMessage()]
     assert sorted(text.split("'")[1] for text in said) == ["batched/loose", "batched/mean"]
+
+
+READING = """
+from pathlib import Path
+import torch
+from rdp_bench import Purifier, attack, defense, model
+
+class Scale(Purifier):
+    def __init__(self): self.factor = None
+    def purify(self, x, rng):
+        if self.factor is None:
+            self.factor = float(Path(__file__).with_name("factor.txt").read_text())
+        return x * self.factor
+    def resolved(self): return {}
+
+@defense("mine/scale", source="x")
+def scale(): return Scale()
+
+class Net:
+    name, classes, weight = "mine/net", 5, None
+    def __call__(self, x, zoom=1.0):
+        if self.weight is None:
+            self.weight = torch.tensor([float(Path(__file__).with_name("weight.txt").read_text())])
+        return x.flatten(1)[:, :5] * self.weight
+    def record(self): return {}
+
+@model("mine/net", source="x")
+def net(): return Net()
+
+class Noting:
+    def __call__(self, source, x, y, eps, rng): return (x + eps).clamp(0, 1)
+    def resolved(self, eps_255): return {}
+    def gradients(self, eps_255): return 1
+    def notes(self): return ["mine/noting went too far"]
+
+@attack("mine/noting", source="x")
+def noting(): return Noting()
+"""
+
+
+def test_what_was_said_of_a_result_is_said_again_wherever_it_is_used(tmp_path: Path) -> None:
+    """Also in another run, of more images, and never of what had no part in it."""
+    plugin, cache = tmp_path / "reading.py", tmp_path / "cache"
+    plugin.write_text(READING)
+    (tmp_path / "factor.txt").write_text("0.5")
+    (tmp_path / "weight.txt").write_text("2")
+
+    def remarks(defenses: str, *more: str, targets: str = "mine/net", attacks: str = "mine/noting") -> list[str]:
+        out = tmp_path / "out"
+        with new_process():
+            done = cli(
+                "run", "table1", "--plugin", PLUGIN, "--plugin", plugin, "--dataset", "tiny/noise", "--source",
+                "tiny/one", "--target", targets, "--attack", attacks, "--defense", defenses, "--cache", cache,
+                "--out", out, *more,
+            )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        found = read_run(out / "runs" / "table1.json").header["warnings"]
+        parts = {"factor.txt": "factor", "weight.txt": "weight", "mine/noting": "noting"}
+        return sorted(short for part, short in parts.items() for text in found if part in text)
+
+    first = remarks("none,mine/scale", "--limit", "3")
+    assert first == ["factor", "noting", "weight"]
+    assert remarks("none,mine/scale", "--limit", "3") == first
+    assert remarks("none,mine/scale", "--limit", "2") == first
+    assert remarks("none,mine/scale", "--limit", "4") == first
+    assert remarks("none", "--limit", "3") == ["noting", "weight"]
+    assert remarks("none", "--limit", "3", attacks="fgsm") == ["weight"]
+    assert remarks("mine/scale", "--limit", "3", targets="tiny/two") == ["factor", "noting"]
+    assert remarks("none", "--limit", "3", targets="tiny/two", attacks="fgsm") == []
+    next(cache.glob("eval/*/*/remarks.json")).write_text('{"not": "a list"}')
+    assert remarks("none,mine/scale", "--limit", "3") != []
+    assert cli("cache", "prune", "--all", "--cache", cache).exit_code == 0
+    assert not [*cache.rglob("remarks.json")]
 
 
 NAN = """
