@@ -173,8 +173,6 @@ def _require_readable(folder: Path) -> None:
             stored = read_run(path)
         except UsageError:
             continue  # `verify` says what is wrong with it
-        if stored.header["grid"] != path.stem:
-            raise UsageError(f"{path} is the record of {stored.header['grid']}; give the file its name again")
         looks = int(stored.header["dataset"]["n"]) * len(stored.cells)
         if looks > _MOST_LOOKS:
             raise UsageError(f"{path} has {looks} predictions, at most {_MOST_LOOKS} are read")

@@ -71,8 +71,6 @@ class Published:
         record = stored.header
         if not record.get("request"):
             raise UsageError(f"{path} does not hold the request of its run (an earlier version wrote it); run the grid")
-        if record["grid"] != path.stem:
-            raise UsageError(f"{path} is the record of {record['grid']}; name the file {record['grid']}.json again")
         return cls(path, record, {cell.key: cell for cell in stored.cells}, Predictions(path, record, None))
 
     @property

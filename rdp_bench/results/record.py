@@ -189,7 +189,7 @@ def read_run(path: Path) -> StoredRun:
     """A run record as it was written.
 
     Raises:
-        UsageError: it is not one, is of another format, or was edited.
+        UsageError: it is not one, is of another format, was edited, or is not named by its grid.
     """
     try:
         raw = json.loads(path.read_bytes())
@@ -209,6 +209,8 @@ def read_run(path: Path) -> StoredRun:
         cells = schema.read(record, RunRecord, "run record").cells
     except UsageError as error:
         raise UsageError(f"{path} is not a run record ({error}); run the grid again, or move it away") from error
+    if record["grid"] != path.stem:  # else two runs of a grid would be taken for one
+        raise UsageError(f"{path} is the record of {record['grid']}; name the file {record['grid']}.json again")
     del record["cells"]
     return StoredRun(record, list(cells))
 

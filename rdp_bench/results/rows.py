@@ -414,13 +414,7 @@ def load(out: Path, store: Store) -> list[Run]:
     paths = sorted((out / "runs").glob("*.json"))
     if not paths:
         raise UsageError(f"no run in {out}; make one: rdp-bench run --grid table1 --out {out}")
-    runs = []
-    for path in paths:
-        run = load_run(path, store)
-        if run.grid != path.stem:  # else two runs of a grid would be taken for one
-            raise UsageError(f"{path} is the record of {run.grid}; name the file {run.grid}.json again")
-        runs.append(run)
-    return runs
+    return [load_run(path, store) for path in paths]
 
 
 def load_run(path: Path, store: Store | None) -> Run:

@@ -73,6 +73,9 @@ def test_a_record_under_another_name_is_refused(out: Path) -> None:
     (out / "runs" / f"{USUAL}.json").rename(out / "runs" / "mine.json")
     with pytest.raises(UsageError, match=f"mine.json is the record of {USUAL}; name the file {USUAL}.json again"):
         read(out, Store(out.parent / "store"))
+    checked = CliRunner().invoke(main, ["results", str(out)])
+    assert checked.exit_code == 1
+    assert f"mine.json is the record of {USUAL}" in checked.output
 
 
 def test_a_name_that_another_label_is_written_as_is_none() -> None:

@@ -23,7 +23,7 @@ def written(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_what_is_written_is_read(tmp_path: Path, written: dict[str, Any]) -> None:
-    path = tmp_path / "mine.json"
+    path = tmp_path / f"{written['grid']}.json"
     failed = CellResult("-", "clean", 0.0, "t", "none", "failed", reason="out of memory")
     write_run(path, written, [CELL, failed])
     found = read_run(path)
