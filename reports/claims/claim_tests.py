@@ -27,7 +27,7 @@ from rdp_bench.reports.claims.claims import (
     scopes,
 )
 from rdp_bench.reports.claims.gain import Gain, gain, mode, plain
-from rdp_bench.reports.figures.ablation import variant
+from rdp_bench.reports.figures.ablation import training
 from rdp_bench.results.rows import CellKey, Run, display_name
 from rdp_bench.specs import UNDEFENDED, show
 
@@ -281,7 +281,7 @@ def _test(run: Run, cells: list[CellKey]) -> str:
 
 
 def _called(defense: str) -> str:
-    return variant(defense) if "rdp-ablation-" in defense else display_name(defense)
+    return training(defense) if "rdp-ablation-" in defense else display_name(defense)
 
 
 def _names(names: Iterable[str]) -> str:

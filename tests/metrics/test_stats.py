@@ -4,12 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import binom, permutation_test
+from scipy.stats import binom, permutation_test, sem, t
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from rdp_bench.metrics.stats import binomial_tail, holm, mcnemar, mean_interval, sign_flip, wilson
+from rdp_bench.metrics.stats import binomial_tail, holm, mcnemar, mean_interval, sign_flip, student_interval, wilson
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 20), (1, 20), (7, 20), (20, 20), (149, 1000), (999, 1000), (1, 1)])
@@ -90,6 +90,19 @@ def test_sign_flip_on_single_errors_is_mcnemar() -> None:
     differences = np.array([1] * 9 + [-1] * 3 + [0] * 8)
 
     assert sign_flip(differences) == pytest.approx(mcnemar(9, 3), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 21, 60])
+def test_the_interval_over_repetitions_is_students(n: int) -> None:
+    values = np.random.default_rng(n).normal(40, 3, n)
+    expected = t.interval(0.95, n - 1, loc=values.mean(), scale=sem(values))
+
+    assert student_interval(values.tolist()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_repetition_has_no_interval() -> None:
+    with pytest.raises(ValueError, match="at least two"):
+        student_interval([3.0])
 
 
 def test_sign_flip_counts_every_pattern() -> None:

@@ -254,6 +254,34 @@ def test_the_ablation_shows_the_tables_numbers(tmp_path: Path) -> None:
     assert b"without latent loss" in figure.saved["svg"]
 
 
+def test_trainings_that_differ_in_their_seed_share_a_row(tmp_path: Path) -> None:
+    """Its interval is Student's, over trainings; computed here by hand, with 4.3027 for two degrees of freedom."""
+    store = Store(tmp_path / "store")
+    seeds = [f"rdp(weights=rdp-ablation-full{end})" for end in ("", "-1", "-2")]
+    lone = "rdp(weights=rdp-ablation-no-pix-12)"
+    wrong = {"none": 16, seeds[0]: 4, seeds[1]: 5, seeds[2]: 9, lone: 6}
+    gone = CellKey("a", "mi-fgsm", 16.0, "t", seeds[1])
+    make_run(
+        tmp_path, store, lambda p: range(wrong[p.defense]), defenses=[*wrong], states={gone: ("failed", "no weights")}
+    )
+    figure = ablation(error_tables(load(tmp_path, store)[0]))
+    found = [row for row in rows(figure) if row["attack"] == "FGSM"]
+    assert figure
+    whole = [row for row in found if row["variant"] == "RDP, whole"]
+    assert [(row["trainings"], row["defense"], float(row["error"])) for row in whole] == [
+        ("1", seeds[0], 20), ("1", seeds[1], 25), ("1", seeds[2], 45), ("3", "", 30)
+    ]  # fmt: skip
+    reach = 4.3027 * np.std([20, 25, 45], ddof=1) / np.sqrt(3)
+    assert float(whole[3]["ci_low"]) == pytest.approx(max(0, 30 - reach), abs=0.01)
+    assert float(whole[3]["ci_high"]) == pytest.approx(30 + reach, abs=0.01)
+    (other,) = (row for row in found if row["variant"] == "without pixel loss")
+    assert (other["defense"], float(other["error"])) == (lone, 30)
+    mean = next(row for row in rows(figure) if (row["attack"], row["trainings"]) == ("MI-FGSM", "3"))
+    assert (mean["error"], mean["status"], mean["reason"]) == ("", "failed", "no weights")
+    assert "single trainings of RDP, whole, which differ in their seed" in figure.caption
+    assert figure.saved["svg"].count(b"RDP, whole</text>") == 1
+
+
 def test_weights_that_ship_are_found_by_their_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plugins.load()
     monkeypatch.setattr(weight_files, "files", lambda package: tmp_path)
@@ -287,7 +315,7 @@ def test_a_grid_leaves_out_what_has_no_weights(
     weight_files.save(path, RepresentationDisentanglement().build(**net).state_dict(), {"defense": "rdp", "net": net})
     axes = grid.settle(grid.load("figure8", "embedded", {})[0], None).axes
     assert axes.defenses == ("none", "rdp(weights=rdp-ablation-no-lat)")
-    assert caplog.text.count("left out: defense rdp(weights=rdp-ablation-") == 5
+    assert caplog.text.count("left out: defense rdp(weights=rdp-ablation-") == 11
 
 
 # What a grid asks for
