@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rdp_bench import csvtext
 from rdp_bench.cache.store import Store, write_atomic
@@ -15,9 +15,15 @@ from rdp_bench.reports.page import flat, write
 from rdp_bench.results.rows import CellKey, Row, Run, common_names, display_name, given_name, load, shown_names
 from rdp_bench.specs import CLEAN, show
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Index = NDArray[np.intp]
+
 COLUMNS = (
     "grid", "source", "attack", "eps", "defense", "target", "metric", "a", "b", "difference", "ci_low", "ci_high", "p",
-    "test", "differs", "status_a", "status_b", "reason",
+    "test", "images", "differs", "status_a", "status_b", "reason",
 )  # fmt: skip
 PAIRED, APART = "paired", "two-sample"
 
@@ -60,7 +66,8 @@ class Comparison:
     """Two runs of one grid."""
 
     grid: str
-    same_images: bool
+    images: int
+    """How many images both used: the numbers are of these alone. 0: none, or a run does not name its images."""
     pairs: list[Pair]
     records: list[tuple[str, str, str]]  # name, in A, in B
     only: tuple[list[CellKey], list[CellKey]]
@@ -79,11 +86,11 @@ class Comparison:
 
     @property
     def test(self) -> str:
-        return PAIRED if self.same_images else APART
+        return PAIRED if self.images else APART
 
 
 def compare(a: Run, b: Run) -> Comparison:
-    """Every cell of both, largest difference first; paired image by image if both used the same images.
+    """Every cell of both, largest difference first; paired image by image over the images that both used.
 
     Raises:
         UsageError: their budgets have different norms.
@@ -92,10 +99,12 @@ def compare(a: Run, b: Run) -> Comparison:
         raise UsageError(
             f"the two runs of {a.grid} have budgets in {a.norm} and in {b.norm}, so equal eps cannot be compared"
         )
-    same = all(a.record["dataset"][name] == b.record["dataset"][name] for name in ("images", "n"))
+    common = _common(a, b)
     rows = [{CellKey.of(row): row for row in run.rows} for run in (a, b)]
     pairs = [
-        _pair(a, b, cell_key, rows[0][cell_key], rows[1][cell_key], same) for cell_key in rows[0] if cell_key in rows[1]
+        _pair(a, b, cell_key, rows[0][cell_key], rows[1][cell_key], common)
+        for cell_key in rows[0]
+        if cell_key in rows[1]
     ]
     adjusted = iter(stats.holm([pair.p for pair in pairs if pair.p is not None]))
     pairs = [pair if pair.p is None else replace(pair, p=next(adjusted)) for pair in pairs]
@@ -103,27 +112,56 @@ def compare(a: Run, b: Run) -> Comparison:
     only = ([p for p in rows[0] if p not in rows[1]], [p for p in rows[1] if p not in rows[0]])
     labels = {label for key in (*rows[0], *rows[1]) for label in (key.source, key.attack, key.defense, key.target)}
     names = common_names(a.names, b.names, beside=labels)
-    return Comparison(a.grid, same, pairs, differing(a.record, b.record), only, names)
+    return Comparison(a.grid, len(common[0]) if common else 0, pairs, differing(a.record, b.record), only, names)
 
 
-def _pair(a: Run, b: Run, cell_key: CellKey, first: Row, second: Row, same: bool) -> Pair:
+def _common(a: Run, b: Run) -> "tuple[Index, Index] | None":
+    """Where the images of both are, in each; None where they have none in common, or do not name them.
+
+    An image is one with the same pixels and the same label.
+    """
+    import numpy as np
+
+    if all(a.record["dataset"][name] == b.record["dataset"][name] for name in ("images", "n")):
+        everything = np.arange(int(a.record["dataset"]["n"]))
+        return everything, everything
+    places = []
+    for run in (a, b):
+        file = run.stored.file if run.stored else None
+        if file is None:
+            return None
+        images = zip(file.image_hashes, file.label.tolist(), strict=True)
+        places.append({image: i for i, image in enumerate(images)})
+    shared = [image for image in places[0] if image in places[1]]
+    if not shared:
+        return None
+    first, second = (np.array([place[image] for image in shared]) for place in places)
+    return first, second
+
+
+def _pair(a: Run, b: Run, cell_key: CellKey, first: Row, second: Row, common: "tuple[Index, Index] | None") -> Pair:
     values = tuple(float(row["value"]) if row["value"] else None for row in (first, second))
     pair = Pair(cell_key, first["metric"], (first["status"], second["status"]), (values[0], values[1]))
     if gap := "; ".join(f"{side}: {found}" for side, run in (("A", a), ("B", b)) if (found := _gap(run, cell_key))):
         return replace(pair, gap=gap)
-    if first["eval_key"] == second["eval_key"] and (a.wrong[cell_key] == b.wrong[cell_key]).all():
+    error = first["metric"].startswith("error")
+    if common is None:
+        low, high = newcombe(*((float(r["value"]), float(r["ci_low"]), float(r["ci_high"])) for r in (first, second)))
+        return replace(pair, difference=float(second["value"]) - float(first["value"]), low=low, high=high)
+    wrong = [run.wrong[cell_key][places].astype(float) for run, places in zip((a, b), common, strict=True)]
+    if len(common[0]) < max(map(len, (a.wrong[cell_key], b.wrong[cell_key]))):
+        means = [100 * float(each.mean()) for each in wrong]
+        pair = replace(pair, values=(means[0], means[1]) if error else (100 - means[0], 100 - means[1]))
+    if first["eval_key"] == second["eval_key"] and (wrong[0] == wrong[1]).all():
         return replace(pair, same=True, difference=0.0, low=0.0, high=0.0)
-    sign = 1 if first["metric"].startswith("error") else -1
-    if same:
-        # Over as many draws each, so that runs of one draw and of ten can be told apart or not.
-        errors = a.errors(cell_key) * b.defense_samples, b.errors(cell_key) * a.defense_samples
-        change = sign * (b.wrong[cell_key].astype(float) - a.wrong[cell_key].astype(float))
-        low, high = stats.mean_interval(change, least=-1)
-        return replace(
-            pair, difference=100 * float(change.mean()), low=100 * low, high=100 * high, p=paired(*errors)
-        )  # fmt: skip
-    low, high = newcombe(*((float(r["value"]), float(r["ci_low"]), float(r["ci_high"])) for r in (first, second)))
-    return replace(pair, difference=float(second["value"]) - float(first["value"]), low=low, high=high)
+    # Over as many draws each, so that runs of one draw and of ten can be told apart or not.
+    errors = (
+        run.errors(cell_key)[places] * other.defense_samples
+        for run, other, places in ((a, b, common[0]), (b, a, common[1]))
+    )
+    change = (wrong[1] - wrong[0]) * (1 if error else -1)
+    low, high = stats.mean_interval(change, least=-1)
+    return replace(pair, difference=100 * float(change.mean()), low=100 * low, high=100 * high, p=paired(*errors))
 
 
 def _gap(run: Run, cell_key: CellKey) -> str:
@@ -170,12 +208,12 @@ def _lines(found: Comparison) -> Iterator[Sequence[str]]:
             numbers = (*pair.values, pair.difference, pair.low, pair.high)
             yield (
                 found.grid, *_words(pair.place), pair.metric, *("" if x is None else f"{x:.4f}" for x in numbers),
-                "" if pair.p is None else f"{pair.p:.6g}", found.test, str(pair.differs).lower(), *pair.status,
-                pair.gap,
+                "" if pair.p is None else f"{pair.p:.6g}", found.test, str(found.images or ""),
+                str(pair.differs).lower(), *pair.status, pair.gap,
             )  # fmt: skip
         for places, status in zip(found.only, (("", "absent"), ("absent", "")), strict=True):
             for cell_key in places:
-                yield (found.grid, *_words(cell_key), *[""] * 9, *status, "")
+                yield (found.grid, *_words(cell_key), *[""] * 10, *status, "")
 
 
 def _words(cell_key: CellKey) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from rdp_bench.cli.main import main
 from rdp_bench.metrics.stats import wilson
 from rdp_bench.reports.compare import APART, PAIRED, Comparison, Pair, compare, comparison_csv, newcombe
 from rdp_bench.results.rows import CellKey, display_name, load
+from tests.helpers.commands import PLUGIN as TINY
 from tests.helpers.report_fixture import make_run
 
 FGSM = CellKey("a", "fgsm", 16.0, "t", "rdp")
@@ -194,3 +195,32 @@ def test_no_grid_in_common(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "A holds table1" in done.output
     assert "B holds table3" in done.output
+
+
+def test_a_part_of_the_images_is_paired_with_the_same_images_of_the_whole(tmp_path: Path) -> None:
+    """All numbers are then of these images alone, computed here from the predictions of the runs themselves."""
+    flags = ("--plugin", str(TINY), "--dataset", "tiny/noise", "--source", "tiny/one", "--target", "tiny/two",
+             "--attack", "fgsm", "--cache", str(tmp_path / "store"))  # fmt: skip
+    folders = tmp_path / "A", tmp_path / "B"
+    for folder, more in zip(
+        folders, (("--defense", "none,tiny/round", "--limit", "3"), ("--defense", "none,tiny/round,jpeg")), strict=True
+    ):
+        done = CliRunner().invoke(main, ["run", "table1", *flags, *more, "--out", str(folder)])
+        assert done.exit_code == 0, done.output
+    a, b = (load(folder, Store(tmp_path / "none"))[0] for folder in folders)
+    assert len(b.wrong[next(iter(b.wrong))]) > 3
+    found = compare(a, b)
+
+    assert (found.test, found.images) == (PAIRED, 3)
+    assert found.compared == len(a.cells) == 4
+    for pair in found.pairs:
+        sign = 1 if pair.metric == "error" else -1
+        assert pair.difference == 0.0  # the results of an image do not depend on the others
+        wrong = 100 * float(b.wrong[pair.place][:3].mean())
+        assert pair.values[1] == pytest.approx(wrong if sign > 0 else 100 - wrong)
+    (line, *_) = csv.DictReader(io.StringIO(comparison_csv([found])))
+    assert (line["test"], line["images"]) == ("paired", "3")
+    done = CliRunner().invoke(main, ["report", "--to", str(tmp_path / "to"), "--compare", *map(str, folders)])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "to" / "compare.html").read_text("utf-8")
+    assert "All numbers below are of the 3 images that both used" in " ".join(page.split())
