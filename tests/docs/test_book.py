@@ -49,6 +49,14 @@ def test_the_tables_of_the_exhibits_are_up_to_date() -> None:
     assert "|  | RDP | 61.0≈ | **64.0** | **63.0** | **63.0** | 79.0≈ |" in found[BOOK / "modern.md"]
 
 
+def test_the_figures_of_the_exhibits_are_up_to_date() -> None:
+    figures = runpy.run_path(str(BOOK / "pages.py"))["figures"]()
+    assert figures
+    for name, figure in figures.items():
+        assert (BOOK / f"{name}.csv").read_bytes() == figure.files["csv"], "python docs/results/pages.py"
+        assert (BOOK / f"{name}.svg").is_file()
+
+
 def test_a_page_asks_in_vain_for_a_table_that_no_run_has() -> None:
     table = runpy.run_path(str(BOOK / "pages.py"))["table"]
     with pytest.raises(UsageError, match="has no table table9: its tables are table1_effnet-lite2-ens_eps16, "):
