@@ -41,9 +41,9 @@ class Spsa(Adaptive):
         """Only L-infinity.
 
         Raises:
-            UsageError: another norm.
+            UsageError: another norm, of the run or in the label.
         """
-        if norm != LINF:
+        if norm != LINF or self.norm != LINF:
             raise UsageError("spsa has an L-infinity budget only; square has both")
         return self
 

@@ -69,5 +69,6 @@ def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding]) 
         names = ", ".join(f"{finding.id} {finding.title}" for finding in (doubts or faults)[:3])
         count = len(doubts or faults)
         fail = "1 check fails" if count == 1 else f"{count} checks fail"
-        text += f". The true number is lower or unknown: {fail} ({names})" if doubts else f". {fail} ({names})"
+        doubted = bool(doubts) and worst.accuracy > 0  # below nothing there is nothing
+        text += f". The true number is lower or unknown: {fail} ({names})" if doubted else f". {fail} ({names})"
     return text + "."

@@ -65,6 +65,8 @@ def test_results_are_within_the_budget_and_do_not_depend_on_the_batch(name: str,
     if (name, norm) == ("spsa", "l2"):
         with pytest.raises(UsageError, match="L-infinity budget only"):
             registry.attack.resolve("spsa").value.with_norm("l2")
+        with pytest.raises(UsageError, match="L-infinity budget only"):
+            registry.attack.resolve("spsa(norm=l2)").value.with_norm("linf")
         return
     attack = registry.attack.resolve(SHORT[name]).value.with_norm(norm)
     eps = 6 / 255 if norm == "linf" else 0.6

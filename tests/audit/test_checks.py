@@ -345,9 +345,12 @@ def test_of_equal_tiers_the_best_informed_attacker_is_named() -> None:
     assert card_of(found).verdict.startswith("At eps 4 an attacker who knows jpeg leaves 84 to 100 %")
 
 
-@pytest.mark.parametrize(("failing", "doubted"), [("C1", False), ("C9", False), ("C5", True)])
-def test_only_a_failure_that_concerns_the_number_puts_it_in_doubt(failing: str, doubted: bool) -> None:
-    found = evidence(CLEAN, cell("white-box", BASE, "0" * 20))
+@pytest.mark.parametrize(
+    ("failing", "right", "doubted"), [("C1", 5, False), ("C9", 5, False), ("C5", 5, True), ("C5", 0, False)]
+)
+def test_only_a_failure_that_concerns_the_number_puts_it_in_doubt(failing: str, right: int, doubted: bool) -> None:
+    """And nothing is lower than 0 %."""
+    found = evidence(CLEAN, cell("white-box", BASE, "0" * (20 - right) + "1" * right))
     text = verdict(found, tiers(found), [Finding(failing, "title", FAIL, "said")])
     assert text.endswith(f"1 check fails ({failing} title).")
     assert ("The true number is lower or unknown" in text) == doubted
