@@ -107,7 +107,7 @@ class DefendedClassifier:
             purified = self.attacked_defense.purify(x, rng)
         # What is fed may leave [0, 1] itself: the look-ahead of NI is not clipped.
         checked_images(purified, x, f"{label} under attack", bounded=False)
-        return purified
+        return purified.to(x.dtype)  # as an evaluation casts what a defense gives back
 
     def __call__(self, x: "Tensor", zoom: float = 1.0) -> "Tensor":
         """Return logits `[n, classes]` without `rng`, which is possible only for a deterministic defense.

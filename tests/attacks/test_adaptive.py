@@ -414,3 +414,25 @@ def test_the_attacker_of_a_fixed_defense_sees_what_is_evaluated(tmp_path: Path) 
     target = Victim.of(source, images, torch.from_numpy(stored["label"]).long(), 1.0, "linf", toy.image_rng(6))
     assert target.accuracy(images).tolist() == (stored["predicted"] == stored["label"]).astype(float).tolist()
     assert victim.JUDGED == 20
+
+
+class Precise(Purifier):
+    """Gives back float64, as numpy code does."""
+
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002
+        return (x * 0.9).double()
+
+    def resolved(self) -> dict[str, object]:
+        return {}
+
+
+def test_a_defense_that_gives_back_float64_can_be_attacked() -> None:
+    """An evaluation casts what it gives back, so an attack does."""
+    x, net = toy.images(3, 12), toy.conv()
+    (member,) = behind(net, Precise(), 1).members
+    leaf = x.clone().requires_grad_()
+    out = member.stochastic_logits(leaf, toy.image_rng(3))
+    assert out.dtype == torch.float32
+    assert torch.allclose(out, net(x * 0.9), atol=1e-6)
+    (grad,) = torch.autograd.grad(out.sum(), leaf)
+    assert grad.abs().sum() > 0
