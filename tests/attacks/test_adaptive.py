@@ -419,7 +419,7 @@ def test_the_attacker_of_a_fixed_defense_sees_what_is_evaluated(tmp_path: Path) 
 class Precise(Purifier):
     """Gives back float64, as numpy code does."""
 
-    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002
+    def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
         return (x * 0.9).double()
 
     def resolved(self) -> dict[str, object]:
