@@ -116,10 +116,9 @@ def _mean(cells: Sequence[TableCell]) -> TableCell:
     """Of one training, its cell; of several, their mean with its interval over trainings."""
     if len(cells) == 1:
         return cells[0]
-    for cell in cells:
-        if cell.value is None:
-            return cell
     values = [cell.value for cell in cells if cell.value is not None]
+    if len(values) < len(cells):
+        return next(cell for cell in cells if cell.value is None)
     low, high = (min(100.0, max(0.0, end)) for end in stats.student_interval(values))
     return TableCell("done", value=sum(values) / len(values), low=low, high=high)
 

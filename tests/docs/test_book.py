@@ -1,6 +1,7 @@
 """The results book: its table, its published runs, its figures, and that the format of submissions is documented."""
 
 import csv
+import json
 import re
 import runpy
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from rdp_bench.audits.verify import problems_of_cards
 from rdp_bench.errors import UsageError
+from rdp_bench.keys import hash_file
 from rdp_bench.reports import published, published_page
 from rdp_bench.results.submission import Cells, Submission, SubmittedClaim, read_submission
 from tests.helpers.paths import ROOT
@@ -158,3 +160,18 @@ def test_figures_are_drawn_from_published_folders(tmp_path: Path, monkeypatch: p
             values = [float(row["value"]) for row in cells if (row["target"], row["defense"]) == (target, defense)]
             assert len(values) == 5
             assert error == pytest.approx(sum(values) / 5, abs=1e-3)
+
+
+def test_published_runs_have_the_weights_that_ship() -> None:
+    """Labels name no file, so readers take the default ones; the title of the newer attacks names others."""
+    shipped = ROOT / "data" / "weights"
+    seen = set()
+    for path in sorted(RUNS.glob("*/runs/*.json")):
+        if path.stem == "table1-modern":
+            continue
+        for label, about in json.loads(path.read_text("utf-8"))["defenses"].items():
+            file = shipped / f"{label}.safetensors"
+            if file.is_file():
+                seen.add(label)
+                assert about["resolved"]["weights"] == hash_file(file), f"{path.relative_to(RUNS)}: {label}"
+    assert {"comdefend", "hgd", "nrp", "rdp", "sr"} <= seen
