@@ -126,8 +126,9 @@ class Worker:
             else:
                 self._evaluate(job)
         remarks = [*self._remarks, *(remark for remark, entry in unkeyed.items() if entry in at_work)]
-        for record in job.records:
-            self.plan.artefact(record).add_remarks(remarks)
+        if remarks:
+            for record in job.records:
+                self.plan.artefact(record).add_remarks(remarks)
         return remarks
 
     def clean(self, low: int, high: int) -> NDArray[np.uint8]:
