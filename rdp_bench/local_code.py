@@ -2,11 +2,12 @@
 
 There are two methods:
 
-* Code in files (plugins, editable packages, modules that a script imports): the files are hashed. `closure` follows
-  the import statements of each file, including those inside functions, to other local modules.
-* Code of `__main__` (a script, a notebook) and code without a file: the objects are hashed. `digest_of` includes the
-  code objects, defaults, closures and globals that a function or class uses. It hashes code objects because the source
-  text may have been edited after it was compiled.
+* Plugins and editable packages: their files are hashed. `closure` follows the import statements of each file, including
+  those inside functions, to other local modules.
+* Objects of a script or notebook and of the modules that it imports: `digest_of` includes the code, defaults and
+  closures of a function or class, and the values of the globals that it uses, whatever they were read from. In modules
+  with a file, the code is that file, with its closure; in `__main__` and without a file, it is the code objects,
+  because the source text may have been edited after it was compiled.
 
 A file is local if it is neither in the standard library, nor in site-packages, nor in this package.
 """
@@ -83,6 +84,17 @@ def closure(modules: Modules) -> Modules:
                 for each, file in _files_of(other):
                     todo.setdefault(each, file)
     return found
+
+
+def name_of(file: Path, code: Iterable[Path]) -> str:
+    """Return how a data file is called in hashes, wherever the project lies.
+
+    Args:
+        file: the data file, resolved.
+        code: the files of code that use it, resolved. In the folder of one of them, the name has its subfolders.
+    """
+    around = [path.parent for path in code if file.is_relative_to(path.parent)]
+    return file.relative_to(min(around, key=lambda folder: len(folder.parts))).as_posix() if around else file.name
 
 
 def digest_files(modules: Modules) -> str:
@@ -189,13 +201,13 @@ def stamp_of(maker: Any) -> str:
     name = str(getattr(maker, "__module__", ""))
     if name.partition(".")[0] == "rdp_bench":
         return ""
-    module = sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    if name not in _MAIN and file and Path(file).is_file():
-        if not is_local(file):
-            return _distribution(name)
-        return _digest_of_module(name, Path(file))[:16]
-    return digest_of(maker)[:16]
+    return library_of(name) or digest_of(maker)[:16]
+
+
+def library_of(name: str) -> str:
+    """Return the library that a loaded module is from, with its version; empty where its code is local."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return _distribution(name) if name not in _MAIN and file and Path(file).is_file() and not is_local(file) else ""
 
 
 def _digest_of_module(name: str, file: Path) -> str:
@@ -236,6 +248,8 @@ class _Walk:
 
     def __init__(self) -> None:
         self.seen: dict[int, Any] = {}
+        self.modules: set[tuple[int, frozenset[str]]] = set()
+        self.homes: dict[str | None, Any] = {}
 
     def form(self, value: Any) -> Any:
         """Return a description of `value` in JSON's types."""
@@ -280,28 +294,44 @@ class _Walk:
         return ["code", code.co_code.hex(), *names, counts, [self.form(const) for const in code.co_consts]]
 
     def function(self, function: FunctionType) -> Any:
-        if not _mine(function.__module__):
-            return self.foreign_function(function)
-        named = sorted(
-            {
-                str(each.argval)
-                for code in _codes(function.__code__)
-                for each in dis.get_instructions(code)
-                if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-            }
-            & set(function.__globals__)
-        )
-        imported = sorted({str(i.argval) for c in _codes(function.__code__) for i in dis.get_instructions(c)
-                           if i.opname == "IMPORT_NAME"})  # fmt: skip
+        home = self.home(function.__module__)
+        if home is None:
+            return self.foreign(function)
+        codes = list(_codes(function.__code__))
+        instructions = [each for code in codes for each in dis.get_instructions(code)]
+        named = {str(each.argval) for each in instructions if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+        imported = sorted({str(each.argval) for each in instructions if each.opname == "IMPORT_NAME"})
+        attributes = {name for code in codes for name in code.co_names}
+        own = function.__globals__
         return [
             "function",
-            self.form(function.__code__),
+            home or self.form(function.__code__),
+            function.__qualname__ if home else "",
             self.form(function.__defaults__),
             self.form(function.__kwdefaults__),
             [self.cell(cell) for cell in function.__closure__ or ()],
-            [[name, self.form(function.__globals__[name])] for name in named],
+            [[name, self.used(own[name], attributes)] for name in sorted(named & set(own))],
             [digest_files(found) for name in imported if (found := closure(dict(_files_of(name))))],
+            [self.used(loaded, attributes) for name in imported if module_file(loaded := sys.modules.get(name))],
         ]
+
+    def home(self, module: str | None) -> Any:
+        """How the code of a module's objects is described: "" by itself, else by its files; None: it is a library's."""
+        if module not in self.homes:
+            found = sys.modules.get(str(module))
+            files = self.module(found) if found is not None and module_file(found) else None
+            self.homes[module] = "" if _mine(module) else files
+        return self.homes[module]
+
+    def used(self, value: Any, attributes: set[str]) -> Any:
+        """Describe a global of a function that names these attributes: of a local module, what it holds under them."""
+        if not isinstance(value, ModuleType) or module_file(value) is None:
+            return self.form(value)
+        asked = frozenset(attributes & set(vars(value)))
+        if (id(value), asked) in self.modules:
+            return self.module(value)
+        self.modules.add((id(value), asked))
+        return [self.module(value), [[name, self.used(vars(value)[name], attributes)] for name in sorted(asked)]]
 
     def cell(self, cell: Any) -> Any:
         try:
@@ -310,12 +340,9 @@ class _Walk:
             return "empty"
 
     def kind(self, kind: type) -> Any:
-        if not _mine(kind.__module__):
-            named = self.foreign(kind)
-            if "<locals>" not in kind.__qualname__ or module_file(sys.modules.get(kind.__module__)) is None:
-                return named
-            methods = [value for _, value in sorted(vars(kind).items()) if isinstance(value, FunctionType)]
-            return [named, [self.form(method) for method in methods]]
+        home = self.home(kind.__module__)
+        if home is None:
+            return self.foreign(kind)
         members = []
         for name, value in sorted(vars(kind).items()):
             if name not in _OF_EVERY_CLASS and not _made_by_dataclass(kind, name, value):
@@ -325,7 +352,7 @@ class _Walk:
                 [each.name, self.default(each.default), self.default(each.default_factory)]
                 for each in dataclasses.fields(kind)
             ]
-        return ["class", kind.__qualname__, [self.form(base) for base in kind.__bases__], members]
+        return ["class", home, kind.__qualname__, [self.form(base) for base in kind.__bases__], members]
 
     def default(self, value: Any) -> Any:
         return "missing" if value is dataclasses.MISSING else self.form(value)
@@ -344,14 +371,6 @@ class _Walk:
             return [self.module(module), getattr(value, "__qualname__", "")]
         return ["library", name, getattr(value, "__qualname__", type(value).__qualname__)]
 
-    def foreign_function(self, function: FunctionType) -> Any:
-        """Describe a function of a library by its name; of a local module, also by its files, defaults and closure."""
-        named = self.foreign(function)
-        if module_file(sys.modules.get(function.__module__)) is None:
-            return named
-        cells = [self.cell(cell) for cell in function.__closure__ or ()]
-        return [named, self.form(function.__defaults__), self.form(function.__kwdefaults__), cells]
-
     def network(self, network: Any) -> Any:
         """Describe a torch module: its tensors, and the class, attributes, buffers and hooks of every submodule."""
         inner = []
@@ -369,6 +388,8 @@ class _Walk:
         kind = type(value)
         if isinstance(value, Path):
             return ["path", str(value)]
+        if kind.__module__ in _SHARED:  # its state says nothing about who uses it
+            return self.foreign(kind)
         if hasattr(value, "inlined_graph") and hasattr(value, "state_dict"):
             return ["scripted", str(value.inlined_graph), value.training, self.form(dict(value.state_dict()))]
         if callable(getattr(value, "named_modules", None)) and callable(getattr(value, "state_dict", None)):
@@ -383,8 +404,7 @@ class _Walk:
             if value.dtype == object:  # its bytes are pointers
                 return ["array", self.form(value.tolist())]
             return ["array", str(value.dtype), list(getattr(value, "shape", ())), sha256(value.tobytes()).hexdigest()]
-        local = module_file(sys.modules.get(kind.__module__)) is not None
-        if _mine(kind.__module__) or local or dataclasses.is_dataclass(value):
+        if self.home(kind.__module__) is not None or dataclasses.is_dataclass(value):
             slots = [name for each in kind.__mro__ for name in vars(each).get("__slots__", ()) if hasattr(value, name)]
             kept = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}}
             return ["object", self.form(kind), self.form(kept)]
@@ -415,6 +435,9 @@ _OF_EVERY_CLASS = {
     "__subclasshook__",
 }  # fmt: skip
 
+
+_SHARED = {"rdp_bench.registry", "_thread", "threading"}
+"""Modules of objects that many use at once: registries and locks."""
 
 _GENERATED = {"__init__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__setattr__", "__delattr__"}
 

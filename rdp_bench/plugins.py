@@ -7,7 +7,6 @@ imports, and of the data files and environment variables that it reads during it
 import importlib
 import importlib.util
 import logging
-import os
 import pkgutil
 import sys
 from collections.abc import Iterator
@@ -33,8 +32,6 @@ BUILTIN_PACKAGES = ("attacks", "defenses", "data")
 
 _loaded: dict[str, dict[Path, str]] = {}
 """Plugin file or entry point -> the local files in its stamp, with their hashes."""
-_folders: set[Path] = set()
-"""Folders of plugin files. `_Loader` loads the modules in them, during and after the import of a plugin."""
 
 
 def load(files: tuple[Path, ...] = (), packages: tuple[str, ...] = BUILTIN_PACKAGES) -> None:
@@ -113,9 +110,7 @@ def _stamping(what: str, name: str) -> Iterator[Reads]:
         for path in paths & set(_executed):
             if _executed[path] != hashes.get(path):
                 raise UsageError(f"{path} changed after this process imported it; start a new process")
-        if reads.environment and set(os.environ) <= set(reads.environment):
-            log.warning("%s copies all environment variables, so none of them is part of a cache key", what)
-            reads.environment.clear()
+        reads.leave_out_copies(what)
         version_suffix = _stamp(reads, modules, hashes)
     except (Exception, SystemExit) as error:  # plugins may raise any exception; the user gets a one-line error
         _loaded.pop(name, None)
@@ -174,7 +169,7 @@ def _stamp(reads: Reads, modules: local_code.Modules, hashes: dict[Path, str]) -
     """Return the version suffix of a plugin: a hash of its local modules, files and variables, without any path."""
     named = {path.resolve(): name for name, path in modules.items()}
     facts = [f"module {'plugin' if _is_plugin(name) else name} {hashes[path]}" for path, name in named.items()]
-    facts += {f"file {content}" for path, content in hashes.items() if path not in named}
+    facts += {f"file {local_code.name_of(path, named)} {hashes[path]}" for path in hashes if path not in named}
     facts += [f"environment {name} {value!r}" for name, value in reads.environment.items()]
     return "-".join(filter(None, (reads.prefix, hash_many(sorted(facts))[:16] if facts else "")))
 
@@ -187,7 +182,6 @@ def _import_file(path: Path) -> ModuleType:
     name = f"rdp_bench_plugin_{path.stem}_{hash_file(path)[:8]}"
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
-    _folders.add(path.parent)
     spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path)))
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
@@ -249,7 +243,8 @@ class _Loader(SourceFileLoader):
         path = Path(self.get_filename(fullname)).resolve()
         data = self.get_data(str(path))
         content = sha256(data).hexdigest()
-        if not _importing and first_local(sys._getframe(1)) in (known := _known_files()):
+        if not _importing:
+            known = _known_files()
             if path not in known:
                 raise ImportError(f"{path} is imported at run time and is part of no cache key; import it at the top")
             if known[path] != content:
@@ -263,14 +258,14 @@ def _known_files() -> dict[Path, str]:
 
 
 class _Finder(MetaPathFinder):
-    """Selects `_Loader` for local modules: all during the import of a plugin, otherwise those in folders of plugins."""
+    """Selects `_Loader` for local modules that a plugin imports, during its own import and after it."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target)
         if spec is None or not spec.origin or type(spec.loader) is not SourceFileLoader:
             return None
         file = Path(spec.origin).resolve()
-        if not local_code.is_local(file) or not (_importing or _folders & set(file.parents)):
+        if not local_code.is_local(file) or not (_importing or first_local(sys._getframe(1)) in _known_files()):
             return None
         spec.loader = _Loader(name, spec.origin)
         return spec

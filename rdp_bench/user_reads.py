@@ -6,6 +6,7 @@ that compiled code opens are not seen, except those that `safetensors` reads thr
 
 import importlib.util
 import linecache
+import logging
 import os
 import sys
 import threading
@@ -20,6 +21,8 @@ from weakref import WeakKeyDictionary
 
 from rdp_bench import local_code
 from rdp_bench.keys import hash_file, hash_many
+
+log = logging.getLogger(__name__)
 
 watched: list["Reads"] = []
 """Blocks of `watching` that are open; the last one of a thread notes what it reads."""
@@ -68,12 +71,20 @@ class Reads:
         self.environment[variable] = value
         self.by_code.setdefault(reader, Reads()).environment[variable] = value
 
+    def leave_out_copies(self, what: str) -> None:
+        """Forget the variables if all were read, as for a copy; a warning says so of `what`."""
+        if self.environment and set(os.environ) <= set(self.environment):
+            log.warning("%s copies all environment variables, so none of them is part of a cache key", what)
+            self.environment.clear()
+
     def digest(self, label: str) -> str:
         """Of the files' content and the variables' values, for the keys of `label`; empty where nothing was read."""
         keyed.setdefault(label, set()).update(self.files)
-        facts = [f"file {hash_file(path)}" for path in self.files if path.is_file()]
-        if not set(os.environ) <= set(self.environment):  # else it was copied, and says nothing
-            facts += [f"environment {name} {value!r}" for name, value in self.environment.items()]
+        facts = [
+            f"file {local_code.name_of(path, self.by_code)} {hash_file(path)}" for path in self.files if path.is_file()
+        ]
+        self.leave_out_copies(label)
+        facts += [f"environment {name} {value!r}" for name, value in self.environment.items()]
         return hash_many(sorted(facts))[:16] if facts else ""
 
 
@@ -81,8 +92,8 @@ class Reads:
 def watching(within: Block = "make") -> Iterator[Reads]:
     """Notes what local code reads until the block ends.
 
-    While a plugin is imported, these are also files of Python code: those that no import statement names. What a
-    function remembers of files is forgotten before an entry is made, so that every entry that uses it reads them.
+    Among the files are those of Python code that no import statement names. What a function remembers of files is
+    forgotten before an entry is made, so that every entry that uses it reads them.
     """
     global _hooked
     if within == "make":
@@ -182,8 +193,13 @@ def _block() -> Reads | None:
     """
     if not watched:
         return None
-    owner = _started.get(threading.current_thread(), threading.get_ident())
+    owner = working_for()
     return next((reads for reads in reversed(watched) if reads.thread == owner), None)
+
+
+def working_for() -> int:
+    """The thread that opened the block in which local code started this one; else this one."""
+    return _started.get(threading.current_thread(), threading.get_ident())
 
 
 def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
@@ -203,7 +219,7 @@ def _note(file: Any, frame: FrameType) -> None:
         return
     path = Path(os.fsdecode(file))
     if path.suffix in (".py", ".pyc"):
-        if reads.within != "import" or _shows_source(frame):
+        if _shows_source(frame) or (reads.within != "import" and _imports(frame)):
             return
         with suppress(ValueError):  # compiled, but not in __pycache__
             path = Path(importlib.util.source_from_cache(str(path))) if path.suffix == ".pyc" else path
@@ -225,11 +241,20 @@ def _shows_source(frame: FrameType | None) -> bool:
     return False
 
 
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a file is opened for an import statement, which the hash of the code follows."""
+    while frame is not None and not _place(frame.f_code.co_filename)[1]:
+        if frame.f_code.co_name == "_find_and_load" and frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _remember(frame: FrameType | None) -> None:
     """Note the functions with a memory that are at work in this frame and above."""
     while frame is not None:
         code = frame.f_code
-        if not code.co_filename.startswith("<") and _place(code.co_filename)[1] and (found := _memory_of(frame, code)):
+        if _place(code.co_filename)[1] and (found := _memory_of(frame, code)):
             _memoised.add(found)
         frame = frame.f_back
 
@@ -264,7 +289,7 @@ def first_local(frame: FrameType | None) -> Path | None:
 
 @cache
 def _place(file: str) -> tuple[Path, bool]:
-    return Path(file).resolve(), local_code.is_local(file)
+    return Path(file).resolve(), not file.startswith("<") and local_code.is_local(file)
 
 
 _HERE = Path(__file__).resolve().parent

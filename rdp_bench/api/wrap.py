@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -210,16 +209,43 @@ def _entry(registry: Registry[Any], name: str, value: Any, wrap: Callable[[str, 
     kind = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
     summary = (inspect.getdoc(value) or "").partition("\n")[0]
     origin = f"{kind.__module__}.{getattr(kind, '__qualname__', name)}"
-    return Entry(label, lambda: made, summary, "your code", 1, origin, ID, digest(getattr(made, "_call", made)))
+    wrapped = made is not value and isinstance(made, CallableDefense | FunctionAttack)
+    found = _Given(made, made._call if wrapped else made)
+    return Entry(label, found, summary, "your code", 1, origin, ID, found.stamp())
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Makes an entry's object: the one that the caller gave."""
+
+    made: Any
+    keyed: Any
+    """What its code and state are read from."""
+
+    def __call__(self) -> Any:
+        return self.made
+
+    def stamp(self) -> str:
+        """Of its code and state; a state that it came to in an earlier call counts as the one before that call."""
+        found = digest(self.keyed)
+        return _before.get(found, found)
+
+    def settle(self, stamp: str) -> None:
+        """After a call: what the object itself changed, such as a counter, makes it no other object."""
+        if (found := digest(self.keyed)) != stamp:
+            _before[found] = stamp
+
+
+_before: dict[str, str] = {}
+"""Stamp of an object's state after a call -> before it."""
 
 
 def digest(value: Any) -> str:
     """A hash of an object's code and state: class or function, attributes, tensors, and the library it is from."""
     kind = value if inspect.isroutine(value) or isinstance(value, type) else type(value)
     home = str(getattr(kind, "__module__", ""))
-    library = f"rdp-bench-{__version__}" if home.partition(".")[0] == "rdp_bench" else ""
-    if not library and home in sys.modules and home != "builtins":
-        library = local_code.stamp_of(kind)
+    own = home.partition(".")[0] == "rdp_bench"
+    library = f"rdp-bench-{__version__}" if own else local_code.library_of(home)
     return local_code.digest_of([library, value])[:16]
 
 
@@ -294,8 +320,10 @@ def registered(registry: Registry[Any], entries: Mapping[str, Entry[Any]]) -> It
     try:
         yield
     finally:
-        for name in entries:  # and no others: a plugin of the grid stays, as plugins are loaded once
+        for name, entry in entries.items():  # and no others: a plugin of the grid stays, as plugins are loaded once
             registry.entries.pop(name, None)
+            if isinstance(entry.factory, _Given):
+                entry.factory.settle(str(entry.stamp))
         registry.entries.update(before)
 
 

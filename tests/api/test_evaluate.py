@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -179,6 +180,60 @@ def test_a_second_call_computes_nothing(evaluate: Evaluate) -> None:
     assert len(CALLS) == made
     evaluate({"ours": counting}, fresh=True)
     assert len(CALLS) > made
+    made = len(CALLS)
+    evaluate({"ours": counting})
+    assert len(CALLS) == made
+
+
+TABLE = {"factor": 0.5}
+
+
+def by_table(x: Tensor) -> Tensor:
+    return x * TABLE["factor"]
+
+
+def test_what_a_module_holds_is_part_of_its_functions(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changed it: a file that the module read when it was imported, or the caller."""
+    before = key(evaluate({"ours": by_table}))
+    assert key(evaluate({"ours": by_table})) == before
+    monkeypatch.setitem(TABLE, "factor", 0.25)
+    assert key(evaluate({"ours": by_table})) != before
+    monkeypatch.undo()
+    assert key(evaluate({"ours": by_table})) == before
+
+
+def test_an_attribute_called_call_does_not_stand_for_its_object() -> None:
+    class Odd(Purifier):
+        def __init__(self, factor: float) -> None:
+            self.factor, self._call = factor, half
+
+        def purify(self, x: Tensor, rng: ImageRng) -> Tensor:
+            return x * self.factor
+
+        def resolved(self) -> dict[str, Any]:
+            return {}
+
+    one, two = (wrap.named(registry.defense, {"odd": Odd(f)}, wrap.as_defense) for f in (0.5, 0.25))
+    assert one.entries["odd"].stamp != two.entries["odd"].stamp
+
+
+def test_calls_of_two_threads_wait_for_each_other(evaluate: Evaluate) -> None:
+    """Both objects stand under one name in the registry of the process."""
+    alone = {factor: evaluate({"ours": Scale(factor)}).to_dataframe()["value"].tolist() for factor in (0.1, 1.0)}
+    assert alone[0.1] != alone[1.0]
+    with ThreadPoolExecutor(2) as pool:
+        both = pool.map(lambda factor: evaluate({"ours": Scale(factor)}, fresh=True).to_dataframe()["value"], alone)
+    assert [list(each) for each in both] == list(alone.values())
+
+
+def test_a_thread_of_a_defense_may_call_another_defense(evaluate: Evaluate) -> None:
+    """Its call, which waits for that thread, goes on."""
+
+    def inner(x: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(rb.load_defense("bit-red"), x).result(timeout=60)
+
+    assert set(evaluate({"ours": inner}).to_dataframe()["status"]) == {"done"}
 
 
 def test_a_network_is_used_in_evaluation_mode_and_left_alone(evaluate: Evaluate) -> None:

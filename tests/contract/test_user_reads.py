@@ -133,6 +133,56 @@ def test_what_a_factory_reads_is_in_the_version(tmp_path: Path, monkeypatch: pyt
     assert version(plugin, "mine/scale") != before
 
 
+@pytest.mark.parametrize(
+    "factor",
+    [
+        'runpy.run_path(str(HERE / "by_path.py"))["FACTOR"]',
+        'exec((HERE / "by_path.py").read_text(), names := {}) or names["FACTOR"]',
+        'loaded(importlib.util.spec_from_file_location("by_path", HERE / "by_path.py")).FACTOR',
+    ],
+)
+def test_python_that_a_factory_reads_by_its_path_is_in_the_version(tmp_path: Path, factor: str) -> None:
+    plugin, file = tmp_path / "mine.py", tmp_path / "by_path.py"
+    loaded = """
+import importlib.util, runpy
+
+def loaded(spec):
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+"""
+    plugin.write_text(loaded + DEFENSE.format(factor=factor))
+    file.write_text("FACTOR = 1.0")
+    before = version(plugin, "mine/scale")
+    assert before == version(plugin, "mine/scale")
+    file.write_text("FACTOR = 0.25")
+    assert version(plugin, "mine/scale") != before
+
+
+@pytest.mark.parametrize("when", ["import", "make"])
+def test_files_that_trade_their_contents_change_the_version(tmp_path: Path, when: str) -> None:
+    read = 'float((HERE / "a" / "n.txt").read_text()) - float((HERE / "b" / "n.txt").read_text())'
+    text = DEFENSE.format(factor=read)
+    if when == "import":
+        text = DEFENSE.replace("class Scale", f"FACTOR = {read}\n\nclass Scale").format(factor="FACTOR")
+    (tmp_path / "mine.py").write_text(text)
+    found = []
+    for one, two in (("1.0", "0.5"), ("1.0", "0.5"), ("0.5", "1.0")):
+        for name, value in (("a", one), ("b", two)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "n.txt").write_text(value)
+        found.append(version(tmp_path / "mine.py", "mine/scale"))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_copy_of_the_environment_when_an_entry_is_made_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text(DEFENSE.format(factor='float(dict(os.environ).get("FACTOR", "1"))'))
+    version(tmp_path / "mine.py", "mine/scale")
+    assert "mine/scale copies all environment variables" in caplog.text
+
+
 def test_a_file_that_a_parameter_names_is_in_the_version(tmp_path: Path) -> None:
     plugin, file = tmp_path / "mine.py", tmp_path / "a.txt"
     plugin.write_text(DEFENSE.format(factor="1.0"))

@@ -22,7 +22,7 @@ def new_process() -> Iterator[None]:
     """Around what a process of its own would do; the entries, modules and paths that it adds are then forgotten."""
     kept = [(each, dict(each.entries), list(each.label_schemes)) for each in registries.values()]
     modules, path = dict(sys.modules), list(sys.path)
-    states = [getattr(plugins, name, None) for name in ("_loaded", "_folders", "_executed", "_read_by")]
+    states = [getattr(plugins, name, None) for name in ("_loaded", "_executed", "_read_by")]
     copies = [state.copy() if state is not None else None for state in states]
     try:
         yield
