@@ -38,6 +38,8 @@ class AutoPgd(Adaptive):
         limits(steps=self.steps, restarts=self.restarts, targets=self.targets)
         if self.loss not in (known := ApgdLoss.__args__):  # type: ignore[attr-defined]
             raise ValueError(f"loss is one of {', '.join(known)}, found {self.loss}")
+        if self.targets != type(self).targets and self.loss != "targeted-dlr":
+            raise ValueError(f"targets has an effect with loss=targeted-dlr only (apgd-t), found loss={self.loss}")
 
     @property
     def least_classes(self) -> int:

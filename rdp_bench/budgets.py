@@ -1,15 +1,19 @@
 """Perturbation budgets: their norms, and how eps is read and shown."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rdp_bench.errors import UsageError
-from rdp_bench.specs import show
+from rdp_bench.protocols import ChoosesNorm
+from rdp_bench.specs import parse_spec, show
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from rdp_bench.protocols import Attack
 
 Norm = Literal["linf", "l2"]
 LINF: Norm = "linf"
@@ -70,6 +74,35 @@ def _number(value: Any, norm: str) -> tuple[float, bool]:
     if divisor != 255:
         raise UsageError(f"eps {value}: a fraction is of 255, like 8/255; found one of {bottom.strip()}")
     return number, True
+
+
+def bounded(label: str, attack: "Attack", norm: str) -> "Attack":
+    """The attack with its budget in `norm`.
+
+    Args:
+        label: of the attack, which may name its norm.
+        attack: the object.
+        norm: of the run.
+
+    Raises:
+        UsageError: it has no such budget, or its label names another.
+    """
+    if isinstance(attack, ChoosesNorm):
+        named = norm
+        with suppress(UsageError):  # a label of another form names no norm
+            named = dict(parse_spec(label).params).get("norm", norm)
+        if named != norm and named in NORMS:
+            raise UsageError(f"attack '{label}' names norm={named}, and the run's is {norm}: use --norm {named}")
+        try:
+            return attack.with_norm(norm)
+        except ValueError as error:
+            raise UsageError(f"attack '{label}' under --norm {norm}: {error}") from error
+    if norm != LINF:
+        raise UsageError(
+            f"attack '{label}' has an L-infinity budget only; leave out --norm {norm}, or use an attack that has "
+            "both, such as fgsm, mi-fgsm or pgd"
+        )
+    return attack
 
 
 def norm_of(run: Mapping[str, Any]) -> str:

@@ -24,40 +24,40 @@ class ImageRng:
             seeds: one string per image; equal strings give equal streams.
             device: where drawn tensors are put.
         """
-        self.seeds = list(seeds)
+        self._seeds = list(seeds)
         self.device = torch.device(device)
-        self._streams = [Generator().manual_seed(_int64(seed)) for seed in self.seeds]
+        self._streams = [Generator().manual_seed(_int64(seed)) for seed in self._seeds]
 
     def __len__(self) -> int:
-        return len(self.seeds)
+        return len(self._seeds)
 
     def fork(self, name: str) -> "ImageRng":
         """New streams derived from these images and `name`; these streams do not advance."""
-        return ImageRng([f"{seed}/{name}" for seed in self.seeds], self.device)
+        return ImageRng([f"{seed}/{name}" for seed in self._seeds], self.device)
 
     def spawn(self, name: str) -> "ImageRng":
         """New streams derived from these images, `name` and one draw: these streams advance, so every call differs."""
         draws = self.integers(0, 2**53).tolist()
-        return ImageRng([f"{seed}/{name}/{draw}" for seed, draw in zip(self.seeds, draws, strict=True)], self.device)
+        return ImageRng([f"{seed}/{name}/{draw}" for seed, draw in zip(self._seeds, draws, strict=True)], self.device)
 
     def select(self, index: Tensor) -> "ImageRng":
         """The streams of the images at `index` (int64 `[k]`), shared with this object, not copied."""
         part = ImageRng([], self.device)
-        part.seeds = [self.seeds[i] for i in index.tolist()]
+        part._seeds = [self._seeds[i] for i in index.tolist()]
         part._streams = [self._streams[i] for i in index.tolist()]
         return part
 
     def copy(self) -> "ImageRng":
         """Streams that give what these will give; neither advances the other."""
         part = ImageRng([], self.device)
-        part.seeds = self.seeds
+        part._seeds = self._seeds
         part._streams = [Generator().set_state(stream.get_state()) for stream in self._streams]
         return part
 
     def on_host(self) -> "ImageRng":
         """These streams, shared, with tensors on the CPU: for draws that decide what the host does."""
         part = ImageRng([], "cpu")
-        part.seeds, part._streams = self.seeds, self._streams
+        part._seeds, part._streams = self._seeds, self._streams
         return part
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:

@@ -97,9 +97,8 @@ def load_attack(attack: Any, *, norm: str = LINF) -> LoadedAttack:
         UsageError: an unknown name or parameter, or an attack without such a budget.
     """
     from rdp_bench import registry
-    from rdp_bench.budgets import NORMS
+    from rdp_bench.budgets import NORMS, bounded
     from rdp_bench.errors import unknown_name
-    from rdp_bench.protocols import ChoosesNorm
 
     _load_entries()
     if norm not in NORMS:
@@ -110,10 +109,7 @@ def load_attack(attack: Any, *, norm: str = LINF) -> LoadedAttack:
     else:
         label = wrap.label_of(_name(attack))
         value = as_attack(label, attack)
-    if isinstance(value, ChoosesNorm):
-        value = value.with_norm(norm)
-    elif norm != LINF:
-        raise UsageError(f"attack '{label}' has an L-infinity budget only; leave out norm={norm!r}")
+    value = bounded(label, value, norm)
     if not callable(value) or label.startswith("files:"):
         raise UsageError(f"attack '{label}' reads images crafted elsewhere; it can be part of evaluate() only")
     return LoadedAttack(label, value, norm)

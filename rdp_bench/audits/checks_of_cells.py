@@ -279,6 +279,11 @@ def sweep(evidence: Evidence) -> Finding:
         return missing("C8.b", title, NONE_RIGHT)
     if levels[-1] < LARGE:
         return missing("C8.b", title, f"needs an eps of at least {LARGE:g}; {said}")
+    if by_eps[levels[-1]] > AT_ZERO and _constant(evidence):
+        meaning = (
+            f"the defense is constant around these images ({CONSTANT}): less than half of the range may not move it"
+        )
+        return Finding("C8.b", title, WARN, said, meaning, "test on images with more than two levels")
     if by_eps[levels[-1]] > AT_ZERO:
         meaning = "images remain right where the attacker may show anything: the attack does not work"
         return Finding("C8.b", title, FAIL, said, meaning, "look at the gradient, or for a leak of the label")
@@ -301,7 +306,18 @@ def noise_control(evidence: Evidence) -> Finding:
         return Finding("C8.c", title, PASS, said)
     if sweep(evidence).status == PASS and _severity(evidence, hardest(white) - hardest(noise)) != FAIL:
         return missing("C8.c", title, f"{said}: equal, within chance, at this eps; a larger one breaks all (C8.b)")
+    if _constant(evidence):
+        return missing("C8.c", title, f"{said}: {CONSTANT}")
     return Finding("C8.c", title, FAIL, said, "the attack is no better than noise", "look at the gradient")
+
+
+CONSTANT = "noise of 8/255 moves no purified test image"
+
+
+def _constant(evidence: Evidence) -> bool:
+    """Whether the defense gives back the same for all images nearby, and is no stored answer (C13.b)."""
+    probe = evidence.probes.get("elsewhere", {})
+    return not probe.get("ratios", True) and probe.get("strangers", 0) > 0
 
 
 def random_defense(evidence: Evidence) -> Finding:

@@ -36,6 +36,15 @@ ALIKE, UNLIKE = 0.93, 0.85
 """Correlations of predicted and measured changes: below the first the gradient is in doubt, below the second it is
 wrong. Half of the pixels without a gradient leave .7 of it (the square root of a half)."""
 
+BY_CHANCE = 6.0
+"""Standard deviations up to which a correlation is chance: one in 500 million."""
+
+MARKED, MOST_MARKED = 1.5, 1.2
+"""How much further than others a defense may change a test image, and half of them. Built-in defenses: 1.11, 1.01."""
+
+ROUNDED = 0.25
+"""Share of values that stay where the image changes by a small step, from which a defense rounds."""
+
 FAR_LESS = 0.2
 """Of how far noise moves outputs elsewhere, what is suspicious on the test images."""
 
@@ -162,7 +171,10 @@ def state(probe: Numbers) -> Said:
     same = probe["moved"] <= SAME
     if same:
         said = "having seen an image, the defense gives the same output for a similar one"
-    if same or probe["difference"] > DIFFERENT:
+    imprint = probe.get("imprint", 0)
+    if marked := abs(imprint) > BY_CHANCE:
+        said += f"; what it gives back for it contains the noise of the first ({imprint:.1f} standard deviations)"
+    if same or marked or probe["difference"] > DIFFERENT:
         meaning = "the defense keeps what it sees, such as the clean image of an adversarial one"
         return FAIL, said, meaning, "keep no state between calls"
     return PASS, said
@@ -172,15 +184,27 @@ def state(probe: Numbers) -> Said:
 def elsewhere(probe: Numbers) -> Said:
     """C13.b: the defense treats the test images as it treats others."""
     ratios = probe["ratios"]
+    if not ratios and probe.get("strangers", 0) > 0:
+        return NA, "noise of 8/255 moves neither the purified test images nor others made of them, and it moves noise"
     if not ratios:
         said = "noise moves no image that the defense gives back: neither the test images nor others made of them"
         meaning = "it gives back what it has stored, or nothing of the image: no attack can be judged"
         return FAIL, said, meaning, "look at what it gives back for noise"
     least = min(ratios, key=lambda kind: float(ratios[kind]))
     said = f"noise moves the purified test images {ratios[least]:.2g} times as far as the same images {least}"
+    meaning, advice = "the defense knows the test images", "train it on other images, and test it on new ones"
     if ratios[least] < FAR_LESS:
-        meaning = "the defense knows the test images"
-        return FAIL, said, meaning, "train it on other images, and test it on new ones"
+        return FAIL, said, meaning, advice
+    if stored := probe.get("stored", 0):
+        said += f"; {stored} of {probe['n']} move less than a fifth as far as others made of them"
+        return FAIL, said, meaning, advice
+    changes = probe.get("changes", [1.0])
+    middle = changes[len(changes) // 2]
+    if changes[0] > MARKED or middle > MOST_MARKED:
+        said += (
+            f"; it changes a test image up to {changes[0]:.2g} times as far as others made of it (half: {middle:.2g})"
+        )
+        return FAIL, said, meaning, advice
     return PASS, said
 
 
@@ -208,6 +232,10 @@ def slopes(probe: Numbers) -> Said:
         f"along {probe['n']} random signs of {probe['step']:.2g}/255, the changes of the margin that the gradient "
         f"predicts and those that are measured have a correlation of {probe['correlation']:.2f}"
     )
+    if probe["correlation"] < ALIKE and (rounds := probe.get("rounds", 0)) > ROUNDED:
+        said += f"; {100 * rounds:.0f} % of what the defense gives back stays as it is along such a step"
+        meaning = "the defense rounds its output, which hides how the loss changes within a step"
+        return WARN, said, meaning, "compare with SPSA, or audit it in float32"
     if probe["correlation"] < UNLIKE:
         meaning = "parts of the gradient are missing or wrong: white-box attacks are weaker than they could be"
         return FAIL, said, meaning, "look for detached parts, and read the blind and black-box tiers"

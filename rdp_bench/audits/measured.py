@@ -38,9 +38,9 @@ class ProbeFacts:
 
 
 PROBES = {
-    "repeat": ProbeFacts(4, 3), "outputs": ProbeFacts(16), "gradient": ProbeFacts(8, 2), "cosine": ProbeFacts(8, 3),
-    "slopes": ProbeFacts(4), "state": ProbeFacts(8, 2), "elsewhere": ProbeFacts(16, 2), "stability": ProbeFacts(4, 2),
-    "progress": ProbeFacts(4), "planted": ProbeFacts(16, 2),
+    "repeat": ProbeFacts(4, 4), "outputs": ProbeFacts(16, 2), "gradient": ProbeFacts(8, 3), "cosine": ProbeFacts(8, 4),
+    "slopes": ProbeFacts(4, 2), "state": ProbeFacts(8, 3), "elsewhere": ProbeFacts(16, 3),
+    "stability": ProbeFacts(4, 3), "progress": ProbeFacts(4, 2), "planted": ProbeFacts(16, 3),
 }  # fmt: skip
 """The probes of `audits.probes`."""
 

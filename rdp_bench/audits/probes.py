@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
 
 from rdp_bench.attacks._adaptive import apgd
 from rdp_bench.attacks._adaptive.victim import Victim
@@ -37,6 +38,18 @@ DIRECTIONS = 16
 FINE_STEP = 0.1
 """Of these signs, in /255. A network of rectifiers bends: with 1/255 an exact gradient explains .8 of the change, with
 this .97."""
+
+BLOCK = 4
+"""Side of a block of the images that ask for an imprint, in pixels: blurs and JPEG leave most of it."""
+
+ENOUGH_BLOCKS, MOST_ROUNDS = 20_000, 16
+"""Where images are small, several rounds of them give so many blocks."""
+
+STORED = 0.2
+"""Of how far noise moves others, what an image that the defense has stored moves."""
+
+LEAST_CHANGE = 0.1 / 255
+"""Mean change by a defense from which it is compared."""
 
 STILL = 1e-6
 """L2 distance of two purified images up to which nothing has moved."""
@@ -71,8 +84,8 @@ class Context:
 
     def rng(self, name: str) -> ImageRng:
         """Streams for the images; equal names give equal streams."""
-        of_seed = f"/seed {self.seed}" if self.seed else ""
-        return ImageRng([f"audit/{name}/{number}{of_seed}" for number in range(len(self.x))], self.x.device)
+        stream = _hash(f"audit/{name}/{self.seed}")  # they look like those of a run
+        return ImageRng([f"{stream}/{_hash(str(number))}" for number in range(len(self.x))], self.x.device)
 
     def signs(self, name: str) -> Tensor:
         """Random signs of the images' shape."""
@@ -85,6 +98,10 @@ class Context:
             for member in (source or self.source).members
         ]
         return torch.stack(outputs).mean(0)
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
 
 
 Numbers = dict[str, Any]
@@ -178,10 +195,11 @@ def gradient(context: Context) -> Numbers:
 
 @torch.no_grad()
 def state(context: Context) -> Numbers | None:
-    """Whether seeing an image changes the output for a similar one: one copy of the defense saw it, another did not.
+    """Whether seeing an image changes the output for a similar one.
 
-    `moved` is how far the output for the similar image is from that for the one that was seen, which both copies know
-    where they share what they keep.
+    One copy of the defense saw it, another did not: `difference` is how far their outputs for the similar image are
+    apart. `moved` is how far the output for the similar image is from that for the one that was seen. `imprint` asks
+    without a copy, for what all copies share, be it on disk: see `_imprint`.
     """
     if context.fresh is None:
         return None
@@ -191,7 +209,39 @@ def state(context: Context) -> Numbers | None:
     first = context.logits(strangers, context.rng("state"), seen)
     after = context.logits(near, context.rng("state"), seen)
     alone = context.logits(near, context.rng("state"), unseen)
-    return {"difference": _apart(after, alone), "moved": _apart(after, first)}
+    found = {"difference": _apart(after, alone), "moved": _apart(after, first)}
+    imprint = _imprint(context)
+    return found if imprint is None else {**found, "imprint": imprint}
+
+
+def _imprint(context: Context) -> float | None:
+    """How much of one image is in the output for a similar one that comes after it, in standard deviations of chance.
+
+    Both are a pattern of blocks with block noise of half the budget, independent of each other. An output that depends
+    on the second image alone is independent of the first one's noise: so is what is left of it without the pattern, and
+    their correlation is that of chance.
+    """
+    behind = context.source.members[0]
+    side = context.x.shape[-1] // BLOCK
+    if not isinstance(behind, DefendedClassifier) or side < 1:
+        return None
+    total, variance = 0.0, 0.0
+    for number in range(max(1, min(MOST_ROUNDS, ENOUGH_BLOCKS // (len(context.x) * 3 * side**2)))):
+        blocks = [context.rng(f"{name} {number}").uniform(3, side, side) for name in ("pattern", "first", "second")]
+        pattern, (first, second) = 0.1 + 0.8 * blocks[0], [torch.where(each < 0.5, -1.0, 1.0) for each in blocks[1:]]
+        for noise in (first, second):
+            image = interpolate(pattern + context.eps / 2 * noise, context.x.shape[-2:], mode="nearest").clamp(0, 1)
+            found = behind.purified(image, context.rng("imprint"))
+        seen, known = (_centred(adaptive_avg_pool2d(each, side)) for each in (found, pattern))
+        rest = seen - (seen * known).sum(1, keepdim=True) / (known * known).sum(1, keepdim=True) * known
+        total += float((rest * first.flatten(1)).sum())
+        variance += float((rest * rest).sum())  # of a sum with independent signs
+    return total / variance**0.5 if variance else 0.0
+
+
+def _centred(images: Tensor) -> Tensor:
+    flat = images.double().flatten(1)
+    return flat - flat.mean(1, keepdim=True)
 
 
 def _apart(one: Tensor, two: Tensor) -> float:
@@ -201,44 +251,63 @@ def _apart(one: Tensor, two: Tensor) -> float:
 
 @torch.no_grad()
 def elsewhere(context: Context) -> Numbers | None:
-    """How much random signs of 8/255 move purified images, over how much they move others that were made of the same.
+    """Whether the defense treats the test images as others that have the same pixels in other places or channels.
 
-    What the defense gives back is compared, not what the target says, which may be sure of these images only.
-    `ratios` has the median over images for each kind of others; kinds of which nothing moves are left out.
+    What it gives back is compared, not what the target says, which may be sure of these images only.
+
+    `ratios`: how much random signs of 8/255 move purified images, over how much they move others; of each kind of
+    others the median over images, without kinds of which nothing moves. `stored`: images that move less than `STORED`
+    of what others made of them do (median over kinds). `changes`: how far the defense changes an image itself, over
+    how far it changes others made of it (median over kinds), for each image in falling order. `strangers`: the largest
+    movement of images of noise, where no kind moves.
     """
     behind = context.source.members[0]
     if not isinstance(behind, DefendedClassifier):
         return None
     step = 8 / 255 * context.signs("elsewhere")
 
-    def moved(x: Tensor) -> Tensor:
+    def size(change: Tensor) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(change.flatten(1), dim=1)
+        return norm
+
+    def treated(x: Tensor) -> tuple[Tensor, Tensor]:
+        """How far noise moves what is given back for `x`, and how far that is from `x`."""
         here, there = (behind.purified(each, context.rng("noise")) for each in (x, (x + step).clamp(0, 1)))
-        change: Tensor = torch.linalg.vector_norm((there - here).flatten(1), dim=1)
-        return change
+        return size(there - here), size(interpolate(here, x.shape[-2:], mode="area") - x)
 
     x = context.x
+    half = torch.arange(x.shape[3], device=x.device) < x.shape[3] // 2
     others = {
         "mirrored": x.flip(3), "upside down": x.flip(2), "with their channels changed over": x.roll(1, 1),
-        "in negative": 1 - x, "mixed with one another": (x + x.roll(1, 0).flip(3)) / 2,
+        "in negative": 1 - x, "with halves of one another": torch.where(half, x, x.roll(1, 0)),
     }  # fmt: skip
-    ours, found = moved(x), {}
-    for kind, other in others.items():
-        theirs = moved(other)
-        if (there := theirs > STILL).any():
-            found[kind] = float((ours[there] / theirs[there]).median())
-    return {"ratios": found}
+    ours, own_change = treated(x)
+    theirs = {kind: treated(other) for kind, other in others.items()}
+    ratios = {
+        kind: float((ours[moves] / moved[moves]).median())
+        for kind, (moved, _) in theirs.items()
+        if (moves := moved > STILL).any()
+    }
+    if not ratios:
+        noise = context.rng("strangers").uniform(*x.shape[1:])
+        return {"ratios": {}, "strangers": float(treated(noise)[0].max())}
+    typical = torch.stack([moved for moved, _ in theirs.values()]).median(0).values
+    of_others = torch.stack([change for _, change in theirs.values()]).median(0).values
+    least = LEAST_CHANGE * x[0].numel() ** 0.5
+    changes = own_change.clamp(min=least) / of_others.clamp(min=least)
+    stored = int((ours < STORED * typical).sum())
+    return {"ratios": ratios, "n": len(x), "stored": stored, "changes": changes.sort(descending=True).values.tolist()}
 
 
 def slopes(context: Context) -> Numbers | None:
     """How well the gradient predicts what small random signs do to the margin over the likeliest other class.
 
     The correlation of both over `DIRECTIONS` signs for each image, changes in units of the image's own gradient; None
-    where the gradient is a stand-in's. A random defense draws the same every time.
+    where the gradient is a stand-in's. A random defense draws the same every time. `rounds` is the share of values that
+    the defense gives back unchanged where all pixels change by the step: it rounds them, and the loss with them.
     """
-    if any(
-        isinstance(member, DefendedClassifier) and not member.attacked_defense.exact
-        for member in context.source.members
-    ):
+    defended = [member for member in context.source.members if isinstance(member, DefendedClassifier)]
+    if not all(member.attacked_defense.exact for member in defended):
         return None
     step = FINE_STEP / 255
     x = context.x.clamp(step, 1 - step)
@@ -268,7 +337,14 @@ def slopes(context: Context) -> Numbers | None:
     told = size > 0
     pairs = [(torch.stack(each)[:, told] / (size[told] * step)).flatten() for each in (predicted, measured)]
     top, below = (pairs[0] * pairs[1]).sum(), pairs[0].norm() * pairs[1].norm()
-    return {"step": FINE_STEP, "n": int(pairs[0].numel()), "correlation": float(top / below) if below > 0 else None}
+    with torch.no_grad():
+        signs = context.signs("rounds")
+        rounds = 0.0
+        for member in defended:
+            low, high = (member.purified(x + sign * step * signs, context.rng("slopes")) for sign in (-1, 1))
+            rounds = max(rounds, float((low == high).double().mean()))
+    correlation = float(top / below) if below > 0 else None
+    return {"step": FINE_STEP, "n": int(pairs[0].numel()), "correlation": correlation, "rounds": rounds}
 
 
 def cosine(context: Context) -> Numbers | None:

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from rdp_bench import registry
-from rdp_bench.budgets import LINF
+from rdp_bench.budgets import LINF, bounded
 from rdp_bench.cache.store import Artefact, Store
 from rdp_bench.data import nips2017
 from rdp_bench.data._labelled import SIZE, Images
@@ -27,7 +27,6 @@ from rdp_bench.models.defended import is_white_box, white_box
 from rdp_bench.models.zoo import AnyModelRef, MissingModel, ModelRef, SourceSpec, find, find_or_missing, find_source
 from rdp_bench.protocols import (
     Attack,
-    ChoosesNorm,
     Dataset,
     Defense,
     aims_at_targets,
@@ -449,22 +448,7 @@ def _check_files(plan: Plan) -> None:
 
 
 def _bounded(made: Resolved[Attack], norm: str) -> Resolved[Attack]:
-    """The attack with its budget in `norm`.
-
-    Raises:
-        UsageError: it has no such budget.
-    """
-    if isinstance(made.value, ChoosesNorm):
-        try:
-            return replace(made, value=made.value.with_norm(norm))
-        except ValueError as error:
-            raise UsageError(f"attack '{made.label}' under --norm {norm}: {error}") from error
-    if norm != LINF:
-        raise UsageError(
-            f"attack '{made.label}' has an L-infinity budget only; leave out --norm {norm}, or use an attack that has "
-            "both, such as fgsm, mi-fgsm or pgd"
-        )
-    return made
+    return replace(made, value=bounded(made.label, made.value, norm))
 
 
 def _resized(axes: Axes, limit: int | None) -> Dataset:

@@ -78,13 +78,9 @@ def test_classes_without_a_budget_are_refused(grid: GridRuns, name: str, flags: 
         (("--attack", "ni-fgsm", "--norm", "l2", "--eps", "3"), "nesterov's look-ahead is defined for sign steps"),
         (("--attack", "dim", "--norm", "l2", "--eps", "3"), "steps=auto is a rule for eps in /255"),
         (("--attack", "I(5,2)", "--norm", "l2", "--eps", "3"), "alpha is in /255"),
-        (
-            (
-                "--attack",
-                "mi-fgsm(norm=l2)",
-            ),
-            "an attack with norm=l2 needs --norm l2",
-        ),
+        (("--attack", "mi-fgsm(norm=l2)"), "names norm=l2, and the run's is linf: use --norm l2"),
+        (("--attack", "apgd-ce(norm=linf)", "--norm", "l2", "--eps", "3"), "names norm=linf, and the run's is l2"),
+        (("--attack", "apgd-ce(targets=3)"), "targets has an effect with loss=targeted-dlr only"),
         (
             (
                 "--norm",

@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from rdp_bench import plugins
+from rdp_bench import plugins, registry
 from rdp_bench.audits import checks_of_cells as cells
 from rdp_bench.audits import checks_of_probes as probes
+from rdp_bench.audits import probes as probing
 from rdp_bench.audits.card import card_of, verdict
 from rdp_bench.audits.evidence import Cell, Evidence, from_predictions
 from rdp_bench.audits.finding import FAIL, NA, PASS, WARN, Finding
@@ -16,6 +18,8 @@ from rdp_bench.audits.run import parts_of
 from rdp_bench.audits.tiers import headline, tiers
 from rdp_bench.errors import UsageError
 from rdp_bench.metrics import stats
+from rdp_bench.models.defended import AttackedDefense, DefendedClassifier
+from tests.helpers import toy
 
 SUBJECT = Subject("jpeg", "effnet-lite2")
 BASE = SUBJECT.settings.gradient[-1]
@@ -409,6 +413,10 @@ def test_few_images_are_said_to_be_few() -> None:
     )  # fmt: skip
 
 
+ELSEWHERE = {"ratios": {"mirrored": 1.1}, "n": 3}
+STATE = {"difference": 0.0, "moved": 0.1}
+
+
 @pytest.mark.parametrize(
     ("check", "probe", "good", "bad"),
     [
@@ -432,6 +440,15 @@ def test_few_images_are_said_to_be_few() -> None:
             {"ratios": {"mirrored": 1.1, "upside down": 0.1}},
         ),
         (probes.elsewhere, "elsewhere", {"ratios": {"mirrored": 1.1}}, {"ratios": {}}),
+        *(
+            (probes.elsewhere, "elsewhere", ELSEWHERE | {"stored": 0, "changes": [1.1, 1.0, 0.9]}, ELSEWHERE | bad)
+            for bad in (
+                {"stored": 1, "changes": [1.1, 1.0, 0.9]},
+                {"stored": 0, "changes": [1.6, 1.0, 0.9]},
+                {"stored": 0, "changes": [1.3, 1.3, 0.9]},
+            )
+        ),
+        (probes.state, "state", STATE | {"imprint": -3.0}, STATE | {"imprint": 7.0}),
         (
             probes.slopes,
             "slopes",
@@ -470,10 +487,30 @@ def test_probes_are_read(check: Any, probe: str, good: dict[str, Any], bad: dict
             probes.logits, "outputs", {"low": -3, "high": 9, "probabilities": False},
             {"low": 0, "high": 1, "probabilities": True},
         ),
+        (
+            probes.slopes, "slopes", {"step": 0.1, "n": 64, "correlation": 0.97, "rounds": 0.9},
+            {"step": 0.1, "n": 64, "correlation": 0.5, "rounds": 0.9},
+        ),
     ],
 )  # fmt: skip
 def test_probes_that_warn(check: Any, probe: str, good: dict[str, Any], bad: dict[str, Any]) -> None:
     assert [check(evidence(**each)).status for each in ({probe: good}, {probe: bad}, {})] == [PASS, WARN, NA]
+
+
+def test_a_defense_that_is_constant_around_its_images_is_not_accused() -> None:
+    """One bit of black and white: noise moves nothing, and the largest eps of the sweep reaches no threshold."""
+    black_and_white = (torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+    behind = AttackedDefense("bpda", registry.defense.resolve("bit-red(bits=1)"), 1)
+    source = toy.source(DefendedClassifier(toy.linear(size=32), behind))
+    context = probing.Context(source, black_and_white, torch.zeros(4, dtype=torch.int64), random=False, draws=1)
+    numbers = probing.elsewhere(context)
+    assert numbers is not None
+    assert numbers["ratios"] == {}
+    assert numbers["strangers"] > 0
+    right = [cell("white-box", BASE, "1" * 20), cell("eps", BASE, "1" * 20, eps=64.0), cell("noise", "noise", "1" * 20)]
+    for number, expected in (({}, [NA, FAIL, FAIL]), ({"elsewhere": numbers}, [NA, WARN, NA])):
+        found = evidence(CLEAN, *right, **number)
+        assert [check(found).status for check in (probes.elsewhere, cells.sweep, cells.noise_control)] == expected
 
 
 def test_what_the_binarisation_test_may_say() -> None:

@@ -24,7 +24,10 @@ TRUTH = {
     "fault/detach": {"C4.a"},
     "fault/leak": {"C3.f"},
     "fault/shared": {"C3.f"},
+    "fault/trace": {"C3.f"},
     "fault/memory": {"C13.b"},
+    "fault/few": {"C13.b"},
+    "fault/label": {"C13.b"},
     "fault/album": {"C13.b"},
     "fault/checker": {"C5.c"},
     "fault/undeclared": {"C3.a"},
@@ -40,7 +43,7 @@ ROBUST = "effnet-lite2-ens"
 TURNED = "fault/turned"
 """A defense with a bad and a good stand-in."""
 
-HONEST = ("fault/identity", "honest/average", "honest/half")
+HONEST = ("fault/identity", "honest/average", "honest/half", "honest/rounded")
 
 ROOTS = frozenset().union(*TRUTH.values()) - {"C6", "C11"}
 """Checks that name one fault: none of them fails for another. C6 is about the size of the budget, too, and C11 about
@@ -67,10 +70,10 @@ def test_the_fault_of_each_is_named(name: str, tmp_path: Path) -> None:
     found = failing(card)
     assert found >= TRUTH[name]
     if name == "fault/resize":  # shifts hide the planted point, so their noise is fixed, and the attack finds it
-        assert check(card, "C11").status == "PASS"
+        assert check(card, "C11").status in ("PASS", "WARN")  # WARN: four of five
         assert check(card, "C11").evidence.endswith("with the noise of the defense fixed")
     # A defense that gives back whole stored images has no gradient either.
-    consequences = {"C3.c"} if name in ("fault/leak", "fault/shared", "fault/memory") else set()
+    consequences = {"C3.c"} if name in ("fault/leak", "fault/shared", "fault/memory", "fault/few") else set()
     if name in ("fault/leak", "fault/shared"):  # what they give back is what they have seen, whatever comes
         consequences |= {"C13.b"}
     if name in ("fault/resize", "fault/noise"):  # both are luck, and few draws
