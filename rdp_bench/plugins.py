@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import logging
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from rdp_bench import local_code
 from rdp_bench.errors import UsageError
 from rdp_bench.keys import hash_file, hash_many, known_hash
 from rdp_bench.registry import registries
-from rdp_bench.user_reads import Reads, first_local, keyed, watching
+from rdp_bench.user_reads import Reads, first_local, keyed_by_plugins, watching
 
 log = logging.getLogger(__name__)
 
@@ -123,11 +124,15 @@ def _stamping(what: str, name: str) -> Iterator[Reads]:
         raise UsageError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
     finally:
         _importing.remove(name)
-    keyed.setdefault("", set()).update(hashes)
     for registry, entries, label_schemes in kept:
         for each, entry in registry.entries.items():
             if each not in entries:
                 registry.entries[each] = replace(entry, stamp=version_suffix)
+                keyed_by_plugins.setdefault(each, set()).update(hashes)
+        for scheme in registry.label_schemes:
+            if scheme not in label_schemes:
+                start = re.split("[:(]", scheme.example)[0]
+                keyed_by_plugins.setdefault(start, set()).update(hashes)
         registry.label_schemes[:] = [
             each if each in label_schemes else replace(each, stamp=version_suffix) for each in registry.label_schemes
         ]

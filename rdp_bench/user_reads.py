@@ -8,9 +8,10 @@ import importlib.util
 import linecache
 import logging
 import os
+import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -34,7 +35,13 @@ at_work: set[str] = set()
 """Entries that have worked since this was cleared; one that opened its files earlier still depends on them."""
 
 keyed: dict[str, set[Path]] = {}
-"""Files whose content is in cache keys: of an entry by its label, of all entries of a plugin by ""."""
+"""Files whose content is in cache keys, by the label of the entry that read them when it was made."""
+
+keyed_by_plugins: dict[str, set[Path]] = {}
+"""Files whose content is in the keys of a plugin's entries, by the entry's name or the start of its labels."""
+
+_versions: dict[str, str] = {}
+"""Of the entries that have worked."""
 
 
 _started: WeakKeyDictionary[threading.Thread, int] = WeakKeyDictionary()
@@ -124,13 +131,34 @@ def watching(within: Block = "make") -> Iterator[Reads]:
                 _replaced.clear()
 
 
+def forget_others(versions: Mapping[str, str]) -> None:
+    """Forget remarks on entries that have the names of these, and other code.
+
+    Args:
+        versions: version by what remarks call the entry. Of these entries remarks are kept: what one has read in an
+            earlier run of this process it may still hold.
+    """
+    for what, version in versions.items():
+        if _versions.setdefault(what, version) != version:
+            _versions[what] = version
+            for remark in [remark for remark, entry in unkeyed.items() if entry == what]:
+                del unkeyed[remark]
+
+
 @contextmanager
 def noting_unkeyed(what: str) -> Iterator[None]:
     """Around a call of an entry's code; a file that it opens gets a remark that begins with `what`."""
     at_work.add(what)
     with watching("work") as reads:
         yield
-    known = {path for label, paths in keyed.items() if label in what for path in paths}  # `what` may name a chain
+    ends = ((keyed, r"(?=[\s'),>|])"), (keyed_by_plugins, r"(?=[\s'),>|(:])"))
+    known = {
+        path
+        for by_label, end in ends
+        for label, paths in by_label.items()
+        if re.search(rf"(?<=[\s'(,>=]){re.escape(label)}{end}", what)  # it may name a chain
+        for path in paths
+    }
     for path in sorted(reads.files - known):
         if path.is_file():  # not a temporary file of its own
             unkeyed[

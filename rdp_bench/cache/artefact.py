@@ -11,7 +11,7 @@ from rdp_bench.cache.batches import Batch, grouped
 from rdp_bench.cache.files import Location, read_file, write_atomic
 from rdp_bench.cache.merged import DamagedBatchesError, OpenShard, Single
 from rdp_bench.cache.shard import Packed, Place, compressed, serialized, shard_header
-from rdp_bench.cache.stored import MERGED_BYTES, REMARKS, StoredRows
+from rdp_bench.cache.stored import MERGED_BYTES, StoredRows, remark_name
 from rdp_bench.cache.url import UrlPath
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, UnreadableError
 from rdp_bench.keys import Record, key_of
@@ -72,9 +72,10 @@ class Artefact(StoredRows):
             StorageError: the cache cannot be written to.
         """
         if remarks and not self.store.read_only:
-            known = self.remarks()
-            if found := [text for text in dict.fromkeys(remarks) if text not in known]:
-                write_atomic(self.folder / REMARKS, json.dumps([*known, *found], indent=1).encode())
+            known = set(self.remarks())
+            for text in dict.fromkeys(remarks):
+                if text not in known:
+                    write_atomic(self.folder / remark_name(text.encode()), text.encode())
 
     def write_record(self) -> None:
         """Write the record beside the shards, unless it is there and whole."""

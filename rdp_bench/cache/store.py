@@ -3,7 +3,7 @@
     ROOT/rdp-bench-cache.json                        marks ROOT as a cache, with its format
     ROOT/adv/3f/3f2a.../record.json                  every fact that the key is made of, readable
     ROOT/adv/3f/3f2a.../000000-000020.safetensors    images 0..19, written when that batch is done
-    ROOT/adv/3f/3f2a.../remarks.json                 what a reader of them must know, where there is anything
+    ROOT/adv/3f/3f2a.../remark-<hash>.txt            what a reader of them must know, where there is anything
 
 A shard is written whole or not at all, so a killed run loses at most one batch and two runs may work on one artefact.
 The shards of a finished artefact are merged into few files (`merged`). A batch that is damaged, or that does not belong
@@ -24,7 +24,7 @@ from rdp_bench.cache.files import Location, children, exclusive_lock, read_file,
 from rdp_bench.cache.kinds import KINDS
 from rdp_bench.cache.locations import default_root, local_folder, locate
 from rdp_bench.cache.shard import SHARD_FORMAT
-from rdp_bench.cache.stored import REMARKS, SHARD
+from rdp_bench.cache.stored import REMARK, SHARD
 from rdp_bench.cache.url import UrlPath
 from rdp_bench.cache.user import user_cache
 from rdp_bench.errors import DamagedError, UnreadableError, UsageError
@@ -48,7 +48,7 @@ STALE = 86400.0
 
 _HEX = re.compile(r"[0-9a-f]+")
 _TEMPORARY = re.compile(
-    r"\.(?:record\.json|remarks\.json|rdp-bench-cache\.json|[0-9a-f]{16,64}\.json|\d{6,}-\d{6,}\.safetensors)\.[0-9a-f]{8}\.tmp"
+    r"\.(?:record\.json|remark-[0-9a-f]{16}\.txt|rdp-bench-cache\.json|[0-9a-f]{16,64}\.json|\d{6,}-\d{6,}\.safetensors)\.[0-9a-f]{8}\.tmp"
 )
 DECODED = ".u8"
 """Ending of a file of decoded images; see `data.decoded`."""
@@ -196,7 +196,7 @@ class Store:
         folder = self.folder(kind, key)
         size = 0
         for path in children(folder):
-            named = path.name in ("record.json", REMARKS)
+            named = path.name == "record.json" or REMARK.fullmatch(path.name)
             if named or SHARD.fullmatch(path.name) or _TEMPORARY.fullmatch(path.name):
                 size += path.lstat().st_size
                 path.unlink(missing_ok=True)

@@ -1,11 +1,11 @@
 """What there is of an artefact: which rows are stored in which file, and their arrays, checked on every read."""
 
 import contextlib
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -30,8 +30,8 @@ T = TypeVar("T")
 
 SHARD = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
 
-REMARKS = "remarks.json"
-"""The file beside the shards with what a reader of their results must know."""
+REMARK = re.compile(r"remark-([0-9a-f]{16})\.txt")
+"""A file beside the shards with what a reader of their results must know, named by the hash of its text."""
 
 MERGED_BYTES = 32 << 20
 """Up to so many bytes are merged into one file: a damaged batch rewrites one file, and a reader holds one in memory."""
@@ -50,6 +50,11 @@ class Home(Protocol):
     def folder(self, kind: str, key: str) -> Location: ...
     def mark(self, *, merged: bool = False) -> None: ...
     def reject(self, path: Location, why: object) -> None: ...
+
+
+def remark_name(text: bytes) -> str:
+    """How the file of a remark is called."""
+    return f"remark-{sha256(text).hexdigest()[:16]}.txt"
 
 
 @dataclass(frozen=True)
@@ -206,12 +211,24 @@ class StoredRows:
         return found
 
     def remarks(self) -> list[str]:
-        """What a reader of these rows must know, as those who made them said; empty where that cannot be read."""
-        with contextlib.suppress(RdpBenchError, ValueError, RecursionError):
-            found = json.loads(read_file(self.folder / REMARKS))
-            if isinstance(found, list) and all(isinstance(text, str) for text in found):
-                return found
-        return []
+        """What a reader of these rows must know, as those who made them said."""
+        lost = "a remark on these results is damaged; compute them again (--fresh)"
+        return [f"{path}: {lost}" if text is None else text for path, text in self._remark_files()]
+
+    def damaged_remarks(self) -> list[Location]:
+        """Files of remarks whose text is lost."""
+        return [path for path, text in self._remark_files() if text is None]
+
+    def _remark_files(self) -> list[tuple[Location, str | None]]:
+        """The files of remarks with their texts; None where a text is not that of its name."""
+        found: list[tuple[Location, str | None]] = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for path in sorted(path for path in self.folder.iterdir() if REMARK.fullmatch(path.name)):
+                with contextlib.suppress(RdpBenchError):  # unreadable: the rows beside it say so
+                    data = read_file(path)
+                    whole = path.name == remark_name(data)
+                    found.append((path, data.decode() if whole else None))
+        return found
 
     def failing(self) -> Iterator[tuple[Location, DamagedError | UnreadableError]]:
         """Every file that is damaged (in whole or in part), does not belong here, or cannot be read, and why."""

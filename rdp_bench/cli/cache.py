@@ -94,7 +94,10 @@ def _faults(store: Store, kind: str, key: str) -> Iterator[str]:
             artefact.reject(path, why)
             kept = path in store.rejected or path in store.rejected_rows
             yield f"damaged, {'could not be deleted' if kept else 'deleted'}: {why}"
-        if damaged and artefact.shards():
+        if lost := artefact.damaged_remarks():
+            store.delete(kind, key)
+            yield f"damaged, deleted with the rows that it is about: {lost[0]}: a remark of another text"
+        elif damaged and artefact.shards():
             yield f"damaged, the next run of its grid writes it again: {damaged}"
         elif damaged:
             store.delete(kind, key)

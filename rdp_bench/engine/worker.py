@@ -47,7 +47,7 @@ from rdp_bench.numerics import memory, pieces, precision
 from rdp_bench.numerics.determinism import ordered_sums
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
 from rdp_bench.rng import ImageRng
-from rdp_bench.user_reads import at_work, noting_unkeyed, unkeyed
+from rdp_bench.user_reads import at_work, forget_others, noting_unkeyed, unkeyed
 
 R = TypeVar("R")
 
@@ -96,6 +96,7 @@ class Worker:
     classes: dict[str, int] = field(default_factory=dict)
     """Number of classes of every model loaded so far."""
     _remarks: list[str] = field(default_factory=list)  # of the job at hand
+    _names: dict[str, str] = field(default_factory=dict)  # of target models, by label
     _work: str = ""  # the kind of it, where batches are found by memory
 
     def __post_init__(self) -> None:
@@ -104,7 +105,8 @@ class Worker:
         self.batches = FoundBatches(CudaMemory(self.plan.device)) if on_gpu and self.plan.n > FROM else None
         self._rows = (0, self.plan.n)
         configure_torch(self.plan.device)
-        unkeyed.clear()  # what entries of an earlier run in this process read
+        forget_others({f"defense '{label}'": made.version for label, made in self.plan.defenses.items()})
+        forget_others({f"attack '{label}'": made.version for label, made in self.plan.attacks.items()})
         self.plan.store.made_by = describe(self.plan.device)
         local = None if self.plan.store.read_only else self.plan.store.local
         self._images = DecodedImages(self.plan.dataset, self.plan.image_hashes, local)
@@ -120,16 +122,32 @@ class Worker:
         # Jobs need blocks of different sizes: each defense has a network of its own. Below `KEPT`, freed memory is
         # kept, because faulting it in again takes a quarter of a second per gigabyte.
         memory.release(above=KEPT)
-        with precision.using(self.plan.precision), ordered_sums(self.plan.device), pieces.using(self.batch):
-            if isinstance(job, CraftJob):
-                self._craft(job)
-            else:
-                self._evaluate(job)
-        remarks = [*self._remarks, *(remark for remark, entry in unkeyed.items() if entry in at_work)]
-        if remarks:
-            for record in job.records:
-                self.plan.artefact(record).add_remarks(remarks)
+        failed = True
+        try:
+            with precision.using(self.plan.precision), ordered_sums(self.plan.device), pieces.using(self.batch):
+                if isinstance(job, CraftJob):
+                    self._craft(job)
+                else:
+                    self._evaluate(job)
+            failed = False
+        finally:  # also where a target failed: the others have their numbers
+            remarks = self._keep_remarks(job, failed=failed)
         return remarks
+
+    def _keep_remarks(self, job: Job, *, failed: bool) -> list[str]:
+        """Keep what was said during a job beside its results; what was said of one target, beside those of it."""
+        said = {remark: entry for remark, entry in unkeyed.items() if entry in at_work}
+        targets = dict(job.evals) if isinstance(job, EvaluateJob) else {}
+        of_models = {f"model '{name}'": label for label, name in self._names.items() if label in targets}
+        for record in job.records if said or self._remarks else ():
+            artefact = self.plan.artefact(record)
+            if failed and not artefact.shards():
+                continue
+            artefact.add_remarks(
+                [*self._remarks, *(remark for remark, entry in said.items()
+                 if entry not in of_models or targets[of_models[entry]] is record)]
+            )  # fmt: skip
+        return [*self._remarks, *said]
 
     def clean(self, low: int, high: int) -> NDArray[np.uint8]:
         """Images `low..high` of the data set as uint8 `[k, 3, s, s]`; not to be written into."""
@@ -261,7 +279,7 @@ class Worker:
         problems: dict[str, str] = {}  # of each target; one bad target must not cost the others their numbers
         for label, record in job.evals:
             try:
-                self.model(label)
+                self._names[label] = self.model(label).name
                 found[label] = plan.artefact(record)
             except RdpBenchError as error:
                 problems[label] = str(error)

@@ -105,7 +105,9 @@ def test_what_was_said_of_a_result_is_said_again_wherever_it_is_used(tmp_path: P
     (tmp_path / "factor.txt").write_text("0.5")
     (tmp_path / "weight.txt").write_text("2")
 
-    def remarks(defenses: str, *more: str, targets: str = "mine/net", attacks: str = "mine/noting") -> list[str]:
+    def remarks(
+        defenses: str, *more: str, targets: str = "mine/net", attacks: str = "mine/noting", whole: bool = False
+    ) -> list[str]:
         out = tmp_path / "out"
         with new_process():
             done = cli(
@@ -115,6 +117,8 @@ def test_what_was_said_of_a_result_is_said_again_wherever_it_is_used(tmp_path: P
             )  # fmt: skip
         assert done.exit_code == 0, done.output
         found = read_run(out / "runs" / "table1.json").header["warnings"]
+        if whole:
+            return list(found)
         parts = {"factor.txt": "factor", "weight.txt": "weight", "mine/noting": "noting"}
         return sorted(short for part, short in parts.items() for text in found if part in text)
 
@@ -127,10 +131,79 @@ def test_what_was_said_of_a_result_is_said_again_wherever_it_is_used(tmp_path: P
     assert remarks("none", "--limit", "3", attacks="fgsm") == ["weight"]
     assert remarks("mine/scale", "--limit", "3", targets="tiny/two") == ["factor", "noting"]
     assert remarks("none", "--limit", "3", targets="tiny/two", attacks="fgsm") == []
-    next(cache.glob("eval/*/*/remarks.json")).write_text('{"not": "a list"}')
-    assert remarks("none,mine/scale", "--limit", "3") != []
+    for path in cache.glob("*/*/*/remark-*.txt"):
+        path.write_text("nothing to see here")
+    damaged = remarks("none,mine/scale", "--limit", "3", whole=True)
+    assert any("a remark on these results is damaged" in text for text in damaged)
+    verified = cli("cache", "verify", "--cache", cache)
+    assert "damaged, deleted with the rows that it is about" in verified.output
+    assert remarks("none,mine/scale", "--limit", "3") == first  # computed again, and said again
     assert cli("cache", "prune", "--all", "--cache", cache).exit_code == 0
-    assert not [*cache.rglob("remarks.json")]
+    assert not [*cache.rglob("remark-*")]
+
+
+REMEMBERING = """
+from pathlib import Path
+from rdp_bench import Purifier, defense
+
+def text(name): return Path(__file__).with_name(name).read_text()
+
+FACTOR = {}
+
+@defense("mine/scale2", source="x")
+class Late(Purifier):
+    def purify(self, x, rng):
+        if not FACTOR:
+            FACTOR[0] = float(text("factor.txt"))
+        return x * FACTOR[0]
+    def resolved(self): return {}
+
+@defense("mine/scale", source="x")
+class Early(Purifier):
+    def __init__(self): self.factor = float(text("factor.txt"))
+    def purify(self, x, rng): return x * self.factor
+    def resolved(self): return {}
+"""
+
+
+def test_what_an_entry_still_holds_is_said_in_every_run_of_a_process(tmp_path: Path) -> None:
+    """Its file is in the key of another entry, whose name is the beginning of its own."""
+    plugin = tmp_path / "reading.py"
+    plugin.write_text(REMEMBERING)
+    (tmp_path / "factor.txt").write_text("0.5")
+    said = []
+    with new_process():
+        for number in (1, 2):
+            done = cli(
+                "run", "table1", "--plugin", PLUGIN, "--plugin", plugin, "--dataset", "tiny/noise", "--source",
+                "tiny/one", "--target", "tiny/two", "--attack", "fgsm", "--defense", "mine/scale,mine/scale2",
+                "--cache", tmp_path / f"cache{number}", "--out", tmp_path / "out", "--limit", "2",
+            )  # fmt: skip
+            assert done.exit_code == 0, done.output
+            found = read_run(tmp_path / "out" / "runs" / "table1.json").header["warnings"]
+            said.append([text.partition(" reads")[0] for text in found if "factor.txt" in text])
+    assert said == [["defense 'mine/scale2'"]] * 2
+
+
+def test_a_remark_on_one_target_is_of_its_results_only_also_where_another_fails(tmp_path: Path) -> None:
+    (tmp_path / "reading.py").write_text(READING)
+    (tmp_path / "nan.py").write_text(NAN)
+    (tmp_path / "weight.txt").write_text("2")
+
+    def said(targets: str) -> bool:
+        with new_process():
+            cli(
+                "run", "table1", "--plugin", PLUGIN, "--plugin", tmp_path / "reading.py", "--plugin",
+                tmp_path / "nan.py", "--dataset", "tiny/noise", "--source", "tiny/one", "--target", targets,
+                "--attack", "fgsm", "--defense", "none", "--cache", tmp_path / "cache", "--out", tmp_path / "out",
+            )  # fmt: skip
+        found = read_run(tmp_path / "out" / "runs" / "table1.json").header["warnings"]
+        return any("weight.txt" in text for text in found)
+
+    assert said("mine/net,tiny/two,nan/net")
+    assert len([*(tmp_path / "cache").glob("eval/*/*/remark-*.txt")]) == 2  # clean and attacked
+    assert said("mine/net")
+    assert not said("tiny/two")
 
 
 NAN = """
