@@ -19,7 +19,7 @@ from rdp_bench.engine.record import header, now
 from rdp_bench.engine.schedule import run_here
 from rdp_bench.environment import merged
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, UnreadableError, UsageError
-from rdp_bench.keys import Record, key_of
+from rdp_bench.keys import Record, hash_file, key_of
 from rdp_bench.metrics import measurements, stats
 from rdp_bench.protocols import classes_of
 from rdp_bench.results import lines
@@ -122,11 +122,18 @@ class Run:
             log.warning("%s; going on with what is stored", error)
 
     def _warn_of_removed_cells(self) -> None:
-        """Warn of cells of the previous run that this one does not have and so removes from OUT."""
+        """Warn of cells of the previous run that this one does not have and so removes from OUT.
+
+        A file that cannot be read as that run is kept beside the new one.
+        """
         try:
             before = read_run(self._path)
-        except UsageError:
-            return  # none, or none that could be read
+        except UsageError as error:
+            if self._path.is_file():
+                kept = self._path.with_name(f"{self._path.name}.{hash_file(self._path)[:8]}")
+                self._path.replace(kept)
+                log.warning("%s; it is kept as %s", error, kept)
+            return
         there = {cell.key for cell in before.cells}
         old, new = before.header["dataset"], self.record["dataset"]
         if old["name"] == new["name"] and old["n"] <= new["n"]:

@@ -147,6 +147,18 @@ def test_a_narrower_run_says_what_it_replaces(out: Path, caplog: pytest.LogCaptu
     assert "leave" not in caplog.text
 
 
+@pytest.mark.parametrize("text", ['{"of": "somebody else"}', '{"grid": "figure4", "cells": []}', "not JSON"])
+def test_a_record_that_is_of_no_such_run_is_kept(out: Path, caplog: pytest.LogCaptureFixture, text: str) -> None:
+    record = out / "runs" / "tiny.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(text)
+    assert run(out).exit_code == 0
+    (kept,) = record.parent.glob("tiny.json.*")
+    assert kept.read_text() == text
+    assert str(kept) in caplog.text
+    assert json.loads(record.read_text())["grid"] == "tiny"
+
+
 def test_no_undefended_row_is_warned_of(out: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(out)
     assert "no undefended row" not in caplog.text
