@@ -174,7 +174,9 @@ def state(probe: Numbers) -> Said:
     imprint = probe.get("imprint", 0)
     if marked := abs(imprint) > BY_CHANCE:
         said += f"; what it gives back for it contains the noise of the first ({imprint:.1f} standard deviations)"
-    if same or marked or probe["difference"] > DIFFERENT:
+    if changed := (again := probe.get("again", 0)) > DIFFERENT:
+        said += f"; the outputs for an image that comes a second time differ by {100 * again:.2g} %"
+    if same or marked or changed or probe["difference"] > DIFFERENT:
         meaning = "the defense keeps what it sees, such as the clean image of an adversarial one"
         return FAIL, said, meaning, "keep no state between calls"
     return PASS, said

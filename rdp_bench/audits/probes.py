@@ -198,18 +198,19 @@ def state(context: Context) -> Numbers | None:
     """Whether seeing an image changes the output for a similar one.
 
     One copy of the defense saw it, another did not: `difference` is how far their outputs for the similar image are
-    apart. `moved` is how far the output for the similar image is from that for the one that was seen. `imprint` asks
-    without a copy, for what all copies share, be it on disk: see `_imprint`.
+    apart. `moved` is how far the output for the similar image is from that for the one that was seen, and `again` how
+    far that of the latter is when it comes a second time. `imprint` asks for what all copies share, be it on disk: see
+    `_imprint`.
     """
     if context.fresh is None:
         return None
     strangers = context.rng("strangers").uniform(*context.x.shape[1:])
     near = (strangers + 8 / 255 * context.signs("near")).clamp(0, 1)
     seen, unseen = context.fresh(), context.fresh()
-    first = context.logits(strangers, context.rng("state"), seen)
+    first, again = (context.logits(strangers, context.rng("state"), seen) for _ in range(2))
     after = context.logits(near, context.rng("state"), seen)
     alone = context.logits(near, context.rng("state"), unseen)
-    found = {"difference": _apart(after, alone), "moved": _apart(after, first)}
+    found = {"difference": _apart(after, alone), "moved": _apart(after, first), "again": _apart(again, first)}
     imprint = _imprint(context)
     return found if imprint is None else {**found, "imprint": imprint}
 

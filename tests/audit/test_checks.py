@@ -449,6 +449,7 @@ STATE = {"difference": 0.0, "moved": 0.1}
             )
         ),
         (probes.state, "state", STATE | {"imprint": -3.0}, STATE | {"imprint": 7.0}),
+        (probes.state, "state", STATE | {"again": 1e-6}, STATE | {"again": 0.1}),
         (
             probes.slopes,
             "slopes",

@@ -25,6 +25,7 @@ TRUTH = {
     "fault/leak": {"C3.f"},
     "fault/shared": {"C3.f"},
     "fault/trace": {"C3.f"},
+    "fault/caller": {"C3.f"},
     "fault/memory": {"C13.b"},
     "fault/few": {"C13.b"},
     "fault/label": {"C13.b"},
@@ -74,7 +75,7 @@ def test_the_fault_of_each_is_named(name: str, tmp_path: Path) -> None:
         assert check(card, "C11").evidence.endswith("with the noise of the defense fixed")
     # A defense that gives back whole stored images has no gradient either.
     consequences = {"C3.c"} if name in ("fault/leak", "fault/shared", "fault/memory", "fault/few") else set()
-    if name in ("fault/leak", "fault/shared"):  # what they give back is what they have seen, whatever comes
+    if name in ("fault/leak", "fault/shared", "fault/caller"):  # what they give back is what they have seen, whatever comes
         consequences |= {"C13.b"}
     if name in ("fault/resize", "fault/noise"):  # both are luck, and few draws
         consequences = {"C6.b", "C9"}
