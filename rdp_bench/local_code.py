@@ -20,6 +20,7 @@ import json
 import logging
 import sys
 import sysconfig
+from collections import deque
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from importlib.machinery import PathFinder, SourceFileLoader
@@ -240,19 +241,30 @@ def digest_of(value: Any) -> str:
 
     For an object of a library whose content cannot be read, only the class is hashed, and a warning is logged.
     """
-    return sha256(json.dumps(_Walk().form(value), sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(_Walk().all_of(value), sort_keys=True).encode()).hexdigest()
 
 
 class _Walk:
-    """A traversal of objects that describes each object once."""
+    """A traversal of objects that describes each object once.
+
+    An object within another is described by its number; so a chain of any length needs no recursion.
+    """
 
     def __init__(self) -> None:
         self.seen: dict[int, Any] = {}
+        self.ahead: deque[Any] = deque()
         self.modules: set[tuple[int, frozenset[str]]] = set()
         self.homes: dict[str | None, Any] = {}
 
+    def all_of(self, value: Any) -> list[Any]:
+        """Return descriptions of `value` and of every object that it is made of."""
+        found = [self.form(value)]
+        while self.ahead:
+            found.append(self.description(self.ahead.popleft()))
+        return found
+
     def form(self, value: Any) -> Any:
-        """Return a description of `value` in JSON's types."""
+        """Return a plain value in JSON's types, and the number of any other."""
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float | complex | bytes):
@@ -263,9 +275,13 @@ class _Walk:
             return ["set", *map(self.form, sorted(value, key=repr))]
         if isinstance(value, dict):
             return ["dict", *([self.form(key), self.form(item)] for key, item in value.items())]
-        if id(value) in self.seen:
-            return ["seen", self.seen[id(value)][0]]
-        self.seen[id(value)] = (len(self.seen), value)  # the reference prevents that its id is reused
+        if id(value) not in self.seen:
+            self.seen[id(value)] = (len(self.seen), value)  # the reference prevents that its id is reused
+            self.ahead.append(value)
+        return ["object", self.seen[id(value)][0]]
+
+    def description(self, value: Any) -> Any:
+        """Return what identifies an object, in JSON's types."""
         if isinstance(value, CodeType):
             return self.code(value)
         if isinstance(value, FunctionType):

@@ -128,6 +128,19 @@ def test_an_object_is_identified_by_what_it_is(kind: str) -> None:
     assert wrap.digest(make(0.5)) != wrap.digest(make(0.25))
 
 
+def test_a_chain_of_any_length_is_followed_to_its_end() -> None:
+    def then(inner: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: inner(x)
+
+    def chain(factor: float) -> Callable[[Tensor], Tensor]:
+        found = scaled(factor)
+        for _ in range(3000):
+            found = then(found)
+        return found
+
+    assert wrap.digest(chain(0.5)) == wrap.digest(chain(0.5)) != wrap.digest(chain(0.25))
+
+
 def test_a_buffer_that_is_not_saved_counts() -> None:
     def make(value: float) -> nn.Module:
         net = nn.Identity()

@@ -75,7 +75,11 @@ def test_the_fault_of_each_is_named(name: str, tmp_path: Path) -> None:
         assert check(card, "C11").evidence.endswith("with the noise of the defense fixed")
     # A defense that gives back whole stored images has no gradient either.
     consequences = {"C3.c"} if name in ("fault/leak", "fault/shared", "fault/memory", "fault/few") else set()
-    if name in ("fault/leak", "fault/shared", "fault/caller"):  # what they give back is what they have seen, whatever comes
+    if name in (
+        "fault/leak",
+        "fault/shared",
+        "fault/caller",
+    ):  # what they give back is what they have seen, whatever comes
         consequences |= {"C13.b"}
     if name in ("fault/resize", "fault/noise"):  # both are luck, and few draws
         consequences = {"C6.b", "C9"}
