@@ -6,10 +6,14 @@ imports, and of the data files and environment variables that it reads during it
 
 import importlib
 import importlib.util
+import json
 import logging
+import os
 import pkgutil
 import re
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -104,6 +108,9 @@ def _stamping(what: str, name: str) -> Iterator[Reads]:
         with _restoring(what), watching("import") as reads:
             yield reads
         modules = local_code.closure(reads.modules | local_code.new_local_modules(before))
+        of_program = {each for each, path in modules.items() if each in before and path.resolve() not in _executed}
+        if of_program:
+            _read_again(what, reads, sorted(of_program))
         _add_earlier_reads(reads, modules)
         local_code.refuse_stale(modules)
         paths = {path.resolve() for path in (*modules.values(), *reads.files)}
@@ -148,6 +155,45 @@ def _add_earlier_reads(reads: Reads, modules: local_code.Modules) -> None:
         if earlier := _read_by.get(path.resolve()):
             reads.files |= earlier.files
             reads.environment = earlier.environment | reads.environment
+
+
+_AGAIN = """
+import importlib, json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from rdp_bench import user_reads
+with user_reads.watching("import") as reads:
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
+print(json.dumps([[str(path) for path in reads.files], list(reads.environment)]))
+"""
+"""Says which files and variables the import of some modules reads."""
+
+
+def _read_again(what: str, reads: Reads, modules: list[str]) -> None:
+    """Add what modules read that the program imported before the plugin: another process imports them again.
+
+    Raises:
+        UsageError: one of the files was changed after this process imported this package.
+    """
+    command = [sys.executable, "-c", _AGAIN, json.dumps(sys.path), *modules]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    if found.returncode:
+        log.warning(
+            "%s uses %s, imported earlier by this program; what was read then is part of no cache key, because another "
+            "process cannot import the same: %s", what, ", ".join(modules), found.stderr.strip().rpartition("\n")[2],
+        )  # fmt: skip
+        return
+    files, variables = json.loads(found.stdout.splitlines()[-1])
+    for path in map(Path, files):
+        if path.stat().st_mtime > _BEGUN:
+            raise UsageError(
+                f"{path} was changed after this process began, which may have read it; start a new process"
+            )
+    reads.files |= set(map(Path, files))
+    reads.environment |= {name: os.environ.get(name) for name in variables}
+
+
+_BEGUN = time.time()
 
 
 @contextmanager

@@ -190,6 +190,39 @@ def test_a_module_that_was_imported_before_is_part_of_the_plugin_that_uses_it(
     assert found[0] == found[1] != found[2] == found[3]
 
 
+def test_what_a_module_read_when_the_program_imported_it_is_part_of_the_plugin_that_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the plugin imports it first: a worker elsewhere must come to the same key."""
+    helper = """
+import os
+from pathlib import Path
+N = float(Path(__file__).with_name("n.txt").read_text()) * float(os.environ.get("FACTOR", 1))
+def factor():
+    return N
+"""
+    write(tmp_path, {"mine.py": "from earlier import factor" + BODY, "earlier.py": helper, "n.txt": "1"})
+    os.utime(tmp_path / "n.txt", (0, 0))
+    monkeypatch.syspath_prepend(tmp_path)
+    alone = stamp(tmp_path / "mine.py")
+    found = []
+    for value, variable in (("1", "1"), ("0", "1"), ("1", "0")):
+        write(tmp_path, {"n.txt": value})
+        os.utime(tmp_path / "n.txt", (0, 0))
+        monkeypatch.setenv("FACTOR", variable)
+        with new_process():
+            importlib.import_module("earlier")
+            found.append(stamp(tmp_path / "mine.py"))
+    assert len({*found}) == 3
+    monkeypatch.delenv("FACTOR")
+    with new_process():
+        importlib.import_module("earlier")
+        assert stamp(tmp_path / "mine.py") == alone
+        (tmp_path / "n.txt").touch()
+        with pytest.raises(UsageError, match=r"n\.txt was changed after this process began"):
+            stamp(tmp_path / "mine.py")
+
+
 def test_a_module_that_was_edited_after_it_was_imported_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
