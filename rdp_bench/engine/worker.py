@@ -46,6 +46,7 @@ from rdp_bench.models.entry_calls import (
 from rdp_bench.numerics import memory, pieces, precision
 from rdp_bench.numerics.determinism import ordered_sums
 from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
+from rdp_bench.registry import model
 from rdp_bench.rng import ImageRng
 from rdp_bench.user_reads import at_work, forget_others, noting_unkeyed, unkeyed
 
@@ -107,6 +108,7 @@ class Worker:
         configure_torch(self.plan.device)
         forget_others({f"defense '{label}'": made.version for label, made in self.plan.defenses.items()})
         forget_others({f"attack '{label}'": made.version for label, made in self.plan.attacks.items()})
+        forget_others({f"model '{name}'": str(entry.stamp) for name, entry in model.entries.items()})
         self.plan.store.made_by = describe(self.plan.device)
         local = None if self.plan.store.read_only else self.plan.store.local
         self._images = DecodedImages(self.plan.dataset, self.plan.image_hashes, local)
@@ -137,16 +139,16 @@ class Worker:
     def _keep_remarks(self, job: Job, *, failed: bool) -> list[str]:
         """Keep what was said during a job beside its results; what was said of one target, beside those of it."""
         said = {remark: entry for remark, entry in unkeyed.items() if entry in at_work}
+        if not said and not self._remarks:
+            return []
         targets = dict(job.evals) if isinstance(job, EvaluateJob) else {}
         of_models = {f"model '{name}'": label for label, name in self._names.items() if label in targets}
-        for record in job.records if said or self._remarks else ():
+        for record in job.records:
             artefact = self.plan.artefact(record)
             if failed and not artefact.shards():
                 continue
-            artefact.add_remarks(
-                [*self._remarks, *(remark for remark, entry in said.items()
-                 if entry not in of_models or targets[of_models[entry]] is record)]
-            )  # fmt: skip
+            own = [r for r, entry in said.items() if entry not in of_models or targets[of_models[entry]] is record]
+            artefact.add_remarks([*self._remarks, *own])
         return [*self._remarks, *said]
 
     def clean(self, low: int, high: int) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rdp_bench import local_code, plugins
+from rdp_bench import local_code, plugins, user_reads
 from rdp_bench.cache.store import Store
 from rdp_bench.defenses import _learned
 from rdp_bench.engine.grid import Axes, Grid
@@ -22,7 +22,8 @@ def new_process() -> Iterator[None]:
     """Around what a process of its own would do; the entries, modules and paths that it adds are then forgotten."""
     kept = [(each, dict(each.entries), list(each.label_schemes)) for each in registries.values()]
     modules, path = dict(sys.modules), list(sys.path)
-    states = [getattr(plugins, name, None) for name in ("_loaded", "_executed", "_read_by")]
+    states: list[Any] = [getattr(plugins, name, None) for name in ("_loaded", "_executed", "_read_by")]
+    states += [getattr(user_reads, name, None) for name in ("unkeyed", "_versions")]
     copies = [state.copy() if state is not None else None for state in states]
     try:
         yield
