@@ -18,12 +18,14 @@ import dis
 import functools
 import json
 import logging
+import re
 import sys
 import sysconfig
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from importlib.machinery import PathFinder, SourceFileLoader
+from importlib.util import resolve_name
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -58,9 +60,10 @@ def is_local(file: str | Path) -> bool:
 
 
 def module_file(module: ModuleType | None) -> Path | None:
-    """Return the file of a loaded module if it is local."""
+    """Return the file of a loaded module if it is local; of one in an archive, the archive."""
     file = getattr(module, "__file__", None)
-    return Path(file) if file and Path(file).is_file() and is_local(file) else None
+    found = next((path for path in (Path(file), *Path(file).parents) if path.is_file()), None) if file else None
+    return found if found is not None and is_local(found) else None
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -164,7 +167,9 @@ def refuse_stale(modules: Modules) -> None:
             continue  # not loaded yet; or its loader rewrites code, or is that of `plugins`, which compares hashes
         codes = set(_codes(compile(path.read_bytes(), str(path), "exec", dont_inherit=True)))
         for value in _functions(module):
-            if value.__code__ not in codes:
+            if value.__code__ in codes:
+                continue
+            if digest_of(value.__code__) not in map(digest_of, codes):  # which NaN in constants does not disturb
                 raise UsageError(
                     f"{path} was edited after this process imported it ({value.__qualname__} differs); "
                     "start a new process"
@@ -265,16 +270,13 @@ class _Walk:
 
     def form(self, value: Any) -> Any:
         """Return a plain value in JSON's types, and the number of any other."""
-        if value is None or isinstance(value, bool | int | str):
+        kind = type(value)
+        if value is None or kind in (bool, int, str):
             return value
-        if isinstance(value, float | complex | bytes):
-            return [type(value).__name__, repr(value)]
-        if isinstance(value, list | tuple):
-            return [type(value).__name__, *map(self.form, value)]
-        if isinstance(value, set | frozenset):
-            return ["set", *map(self.form, sorted(value, key=repr))]
-        if isinstance(value, dict):
-            return ["dict", *([self.form(key), self.form(item)] for key, item in value.items())]
+        if kind in (float, complex, bytes):
+            return [kind.__name__, repr(value)]
+        if kind is tuple:
+            return ["tuple", *map(self.form, value)]
         if id(value) not in self.seen:
             self.seen[id(value)] = (len(self.seen), value)  # the reference prevents that its id is reused
             self.ahead.append(value)
@@ -291,7 +293,7 @@ class _Walk:
         if isinstance(value, staticmethod | classmethod):
             return [type(value).__name__, self.form(value.__func__)]
         if isinstance(value, property):
-            return ["property", self.form(value.fget)]
+            return ["property", *map(self.form, (value.fget, value.fset, value.fdel))]
         if isinstance(value, functools.cached_property):
             return ["property", self.form(value.func)]
         if isinstance(value, functools.partial):
@@ -300,9 +302,29 @@ class _Walk:
             return self.module(value)
         if isinstance(value, type):
             return self.kind(value)
-        if callable(getattr(value, "__wrapped__", None)):
+        if type(value).__module__ == "functools" and hasattr(value, "__wrapped__"):  # of `cache`
             return ["wrapped", self.form(value.__wrapped__)]
+        if (content := self.content(value)) is not None:
+            kind = type(value)
+            more = [self.form(vars(value))] if hasattr(value, "__dict__") else []
+            return content if kind.__module__ == "builtins" else [content, self.form(kind), *more]
         return self.thing(value)
+
+    def content(self, value: Any) -> Any:
+        """Describe what a builtin value or container, or one of a class derived from it, holds; None for others."""
+        if isinstance(value, int):
+            return ["int", int(value)]
+        if isinstance(value, str):
+            return ["str", str.__str__(value)]
+        if isinstance(value, float | complex | bytes | bytearray) and not hasattr(type(value), "dtype"):
+            return [type(value).__name__, repr(value)]
+        if isinstance(value, list | tuple | deque):
+            return [type(value).__name__, *map(self.form, value)]
+        if isinstance(value, set | frozenset):
+            return ["set", *map(self.form, sorted(value, key=_named))]
+        if isinstance(value, dict):
+            return ["dict", *([self.form(key), self.form(item)] for key, item in value.items())]
+        return None
 
     def code(self, code: CodeType) -> Any:
         names = [list(getattr(code, name)) for name in ("co_names", "co_varnames", "co_freevars", "co_cellvars")]
@@ -316,7 +338,7 @@ class _Walk:
         codes = list(_codes(function.__code__))
         instructions = [each for code in codes for each in dis.get_instructions(code)]
         named = {str(each.argval) for each in instructions if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-        imported = sorted({str(each.argval) for each in instructions if each.opname == "IMPORT_NAME"})
+        imported = sorted(_imported(codes, str(function.__globals__.get("__package__") or "")))
         attributes = {name for code in codes for name in code.co_names}
         own = function.__globals__
         return [
@@ -368,7 +390,8 @@ class _Walk:
                 [each.name, self.default(each.default), self.default(each.default_factory)]
                 for each in dataclasses.fields(kind)
             ]
-        return ["class", home, kind.__qualname__, [self.form(base) for base in kind.__bases__], members]
+        bases = [self.form(base) for base in (*kind.__bases__, type(kind))]
+        return ["class", home, kind.__qualname__, bases, members]
 
     def default(self, value: Any) -> Any:
         return "missing" if value is dataclasses.MISSING else self.form(value)
@@ -396,6 +419,9 @@ class _Walk:
                 for key, value in vars(module).items()
                 if key not in ("_parameters", "_modules") and not (key.startswith("_") and not value)
             }
+            own |= {
+                key: list(value.values()) for key, value in own.items() if "_hooks" in key and type(value) in _DICTS
+            }
             inner.append([name, self.form(type(module)), self.form(own)])
         return ["network", str(network), inner, self.form(dict(network.state_dict()))]
 
@@ -406,33 +432,63 @@ class _Walk:
             return ["path", str(value)]
         if kind.__module__ in _SHARED:  # its state says nothing about who uses it
             return self.foreign(kind)
-        if hasattr(value, "inlined_graph") and hasattr(value, "state_dict"):
-            return ["scripted", str(value.inlined_graph), value.training, self.form(dict(value.state_dict()))]
-        if callable(getattr(value, "named_modules", None)) and callable(getattr(value, "state_dict", None)):
+        if hasattr(kind, "inlined_graph"):
+            state = dict(value.state_dict()) if hasattr(kind, "state_dict") else {}
+            return ["scripted", str(value.inlined_graph), getattr(value, "training", None), self.form(state)]
+        if hasattr(kind, "named_modules") and hasattr(kind, "state_dict"):
             return self.network(value)
-        if callable(state := getattr(value, "state_dict", None)):
-            return ["state", self.form(kind), str(value), self.form(dict(state()))]
-        if hasattr(value, "detach") and hasattr(value, "cpu"):
-            value = value.detach().cpu()
-            value = value if str(value.layout) == "torch.strided" else value.to_dense()
-            value = value.float().numpy() if str(value.dtype) == "torch.bfloat16" else value.numpy()
-        if hasattr(value, "tobytes") and hasattr(value, "dtype"):
-            if value.dtype == object:  # its bytes are pointers
-                return ["array", self.form(value.tolist())]
-            return ["array", str(value.dtype), list(getattr(value, "shape", ())), sha256(value.tobytes()).hexdigest()]
-        if self.home(kind.__module__) is not None or dataclasses.is_dataclass(value):
-            slots = [name for each in kind.__mro__ for name in vars(each).get("__slots__", ()) if hasattr(value, name)]
-            kept = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}}
+        if callable(stated := getattr(kind, "state_dict", None)):
+            return ["state", self.form(kind), _ADDRESS.sub("", str(value)), self.form(dict(stated(value)))]
+        own = [self.form(kind)] if self.home(kind.__module__) is not None else []
+        if hasattr(kind, "detach") and hasattr(kind, "cpu"):
+            if (array := _array_of(value)) is None:
+                return self.unseen(kind)
+            value = array
+        if hasattr(type(value), "tobytes") and hasattr(type(value), "dtype"):
+            if value.dtype.hasobject:  # its bytes are pointers
+                return ["array", str(value.dtype), self.form(value.tolist()), *own]
+            shape = list(getattr(value, "shape", ()))
+            return ["array", str(value.dtype), shape, sha256(value.tobytes()).hexdigest(), *own]
+        if own or dataclasses.is_dataclass(value):
+            kept = {**getattr(value, "__dict__", {}), **_slots(value)}
             return ["object", self.form(kind), self.form(kept)]
         if callable(value) and hasattr(value, "__qualname__"):  # builtins, methods of libraries
             return self.foreign(value)
         if (parts := _parts(value)) is not None:
             return ["made", self.form(kind), self.form(parts)]
+        return self.unseen(kind)
+
+    def unseen(self, kind: type) -> Any:
         log.warning(
             "an entry uses an object of class %s, whose content is not part of cache keys; use --fresh after a change",
             kind.__qualname__,
         )
         return ["unseen", kind.__module__, kind.__qualname__]
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    """The attributes of an object that have slots, of all its classes."""
+    found = {}
+    for kind in type(value).__mro__:
+        names = vars(kind).get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            private = name.startswith("__") and not name.endswith("__")
+            full = f"_{kind.__name__.lstrip('_')}{name}" if private else name
+            if full not in ("__dict__", "__weakref__") and hasattr(value, full):
+                found[full] = getattr(value, full)
+    return found
+
+
+def _array_of(tensor: Any) -> Any:
+    """A tensor as an array; None for one of a kind that has none."""
+    try:
+        tensor = tensor.detach().cpu()
+        tensor = tensor if str(tensor.layout) == "torch.strided" else tensor.to_dense()
+        tensor = tensor.resolve_conj().resolve_neg()
+        small = str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8"))  # exact in float32
+        return tensor.float().numpy() if small else tensor.numpy()
+    except (TypeError, RuntimeError, ValueError):
+        return None
 
 
 def _parts(value: Any) -> Any:
@@ -452,8 +508,11 @@ _OF_EVERY_CLASS = {
 }  # fmt: skip
 
 
-_SHARED = {"rdp_bench.registry", "_thread", "threading"}
-"""Modules of objects that many use at once: registries and locks."""
+_SHARED = {"rdp_bench.registry", "_thread", "threading", "os"}
+"""Modules of objects that many use at once: registries, locks, the environment."""
+
+_DICTS = (dict, OrderedDict)
+"""Of hooks by a number that counts all hooks of the process."""
 
 _GENERATED = {"__init__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__setattr__", "__delattr__"}
 
@@ -478,6 +537,32 @@ def _mine(module: str | None) -> bool:
         getattr(found, "__file__", None) is None and str(module).partition(".")[0] not in sys.stdlib_module_names
         and getattr(found, "__spec__", None) is None
     )  # fmt: skip
+
+
+def _named(value: Any) -> str:
+    """What sets are sorted by: without addresses, which differ between processes."""
+    return f"{type(value).__qualname__} {getattr(value, '__qualname__', '')} {_ADDRESS.sub('', repr(value))}"
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def _imported(codes: Iterable[CodeType], package: str) -> set[str]:
+    """Return the full names of what code imports: modules, and names in them that may be modules."""
+    found = set()
+    for code in codes:
+        constants: deque[Any] = deque(maxlen=2)  # the level and the names, which are loaded before
+        for each in dis.get_instructions(code):
+            if each.opname == "IMPORT_NAME":
+                level, names = constants
+                try:
+                    name = resolve_name("." * level + each.argval, package) if level else str(each.argval)
+                except ImportError:
+                    continue  # it fails where it runs, too
+                found |= {name, *(f"{name}.{part}" for part in names or ())}
+            if each.opname.startswith("LOAD_"):
+                constants.append(each.argval)
+    return found
 
 
 def new_local_modules(before: Iterable[str]) -> Modules:

@@ -22,6 +22,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.metadata import Distribution, entry_points
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -159,41 +160,72 @@ def _add_earlier_reads(reads: Reads, modules: local_code.Modules) -> None:
 
 _AGAIN = """
 import importlib, json, sys
-sys.path[:] = json.loads(sys.argv[1])
+sys.path[:] = json.loads(sys.argv[2])
 from rdp_bench import user_reads
 with user_reads.watching("import") as reads:
-    for name in sys.argv[2:]:
+    for name in sys.argv[3:]:
         importlib.import_module(name)
-print(json.dumps([[str(path) for path in reads.files], list(reads.environment)]))
+with open(sys.argv[1], "w") as file:
+    json.dump([[str(path) for path in reads.files], list(reads.environment)], file)
 """
-"""Says which files and variables the import of some modules reads."""
+"""Writes which files and variables the import of some modules reads."""
 
 
 def _read_again(what: str, reads: Reads, modules: list[str]) -> None:
     """Add what modules read that the program imported before the plugin: another process imports them again.
 
     Raises:
-        UsageError: one of the files was changed after this process imported this package.
+        UsageError: one of the files was changed after this process began.
     """
-    command = [sys.executable, "-c", _AGAIN, json.dumps(sys.path), *modules]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    if found.returncode:
+    begun = time.time()
+    with TemporaryDirectory(prefix="rdp-bench-") as folder:
+        said = Path(folder, "reads.json")
+        command = [sys.executable, "-c", _AGAIN, str(said), json.dumps(sys.path), *modules]
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        answer = said.read_text() if said.is_file() else ""
+    if not answer:
         log.warning(
             "%s uses %s, imported earlier by this program; what was read then is part of no cache key, because another "
             "process cannot import the same: %s", what, ", ".join(modules), found.stderr.strip().rpartition("\n")[2],
         )  # fmt: skip
         return
-    files, variables = json.loads(found.stdout.splitlines()[-1])
-    for path in map(Path, files):
-        if path.stat().st_mtime > _BEGUN:
+    files, variables = json.loads(answer)
+    for path in map(Path, files):  # what the import itself writes is later than `begun`
+        if _process_began() + 1 < path.stat().st_mtime < begun:
             raise UsageError(
                 f"{path} was changed after this process began, which may have read it; start a new process"
             )
+    before = _first_environment()
+    if changed := [name for name in variables if before is not None and before.get(name) != os.environ.get(name)]:
+        log.warning(
+            "this program has changed the environment variable %s, which %s reads: change it before the import, or "
+            "start a new process with it", changed[0], ", ".join(modules),
+        )  # fmt: skip
     reads.files |= set(map(Path, files))
     reads.environment |= {name: os.environ.get(name) for name in variables}
 
 
-_BEGUN = time.time()
+def _process_began() -> float:
+    """Seconds since 1970; where the system does not say, when this package was loaded."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        booted = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
+        return int(booted.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, StopIteration):
+        return _LOADED
+
+
+_LOADED = time.time()
+
+
+def _first_environment() -> dict[str, str] | None:
+    """The environment with which this process began; None where the system does not say."""
+    try:
+        parts = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    pairs = (os.fsdecode(part).partition("=") for part in parts if part)
+    return {name: value for name, _, value in pairs}
 
 
 @contextmanager

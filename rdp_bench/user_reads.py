@@ -161,8 +161,9 @@ def noting_unkeyed(what: str) -> Iterator[None]:
     }
     for path in sorted(reads.files - known):
         if path.is_file():  # not a temporary file of its own
+            shown = str(path).encode("utf-8", "backslashreplace").decode()
             unkeyed[
-                f"{what} reads {path} while it works, and no cache key holds that file's content: read it when the "
+                f"{what} reads {shown} while it works, and no cache key holds that file's content: read it when the "
                 "entry is made, or use --fresh whenever the file changes"
             ] = what
 

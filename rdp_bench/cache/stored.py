@@ -226,8 +226,8 @@ class StoredRows:
             for path in sorted(path for path in self.folder.iterdir() if REMARK.fullmatch(path.name)):
                 with contextlib.suppress(RdpBenchError):  # unreadable: the rows beside it say so
                     data = read_file(path)
-                    whole = path.name == remark_name(data)
-                    found.append((path, data.decode() if whole else None))
+                    text = data.decode("utf-8", "replace")
+                    found.append((path, text if path.name == remark_name(text.encode()) else None))
         return found
 
     def failing(self) -> Iterator[tuple[Location, DamagedError | UnreadableError]]:

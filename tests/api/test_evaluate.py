@@ -3,13 +3,16 @@
 import shutil
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from enum import IntEnum
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -119,6 +122,118 @@ MAKERS: dict[str, Callable[[float], Any]] = {
 
 def _multiplied(x: Tensor, factor: float) -> Tensor:
     return x * factor
+
+
+class Wrapper:
+    def __init__(self, factor: float) -> None:
+        update_wrapper(self, half)
+        self.factor = factor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return half(x) * self.factor
+
+
+class OneSlot:
+    __slots__ = "factor"
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class HiddenSlot:
+    __slots__ = ("__factor",)
+
+    def __init__(self, factor: float) -> None:
+        self.__factor = factor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.__factor
+
+
+class Settings(dict[str, float]):
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self["factor"]
+
+
+class Queue(deque[float]):
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self[0]
+
+
+class Held:
+    """Of one object, in an attribute."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+
+def circle(factor: float) -> list[Any]:
+    found: list[Any] = [factor]
+    found.append(found)
+    return found
+
+
+class Proxy:
+    def __getattr__(self, name: str) -> "Proxy":
+        return Proxy()
+
+    def __init__(self, factor: float = 1.0) -> None:
+        vars(self)["factor"] = factor
+
+
+MORE = {
+    "update_wrapper": Wrapper,
+    "one slot": OneSlot,
+    "hidden slot": HiddenSlot,
+    "a dict": lambda factor: Settings(factor=factor),
+    "a deque": lambda factor: Queue([factor]),
+    "a circle": lambda factor: Held(circle(factor)),
+    "a proxy": lambda factor: Held(Proxy(factor)),
+    "float8": lambda factor: Held(torch.tensor([factor]).to(torch.float8_e4m3fn)),
+    "conj": lambda factor: Held(torch.tensor([factor * 1j]).conj()),
+    "a structured array": lambda factor: Held(np.array([(factor,)], dtype=[("a", object)])),
+    "script function": lambda factor: torch.jit.script(SCRIPTED[factor]),
+    "a setter": lambda factor: Held(property(None, scaled(factor))),
+    "a metaclass": lambda factor: Held(type("M", (type,), {"factor": factor, "__module__": __name__})("Our", (), {})),
+    "a hook": lambda factor: hooked(factor),
+}  # fmt: skip
+
+
+def _script_half(x: Tensor) -> Tensor:
+    return x * 0.5
+
+
+def _script_quarter(x: Tensor) -> Tensor:
+    return x * 0.25
+
+
+SCRIPTED = {0.5: _script_half, 0.25: _script_quarter}
+
+
+def hooked(factor: float) -> nn.Module:
+    net = nn.Identity()
+    net.register_forward_hook(lambda module, inputs, output: output * factor)
+    return net
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_an_unusual_object_is_identified_by_what_it_is(kind: str) -> None:
+    make = MORE[kind]
+    assert wrap.digest(make(0.5)) == wrap.digest(make(0.5))
+    assert wrap.digest(make(0.5)) != wrap.digest(make(0.25))
+
+
+def test_the_class_of_a_builtin_value_counts() -> None:
+    class Levels(IntEnum):
+        ALL = 255
+
+    assert wrap.digest(Held(Levels.ALL)) != wrap.digest(Held(255))
 
 
 @pytest.mark.parametrize("kind", MAKERS)

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import textwrap
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rdp_bench import plugins
+from rdp_bench import local_code, plugins
 from rdp_bench.errors import UsageError
 from rdp_bench.registry import defense, model
 from tests.helpers.paths import ROOT
@@ -502,6 +503,27 @@ def test_a_module_that_a_script_imports_is_known_by_its_files(tmp_path: Path, mo
 def test_entries_of_this_package_have_plain_versions() -> None:
     made: Any = defense.entries
     assert {entry.version for name, entry in made.items() if "/" not in name} <= {"1", "2"}  # without a stamp of code
+
+
+def test_what_a_function_imports_from_its_package_and_from_an_archive_is_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path / "z.zip")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for value in (1, 22, 22):
+        write(tmp_path, {
+            "pk/__init__.py": "", "pk/late.py": factor(value),
+            "pk/user.py": "def ours(x):\n    from .late import factor\n    return x * factor()\n",
+        })  # fmt: skip
+        with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+            archive.writestr(zipfile.ZipInfo("zipped.py"), factor(value))
+        importlib.invalidate_caches()
+        with new_process():
+            names = importlib.import_module("pk.user").ours, importlib.import_module("zipped").factor
+            found.append([local_code.digest_of(each) for each in names])
+        sys.modules.pop("zipped", None)
+    assert all(a != b == c for a, b, c in zip(*found, strict=True))
 
 
 def test_the_program_that_loads_a_plugin_is_no_part_of_it(tmp_path: Path) -> None:
