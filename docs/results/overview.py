@@ -28,6 +28,7 @@ WHERE = {  # of a name, from its point
     ("effnet-lite2-ens", "none"): (8, -12), ("effnet-lite2-ens", "bit-red"): (34, 14),
     ("effnet-lite2-ens", "hgd"): (-44, 44), ("effnet-lite2-ens", "r&p"): (8, 18),
     **{(target, "rdp"): (8, 17) for target, _ in PANELS},
+    **{(target, "comdefend"): (-80, -8) for target, _ in PANELS},
 }  # fmt: skip
 X, Y = (55.0, 100.0), (35.0, 95.0)
 LEFT, WIDTH, HEIGHT, GAP = 62, 380, 270, 76
@@ -124,9 +125,10 @@ def svg(columns: int) -> str:
     top = 138 + 46 * (len(STEPS) // per_row - 1)
     width = LEFT + columns * WIDTH + (columns - 1) * GAP + 28
     below = HEIGHT + 92
-    height = top + HEIGHT + (2 // columns - 1) * below + (92 if columns == 2 else 132)
+    height = top + HEIGHT + (2 // columns - 1) * below + (112 if columns == 2 else 152)
     caption = [
-        f"500 images of NIPS-2017, eps 16/255, crafted on {SOURCE}.",
+        "500 images of NIPS-2017, eps 16/255.",
+        f"Attacks crafted on {SOURCE}.",
         "Lines are 95 % intervals.",
         "Small networks: not the paper's setting.",
     ]
@@ -141,8 +143,9 @@ def svg(columns: int) -> str:
     for i, (target, title) in enumerate(PANELS):
         column, row = i % columns, i // columns
         lines += panel(target, title, LEFT + column * (WIDTH + GAP), top + row * below)
-    for i, text in enumerate(caption if columns == 1 else [" ".join(caption)]):
-        lines.append(f'<text class="k" x="{LEFT}" y="{height - (60 if columns == 1 else 22) + 20 * i}">{text}</text>')
+    below_axes = caption if columns == 1 else [" ".join(caption[:2]), " ".join(caption[2:])]
+    for i, text in enumerate(reversed(below_axes)):
+        lines.append(f'<text class="k" x="{LEFT}" y="{height - 22 - 20 * i}">{text}</text>')
     return "\n".join([*lines, "</svg>\n"])
 
 
