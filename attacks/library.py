@@ -84,6 +84,11 @@ class LibraryAttack:
             if key not in known or key in cls.ours:
                 raise unknown_name(f"parameter of {cls.package}:{name}", key, set(known) - cls.ours)
             params.append((key, read(word, _type(known[key]), f"attack '{text}', parameter '{key}'", known[key])))
+        if dict(params).get("targeted"):
+            raise UsageError(
+                f"attack '{text}': labels of a cell are the true ones, which targeted=true would attack towards; use "
+                "TARGETED of this package, as in MI|TARGETED"
+            )
         for key, value in params:
             if key in COUNTS and isinstance(value, int | float) and value > MOST:
                 raise UsageError(f"attack '{text}': {key} is at most {MOST}, found {show(value)}")

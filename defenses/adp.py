@@ -44,6 +44,10 @@ class AdaptiveDenoising(ScoreBased):
         """Reject impossible values."""
         if not (self.noise >= 0 and self.level > 0 and self.factor > 0 and self.stop >= 0):
             raise ValueError("noise and stop are at least 0, level and factor above 0")
+        if self.stop >= MOST:
+            raise ValueError(
+                f"stop is below {MOST}, the longest step: no image would follow the score at {self.stop:g}"
+            )
         if self.noise == 0:
             refuse_idle(self, "noise=0", "fixed")
         if not (1 <= self.steps <= 1000 and 1 <= self.runs <= 1000):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from rdp_bench.errors import BadModelError
 from rdp_bench.protocols import Defense
 from rdp_bench.registry import Resolved, defense
-from rdp_bench.specs import Quoted, file_name, parse_spec, with_params
+from rdp_bench.specs import Quoted, file_name, parse_spec, refuse_weights, with_params
 from rdp_bench.weights import files
 
 
@@ -15,6 +15,7 @@ def of_file(text: str) -> Resolved[Defense]:
     """`purifier:FILE(key=value)`: the entry that the file names, with these weights and parameters."""
     spec = parse_spec(text)
     name = spec.name.removeprefix("purifier:")
+    refuse_weights(text, spec)
     spec = replace(spec, params=(*spec.params, ("weights", Quoted(name))))
     path = files.find("purifier", file_name(name))
     kind = files.read_metadata(path).get("defense")

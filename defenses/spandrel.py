@@ -9,7 +9,7 @@ from rdp_bench.defenses._learned import Learned, upsample_nearest
 from rdp_bench.errors import BadModelError, UsageError
 from rdp_bench.protocols import Backward
 from rdp_bench.registry import defense
-from rdp_bench.specs import Quoted, parse_spec, with_params
+from rdp_bench.specs import Quoted, parse_spec, refuse_weights, with_params
 from rdp_bench.weights import files
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Spandrel(Learned):
 def of_file(text: str) -> Spandrel:
     """`spandrel:FILE`."""
     spec = parse_spec(text)
+    refuse_weights(text, spec)
     name = Quoted(spec.name.removeprefix("spandrel:"))
     return with_params(Spandrel(), replace(spec, params=(*spec.params, ("weights", name))), "defense")
 

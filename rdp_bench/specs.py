@@ -338,6 +338,16 @@ class ReadsParams(Protocol):
         ...
 
 
+def refuse_weights(text: str, spec: Spec) -> None:
+    """Refuse a parameter `weights` of a label that names its file itself.
+
+    Raises:
+        UsageError: it has one.
+    """
+    if any(key == "weights" for key, _ in spec.params):
+        raise UsageError(f"'{text}' names its weights twice; leave out weights=")
+
+
 def with_params(default: T, spec: Spec, kind: str) -> T:
     """`default` (a frozen dataclass, or one that reads its parameters itself) with what `spec` names replaced.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from rdp_bench.attacks.parts.auxiliary import AuxiliaryHead
 from rdp_bench.attacks.parts.base import Part, find, require
+from rdp_bench.attacks.parts.labels import Targeted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +33,10 @@ class Objective(Part):
         return {f"loss_function is one of {get_args(Name)}": self.loss_function in get_args(Name)}
 
     def check(self, parts: Sequence[Part]) -> None:
-        """The loss of auxiliary heads is a cross-entropy."""
+        """The loss of auxiliary heads is a cross-entropy; `cw` is bounded where an untargeted attack has succeeded."""
         require({"aux_weight adds a cross-entropy; leave out loss_function": find(parts, AuxiliaryHead) is None})
+        far = self.loss_function == "cw" and find(parts, Targeted) is not None
+        require({"cw has no gradient far from a target; a targeted attack uses loss_function=margin": not far})
 
     def loss(self, run: Run, loss: Tensor, outputs: Sequence[Outputs], labels: Tensor) -> Tensor:  # noqa: ARG002
         """That of the members' mean logits, a sum over images."""

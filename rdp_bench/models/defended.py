@@ -117,9 +117,11 @@ class DefendedClassifier:
         """
         from rdp_bench.rng import ImageRng
 
-        if self.attacked_defense.defense.value.random or self.attacked_defense.samples > 1:
+        if self.attacked_defense.defense.value.random or (samples := self.attacked_defense.samples) > 1:
+            random = self.attacked_defense.defense.value.random
+            why = "is random" if random else f"is sampled {samples} times, which says that it is random"
             raise UsageError(
-                f"{self.attacked_defense.defense.label} in front of {self.name} is random: only this package's own "
+                f"{self.attacked_defense.defense.label} in front of {self.name} {why}: only this package's own "
                 "attacks sample it again for every gradient"
             )
         return self.stochastic_logits(x, ImageRng([""] * len(x), x.device), zoom)

@@ -129,6 +129,7 @@ def test_compositions(text: str, fields: dict[str, Any]) -> None:
         ("MI|", "cannot read ''"),
         ("MI||TI", "cannot read ''"),
         ("MI|MI", "part MI is given twice"),
+        ("pgd(targeted=true, loss_function=cw)", "cw has no gradient far from a target"),
         ("MI|TI(7)|TI(15)", "part TI is given twice"),
         ("TI(14)", "kernel_size is odd"),
         ("MI|TI(8)", "kernel_size is odd"),

@@ -63,6 +63,7 @@ def test_random_attacks_are_reproducible_and_leave_the_global_streams_alone() ->
         ("torchattack:BSR(normalize=1)", "unknown parameter of torchattack:BSR 'normalize'"),
         ("torchattack:BSR(num_scale=0)", "num_scale is at least 1, found 0"),
         ("torchattack:MIFGSM(alpha=.0001)", "change no 8-bit pixel"),
+        ("torchattack:FGSM(targeted=true)", "which targeted=true would attack towards; use TARGETED"),
     ],
 )
 def test_what_it_refuses(text: str, message: str) -> None:

@@ -88,6 +88,8 @@ def test_what_a_label_holds(label: str, name: str, params: dict[str, str], posit
         ("nrp(weights='my(1.pth)", "the quote ' is not closed"),
         ("jpeg(quality=75, quality=80)", "'quality' is given twice"),
         ("jpeg(75)", "parameters are written name=value"),
+        ("purifier:rdp(weights=nrp)", "names its weights twice"),
+        ("spandrel:a.pth(weights=b.pth)", "names its weights twice"),
         ("jpeg(,quality=75)", "there is nothing between two commas"),
     ],
 )

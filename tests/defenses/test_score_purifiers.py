@@ -319,6 +319,7 @@ def test_calls_of_the_network_forward_and_backward() -> None:
         ("dds(sigma=0)", "sigma is above 0"),
         ("lm(low=.6, high=.4)", "0 < low <= high"),
         ("adp(level=0)", "level and factor above 0"),
+        ("adp(stop=.1)", "stop is below 0.1, the longest step"),
         ("adp(fixed=true)", "runs with the same noise are one"),
         ("adp(noise=0, runs=1, fixed=true)", "fixed has no effect with noise=0"),
         ("noise(sigma=0, fixed=true)", "fixed has no effect with sigma=0"),
