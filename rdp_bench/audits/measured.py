@@ -39,7 +39,7 @@ class ProbeFacts:
 
 PROBES = {
     "repeat": ProbeFacts(4, 4), "outputs": ProbeFacts(16, 2), "gradient": ProbeFacts(8, 3), "cosine": ProbeFacts(8, 4),
-    "slopes": ProbeFacts(4, 2), "state": ProbeFacts(8, 3), "elsewhere": ProbeFacts(16, 3),
+    "slopes": ProbeFacts(4, 3), "state": ProbeFacts(8, 3), "elsewhere": ProbeFacts(16, 3),
     "stability": ProbeFacts(4, 3), "progress": ProbeFacts(4, 2), "planted": ProbeFacts(16, 3),
 }  # fmt: skip
 """The probes of `audits.probes`."""
