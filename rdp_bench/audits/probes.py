@@ -36,8 +36,8 @@ DIRECTIONS = 16
 """Random signs along which the gradient's prediction is compared with the loss."""
 
 FINE_STEP = 0.02
-"""Of these signs, in /255. A network of rectifiers bends: behind learned purifiers, changes have a correlation of .86 to
-.99 with an exact gradient at .1/255, and of .97 and more at this step."""
+"""Of these signs, in /255. A network of rectifiers bends: behind learned purifiers, the changes have a correlation of
+.86 to .99 with what an exact gradient predicts at .1/255, and of .97 and more at this step."""
 
 BLOCK = 4
 """Side of a block of the images that ask for an imprint, in pixels: blurs and JPEG leave most of it."""
