@@ -281,7 +281,7 @@ class Worker:
         problems: dict[str, str] = {}  # of each target; one bad target must not cost the others their numbers
         for label, record in job.evals:
             try:
-                self._names[label] = self.model(label).name
+                self._names[label] = getattr(self.model(label), "name", label)
                 found[label] = plan.artefact(record)
             except RdpBenchError as error:
                 problems[label] = str(error)
