@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rdp_bench.errors import UsageError
+from rdp_bench.keys import hash_file
 from rdp_bench.results.rows import Run, load, select_runs, shown_names
 
 if TYPE_CHECKING:
@@ -40,6 +42,17 @@ class Result:
     store: "Store"
     _keep: Any = field(default=None, repr=False, compare=False)
     """The temporary folder, which exists as long as this object."""
+    _records: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Hash of the record of each run, by its name in the folder, when this was read."""
+
+    def _refuse_changed(self) -> None:
+        """Raise UsageError if another run has taken the place of one of these in the folder."""
+        for name, content in self._records.items():
+            path = self.folder / "runs" / f"{name}.json"
+            if not path.is_file() or hash_file(path) != content:
+                raise UsageError(
+                    f"{path} is of a later run than this result; give each run a folder of its own: out=..."
+                )
 
     @property
     def failed(self) -> dict[str, str]:
@@ -143,6 +156,7 @@ class Result:
         from rdp_bench.results.lines import every_row
         from rdp_bench.results.rows import write_results
 
+        self._refuse_changed()
         out = Path(out)
         if out.resolve() != self.folder.resolve():
             names = {run.grid for run in self.runs}
@@ -170,6 +184,9 @@ class Result:
         """
         from rdp_bench.reports.compare import render
 
+        for each in (self, other):
+            if isinstance(each, Result):
+                each._refuse_changed()
         folder = other.folder if isinstance(other, Result) else Path(other)
         page, _ = render((self.folder, folder), self.store, Path(out), [run.grid for run in self.runs])
         return page
@@ -207,4 +224,9 @@ def _copy(source: Path, to: Path) -> None:
 
 def read(folder: Path, store: "Store", only: Sequence[str] = (), keep: Any = None) -> Result:
     """The runs of a results folder, those of the grids in `only` if given."""
-    return Result(select_runs(load(folder, store), only), folder, store, keep)
+    folder = folder.resolve()
+    runs = select_runs(load(folder, store), only)
+    records = {run.grid: folder / "runs" / f"{run.grid}.json" for run in runs}
+    return Result(
+        runs, folder, store, keep, {name: hash_file(path) for name, path in records.items() if path.is_file()}
+    )

@@ -71,3 +71,17 @@ def test_the_success_rate_counts_what_was_right_before(made: rb.Result) -> None:
         row = csv[(csv["metric"] == "success") & (csv["defense"] == defense)]
         assert row["n"].item() == len(right) > 0
         assert row["value"].item() == pytest.approx(100 * len(flipped) / len(right), abs=1e-3)
+
+
+def test_a_result_whose_folder_holds_another_run_is_refused(tmp_path: Path) -> None:
+    """Else it would be compared, or reported, with the numbers of the later one."""
+    plugins.load((PLUGIN,))
+    usual = {"attacks": "fgsm", "sources": "tiny/one", "targets": "tiny/two", "dataset": "tiny/noise", "eps": 16}
+    first, second = (
+        rb.evaluate({"mine": lambda x, by=by: x * by}, **usual, out=tmp_path / "out", cache=tmp_path / "cache")
+        for by in (0.9, 0.3)
+    )
+    for call in (lambda: first.compare(second, tmp_path / "compared"), lambda: first.report(tmp_path / "report")):
+        with pytest.raises(rb.UsageError, match=r"evaluate\.json is of a later run than this result"):
+            call()
+    assert second.report(tmp_path / "report").is_file()
