@@ -280,9 +280,7 @@ def sweep(evidence: Evidence) -> Finding:
     if levels[-1] < LARGE:
         return missing("C8.b", title, f"needs an eps of at least {LARGE:g}; {said}")
     if by_eps[levels[-1]] > AT_ZERO and _constant(evidence):
-        meaning = (
-            f"the defense is constant around these images ({CONSTANT}): less than half of the range may not move it"
-        )
+        meaning = f"the defense is constant around these images ({CONSTANT}), and may be so at this eps"
         return Finding("C8.b", title, WARN, said, meaning, "test on images with more than two levels")
     if by_eps[levels[-1]] > AT_ZERO:
         meaning = "images remain right where the attacker may show anything: the attack does not work"

@@ -117,12 +117,10 @@ class DefendedClassifier:
         """
         from rdp_bench.rng import ImageRng
 
-        if self.attacked_defense.defense.value.random or (samples := self.attacked_defense.samples) > 1:
-            random = self.attacked_defense.defense.value.random
-            why = "is random" if random else f"is sampled {samples} times, which says that it is random"
+        if self.attacked_defense.defense.value.random or self.attacked_defense.samples > 1:
             raise UsageError(
-                f"{self.attacked_defense.defense.label} in front of {self.name} {why}: only this package's own "
-                "attacks sample it again for every gradient"
+                f"{self.attacked_defense.defense.label} in front of {self.name} is random, or its gradient is averaged "
+                "over samples: only this package's own attacks sample it again for every gradient"
             )
         return self.stochastic_logits(x, ImageRng([""] * len(x), x.device), zoom)
 
