@@ -141,14 +141,14 @@ class Worker:
         said = {remark: entry for remark, entry in unkeyed.items() if entry in at_work}
         if not said and not self._remarks:
             return []
-        targets = dict(job.evals) if isinstance(job, EvaluateJob) else {}
-        of_models = {f"model '{name}'": label for label, name in self._names.items() if label in targets}
+        evals = job.evals if isinstance(job, EvaluateJob) else ()
+        models = {id(record): f"model '{self._names.get(label, label)}'" for label, record in evals}
         for record in job.records:
             artefact = self.plan.artefact(record)
             if failed and not artefact.shards():
                 continue
-            own = [r for r, entry in said.items() if entry not in of_models or targets[of_models[entry]] is record]
-            artefact.add_remarks([*self._remarks, *own])
+            others = {*models.values()} - {models.get(id(record))}
+            artefact.add_remarks([*self._remarks, *(remark for remark, entry in said.items() if entry not in others)])
         return [*self._remarks, *said]
 
     def clean(self, low: int, high: int) -> NDArray[np.uint8]:
