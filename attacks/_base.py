@@ -81,6 +81,18 @@ def refuse_classes(attack: Attack, source: Source) -> None:
             raise UsageError(too_few_classes(least, f"source '{source.name}'", member.classes))
 
 
+USUAL_TARGETS = 9
+"""Target classes of the authors' attacks; of fewer wrong classes, all."""
+
+
+def for_targets(least: int, targets: int) -> int:
+    """Classes that an attack on each of `targets` wrong classes needs, at least `least`.
+
+    Of the usual number, which is not asked for, an attack takes as many as there are.
+    """
+    return max(least, targets + 1) if targets > USUAL_TARGETS else least
+
+
 def limits(**numbers: int) -> None:
     """Refuse numbers below 1 or above `MOST`."""
     for name, value in numbers.items():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from rdp_bench.attacks._base import Adaptive, limits
+from rdp_bench.attacks._base import Adaptive, for_targets, limits
 from rdp_bench.protocols import Attack
 from rdp_bench.registry import attack
 
@@ -44,7 +44,7 @@ class AutoPgd(Adaptive):
     @property
     def least_classes(self) -> int:
         """What the loss needs."""
-        return {"dlr": 3, "targeted-dlr": 4}.get(self.loss, 2)
+        return {"dlr": 3, "targeted-dlr": for_targets(4, self.targets)}.get(self.loss, 2)
 
     def runs(self, classes: int) -> Iterator[Run]:
         """See `Adaptive`."""

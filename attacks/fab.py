@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rdp_bench.attacks._base import Adaptive, limits
+from rdp_bench.attacks._base import Adaptive, for_targets, limits
 from rdp_bench.registry import attack
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ class TargetedFab(Adaptive):
         limits(steps=self.steps, restarts=self.restarts, targets=self.targets)
         if not (0 <= self.alpha_max <= 1 and 1 <= self.eta <= 2 and 0 < self.beta < 1):
             raise ValueError("alpha_max is 0 to 1, eta 1 to 2, and beta between 0 and 1")
+
+    @property
+    def least_classes(self) -> int:
+        """One for the label and one for each target."""
+        return for_targets(2, self.targets)
 
     def runs(self, classes: int) -> Iterator[Run]:
         """See `Adaptive`."""

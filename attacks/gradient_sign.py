@@ -184,6 +184,7 @@ class GradientSign:
         Raises:
             UsageError: all steps together move less than half a level, so that no stored pixel would change.
         """
+        self.schedule.refuse_no_change(eps_255, (self.part(Ball) or Ball()).unit)
         found: dict[str, Any] = {"norm": self.norm}
         for part in self.parts:
             found |= part.resolved(eps_255)
@@ -205,6 +206,9 @@ def _set(parts: dict[type[Part], Part], spec: Spec, kind: str) -> tuple[Part, ..
             raise UsageError(f"{kind} '{spec}': {next(iter(words))} has no effect without {switch}")
         old = found.get(each, known[switch])
         found[each] = replace(old, **values(old, Spec(spec.name, tuple(words.items())), kind))
+        if unused := found[each].unused(words):
+            name, beside = next(iter(unused.items()))
+            raise UsageError(f"{kind} '{spec}': {name} has no effect with {beside}; leave one of them out")
     return tuple(found.values())
 
 

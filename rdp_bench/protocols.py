@@ -326,7 +326,7 @@ def with_mates(attack: Attack, mates: Callable[[ImageRng], Tensor]) -> Attack:
 
 @runtime_checkable
 class NeedsClasses(Protocol):
-    """An attack whose loss is not defined for few classes; optional."""
+    """An attack that few classes do not suffice for; optional."""
 
     @property
     def least_classes(self) -> int:
@@ -340,9 +340,9 @@ def least_classes(attack: Attack) -> int:
 
 
 def too_few_classes(least: int, what: str, found: int) -> str:
-    """The error of an attack whose loss needs at least `least` classes."""
-    advice = "use apgd-ce, or apgd-ce(loss=margin); in an audit, --budget quick"
-    return f"its loss needs at least {least} classes, and {what} has {found}; {advice}"
+    """The error of an attack that needs at least `least` classes."""
+    advice = "use apgd-ce or apgd-ce(loss=margin), or fewer targets; in an audit, --budget quick"
+    return f"it needs at least {least} classes, and {what} has {found}; {advice}"
 
 
 @runtime_checkable

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from rdp_bench.protocols import AuxiliaryLogits, GatheredLogits, StochasticLogits
+from rdp_bench.specs import show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,6 +113,12 @@ class Part:
     def idle(self) -> bool:
         """Whether the part does nothing."""
         return bool(fields(self)) and getattr(self, fields(self)[0].name) == self.off
+
+    def unused(self, named: Collection[str]) -> Mapping[str, str]:
+        """Of the fields `named` in a label, those that have no effect, and beside what, such as `p=0`."""
+        switch = fields(self)[0].name if fields(self) else ""
+        beside = f"{switch}={show(self.off)}" if self.idle else ""
+        return {name: beside for name in named if beside and name != switch}
 
     @property
     def evaluations(self) -> int:

@@ -22,10 +22,11 @@ class RandomStart(Part):
     id: ClassVar[str] = "random-start"
     order: ClassVar[int] = 2
     off: ClassVar[Any] = False
+    changes_first: ClassVar[bool] = True
 
     random_start: bool = True
     clip_start: bool = True
-    """Clip the start to [0, 1] before the first gradient; without effect under an L2 budget."""
+    """Clip the start to [0, 1] before the first gradient; false under L-infinity only."""
 
     def start(self, run: Run, adv: Tensor) -> Tensor:
         """A random point of the ball."""

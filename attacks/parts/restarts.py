@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rdp_bench.attacks.parts.base import Part, find, require
-from rdp_bench.attacks.parts.labels import LabelChoice, Targeted
+from rdp_bench.attacks.parts.labels import Targeted
 from rdp_bench.attacks.parts.random_start import RandomStart
 
 
@@ -31,9 +31,7 @@ class Restarts(Part):
             {
                 "restarts need random_start=true": find(parts, RandomStart) is not None,
                 "restarts do not go with copies that mix other images": not any(part.draws_mates for part in parts),
-                "restarts need targeted=false and label=true": (
-                    find(parts, Targeted) is None and find(parts, LabelChoice) is None
-                ),
+                "restarts need targeted=false": find(parts, Targeted) is None,
             }
         )
 

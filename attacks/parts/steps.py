@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,7 +36,14 @@ class Steps(Part):
             "alpha is above 0": self.alpha is None or self.alpha > 0,
             "alpha is at most 255": self.alpha is None or self.alpha <= 255,
             "step_ratio is above 0": self.step_ratio > 0,
+            "alpha_floor is 0 to 255": 0 <= self.alpha_floor <= 255,
         }
+
+    def unused(self, named: Collection[str]) -> Mapping[str, str]:
+        """What makes the step size, where alpha is given."""
+        if self.alpha is None:
+            return {}
+        return {name: f"alpha={show(self.alpha)}" for name in named if name in ("step_ratio", "alpha_floor")}
 
     def count(self, eps: float) -> int:
         """Iterations at budget `eps`."""
@@ -49,15 +56,27 @@ class Steps(Part):
         return max(self.alpha_floor, self.step_ratio * eps / self.count(eps))
 
     def resolved(self, eps: float) -> dict[str, Any]:
-        """Every field, with the number and size of steps at `eps`.
+        """Every field, with the number and size of steps at `eps`."""
+        return {**super().resolved(eps), "steps": self.count(eps), "alpha": self.size(eps)}
+
+    def refuse_no_change(self, eps: float, unit: int) -> None:
+        """Refuse steps that together move less than half a level, so that no stored pixel would change.
+
+        Args:
+            eps: the budget.
+            unit: the number that stands for 1.0 where it is written; see `Ball.unit`.
 
         Raises:
-            UsageError: all steps together move less than half a level, so that no stored pixel would change.
+            UsageError: the number and size of the steps, and what makes them longer.
         """
-        steps = self.count(eps)
-        if self.alpha is not None and self.alpha * steps < 0.5:
-            raise UsageError(
-                f"alpha is in /255, and {steps} steps of {show(self.alpha)}/255 change no 8-bit pixel; did you mean "
-                f"alpha={max(1, round(self.alpha * 255))}?"
+        count, size = self.count(eps), self.size(eps)
+        if eps <= 0 or count * size * 255 / unit >= 0.5:
+            return
+        if self.alpha is not None:
+            advice = f"alpha is in /255; did you mean alpha={max(1, round(self.alpha * 255))}?"
+        else:
+            advice = (
+                f"a step is step_ratio * eps / steps with step_ratio={show(self.step_ratio)}; raise step_ratio or eps"
             )
-        return {**super().resolved(eps), "steps": steps, "alpha": self.size(eps)}
+        each = f"{show(size)}/255" if unit == 255 else f"an L2 norm of {show(size)}"
+        raise UsageError(f"{count} steps of {each} change no 8-bit pixel: {advice}")

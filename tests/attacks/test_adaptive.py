@@ -371,7 +371,7 @@ def test_pgd_restarts_find_what_one_run_misses() -> None:
 
     one, many = broken("pgd(steps=1)"), broken("pgd(steps=1, restarts=30)")
     assert many >= one
-    for refused in ("fgsm(restarts=3)", "pgd-targeted(restarts=3)", "PGD|OWN|RESTARTS(2)"):
+    for refused in ("fgsm(restarts=3)", "pgd-targeted(restarts=3)"):
         with pytest.raises(UsageError, match="restarts need"):
             registry.attack.resolve(refused)
 

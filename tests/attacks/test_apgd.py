@@ -204,12 +204,19 @@ def test_restarts_go_to_survivors_only() -> None:
 
 @pytest.mark.parametrize(
     ("label", "classes"),
-    [("apgd-dlr", 2), ("apgd-t", 3), ("pgd(loss_function=dlr)", 2), ("autoattack(steps=2, queries=2)", 3)],
+    [
+        ("apgd-dlr", 2),
+        ("apgd-t", 3),
+        ("pgd(loss_function=dlr)", 2),
+        ("autoattack(steps=2, queries=2)", 3),
+        ("apgd-t(steps=2, targets=10)", 10),
+        ("fab-t(steps=2, targets=12)", 12),
+    ],
 )
 def test_too_few_classes_are_refused(label: str, classes: int) -> None:
     attack = registry.attack.resolve(label).value
     x = toy.images(1)
-    with pytest.raises(UsageError, match=f"its loss needs at least {classes + 1} classes, and source 'conv-0' has"):
+    with pytest.raises(UsageError, match=f"it needs at least {classes + 1} classes, and source 'conv-0' has"):
         attack(toy.source(toy.conv(classes)), x, torch.tensor([0]), 8 / 255, toy.image_rng(1))
     attack(toy.source(toy.conv(classes + 1)), x, torch.tensor([0]), 8 / 255, toy.image_rng(1))
 

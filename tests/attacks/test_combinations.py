@@ -12,7 +12,7 @@ from tests.helpers import toy
 plugins.load()
 
 
-@pytest.mark.parametrize("part", ["ADMIX", "SSA(2)", "BSR(2)", "SIA(2)", "PGN(2)", "ILPD(layer=1)"])
+@pytest.mark.parametrize("part", ["ADMIX", "SSA(2)", "BSR(2)", "SIA(2)", "PGN(2)", "ILPD(layer=1)", "PGD"])
 def test_the_own_prediction_is_not_that_of_a_changed_image(part: str) -> None:
     """The first forward pass of these parts sees a mixed, shuffled or noisy image, whose class is not the image's."""
     with pytest.raises(ValueError, match="label=predicted"):

@@ -101,6 +101,20 @@ def test_eps_between_two_levels_is_said_to_be_floored(grid: GridRuns, caplog: py
     assert warning in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("attack", "flags"),
+    [
+        ("i-fgsm(step_ratio=.001)", ()),
+        ("PGD(5, .03)", ("--eps", "8")),
+        ("i-fgsm(step_ratio=.001)", ("--norm", "l2", "--eps", "1")),
+    ],
+)
+def test_steps_too_short_to_change_a_pixel_are_refused(grid: GridRuns, attack: str, flags: tuple[str, ...]) -> None:
+    found = grid.run("--attack", attack, *flags)
+    assert found.exit_code == 2, found.output
+    assert "change no 8-bit pixel" in found.output
+
+
 @pytest.mark.parametrize("attack", ["mi-fgsm(alpha=0.0078)", "I(10,0.004)"])
 def test_a_step_as_a_fraction_of_one_is_refused(grid: GridRuns, attack: str) -> None:
     found = grid.run("--attack", attack)
