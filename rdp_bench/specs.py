@@ -4,7 +4,7 @@ Every label is read by `split` and `cut`, which know parentheses and quotes; no 
 
     jpeg(quality=95)                      a name and its parameters
     purifier:"my file (1).pth"            a scheme and a file; quotes are needed where the name holds ()=,
-    MI|DI(p=.7)|TI(15)     a+b     jpeg >> rdp     bpda(jpeg, a+b, 20)
+    MI|DI(p=.7)|TI(15)     a+b     jpeg >> rdp     bpda(tvm, a+b, 20)
 
 A value that holds a comma or an unbalanced parenthesis, or begins or ends with a space, is written in '...' or "...",
 with that quote doubled inside. A backslash has no special meaning.

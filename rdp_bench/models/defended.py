@@ -113,14 +113,14 @@ class DefendedClassifier:
         """Return logits `[n, classes]` without `rng`, which is possible only for a deterministic defense.
 
         Raises:
-            UsageError: the defense is random, or gradients are averaged.
+            UsageError: the defense is random.
         """
         from rdp_bench.rng import ImageRng
 
-        if self.attacked_defense.defense.value.random or self.attacked_defense.samples > 1:
+        if self.attacked_defense.defense.value.random:
             raise UsageError(
-                f"{self.attacked_defense.defense.label} in front of {self.name} is random, or its gradient is averaged "
-                "over samples: only this package's own attacks sample it again for every gradient"
+                f"{self.attacked_defense.defense.label} in front of {self.name} is random: only this package's own "
+                "attacks sample it again for every gradient"
             )
         return self.stochastic_logits(x, ImageRng([""] * len(x), x.device), zoom)
 
@@ -133,7 +133,8 @@ def parse(label: str) -> tuple[AttackedDefense, str] | None:
     """Parse a source label: (the attacked defense, the label of the inner source), or None for a plain label.
 
     Raises:
-        UsageError: the form is wrong, the defense is unknown, or it has no gradient in this mode.
+        UsageError: the form is wrong, the defense is unknown, it has no gradient in this mode, or samples of it are
+            asked for and it is not random.
     """
     mode, inside = cut(label)
     if mode not in MODES or inside is None:
@@ -150,6 +151,11 @@ def parse(label: str) -> tuple[AttackedDefense, str] | None:
         raise UsageError(f"source '{label}': {parts[0]} is not differentiable; use bpda({parts[0]}, {parts[1]})")
     if mode == "smooth" and not defense.has_smooth:
         raise UsageError(f"source '{label}': {parts[0]} has no closer stand-in; use adaptive({parts[0]}, {parts[1]})")
+    if samples > 1 and not defense.random:
+        raise UsageError(
+            f"source '{label}': {parts[0]} is not random, so that all {samples} samples would be equal; write "
+            f"{mode}({parts[0]}, {parts[1]})"
+        )
     return AttackedDefense(mode, resolved, samples), parts[1]
 
 

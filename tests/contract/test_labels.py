@@ -169,7 +169,7 @@ def test_sources() -> None:
     found = defended.parse("bpda(jpeg(quality=80), effnet-lite0+effnet-lite1)")
     assert found is not None
     assert (found[0].defense.value, found[1]) == (defense("jpeg(quality=80)"), "effnet-lite0+effnet-lite1")
-    found = defended.parse("exact(rdp, effnet-lite0, 20)")
+    found = defended.parse("exact(rdp(dynamic=true), effnet-lite0, 20)")
     assert found is not None
     assert (found[0].mode, found[0].samples) == ("exact", 20)
     assert defended.parse("effnet-lite0") is None

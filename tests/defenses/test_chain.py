@@ -173,7 +173,7 @@ def test_sources_behind_a_chain() -> None:
     assert found[1] == "effnet-lite0"
     with pytest.raises(UsageError, match="jpeg >> rdp is not differentiable"):
         defended.parse("exact(jpeg >> rdp, effnet-lite0)")
-    assert defended.parse("exact(rdp >> nrp, effnet-lite0, 2)") is not None
+    assert defended.parse("exact(rdp >> nrp(dynamic=true), effnet-lite0, 2)") is not None
     label = defended.white_box("white-box(7)", "r&p >> jpeg(quality=80)", "effnet-lite2", random=True)
     assert label == "adaptive(r&p >> jpeg(quality=80), effnet-lite2, 7)"
     assert defended.parse(label) is not None

@@ -110,7 +110,7 @@ def test_the_stand_in_has_the_draws_of_what_is_seen() -> None:
 
 
 def test_sources_name_it() -> None:
-    found = parse("smooth(jpeg, effnet-lite0, 3)")
+    found = parse("smooth(jpeg, effnet-lite0)")
     assert found
     x = photo(1, 24)
     assert torch.equal(gradient(found[0].purify, x), gradient(made("jpeg").smooth_through, x))

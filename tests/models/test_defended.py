@@ -164,11 +164,11 @@ def test_a_larger_output_is_shown_larger() -> None:
 
 
 def test_labels() -> None:
-    found = parse("bpda(jpeg(quality=95), effnet-lite0+effnet-lite1, 20)")
+    found = parse("bpda(tvm(weight=.1), effnet-lite0+effnet-lite1, 20)")
     assert found is not None
     way, inner = found
     assert (way.mode, way.defense.label, way.samples, inner) == (
-        "bpda", "jpeg(quality=95)", 20, "effnet-lite0+effnet-lite1",
+        "bpda", "tvm(weight=.1)", 20, "effnet-lite0+effnet-lite1",
     )  # fmt: skip
     assert parse("effnet-lite0") is None
     assert parse("effnet-lite0+effnet-lite1") is None
@@ -181,6 +181,9 @@ def test_labels() -> None:
         ("bpda(jpeg)", "expected bpda"),
         ("bpda(jpeg, effnet-lite0, 0)", "from 1 to 10000, found '0'"),
         ("bpda(jpeg, effnet-lite0, many)", "found 'many'"),
+        ("bpda(jpeg, effnet-lite0, 5)", r"not random, so that all 5 samples.*write bpda\(jpeg, effnet-lite0\)"),
+        ("exact(jpeg >> rdp, effnet-lite0, 2)", "not differentiable"),
+        ("exact(rdp >> nrp, effnet-lite0, 2)", "not random"),
         ("bpda(jpge, effnet-lite0)", "Did you mean 'jpeg'"),
     ],
 )
@@ -209,9 +212,8 @@ def test_straight_through_needs_a_size() -> None:
 def test_foreign_attacks_cannot_draw() -> None:
     x = torch.rand(1, 3, 4, 4)
     assert DefendedClassifier(Linear(torch.ones(1, 3, 4, 4)), through(Squares(), "exact"))(x).shape == (1, 2)
-    for defense, samples in ((Noise(), 1), (Squares(), 2)):
-        with pytest.raises(UsageError, match="is random"):
-            DefendedClassifier(Linear(torch.ones(1, 3, 4, 4)), through(defense, "exact", samples))(x)
+    with pytest.raises(UsageError, match="is random"):
+        DefendedClassifier(Linear(torch.ones(1, 3, 4, 4)), through(Noise(), "exact"))(x)
 
 
 def test_a_source_behind_two_defenses_is_a_chain() -> None:
