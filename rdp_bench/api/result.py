@@ -66,14 +66,17 @@ class Result:
         }
 
     def to_dataframe(self) -> "DataFrame":
-        """One row per cell, with the columns of results.csv.
+        """The rows and columns of results.csv: one row per cell, followed by those of its other metrics.
 
         Returns:
             * `grid`, `dataset`, `n`: the run, its data set and its number of images.
             * `source`, `attack`, `eps`, `defense`, `target`: the cell, as labels; `source` is "-" and `attack` is
               "clean" for clean images. `eps` is in /255 (L2 runs: the norm).
-            * `metric`: "error" under attack or "accuracy" on clean images.
-            * `value`, `ci_low`, `ci_high`: percent, with the 95 % interval; NaN where `status` is not "done".
+            * `metric`: "error" under attack or "accuracy" on clean images. Where a run asks for them, "success" and
+              "targeted_success" of attacks (`n` is the number of images that count), of several draws "error_worst" and
+              the like, and what is measured of purified images, such as "psnr", with the target "-".
+            * `value`, `ci_low`, `ci_high`: percent, with the 95 % interval; NaN where `status` is not "done", or where
+              no image counts.
             * `paper`: the paper's number in the same metric, or NaN.
             * `status`, `reason`: "done", or "pending" or "failed" with the reason.
             * `adv_key`, `eval_key`: the cache keys of images and predictions.
@@ -81,7 +84,9 @@ class Result:
         """
         import pandas as pd
 
-        return pd.concat([run.frame for run in self.runs], ignore_index=True)
+        from rdp_bench.results.lines import frame
+
+        return pd.concat(map(frame, self.runs), ignore_index=True)
 
     def table(self, *, intervals: bool = True) -> Text:
         """The tables as plain text.

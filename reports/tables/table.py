@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -299,18 +299,13 @@ def _images(run: Run) -> str:
 
 def _table_cells(run: Run, columns: list[list[CellKey]]) -> dict[CellKey, TableCell]:
     """Table cells of single cells of the run, compared within their columns."""
-    rows = {CellKey.of(row): row for row in run.rows}
     done = [{p.defense: run.errors(p) for p in column if p in run.wrong} for column in columns]
     entries: dict[CellKey, TableCell] = {}
     for column, errors, verdicts in zip(columns, done, compare_defenses(done), strict=True):
         for cell_key in column:
-            row = rows.get(cell_key)
-            if row is None:
-                entries[cell_key] = TableCell()
-            elif row["status"] != "done":
-                entries[cell_key] = TableCell(
-                    row["status"], row["reason"] or "not run yet", paper=_number(row["paper"])
-                )
+            row = run.lines.get(cell_key)
+            if row is None or row["status"] != "done":
+                entries[cell_key] = replace(not_done(run, [cell_key]), paper=_number(row["paper"]) if row else None)
             else:
                 change = None
                 if cell_key.attack == CLEAN and cell_key.defense != UNDEFENDED and UNDEFENDED in errors:
@@ -320,6 +315,16 @@ def _table_cells(run: Run, columns: list[list[CellKey]]) -> dict[CellKey, TableC
                 value, low, high, number = (_number(row[name]) for name in ("value", "ci_low", "ci_high", "paper"))
                 entries[cell_key] = TableCell("done", "", value, low, high, number, change, verdicts[cell_key.defense])
     return entries
+
+
+def not_done(run: Run, places: Sequence[CellKey]) -> TableCell:
+    """What stands in place of a number that needs these cells: why the first that failed did, else what is missing."""
+    lines = [run.lines.get(cell_key, {"status": "absent", "reason": ""}) for cell_key in places]
+    for status in ("failed", "pending"):
+        for line in lines:
+            if line["status"] == status:
+                return TableCell(status, line["reason"] or "not run yet")
+    return TableCell()
 
 
 def _averages(

@@ -794,7 +794,7 @@ def test_a_data_set_and_a_grid_may_be_paths(
     grid = Path("mine.toml")
     grid.write_text('title = "Mine"\n[axes]\ndefenses = ["none"]\n')
     found = evaluate(dataset=folder, grid=grid, image_size=32)
-    assert [(run.grid, set(run.frame["n"])) for run in found.runs] == [("mine", {2})]
+    assert {(line["grid"], line["n"]) for line in found.to_dataframe().to_dict("records")} == {("mine", 2)}
     with pytest.raises(UsageError, match="eps nan"):
         rb.audit("none", dataset=folder.absolute(), eps=np.float32("nan"), limit=np.int64(1), image_size=np.int64(32))
 
