@@ -254,6 +254,16 @@ def test_the_ablation_shows_the_tables_numbers(tmp_path: Path) -> None:
     assert b"without latent loss" in figure.saved["svg"]
 
 
+def test_defenses_whose_long_names_begin_alike_are_no_trainings_of_one(tmp_path: Path) -> None:
+    names = [f"a-purifier-of-a-very-long-name(strength={i})" for i in (1, 2)]
+    store = Store(tmp_path / "store")
+    make_run(tmp_path, store, lambda p: range(4 * (1 + names.index(p.defense))), defenses=names, attacks=["fgsm"])
+    figure = ablation(error_tables(load(tmp_path, store)[0]))
+    assert {(row["variant"], row["trainings"], float(row["error"])) for row in rows(figure)} == {
+        (names[0], "1", 20), (names[1], "1", 40)
+    }  # fmt: skip
+
+
 def test_trainings_that_differ_in_their_seed_share_a_row(tmp_path: Path) -> None:
     """Its interval is Student's, over trainings; computed here by hand, with 4.3027 for two degrees of freedom."""
     store = Store(tmp_path / "store")
