@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rdp_bench.metrics import stats
-from rdp_bench.reports.figures import drawing
+from rdp_bench.reports.figures import drawing, fonts
 from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, PAGE, SMALL, ReportFigure, shorten, span, tidy
 from rdp_bench.reports.tables.table import AVERAGE, Row, Table, TableCell
 from rdp_bench.results.rows import display_name
@@ -66,6 +66,7 @@ def ablation(tables: list[Table]) -> ReportFigure | None:
     highest = max((entry.high or 0 for cells in means.values() for entry in cells), default=0)
     end = min(100, -(-highest // 20) * 20) or 100
     titles = shorten(table.columns, 14)
+    fonts.add_bold()
     with drawing.styled():
         figure = Figure((PAGE, height))
         for i, column in enumerate(table.columns):

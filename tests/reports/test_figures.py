@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image
 
 from rdp_bench import plugins
@@ -234,7 +235,7 @@ def _asking(run: Run, *names: str) -> Run:
 VARIANTS = ["none", "rdp(weights=rdp-ablation-full)", "rdp(weights=rdp-ablation-no-lat)"]
 
 
-def test_the_ablation_shows_the_tables_numbers(tmp_path: Path) -> None:
+def test_the_ablation_shows_the_tables_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Store(tmp_path / "store")
     wrong = dict(zip(VARIANTS, (16, 4, 6), strict=True))
     gone = CellKey("a", "mi-fgsm", 16.0, "t", VARIANTS[2])
@@ -252,6 +253,9 @@ def test_the_ablation_shows_the_tables_numbers(tmp_path: Path) -> None:
     assert found["without latent loss", "MI-FGSM"]["reason"] == "no weights"
     assert float(found["No defense", "Average"]["error"]) == 80
     assert b"without latent loss" in figure.saved["svg"]
+    bold = findfont(FontProperties(family="rdp-bench-sans", weight="bold"))  # the title of the average is
+    assert Path(bold).name == "DejaVuSans-Bold.ttf"
+    assert "findfont" not in caplog.text
 
 
 def test_defenses_whose_long_names_begin_alike_are_no_trainings_of_one(tmp_path: Path) -> None:
