@@ -6,7 +6,7 @@ from rdp_bench.budgets import LINF, show_eps
 from rdp_bench.reports.tables.table import slug
 from rdp_bench.results.cards import AttackFacts, Card, Status, Tier
 from rdp_bench.results.rows import display_name
-from rdp_bench.specs import show
+from rdp_bench.specs import show_level
 
 WIDTH, LINE, TALL, GAP = 420.0, 15.0, 12.0, 14.0
 """Of the drawing of tiers: its width, the height of a line of text, of a bar, and of what is between two tiers."""
@@ -31,7 +31,7 @@ def view(card: Card) -> dict[str, Any]:
         "tally": [(*_MARKS[status], f"{len(card.of(status))} {status}") for status in _MARKS if card.of(status)],
         "checks": [(*_MARKS[status], finding) for status in _MARKS for finding in card.of(status) if status != "n/a"],
         "not_applicable": card.of("n/a"),
-        "attacks": [(f"{attack.label}, ε = {show(attack.eps)}", _facts(attack)) for attack in card.attacks],
+        "attacks": [(f"{attack.label}, ε = {show_level(attack.eps)}", _facts(attack)) for attack in card.attacks],
         "cost": cost(card),
     }
 

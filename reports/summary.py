@@ -14,7 +14,7 @@ from rdp_bench.reports.claims.claims import claims
 from rdp_bench.reports.tables.leaderboard import HIGHER, LOWER, NO_DIFFERENCE, UNTESTED, Leaderboard
 from rdp_bench.reports.tables.table import AVERAGE, Table
 from rdp_bench.results.rows import CellKey, Run, display_name
-from rdp_bench.specs import UNDEFENDED, show
+from rdp_bench.specs import UNDEFENDED, show_level
 
 PROFILES = {
     "embedded": "The embedded profile is a small substitute for the paper's setting: networks that install with the "
@@ -210,7 +210,8 @@ def _which(run: Run, places: list[CellKey]) -> str:
         here = list(dict.fromkeys(getattr(cell_key, axis) for cell_key in places))
         every = {getattr(CellKey.of(row), axis) for row in run.rows}
         if set(here) != every:
-            parts.append(f"{axis} {', '.join(display_name(show(value)) for value in here)}")
+            shown = (show_level(value) if axis == "eps" else display_name(value) for value in here)
+            parts.append(f"{axis} {', '.join(shown)}")
     return "; ".join(parts)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rdp_bench.errors import UsageError
 from rdp_bench.keys import hash_file
 from rdp_bench.results.rows import Run, load, select_runs, shown_names
+from rdp_bench.specs import show_level
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,8 +59,8 @@ class Result:
     def failed(self) -> dict[str, str]:
         """Why cells failed, by "source attack eps -> defense -> target"; of several runs, by "grid: source ..."."""
         return {
-            f"{run.grid + ': ' if len(self.runs) > 1 else ''}{row['source']} {row['attack']} eps {row['eps']} -> "
-            f"{row['defense']} -> {row['target']}": row["reason"]
+            f"{run.grid + ': ' if len(self.runs) > 1 else ''}{row['source']} {row['attack']} "
+            f"eps {show_level(float(row['eps']))} -> {row['defense']} -> {row['target']}": row["reason"]
             for run in self.runs
             for row in run.rows
             if row["status"] != "done"

@@ -9,7 +9,7 @@ from rdp_bench.audits.checks import FAIL, Finding, findings
 from rdp_bench.audits.evidence import Evidence
 from rdp_bench.audits.tiers import Tier, failed_attacks, headline, tiers
 from rdp_bench.results.cards import Card
-from rdp_bench.specs import UNDEFENDED, plain
+from rdp_bench.specs import UNDEFENDED, plain, show_level
 
 __all__ = ["Card", "card_of", "verdict"]
 
@@ -54,7 +54,7 @@ def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding]) 
         "white-box": f"an attacker who knows {_what(subject.defense)}",
         "fixed": f"an attacker who knows {subject.defense} and its noise",
     }[worst.name]  # fmt: skip
-    text = f"At eps {subject.eps:g} {who} leaves {worst.low:.0f} to {worst.high:.0f} % of images right"
+    text = f"At eps {show_level(subject.eps)} {who} leaves {worst.low:.0f} to {worst.high:.0f} % of images right"
     transfer = next((tier for tier in found if tier.name == "transfer"), None)
     if transfer is not None and transfer.low > worst.high:
         text += f"; transfer numbers ({transfer.accuracy:.0f} %) say nothing about its robustness"

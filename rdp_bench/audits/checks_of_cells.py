@@ -23,7 +23,7 @@ from rdp_bench.audits.parts import (
 )
 from rdp_bench.audits.tiers import PARTS, THROUGH, cells_of_tier, hardest, tiers
 from rdp_bench.metrics import stats
-from rdp_bench.specs import UNDEFENDED, plain
+from rdp_bench.specs import UNDEFENDED, plain, show_level
 
 if TYPE_CHECKING:
     import numpy as np
@@ -273,7 +273,7 @@ def sweep(evidence: Evidence) -> Finding:
     if not levels or (len(levels) < 2 and levels[0] < LARGE):
         return missing("C8.b", title, "needs two eps")
     by_eps = {eps: _mean([cell for cell in cells if cell.eps == eps]) for eps in levels}
-    said = ", ".join(f"{by_eps[eps]:.1f} % at {eps:g}" for eps in levels)
+    said = ", ".join(f"{by_eps[eps]:.1f} % at {show_level(eps)}" for eps in levels)
     least = min(by_eps.values())
     if _none_right(evidence):
         return missing("C8.b", title, NONE_RIGHT)

@@ -9,7 +9,7 @@ from rdp_bench.reports.figures.tradeoff import Box, joined, write_names
 from rdp_bench.reports.tables.audits import by_setting
 from rdp_bench.results.cards import Card, Tier
 from rdp_bench.results.rows import display_name
-from rdp_bench.specs import UNDEFENDED, plain, show
+from rdp_bench.specs import UNDEFENDED, plain, show, show_level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def illusion(cards: Sequence[Card]) -> ReportFigure | None:
     for setting, here in by_setting(cards).items():
         for card in sorted(here, key=lambda card: plain(card.defense) != UNDEFENDED):  # its own card has more attacks
             for point in _points(card):
-                key = (card.target, ", ".join((f"ε = {show(card.eps)}", card.dataset, f"budget {card.budget}")))
+                key = (card.target, ", ".join((f"ε = {show_level(card.eps)}", card.dataset, f"budget {card.budget}")))
                 if not any(point["defense"] == other["defense"] for other in panels.get(key, [])):
                     panels.setdefault(key, []).append(point)
                     facts = dict(zip(("dataset", "n", "eps", "budget"), setting, strict=True))

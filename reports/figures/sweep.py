@@ -21,7 +21,7 @@ from rdp_bench.reports.figures.drawing import (
     tidy,
 )
 from rdp_bench.results.rows import CellKey, Run, display_name
-from rdp_bench.specs import CLEAN, UNDEFENDED
+from rdp_bench.specs import CLEAN, UNDEFENDED, show_level
 
 _MARKS = "osD^vP*X<>hd"
 
@@ -79,6 +79,7 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
     titles = shorten(map(display_name, attacks), 19)
     ends = [shorten(map(display_name, each), 16) for each in zip(*pairs, strict=True)]
     height = 1.75 * len(pairs) + 0.3 + 0.19 * -(-len(defenses) // columns)
+    levels = sorted({float(p["eps"]) for p in points})
     with drawing.styled():
         figure = Figure((width, height), layout="constrained")
         grid = figure.subplots(len(pairs), len(attacks), squeeze=False, sharex=True, sharey=True)
@@ -94,7 +95,7 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
                     )
                 ax.set_title(titles[display_name(attack)])
                 ax.set_ylim(0, 100)
-                ax.set_xticks(sorted({float(p["eps"]) for p in points}))
+                ax.set_xticks(levels, map(show_level, levels))
                 ax.tick_params(labelsize=SMALL)
                 ax.spines[["top", "right"]].set_visible(False)
             where = "\nto ".join(shown[display_name(end)] for shown, end in zip(ends, (source, target), strict=True))
