@@ -7,6 +7,7 @@ from rdp_bench.reports.tables.table import slug
 from rdp_bench.results.cards import AttackFacts, Card, Status, Tier
 from rdp_bench.results.rows import display_name
 from rdp_bench.specs import show_level
+from rdp_bench.terminal import counted
 
 WIDTH, LINE, TALL, GAP = 420.0, 15.0, 12.0, 14.0
 """Of the drawing of tiers: its width, the height of a line of text, of a bar, and of what is between two tiers."""
@@ -25,7 +26,7 @@ def view(card: Card) -> dict[str, Any]:
         "id": slug("audit", card.name),
         "card": card,
         "title": f"{display_name(card.defense)} in front of {display_name(card.target)}",
-        "over": f"audit · {card.n} image{'' if card.n == 1 else 's'} of {card.dataset} · "
+        "over": f"audit · {counted(card.n, 'image')} of {card.dataset} · "
         f"ε = {show_eps(card.eps, LINF)} · budget {card.budget}",
         "drawing": _drawing(card),
         "tally": [(*_MARKS[status], f"{len(card.of(status))} {status}") for status in _MARKS if card.of(status)],

@@ -15,7 +15,7 @@ from rdp_bench.results import cards
 from rdp_bench.results.cards import Card, Tier
 from rdp_bench.results.rows import display_name, shown_names
 from rdp_bench.specs import show_level
-from rdp_bench.terminal import printable
+from rdp_bench.terminal import counted, printable
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def heading(card: Card) -> str:
 
 
 def _images(card: Card) -> str:
-    return f"{card.n} image{'' if card.n == 1 else 's'}"
+    return counted(card.n, "image")
 
 
 def markdown(card: Card) -> str:

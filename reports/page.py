@@ -22,6 +22,7 @@ from rdp_bench.reports.tables.table import Table, slug
 from rdp_bench.results.cards import Card
 from rdp_bench.results.rows import Run, display_name, shown_names
 from rdp_bench.specs import show, show_level
+from rdp_bench.terminal import counted
 
 _FORMATS = {
     ".csv": "CSV",
@@ -87,6 +88,7 @@ def write(template: str, **values: Any) -> str:
     )  # fmt: skip
     environment.filters |= {
         "pretty": display_name, "one": _one, "signed": signed, "p": _p, "flat": flat, "plain": plain,
+        "counted": counted,
         "level": lambda eps: show_level(float(eps)),
         "minutes": _minutes,
         "tight": _tight,

@@ -128,7 +128,7 @@ def span(text: str) -> float:
 def _span(letter: str) -> float:
     if unicodedata.east_asian_width(letter) in "WF":
         return 1.8
-    return 1.75 if letter in "MW@%" else 1.0
+    return 1.75 if letter in "W@%" else 1.5 if letter == "M" else 1.0
 
 
 def short(text: str, room: float = 22) -> str:

@@ -172,7 +172,10 @@ def placed(
 
 def _width(name: str) -> float:
     """Inches, generously: pages and files show a label in different fonts."""
-    return sum(max(_SMALL * span(letter), _CAPITAL if letter.isupper() or letter in "&%@" else 0) for letter in name)
+    return sum(
+        _SMALL * span(letter) if span(letter) > 1.5 else _CAPITAL if letter.isupper() or letter == "&" else _SMALL
+        for letter in name
+    )
 
 
 def _near(spot: tuple[float, float], other: tuple[float, float]) -> bool:

@@ -14,6 +14,7 @@ from rdp_bench.metrics import stats
 from rdp_bench.metrics.significance import Verdict, compare_defenses
 from rdp_bench.results.rows import CellKey, Run, display_name, given_name, paper_metadata, paper_value
 from rdp_bench.specs import CLEAN, UNDEFENDED, show
+from rdp_bench.terminal import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -208,12 +209,13 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
         if lines:
             groups.append(Group(source, lines))
     where = ", ".join(_heading(run, name, value) for name, value in reversed(here.items()))
+    every = "all " * (run.record["dataset"]["n"] > 1)
     return Table(
         slug(run.grid, *(eps_slug(run, value) if name == "eps" else str(value) for name, value in here.items())),
         f"Error under attack: {where}",
         " ".join(
             [
-                f"Error in percent over all {_images(run)}; lower is better. Setting: {where}.",
+                f"Error in percent over {every}{_images(run)}; lower is better. Setting: {where}.",
                 *_training(run, here, across, axis),
             ]
         ),
@@ -294,7 +296,7 @@ def _defenses(run: Run) -> list[str]:
 
 
 def _images(run: Run) -> str:
-    return f"{run.record['dataset']['n']} images of {run.record['dataset']['name']}"
+    return f"{counted(run.record['dataset']['n'], 'image')} of {run.record['dataset']['name']}"
 
 
 def _table_cells(run: Run, columns: list[list[CellKey]]) -> dict[CellKey, TableCell]:
