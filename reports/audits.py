@@ -103,12 +103,13 @@ def latex(card: Card) -> str:
         for tier in card.tiers
     ]
     where = f"{heading(card)}: {_images(card)} of {card.dataset}, ε = {show_level(card.eps)}, budget {card.budget}."
-    return "\n".join([
-        r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", r"\small",
+    body = "\n".join([
+        r"\begin{table}", r"\centering", r"\small",
         rf"\caption{{{tex.escape(f'{where} {card.verdict}')}}}", rf"\label{{tab:audit-{card.name}}}", r"\smallskip",
         r"\begin{tabular}{@{}lrrrrr@{}}", r"\toprule", r"Tier & Right \% & 95\,\% & Always & Vote & Undefended \\",
         r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
     ])  # fmt: skip
+    return "\n".join([*tex.preamble(body), body])
 
 
 def text(card: Card) -> str:

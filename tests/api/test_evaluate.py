@@ -23,6 +23,7 @@ import rdp_bench as rb
 from rdp_bench import RdpBenchError, UsageError, plugins, registry
 from rdp_bench.api import wrap
 from rdp_bench.protocols import Purifier
+from rdp_bench.results.cards import name_of as audit_name
 from rdp_bench.rng import ImageRng
 from tests.helpers.commands import PLUGIN
 from tests.helpers.paths import ROOT
@@ -780,6 +781,19 @@ def test_what_numpy_has_and_no_run_can_use_is_refused(evaluate: Evaluate, call: 
     with pytest.raises((UsageError, RdpBenchError)) as caught:
         evaluate(**call)
     assert why in str(caught.value)
+
+
+def test_names_in_any_script_are_labels_of_their_own(evaluate: Evaluate, tmp_path: Path) -> None:
+    names = ["净化", "日本語", "净化 a", "日本 a", "कि", "की", "Café", "Cafe"]
+    result = evaluate({name: scaled(1 - i / 10) for i, name in enumerate(names)}, out=tmp_path / "out")
+    frame = result.to_dataframe().query("attack == 'fgsm'")
+    assert list(frame["defense"]) == ["none", *(name.lower().replace(" ", "-") for name in names)]
+    assert frame["eval_key"].nunique() == len(names) + 1
+    page = result.report(tmp_path / "out").read_text("utf-8")
+    assert all(f">{name}<" in page for name in names)
+    files = [audit_name(label, "t", "photos20", 4.0, "quick") for label in frame["defense"]]
+    assert len(set(files)) == len(files)
+    assert "".join(files).isascii()
 
 
 def test_a_data_set_and_a_grid_may_be_paths(

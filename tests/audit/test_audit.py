@@ -71,6 +71,8 @@ def test_a_module_is_attacked_through_its_own_gradient(tmp_path: Path) -> None:
         limit=np.int64(6), seed=np.int32(0), progress=np.bool_(False), out=tmp_path / "out",
     )  # fmt: skip
     assert card.defense == "mine"
+    assert " an attacker who knows Mine leaves " in card.verdict
+    assert cli("verify", tmp_path / "out").exit_code == 0  # which computes the verdict again
     assert (card.eps, type(card.eps)) == (4, float)
     assert [tier.name for tier in card.tiers] == ["clean", "transfer", "blind", "grey-box", "black-box", "white-box"]
     assert card.tiers[0].accuracy == 100
