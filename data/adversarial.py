@@ -21,7 +21,7 @@ from rdp_bench.data.image_hashes import batch, hash_images
 from rdp_bench.errors import BadImageError, UsageError
 from rdp_bench.keys import hash_many
 from rdp_bench.registry import Resolved, attack
-from rdp_bench.specs import show
+from rdp_bench.specs import show_level
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,8 +134,8 @@ class AdversarialFiles:
             path = self.images.paths[worst]
             lossy = "; JPEG and WebP change pixels: save PNG" if path.suffix.lower() in _LOSSY else ""
             raise BadImageError(
-                f"attack '{SCHEME}{self.folder}': {count} of {len(far)} images are farther than eps {show(eps)}/255 "
-                f"from the clean images; the farthest, {path.name}, by {far[worst]}/255{lossy}"
+                f"attack '{SCHEME}{self.folder}': {count} of {len(far)} images are farther than eps "
+                f"{show_level(eps)}/255 from the clean images; the farthest, {path.name}, by {far[worst]}/255{lossy}"
             )
         if eps and not far[worst]:
             raise BadImageError(f"attack '{SCHEME}{self.folder}': every image equals the clean one; wrong folder?")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rdp_bench.errors import UsageError
 from rdp_bench.protocols import ChoosesNorm
-from rdp_bench.specs import parse_spec, show
+from rdp_bench.specs import parse_spec, show, show_level
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,13 +110,13 @@ def norm_of(run: Mapping[str, Any]) -> str:
     return str(run.get("axes", {}).get("norm", LINF))
 
 
-def show_eps(eps: Any, norm: str) -> str:
+def show_eps(eps: float, norm: str) -> str:
     """A budget for tables: in /255 for L-infinity, with the name of any other norm.
 
-    >>> show_eps(16.0, "linf"), show_eps(3.0, "l2")
-    ('16', '3 (L2)')
+    >>> show_eps(16.0, "linf"), show_eps(0.1 + 0.2, "l2")
+    ('16', '0.3 (L2)')
     """
-    return show(eps) if norm == LINF else f"{show(eps)} ({norm.upper()})"
+    return show_level(eps) if norm == LINF else f"{show_level(eps)} ({norm.upper()})"
 
 
 def allowed(eps: float, norm: str) -> str:
@@ -125,7 +125,7 @@ def allowed(eps: float, norm: str) -> str:
     >>> allowed(16.0, "linf"), allowed(3.0, "l2")
     ('16/255', 'L2 norm 3')
     """
-    return f"{show(eps)}/255" if norm == LINF else f"{norm.upper()} norm {show(eps)}"
+    return f"{show_level(eps)}/255" if norm == LINF else f"{norm.upper()} norm {show_level(eps)}"
 
 
 def levels_within_l2(delta: "NDArray[np.int16]", wanted: "NDArray[np.float64]", eps: float) -> "NDArray[np.int16]":

@@ -126,7 +126,7 @@ class CellKey:
         return cls("-", CLEAN, 0.0, target, defense)
 
     def __str__(self) -> str:
-        crafted = CLEAN if self.attack == CLEAN else f"{self.source} {self.attack} eps {show(self.eps)}"
+        crafted = CLEAN if self.attack == CLEAN else f"{self.source} {self.attack} eps {show_level(self.eps)}"
         return f"{crafted} -> {self.defense} -> {self.target}"
 
 
@@ -143,6 +143,15 @@ def show(value: Param) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+def show_level(eps: float) -> str:
+    """A budget for readers, to six digits: those beyond are left by arithmetic.
+
+    >>> show_level(0.1 + 0.2), show_level(16.0), show_level(128 / 255)
+    ('0.3', '16', '0.501961')
+    """
+    return f"{eps:.6g}"
 
 
 # --- the tokenizer ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Terminal output: control characters are escaped, and a closed pipe does not end the program."""
+"""Texts for readers, and terminals: control characters are escaped, and a closed pipe does not end the program."""
 
 import logging
 import os
@@ -29,6 +29,15 @@ def _escaped(code: int) -> str:
     if 0xDC80 <= code <= 0xDCFF:
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things in words.
+
+    >>> counted(1, "image"), counted(20, "image")
+    ('1 image', '20 images')
+    """
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def utf8(text: str) -> bytes:

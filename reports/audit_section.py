@@ -6,7 +6,8 @@ from rdp_bench.budgets import LINF, show_eps
 from rdp_bench.reports.tables.table import slug
 from rdp_bench.results.cards import AttackFacts, Card, Status, Tier
 from rdp_bench.results.rows import display_name
-from rdp_bench.specs import show
+from rdp_bench.specs import show_level
+from rdp_bench.terminal import counted
 
 WIDTH, LINE, TALL, GAP = 420.0, 15.0, 12.0, 14.0
 """Of the drawing of tiers: its width, the height of a line of text, of a bar, and of what is between two tiers."""
@@ -25,13 +26,13 @@ def view(card: Card) -> dict[str, Any]:
         "id": slug("audit", card.name),
         "card": card,
         "title": f"{display_name(card.defense)} in front of {display_name(card.target)}",
-        "over": f"audit · {card.n} image{'' if card.n == 1 else 's'} of {card.dataset} · "
+        "over": f"audit · {counted(card.n, 'image')} of {card.dataset} · "
         f"ε = {show_eps(card.eps, LINF)} · budget {card.budget}",
         "drawing": _drawing(card),
         "tally": [(*_MARKS[status], f"{len(card.of(status))} {status}") for status in _MARKS if card.of(status)],
         "checks": [(*_MARKS[status], finding) for status in _MARKS for finding in card.of(status) if status != "n/a"],
         "not_applicable": card.of("n/a"),
-        "attacks": [(f"{attack.label}, ε = {show(attack.eps)}", _facts(attack)) for attack in card.attacks],
+        "attacks": [(f"{attack.label}, ε = {show_level(attack.eps)}", _facts(attack)) for attack in card.attacks],
         "cost": cost(card),
     }
 

@@ -14,8 +14,8 @@ from rdp_bench.reports.formats.markdown import escape
 from rdp_bench.results import cards
 from rdp_bench.results.cards import Card, Tier
 from rdp_bench.results.rows import display_name, shown_names
-from rdp_bench.specs import show
-from rdp_bench.terminal import printable
+from rdp_bench.specs import show_level
+from rdp_bench.terminal import counted, printable
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +58,14 @@ def heading(card: Card) -> str:
 
 
 def _images(card: Card) -> str:
-    return f"{card.n} image{'' if card.n == 1 else 's'}"
+    return counted(card.n, "image")
 
 
 def markdown(card: Card) -> str:
     """The verdict, the tiers and the checks, as tables."""
     lines = [
         f"# {escape(heading(card))}", "", escape(card.verdict), "",
-        f"{escape(card.dataset)}, {_images(card)}, eps {show(card.eps)}, budget {escape(card.budget)}.", "",
+        f"{escape(card.dataset)}, {_images(card)}, eps {show_level(card.eps)}, budget {escape(card.budget)}.", "",
         "| tier | right % | 95 % | always right % | by vote % | undefended % | n |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     lines += [
@@ -84,7 +84,7 @@ def markdown(card: Card) -> str:
             params = ", ".join(f"{name} {value}" for name, value in page.flat(attack.params).items())
             lines.append(
                 _row(
-                    attack.label, show(attack.eps), ", ".join(attack.parts), "; ".join(attack.sources),
+                    attack.label, show_level(attack.eps), ", ".join(attack.parts), "; ".join(attack.sources),
                     f"{attack.gradients:.0f}", params,
                 )
             )  # fmt: skip
@@ -102,13 +102,14 @@ def latex(card: Card) -> str:
         f"{tier.vote:.1f} & {_undefended(tier) or '--'} \\\\"
         for tier in card.tiers
     ]
-    where = f"{heading(card)}: {_images(card)} of {card.dataset}, ε = {show(card.eps)}, budget {card.budget}."
-    return "\n".join([
-        r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", r"\small",
+    where = f"{heading(card)}: {_images(card)} of {card.dataset}, ε = {show_level(card.eps)}, budget {card.budget}."
+    body = "\n".join([
+        r"\begin{table}", r"\centering", r"\small",
         rf"\caption{{{tex.escape(f'{where} {card.verdict}')}}}", rf"\label{{tab:audit-{card.name}}}", r"\smallskip",
         r"\begin{tabular}{@{}lrrrrr@{}}", r"\toprule", r"Tier & Right \% & 95\,\% & Always & Vote & Undefended \\",
         r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
     ])  # fmt: skip
+    return "\n".join([*tex.preamble(body), body])
 
 
 def text(card: Card) -> str:

@@ -13,7 +13,7 @@ from rdp_bench.metrics import stats
 from rdp_bench.metrics.significance import paired
 from rdp_bench.reports.page import flat, write
 from rdp_bench.results.rows import CellKey, Row, Run, common_names, display_name, given_name, load, shown_names
-from rdp_bench.specs import CLEAN, show
+from rdp_bench.specs import CLEAN, show, show_level
 
 if TYPE_CHECKING:
     import numpy as np
@@ -286,5 +286,5 @@ def _label(cell_key: CellKey) -> str:
     """A cell in words."""
     if cell_key.attack == CLEAN:
         return f"clean, {display_name(cell_key.defense)}, {display_name(cell_key.target)}"
-    crafted = f"{display_name(cell_key.attack)} from {display_name(cell_key.source)}, ε = {show(cell_key.eps)}"
+    crafted = f"{display_name(cell_key.attack)} from {display_name(cell_key.source)}, ε = {show_level(cell_key.eps)}"
     return f"{crafted}, {display_name(cell_key.defense)}, {display_name(cell_key.target)}"

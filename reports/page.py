@@ -21,7 +21,8 @@ from rdp_bench.reports.tables.leaderboard import Leaderboard, as_table, signed
 from rdp_bench.reports.tables.table import Table, slug
 from rdp_bench.results.cards import Card
 from rdp_bench.results.rows import Run, display_name, shown_names
-from rdp_bench.specs import show
+from rdp_bench.specs import show, show_level
+from rdp_bench.terminal import counted
 
 _FORMATS = {
     ".csv": "CSV",
@@ -87,6 +88,8 @@ def write(template: str, **values: Any) -> str:
     )  # fmt: skip
     environment.filters |= {
         "pretty": display_name, "one": _one, "signed": signed, "p": _p, "flat": flat, "plain": plain,
+        "counted": counted,
+        "level": lambda eps: show_level(float(eps)),
         "minutes": _minutes,
         "tight": _tight,
     }  # fmt: skip
@@ -246,7 +249,7 @@ def _per_eps(resolved: dict[str, Any]) -> dict[str, str]:
         if len(set(values.values())) == 1:
             lines[name] = next(iter(values.values()))
         else:
-            lines |= {f"{name} at ε = {eps}": value for eps, value in values.items()}
+            lines |= {f"{name} at ε = {show_level(float(eps))}": value for eps, value in values.items()}
     return lines
 
 

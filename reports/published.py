@@ -44,6 +44,8 @@ COLUMNS = (
     "mean_error", "ci_low", "ci_high", "tied", "none_error", "against_none", "claims_hold", "claims", "verified",
 )  # fmt: skip
 TRANSFER, WHITE_BOX, THROUGH = "transfer", "white-box", "transfer and through a defense"
+WEIGHTS = "weights"
+"""What commands call a folder of weight files."""
 UNNAMED = "it has no claims.json"
 
 Line = dict[str, Any]
@@ -210,18 +212,23 @@ def _lines(run: Run) -> list[Line]:
 
 def _common(run: Run) -> Line:
     about = run.record["dataset"]
-    day = str(run.record.get("finished") or run.record["started"])[:10]
     targets = run.axis("targets")
     return {
         **dict.fromkeys(COLUMNS),
         "grid": run.grid,
         "dataset": str(about["name"]),
         "images": int(about["n"]),
-        "date": day if _DATE.fullmatch(day) else "",
+        "date": _day(run),
         "version": str(run.record["environment"].get("rdp-bench", ""))[:_LONGEST],
         "target": targets[0] if len(targets) == 1 else f"{len(targets)} targets",
         "defenses": sum(name != UNDEFENDED for name in run.axis("defenses")),
     }
+
+
+def _day(run: Run) -> str:
+    """When it ended."""
+    day = str(run.record.get("finished") or run.record["started"])[:10]
+    return day if _DATE.fullmatch(day) else ""
 
 
 def _of_board(run: Run, board: Leaderboard) -> Line:
@@ -267,7 +274,8 @@ def _of_audits(audits: Sequence[Card], runs: Mapping[str, Run]) -> Iterator[Line
         run = runs[alike[0].runs[0]]
         rivals = [card for card in alike if card.defense != UNDEFENDED]
         line = _common(run) | {
-            "grid": CARDS, "target": alike[0].target, "eps": run.eps(alike[0].eps),
+            "grid": CARDS, "date": max(_day(runs[name]) for card in alike for name in card.runs),
+            "target": alike[0].target, "eps": run.eps(alike[0].eps),
             "attackers": f"worst of the audit ({alike[0].budget})", "defenses": len(rivals),
         }  # fmt: skip
         bare = [tier.undefended for card in alike if (tier := card.headline) and tier.undefended is not None]
@@ -316,6 +324,11 @@ def none_in_words(line: Line) -> str:
     return f"{line['none_error']:.1f}" + (f" ({how})" if how else "")
 
 
+def needs_files(run: Run) -> list[str]:
+    """The models of a run whose weights no package has: a repetition needs their files."""
+    return [label for label, about in run.record["models"].items() if about.get("weights") == "file"]
+
+
 def claims_in_words(line: Line) -> str:
     """How many claims hold."""
     return f"{line['claims_hold']} of {line['claims']}" if line["claims"] else "none"
@@ -352,9 +365,11 @@ def repeat_commands(found: PublishedRun, folder: Path) -> Iterator[str]:
 
 
 def _repeat(folder: Path, run: Run) -> list[str]:
-    """Plugins are named by hand."""
+    """Plugins, and the folder of weight files, are named by hand."""
     plugins = (run.record.get("request") or {}).get("plugins", ())
     names = [str(each["name"]) for each in plugins]
     names = [name if _PLUGIN.fullmatch(name) else "PLUGIN.py" for name in names]
     flags = [part for name in names for part in ("--plugin", f"PATH/{name}")]
+    if needs_files(run):
+        flags += ["--models-dir", WEIGHTS]
     return ["rdp-bench", "run", "--from", str(folder / "runs" / f"{run.grid}.json"), *flags, "--out", "again"]

@@ -1,10 +1,20 @@
 """The page of published runs as Markdown: a table of all, and the claims of each. Texts of submissions are escaped."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rdp_bench.reports.formats.markdown import escape
-from rdp_bench.reports.published import PublishedRun, best_in_words, claims_in_words, none_in_words, repeat_commands
+from rdp_bench.reports.published import (
+    WEIGHTS,
+    Line,
+    PublishedRun,
+    best_in_words,
+    claims_in_words,
+    needs_files,
+    none_in_words,
+    repeat_commands,
+)
+from rdp_bench.terminal import counted
 
 _HEAD = ("Run", "Grid", "Images", "Target", "Attackers", "Lowest mean error, %", "No defense, %", "Verified")
 _NOBODY = "There are none yet: the runs behind the tables of this book are repeated first."
@@ -34,7 +44,9 @@ def _cells(run: PublishedRun) -> Iterator[list[str]]:
     for line in run.lines:
         attackers = f"{line['attackers']}, ε = {line['eps']}" if line["attackers"] else "none"
         facts = [_linked(run), *map(escape, (line["grid"], str(line["images"])))]
-        verified = f"{line['verified']}, {claims_in_words(line)} claims hold"
+        verified = (
+            f"{line['verified']}, {claims_in_words(line)} {'claim holds' if line['claims'] == 1 else 'claims hold'}"
+        )
         words = [line["target"], attackers, best_in_words(line), none_in_words(line), verified]
         yield [*(facts if facts != before else [""] * len(facts)), *map(escape, words)]
         before = facts
@@ -55,19 +67,40 @@ def _section(run: PublishedRun, folder: Path) -> Iterator[str]:
     assert run.submission is not None
     yield f"{escape(run.title)} ({escape(', '.join(run.submission.authors))})."
     yield ""
-    for grid, line in {line["grid"]: line for line in run.lines}.items():
-        version = f"rdp-bench {line['version']}" if line["version"] else ""
-        made = ", ".join(filter(None, (line["date"], version)))
-        words = f"{grid}: {line['images']} images of {line['dataset']}, {line['defenses']} defenses, {made}."
-        yield from (escape(words), "")
+    for grid in dict.fromkeys(line["grid"] for line in run.lines):
+        yield from (escape(_about([line for line in run.lines if line["grid"] == grid])), "")
     for each in run.claims:
         yield f"* {escape(each.claim.says)} Computed: {escape(each.found)}."
     here = f"runs/{run.name}"
     links = [f"[results.csv]({here}/results.csv)", f"[claims.json]({here}/claims.json)"]
     links += [f"<{link}>" for link in run.submission.links]
-    yield from ("", f"Files: {', '.join(links)}. Repeat it, and compare every prediction:", "", "```sh")
+    how = "Repeat it, and compare every prediction"
+    if needed := dict.fromkeys(name for each in run.runs for name in needs_files(each)):
+        how += f" (`{WEIGHTS}`: a [folder with the weight files](README.md#images) of {escape(_listed(needed))})"
+    yield from ("", f"Files: {', '.join(links)}. {how}:", "", "```sh")
     yield from repeat_commands(run, folder / run.name)
     yield "```"
+
+
+def _about(lines: Sequence[Line]) -> str:
+    """What one grid of a run has measured, and when the last of it was done."""
+    counts: dict[int, list[str]] = {}
+    for target, count in {line["target"]: line["defenses"] for line in lines}.items():
+        counts.setdefault(count, []).append(target)
+    defenses = [
+        counted(count, "defense") + (f" on {_listed(targets)}" if len(counts) > 1 else "")
+        for count, targets in counts.items()
+    ]
+    versions = dict.fromkeys(f"rdp-bench {line['version']}" for line in lines if line["version"])
+    made = ", ".join(filter(None, (max(line["date"] for line in lines), *versions)))
+    first = lines[0]
+    images = f"{counted(first['images'], 'image')} of {first['dataset']}"
+    return f"{first['grid']}: {images}, {_listed(defenses)}, {made}."
+
+
+def _listed(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -14,7 +14,8 @@ from rdp_bench.reports.claims.claims import claims
 from rdp_bench.reports.tables.leaderboard import HIGHER, LOWER, NO_DIFFERENCE, UNTESTED, Leaderboard
 from rdp_bench.reports.tables.table import AVERAGE, Table
 from rdp_bench.results.rows import CellKey, Run, display_name
-from rdp_bench.specs import UNDEFENDED, show
+from rdp_bench.specs import UNDEFENDED, show_level
+from rdp_bench.terminal import counted
 
 PROFILES = {
     "embedded": "The embedded profile is a small substitute for the paper's setting: networks that install with the "
@@ -55,11 +56,11 @@ def summary_sentences(run: Run) -> list[str]:
     defenses = [name for name in run.axis("defenses") if name != UNDEFENDED]
     count = {status: sum(row["status"] == status for row in run.rows) for status in ("done", "pending", "failed")}
     total = len(run.rows)
-    on = "elsewhere" if sources == ["elsewhere"] else f"on {_count(len(sources), 'source')}"
-    crafted = f"{_count(len(attacks), 'attack')} crafted {on}, evaluated on "
+    on = "elsewhere" if sources == ["elsewhere"] else f"on {counted(len(sources), 'source')}"
+    crafted = f"{counted(len(attacks), 'attack')} crafted {on}, evaluated on "
     first = (
-        f"{crafted if attacks else ''}{_count(len(run.axis('targets')), 'target')} with "
-        f"{_count(len(defenses), 'defense')}, on {_count(run.record['dataset']['n'], 'image')}."
+        f"{crafted if attacks else ''}{counted(len(run.axis('targets')), 'target')} with "
+        f"{counted(len(defenses), 'defense')}, on {counted(run.record['dataset']['n'], 'image')}."
     )
     if count["done"] == total:
         return [first, f"All {total} cells are done."]
@@ -99,7 +100,7 @@ def findings(table: Table) -> str:
         names = _listed([display_name(name) for name in best])
         text += f"{names} {'has' if len(best) == 1 else 'have'} the lowest, {least}"
         if tied:
-            text += f"; {_count(tied, 'other defense')} {'is' if tied == 1 else 'are'} not significantly different"
+            text += f"; {counted(tied, 'other defense')} {'is' if tied == 1 else 'are'} not significantly different"
         text += "."
     worse = sum(entry.verdict.significantly_worse for entry in table.cells)
     if worse:
@@ -128,7 +129,7 @@ def answer(board: Leaderboard) -> str:
     who = (
         f"All {lower} {complete_}defenses"
         if lower == len(rivals) > 1
-        else f"{lower or 'None'} of {_count(len(rivals), f'{complete_}defense')}"
+        else f"{lower or 'None'} of {counted(len(rivals), f'{complete_}defense')}"
     )
     have = "has" if lower < 2 else "have"
     text = f"{who} {have} a significantly lower mean error than no defense ({bare.mean.value:.1f} %)"
@@ -166,7 +167,7 @@ def power(n: int, boards: Sequence[Leaderboard], tables: Sequence[Table]) -> str
 
     if n < FEWEST:
         return (
-            f"There are no verdicts on {_count(n, 'image')}: below {FEWEST}, no number is marked and no claim judged, "
+            f"There are no verdicts on {counted(n, 'image')}: below {FEWEST}, no number is marked and no claim judged, "
             f"as a paired test can be significant only if two defenses differ on at least {least(1)} images."
         )
     rivals = max((len(board.standings) - 1 for board in boards), default=0)
@@ -210,7 +211,8 @@ def _which(run: Run, places: list[CellKey]) -> str:
         here = list(dict.fromkeys(getattr(cell_key, axis) for cell_key in places))
         every = {getattr(CellKey.of(row), axis) for row in run.rows}
         if set(here) != every:
-            parts.append(f"{axis} {', '.join(display_name(show(value)) for value in here)}")
+            shown = (show_level(value) if axis == "eps" else display_name(value) for value in here)
+            parts.append(f"{axis} {', '.join(shown)}")
     return "; ".join(parts)
 
 
@@ -245,7 +247,3 @@ def _flags(command: str) -> list[str]:
     """The flags of `_KEPT` that a command has, with their values."""
     words = [part for word in shlex.split(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
     return [part for flag, value in pairwise(words) if flag in _KEPT for part in (flag, value)]
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench.api import loaded, wrap
 from rdp_bench.api.audits import audit as audit
+from rdp_bench.api.given import in_plain_values, path_text
 from rdp_bench.api.loaded import LoadedAttack, LoadedDefense
 from rdp_bench.api.names import names_of
 from rdp_bench.api.result import Result, read
@@ -39,8 +40,9 @@ NAME = "evaluate"
 """Of the run of `evaluate` without a grid."""
 
 
+@in_plain_values
 def load_dataset(
-    name: str, *, limit: int | None = None, size: int | None = None, device: str = "auto"
+    name: str | Path, *, limit: int | None = None, size: int | None = None, device: str = "auto"
 ) -> "tuple[Tensor, Tensor]":
     """Load labelled images.
 
@@ -58,7 +60,7 @@ def load_dataset(
         UsageError: an unknown name, a limit or size below 1. BadImageError: files that are missing or cannot be read.
     """
     _load_entries()
-    return loaded.dataset_tensors(name, limit, size, _device(device))
+    return loaded.dataset_tensors(path_text(name), limit, size, _device(device))
 
 
 @in_usual_settings
@@ -164,6 +166,7 @@ def load_results(
     return read(Path(out), Store(_location(cache)), [only] if isinstance(only, str) else only)
 
 
+@in_plain_values
 @in_usual_settings
 def evaluate(
     ours: Given = None,
@@ -172,10 +175,10 @@ def evaluate(
     attacks: Given = None,
     sources: Sequence[str] | str | None = None,
     targets: Sequence[str] | str | None = None,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     eps: Sequence[float | str] | float | str | None = None,
     norm: str | None = None,
-    grid: str | None = None,
+    grid: str | Path | None = None,
     profile: str = "embedded",
     limit: int | None = None,
     image_size: int | None = None,
@@ -260,15 +263,16 @@ def evaluate(
         raise UsageError(f"two defenses are called '{min(twice)}'; give them other names")
     given = {
         "defenses": others.labels, "attacks": crafted.labels, "sources": _list(sources), "targets": _list(targets),
-        "dataset": dataset, "eps": _list(eps), "norm": norm, "image_size": image_size,
+        "dataset": path_text(dataset), "eps": _list(eps), "norm": norm, "image_size": image_size,
         "defense_samples": defense_samples, "success": success,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value not in (None, [])}
-    call = _call(grid, own, given)
+    file = path_text(grid)
+    call = _call(file, own, given)
     place = {"executor": executor, "workers": workers, "ray_address": ray_address, "slurm": slurm}
     place = {name: value for name, value in place.items() if value is not None}
     with registered(registry.defense, {**others.entries, **own.entries}), registered(registry.attack, crafted.entries):
-        chosen = _grid(grid, profile, given, own.labels, models)
+        chosen = _grid(file, profile, given, own.labels, models)
         where = Where(placement(place, dict(chosen.run), chosen.name), limit, batch_size, models)
         if not where.here and (mine := [*own.entries, *others.entries, *crafted.entries]):
             raise UsageError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from rdp_bench.api.given import in_plain_values, path_text
 from rdp_bench.api.names import names_of
 from rdp_bench.api.settings import in_usual_settings
 from rdp_bench.api.wrap import CallableDefense, as_defense, named, registered
@@ -34,13 +35,14 @@ class DifferentiableCall(CallableDefense):
         return {"backward": "exact"}
 
 
+@in_plain_values
 @in_usual_settings
 def audit(
     defense: Any,
     *,
     target: str = "effnet-lite2",
     sources: Sequence[str] | str = (),
-    dataset: str = "photos20",
+    dataset: str | Path = "photos20",
     eps: float | str = 4,
     budget: str = "quick",
     limit: int | None = None,
@@ -106,6 +108,7 @@ def audit(
     from rdp_bench.reports import audits
     from rdp_bench.results.cards import FOLDER
 
+    images = path_text(dataset)
     require_counts(limit=limit, batch_size=batch_size)
     if not isinstance(target, str):
         raise UsageError(f"audit() takes one target, a model's name, found {target!r}")
@@ -125,7 +128,7 @@ def audit(
             "elsewhere cannot have; register it in a plugin file, or leave out executor"
         )
     with TemporaryDirectory(prefix="rdp-bench-") as temporary, registered(registry.defense, ours.entries):
-        axes = AuditAxes((ours.labels[0],), (target,), names, dataset, (eps,), budget, image_size=image_size)
+        axes = AuditAxes((ours.labels[0],), (target,), names, images, (eps,), budget, image_size=image_size)
         grid = AuditGrid(FOLDER, axes)
         (subject,) = grid.subjects(models)
         on, made = where.device(device), set[str]() if fresh else None
@@ -141,7 +144,7 @@ def audit(
             return running
 
         asked = {
-            "target": target, "sources": names, "dataset": dataset, "eps": eps, "budget": budget, "limit": limit,
+            "target": target, "sources": names, "dataset": images, "eps": eps, "budget": budget, "limit": limit,
             "image_size": image_size, "seed": seed,
         }  # fmt: skip
         kept = [f"{name}={value!r}" for name, value in asked.items() if value not in (None, ())]

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rdp_bench.api.given import plain_value
 from rdp_bench.api.settings import in_usual_settings
 from rdp_bench.budgets import LINF
 from rdp_bench.errors import RdpBenchError, UsageError
@@ -64,15 +66,10 @@ class LoadedAttack:
             raise UsageError(
                 f"{what}: labels are {len(x)} whole numbers, found {labels.dtype} of shape {list(labels.shape)}"
             )
-        if not eps >= 0 or (self.norm == LINF and eps > 1):
-            raise UsageError(
-                f"{what}: eps is in [0, 1], as pixels are, found {eps}"
-                + (f"; did you mean {eps:g}/255?" if 1 < eps <= 255 else "")
-            )
+        eps = _budget(eps, self.norm, what)
         with torch.enable_grad(), exact_float32(), naming_entry(what):
-            adv = self.attack(as_source(source, x), x.clone(), labels.long(), float(eps), image_rng(x, seed))
-        levels = 255 * float(eps) if self.norm == LINF else float(eps)
-        to_delta(adv, x, to_uint8(x), levels, what, self.norm)  # raises
+            adv = self.attack(as_source(source, x), x.clone(), labels.long(), eps, image_rng(x, seed))
+        to_delta(adv, x, to_uint8(x), 255 * eps if self.norm == LINF else eps, what, self.norm)  # raises
         if isinstance(self.attack, Notes):
             import logging
 
@@ -139,6 +136,22 @@ class ModuleClassifier:
     def record(self) -> dict[str, Any]:
         """Nothing: it is never part of a cache key."""
         return {}
+
+
+def _budget(eps: Any, norm: str, what: str) -> float:
+    """`eps` as a number.
+
+    Raises:
+        UsageError: it is none, negative, infinite or, under `linf`, above 1.
+    """
+    number = plain_value(eps)
+    if not isinstance(number, int | float) or isinstance(number, bool) or not 0 <= number < inf:
+        unit = "in [0, 1], as pixels are" if norm == LINF else "the L2 norm of the change, a number"
+        raise UsageError(f"{what}: eps is {unit}, found {eps!r}")
+    if norm == LINF and number > 1:
+        hint = f"; did you mean {number:g}/255?" if number <= 255 else ""
+        raise UsageError(f"{what}: eps is in [0, 1], as pixels are, found {number}{hint}")
+    return float(number)
 
 
 def as_source(source: Any, x: "Tensor") -> Source:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rdp_bench.errors import UsageError
 from rdp_bench.keys import hash_file
 from rdp_bench.results.rows import Run, load, select_runs, shown_names
+from rdp_bench.specs import show_level
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,22 +59,25 @@ class Result:
     def failed(self) -> dict[str, str]:
         """Why cells failed, by "source attack eps -> defense -> target"; of several runs, by "grid: source ..."."""
         return {
-            f"{run.grid + ': ' if len(self.runs) > 1 else ''}{row['source']} {row['attack']} eps {row['eps']} -> "
-            f"{row['defense']} -> {row['target']}": row["reason"]
+            f"{run.grid + ': ' if len(self.runs) > 1 else ''}{row['source']} {row['attack']} "
+            f"eps {show_level(float(row['eps']))} -> {row['defense']} -> {row['target']}": row["reason"]
             for run in self.runs
             for row in run.rows
             if row["status"] != "done"
         }
 
     def to_dataframe(self) -> "DataFrame":
-        """One row per cell, with the columns of results.csv.
+        """The rows and columns of results.csv: one row per cell, followed by those of its other metrics.
 
         Returns:
             * `grid`, `dataset`, `n`: the run, its data set and its number of images.
             * `source`, `attack`, `eps`, `defense`, `target`: the cell, as labels; `source` is "-" and `attack` is
               "clean" for clean images. `eps` is in /255 (L2 runs: the norm).
-            * `metric`: "error" under attack or "accuracy" on clean images.
-            * `value`, `ci_low`, `ci_high`: percent, with the 95 % interval; NaN where `status` is not "done".
+            * `metric`: "error" under attack or "accuracy" on clean images. Where a run asks for them, "success" and
+              "targeted_success" of attacks (`n` is the number of images that count), of several draws "error_worst" and
+              the like, and what is measured of purified images, such as "psnr", with the target "-".
+            * `value`, `ci_low`, `ci_high`: percent, with the 95 % interval; NaN where `status` is not "done", or where
+              no image counts.
             * `paper`: the paper's number in the same metric, or NaN.
             * `status`, `reason`: "done", or "pending" or "failed" with the reason.
             * `adv_key`, `eval_key`: the cache keys of images and predictions.
@@ -81,7 +85,9 @@ class Result:
         """
         import pandas as pd
 
-        return pd.concat([run.frame for run in self.runs], ignore_index=True)
+        from rdp_bench.results.lines import frame
+
+        return pd.concat(map(frame, self.runs), ignore_index=True)
 
     def table(self, *, intervals: bool = True) -> Text:
         """The tables as plain text.

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -249,13 +250,20 @@ def digest(value: Any) -> str:
     return local_code.digest_of([library, value])[:16]
 
 
+def _of_a_word(letter: str) -> bool:
+    """Whether it is a letter, a mark on one, or a digit, of any script."""
+    return unicodedata.category(letter)[0] in "LMN"
+
+
 def label_of(name: str) -> str:
     """A name as labels have it.
 
-    >>> label_of("Ours (v2)"), label_of("my_net")
-    ('ours-v2', 'my_net')
+    >>> label_of("Ours (v2)"), label_of("my_net"), label_of("净化 2")
+    ('ours-v2', 'my_net', '净化-2')
     """
-    label = re.sub(r"[^a-z0-9&._+/-]+", "-", name.lower()).strip("-./_+&")
+    lower = unicodedata.normalize("NFC", name.lower())
+    kept = "".join(letter if letter in "&._+/-" or _of_a_word(letter) else " " for letter in lower)
+    label = re.sub(" +", "-", kept).strip("-./_+&")
     if not label:
         raise UsageError(f"the name '{name}' has no letter or digit; give another")
     return label

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdp_bench.audits.checks import FAIL, Finding, findings
 from rdp_bench.audits.evidence import Evidence
 from rdp_bench.audits.tiers import Tier, failed_attacks, headline, tiers
 from rdp_bench.results.cards import Card
-from rdp_bench.specs import UNDEFENDED, plain
+from rdp_bench.specs import UNDEFENDED, plain, show_level
 
 __all__ = ["Card", "card_of", "verdict"]
 
@@ -32,29 +32,27 @@ def card_of(evidence: Evidence, *, unmeasured: Sequence[str] = (), **more: Any) 
     failed = (*(f"{cell.where}: {cell.reason}" for cell in evidence.failed), *unmeasured)
     return Card(
         subject.defense, subject.target, subject.images, max((tier.n for tier in found), default=0), subject.eps,
-        subject.budget, evidence.random, verdict(evidence, found, said), tuple(found), tuple(said), failed=failed,
-        **more,
+        subject.budget, evidence.random, verdict(evidence, found, said, more.get("names", {})), tuple(found),
+        tuple(said), failed=failed, **more,
     )  # fmt: skip
 
 
-def _what(defense: str) -> str:
-    return "the target" if plain(defense) == UNDEFENDED else defense
-
-
-def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding]) -> str:
-    """The audit in one sentence, or two where the attacks cannot be believed."""
+def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding], names: Mapping[str, str]) -> str:
+    """The audit in one sentence, or two where the attacks cannot be believed; `names`: how reports write labels."""
     subject, worst = evidence.subject, headline(found)
+    defense = names.get(plain(subject.defense), subject.defense)
+    what = "the target" if plain(subject.defense) == UNDEFENDED else defense
     if worst is None:
-        return f"No attack on {_what(subject.defense)} was measured: nothing can be said of it."
+        return f"No attack on {what} was measured: nothing can be said of it."
     who = {
         "transfer": "an attacker who knows neither defense nor target",
         "blind": "an attacker who knows the target alone",
         "grey-box": "an attacker who knows the target and guesses at the defense",
         "black-box": "an attacker who sees the outputs alone",
-        "white-box": f"an attacker who knows {_what(subject.defense)}",
-        "fixed": f"an attacker who knows {subject.defense} and its noise",
+        "white-box": f"an attacker who knows {what}",
+        "fixed": f"an attacker who knows {defense} and its noise",
     }[worst.name]  # fmt: skip
-    text = f"At eps {subject.eps:g} {who} leaves {worst.low:.0f} to {worst.high:.0f} % of images right"
+    text = f"At eps {show_level(subject.eps)} {who} leaves {worst.low:.0f} to {worst.high:.0f} % of images right"
     transfer = next((tier for tier in found if tier.name == "transfer"), None)
     if transfer is not None and transfer.low > worst.high:
         text += f"; transfer numbers ({transfer.accuracy:.0f} %) say nothing about its robustness"
@@ -66,9 +64,9 @@ def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding]) 
     faults = [finding for finding in said if finding.status == FAIL]
     doubts = [finding for finding in faults if finding.id not in NOT_OF_THE_NUMBER]
     if faults:
-        names = ", ".join(f"{finding.id} {finding.title}" for finding in (doubts or faults)[:3])
+        which = ", ".join(f"{finding.id} {finding.title}" for finding in (doubts or faults)[:3])
         count = len(doubts or faults)
         fail = "1 check fails" if count == 1 else f"{count} checks fail"
         doubted = bool(doubts) and worst.accuracy > 0  # below nothing there is nothing
-        text += f". The true number is lower or unknown: {fail} ({names})" if doubted else f". {fail} ({names})"
+        text += f". The true number is lower or unknown: {fail} ({which})" if doubted else f". {fail} ({which})"
     return text + "."

@@ -23,7 +23,8 @@ from rdp_bench.audits.parts import (
 )
 from rdp_bench.audits.tiers import PARTS, THROUGH, cells_of_tier, hardest, tiers
 from rdp_bench.metrics import stats
-from rdp_bench.specs import UNDEFENDED, plain
+from rdp_bench.specs import UNDEFENDED, plain, show_level
+from rdp_bench.terminal import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,10 +80,6 @@ def _lasts(won: NDArray[np.float64]) -> bool:
     return bool(low > 0)
 
 
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}{'s' if n != 1 else ''}"
-
-
 def _none_right(evidence: Evidence) -> bool:
     """Whether there is nothing to attack."""
     clean = evidence.clean()
@@ -125,7 +122,7 @@ def attacks_ran(evidence: Evidence) -> Finding:
     ours = [cell for cell in failed if cell.defense in (evidence.subject.defense, evidence.subject.fixed)]
     if failed and not ours:
         said = (
-            f"{_counted(len(failed), 'row')} without the defense {'has' if len(failed) == 1 else 'have'} no number; "
+            f"{counted(len(failed), 'row')} without the defense {'has' if len(failed) == 1 else 'have'} no number; "
             f"{failed[0].where}: {failed[0].reason}"
         )
         return Finding("C4.a", title, WARN, said, "the defense is compared with less", "repair it")
@@ -273,7 +270,7 @@ def sweep(evidence: Evidence) -> Finding:
     if not levels or (len(levels) < 2 and levels[0] < LARGE):
         return missing("C8.b", title, "needs two eps")
     by_eps = {eps: _mean([cell for cell in cells if cell.eps == eps]) for eps in levels}
-    said = ", ".join(f"{by_eps[eps]:.1f} % at {eps:g}" for eps in levels)
+    said = ", ".join(f"{by_eps[eps]:.1f} % at {show_level(eps)}" for eps in levels)
     least = min(by_eps.values())
     if _none_right(evidence):
         return missing("C8.b", title, NONE_RIGHT)
@@ -383,7 +380,7 @@ def statistics(evidence: Evidence) -> Finding:
         return missing("C12", title, "nothing was measured")
     arms = {tier.name: (tier.accuracy - tier.low, tier.high - tier.accuracy) for tier in found}
     name, (below, above) = max(arms.items(), key=lambda each: max(each[1]))
-    said = f"{_counted(found[0].n, 'image')}: the longest interval is {name}'s, -{below:.1f} to +{above:.1f} points"
+    said = f"{counted(found[0].n, 'image')}: the longest interval is {name}'s, -{below:.1f} to +{above:.1f} points"
     if max(below, above) > 10:
         return Finding("C12", title, WARN, said, "differences of less are chance", "use more images (--limit)")
     return Finding("C12", title, PASS, said)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rdp_bench.audits.parts import EPS, Subject
 from rdp_bench.errors import DamagedError, UnreadableError
 from rdp_bench.metrics.correctness import majority
-from rdp_bench.specs import CLEAN, UNDEFENDED, show
+from rdp_bench.specs import CLEAN, UNDEFENDED, show_level
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ class Cell:
     @property
     def where(self) -> str:
         """Its part and attack, and what else tells it from the others of the part."""
-        eps = f", eps {show(self.eps)}" if self.part == EPS else ""
+        eps = f", eps {show_level(self.eps)}" if self.part == EPS else ""
         bare = ", without the defense" if self.defense == UNDEFENDED else ""
         return f"{self.part}: {self}{eps}{bare}"
 

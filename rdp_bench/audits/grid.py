@@ -23,7 +23,7 @@ from rdp_bench.budgets import parse_eps
 from rdp_bench.engine.grid import Grid, Names, Text, based_on, expand_wildcards, read_table
 from rdp_bench.engine.options import Placement
 from rdp_bench.errors import UsageError, unknown_name
-from rdp_bench.specs import FileSearch, plain
+from rdp_bench.specs import FileSearch, plain, show_level
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,11 @@ class AuditGrid:
         axes = self.axes
         defenses = expand_wildcards(axes.defenses, FileSearch(models_dir=models_dir))
         levels = [parse_eps(eps) for eps in axes.eps]
-        for axis, values in {"defenses": defenses, "targets": axes.targets, "eps": levels}.items():
+        for axis, values in {
+            "defenses": defenses,
+            "targets": axes.targets,
+            "eps": [show_level(eps) for eps in levels],
+        }.items():
             if not values:
                 raise UsageError(f"grid {self.name}: the axis '{axis}' of the audit is empty")
             labels = [plain(str(value)) for value in values]

@@ -99,7 +99,7 @@ def _verified(card: cards.Card, runs: Mapping[str, Run]) -> CardVerified:
     lost = {f"{cell.where}: {cell.reason}" for cell in evidence.failed}
     if unsaid := lost - set(card.failed):
         problems.append(f"it does not say that a cell has no number: {min(unsaid)}")
-    if not problems and card.verdict != (text := verdict(evidence, card.tiers, card.findings)):
+    if not problems and card.verdict != (text := verdict(evidence, card.tiers, card.findings, card.names)):
         problems.append(f'its verdict is "{card.verdict}", and its tiers and checks say "{text}"')
     return CardVerified(
         card.name, tuple(sorted(problems)), len(computed) + len(checks), len(card.findings) - len(checks)

@@ -13,6 +13,7 @@ from rdp_bench.cli.common import DEFAULT_OUT
 from rdp_bench.cli.where import chosen, where_of
 from rdp_bench.errors import UsageError
 from rdp_bench.specs import split
+from rdp_bench.terminal import counted
 
 if TYPE_CHECKING:
     from rdp_bench.cache.files import Location
@@ -57,7 +58,8 @@ def perform(
     running.record["names"] = names
     click.echo(f"{heading}{plan.grid.title}", err=True)
     click.echo(
-        f"{plan.n} images of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: {summary(running)}",
+        f"{counted(plan.n, 'image')} of {plan.dataset.name}, profile {plan.grid.profile}, on {plan.device}: "
+        f"{summary(running)}",
         err=True,
     )
     if lacks_results(running, jobs):

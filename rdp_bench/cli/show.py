@@ -10,6 +10,7 @@ import click
 from rdp_bench.cache.files import Location
 from rdp_bench.cli import common
 from rdp_bench.errors import UsageError
+from rdp_bench.terminal import counted
 
 
 @click.command()
@@ -42,7 +43,7 @@ def show(
     else:
         for run in result.runs:
             about = run.record["dataset"]
-            click.echo(f"{run.record.get('title') or run.grid}: {about['n']} images of {about['name']}\n")
+            click.echo(f"{run.record.get('title') or run.grid}: {counted(about['n'], 'image')} of {about['name']}\n")
         if board := result.leaderboard():
             click.echo(board)
         click.echo(result.table(intervals=intervals), nl=False)

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.metrics.stats import wilson
-from rdp_bench.specs import show
+from rdp_bench.specs import show_level
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ class Rate:
         return 100 * (1 - (100 - self.wrong) / self.accuracy)
 
     def __str__(self) -> str:
-        return f"{self.attack} from {self.source}, eps {show(self.eps)}, on {self.target}"
+        return f"{self.attack} from {self.source}, eps {show_level(self.eps)}, on {self.target}"
 
 
 @dataclass(frozen=True)

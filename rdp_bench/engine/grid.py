@@ -24,7 +24,7 @@ from rdp_bench.protocols import only_by_name, purifies
 from rdp_bench.registry import dataset as datasets
 from rdp_bench.registry import defense as defenses
 from rdp_bench.reports.figures.registry import FIGURES
-from rdp_bench.specs import UNDEFENDED, CellKey, FileSearch, cut, plain, show
+from rdp_bench.specs import UNDEFENDED, CellKey, FileSearch, cut, plain, show_level
 
 log = logging.getLogger(__name__)
 
@@ -412,6 +412,7 @@ def _check_labels(grid: str, axes: Axes) -> None:
             raise UsageError(f"grid {grid}: the axis '{key}' is empty; give it in the file or with --{flag}")
     for key in ("sources", "targets", "attacks", "defenses", "eps"):
         labels = getattr(axes, key) + (axes.baselines if key == "targets" else ())
-        twice = {show(label) for label in labels if labels.count(label) > 1}
+        labels = [show_level(label) if key == "eps" else label for label in labels]  # two that are shown alike too
+        twice = {label for label in labels if labels.count(label) > 1}
         if twice:
             raise UsageError(f"grid {grid}: the axis '{key}' lists {', '.join(sorted(twice))} twice")

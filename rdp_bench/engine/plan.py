@@ -36,7 +36,7 @@ from rdp_bench.protocols import (
     too_few_classes,
 )
 from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
-from rdp_bench.specs import UNDEFENDED, CellKey, show
+from rdp_bench.specs import UNDEFENDED, CellKey, show_level
 
 log = logging.getLogger(__name__)
 
@@ -402,7 +402,7 @@ def make_plan(
             remarks.append(made.value.remark)
     if axes.norm == LINF:
         remarks += [
-            f"eps {show(eps)} is between two levels of the 8-bit images that are stored: pixels move by at most "
+            f"eps {show_level(eps)} is between two levels of the 8-bit images that are stored: pixels move by at most "
             f"{int(eps)}/255"
             for eps in axes.eps
             if not eps.is_integer()

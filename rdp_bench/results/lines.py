@@ -12,6 +12,7 @@ from rdp_bench.specs import CLEAN, CellKey
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from pandas import DataFrame
 
 
 def first_draw(predicted: "NDArray[Any]", label: "NDArray[Any]") -> Any:
@@ -56,12 +57,12 @@ def success_rows(record: Record, first: Mapping[CellKey, Row], wrong: Mapping[Ce
     """
     if not record["axes"].get("success") or key.attack == CLEAN:
         return []
-    return [rows.success_row(first[key], wrong.get(key), wrong.get(CellKey.clean(key.target, key.defense)))]
+    clean = CellKey.clean(key.target, key.defense)
+    return [rows.success_row(first[key], wrong.get(key), first[clean], wrong.get(clean))]
 
 
 def every_row(run: Run) -> list[Row]:
     """All rows of a run, in the order of results.csv, from its predictions."""
-    first = {cell.key: line for cell, line in zip(run.cells, run.rows, strict=True)}
     wrong: dict[CellKey, Any] = {key: run.wrong_first_sample(key) for key in run.wrong}
     found: list[Row] = []
     for cell in run.cells:
@@ -72,10 +73,20 @@ def every_row(run: Run) -> list[Row]:
             predicted, label = arrays["predicted"], arrays["label"]
         near = run.image_quality.get(CellKey(cell.source, cell.attack, cell.eps, "-", cell.defense))
         found += [
-            first[cell.key],
-            *success_rows(run.record, first, wrong, cell.key),
-            *rows_beside(run.record, first[cell.key], cell, predicted, label, near),
+            run.lines[cell.key],
+            *success_rows(run.record, run.lines, wrong, cell.key),
+            *rows_beside(run.record, run.lines[cell.key], cell, predicted, label, near),
         ]
+    return found
+
+
+def frame(run: Run) -> "DataFrame":
+    """All rows of a run as pandas reads results.csv: numbers are numbers, NaN where there is none."""
+    import pandas as pd  # half a second, which a command that does without it need not spend
+
+    found = pd.DataFrame(every_row(run), columns=list(rows.COLUMNS))
+    for name in ("eps", "value", "ci_low", "ci_high", "paper", "seconds"):
+        found[name] = pd.to_numeric(found[name])
     return found
 
 

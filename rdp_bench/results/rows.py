@@ -35,7 +35,6 @@ from rdp_bench.terminal import utf8
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from pandas import DataFrame
 
     Counts = NDArray[np.int64]
     Flags = NDArray[np.bool_]
@@ -217,7 +216,7 @@ def aggregation_rows(line: Row, predicted: "NDArray[np.int32] | None", label: "N
     return rows
 
 
-def success_row(line: Row, attacked: "Flags | None", clean: "Flags | None") -> Row:
+def success_row(line: Row, attacked: "Flags | None", unharmed: Row, clean: "Flags | None") -> Row:
     """The success rate of the attack of an attacked cell's line, as a line of its own.
 
     Of the images that the cell's target gets right behind its defense without an attack, the share that it gets wrong
@@ -226,19 +225,25 @@ def success_row(line: Row, attacked: "Flags | None", clean: "Flags | None") -> R
     Args:
         line: what `row` says of the cell.
         attacked: which images are wrong under the attack, `[n]`; of several draws, in the first. None: not known.
-        clean: the same without the attack.
+        unharmed: what `row` says of the same cell without the attack.
+        clean: which images are wrong there.
     """
     metric = line["metric"].replace("error", "success", 1)
     found = {**line, "metric": metric, "value": "", "ci_low": "", "ci_high": "", "paper": "", "seconds": "0.000"}
     if line["status"] != "done" or attacked is None:
         return found
     if clean is None:
-        return found | {"status": "pending", "reason": "the same cell without an attack is not done"}
+        state = "failed" if unharmed["status"] == "failed" else "pending"
+        return found | {"status": state, "reason": f"the same cell without an attack is {_state(unharmed)}"}
     lost = attacked[~clean]
     if not len(lost):
         return found | {"n": 0, "reason": "no image is right without an attack"}
     value, low, high = percent(lost, "error")
     return found | {"n": len(lost), "value": value, "ci_low": low, "ci_high": high}
+
+
+def _state(line: Row) -> str:
+    return f"{line['status']}{': ' if line['reason'] else ''}{line['reason']}"
 
 
 def targeted_row(line: Row, hits: "Rates | None") -> Row:
@@ -369,14 +374,9 @@ class Run:
         return self.by_aggregation.get((cell_key, "first"), self.wrong.get(cell_key))
 
     @cached_property
-    def frame(self) -> "DataFrame":
-        """The rows as pandas reads results.csv: numbers are numbers, NaN where there is none."""
-        import pandas as pd  # half a second, which a report that does without it need not spend
-
-        frame = pd.DataFrame(self.rows, columns=list(COLUMNS))
-        for name in ("eps", "value", "ci_low", "ci_high", "paper", "seconds"):
-            frame[name] = pd.to_numeric(frame[name])
-        return frame
+    def lines(self) -> dict[CellKey, Row]:
+        """The rows by cell."""
+        return {cell.key: line for cell, line in zip(self.cells, self.rows, strict=True)}
 
     @property
     def attacks(self) -> list[str]:

@@ -14,6 +14,7 @@ from rdp_bench.results.lines import every_row
 from rdp_bench.results.rows import COLUMNS, CellKey, Row, Run, load_run
 from rdp_bench.results.submission import FILE, read_submission
 from rdp_bench.results.submission_check import ClaimsVerified, check_claims
+from rdp_bench.specs import show_level
 
 MOST = 5
 """Problems of a run that are listed; the others are counted."""
@@ -138,7 +139,7 @@ def _inconsistent(run: Run) -> Iterator[str]:
             sets.setdefault((cell.source, cell.attack, cell.eps), set()).add(cell.adv_key)
     for (source, attack, eps), keys in sets.items():
         if len(keys) > 1:
-            yield f"{source} {attack} {eps:g}: its cells are of {len(keys)} adversarial sets"
+            yield f"{source} {attack} {show_level(eps)}: its cells are of {len(keys)} adversarial sets"
     held = run.stored.file.about["records"] if run.stored and run.stored.file else {}
     named = {cell.eval_key for cell in run.cells if cell.status == "done"}
     if lost := sum(facts.get("kind") == "eval" and key not in named for key, facts in held.items()):

@@ -11,7 +11,7 @@ from typing import Any
 from rdp_bench import csvtext
 from rdp_bench.reports.claims.gain import mode
 from rdp_bench.results.rows import CellKey, Run, display_name
-from rdp_bench.specs import CLEAN, show
+from rdp_bench.specs import CLEAN, show, show_level
 
 HOLDS, TIE, FAILS, OPEN = "holds", "tie", "does not hold", "cannot be said"
 VERDICTS = (HOLDS, TIE, FAILS, OPEN)
@@ -141,7 +141,7 @@ def _setting(where: Mapping[str, str], seen: Mapping[str, list[Any]]) -> str:
     elif len(seen["source"]) > 1:
         parts.append(f"all {len(seen['source'])} sources")
     if len(seen["eps"]) > 1:
-        parts.append(f"ε = {where['eps']}" if "eps" in where else f"{len(seen['eps'])} ε")
+        parts.append(f"ε = {show_level(float(where['eps']))}" if "eps" in where else f"{len(seen['eps'])} ε")
     if "attack" in where and len(seen["attack"]) > 1:
         parts.append(display_name(where["attack"]))
     return ", ".join(parts)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rdp_bench.metrics import stats
-from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, PAGE, SMALL, ReportFigure, short, tidy
+from rdp_bench.reports.figures import drawing, fonts
+from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, PAGE, SMALL, ReportFigure, shorten, span, tidy
 from rdp_bench.reports.tables.table import AVERAGE, Row, Table, TableCell
 from rdp_bench.results.rows import display_name
 from rdp_bench.specs import UNDEFENDED
@@ -58,21 +58,24 @@ def ablation(tables: list[Table]) -> ReportFigure | None:
                     "status": entry.status, "reason": entry.reason,
                 })  # fmt: skip
     count = len(table.columns)
-    left = 0.1 + LETTER * max(map(len, variants))
+    names = shorten(variants, 30)
+    left = 0.1 + LETTER * max(map(span, names.values()))
     between, above, below = 0.2, 0.25, 0.42
     wide, tall = (PAGE - left - 0.12 - between * (count - 1)) / count, _LINE * len(variants)
     height = above + tall + below
     highest = max((entry.high or 0 for cells in means.values() for entry in cells), default=0)
     end = min(100, -(-highest // 20) * 20) or 100
+    titles = shorten(table.columns, 14)
+    fonts.add_bold()
     with drawing.styled():
         figure = Figure((PAGE, height))
         for i, column in enumerate(table.columns):
             x = left + i * (wide + between)
             ax = figure.add_axes((x / PAGE, below / height, wide / PAGE, tall / height))
             _panel(ax, variants, means, i, end)
-            ax.set_title(short(column, 14), fontweight="bold" if column == AVERAGE else "normal")
+            ax.set_title(titles[column], fontweight="bold" if column == AVERAGE else "normal")
             if i == 0:
-                ax.set_yticks(range(len(variants)), list(variants))
+                ax.set_yticks(range(len(variants)), list(names.values()))
         figure.supxlabel("error, % (lower is better)", fontsize=SMALL + 1, x=(left + PAGE) / 2 / PAGE, y=0.02)
         repeated = [name for name, lines in variants.items() if len(lines) > 1]
         caption = (
@@ -98,7 +101,7 @@ def variant(defense: str) -> str:
     """
     found = _LABEL.search(defense)
     if not found:
-        return short(display_name(defense))
+        return display_name(defense)
     return f"without {_PARTS.get(found['part'], found['part'])}" if found["part"] else WHOLE
 
 

@@ -4,7 +4,7 @@ Axes are placed by hand, in inches: automatic layout would take longer than the 
 matplotlib alone: importing seaborn and pandas would take as long again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, SMALL, ReportFigure, short
+from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, SMALL, ReportFigure, left_out, short, shorten, span
 from rdp_bench.reports.tables.table import Group, Row, Table
 from rdp_bench.results.rows import display_name
 from rdp_bench.specs import UNDEFENDED
@@ -39,10 +39,13 @@ def heat_map(tables: list[Table]) -> ReportFigure:
     from matplotlib.figure import Figure
 
     grids = [_grid(table) for table in tables[:_PANELS]]
-    left = 0.2 + LETTER * max(len(short(name)) for grid in grids for name in grid.rows)
+    rows = shorten(name for grid in grids for name in grid.rows)
+    columns = shorten(name for grid in grids for _, name in grid.columns)
+    left = 0.2 + LETTER * max(map(span, rows.values()))
     most = max(len(grid.columns) for grid in grids)
     across = max(_CELL * most, 2.4)
-    longest = max(len(short(column)) for grid in grids for _, column in grid.columns)
+    titles = shorten(map(_setting, tables[:_PANELS]), (across + 0.75) / LETTER)
+    longest = max(map(span, columns.values()))
     turned = longest * LETTER > across / most
     below = 0.2 + (LETTER * longest if turned else 0.1)
     numbered = sum(grid.values.size for grid in grids) <= _NUMBERED
@@ -57,9 +60,13 @@ def heat_map(tables: list[Table]) -> ReportFigure:
             ax = figure.add_axes((left / width, top / height, across / width, tall / height))
             bar = figure.add_axes(((left + across + 0.15) / width, top / height, 0.1 / width, tall / height))
             room = int(across / len(grid.columns) / LETTER)
-            _heat(ax, bar, grid, table.title if len(tables) > 1 else "", turned, numbered, room)
+            letters = [(source, columns[name]) for source, name in grid.columns]
+            shown = replace(grid, rows=[rows[name] for name in grid.rows], columns=letters)
+            title = titles[_setting(table)] if len(tables) > 1 else ""
+            _heat(ax, bar, shown, title, turned, numbered, room)
             top -= below
         caption = "Error of every cell, in percent. Darker cells have a higher error."
+        caption += left_out(len(grids), len(tables))
         return ReportFigure("heat", caption, drawing.save(figure))
 
 
@@ -70,13 +77,16 @@ def dot_plot(tables: list[Table]) -> ReportFigure:
     """
     from matplotlib.figure import Figure
 
-    panels = _sorted([(table, group) for table in tables for group in table.groups][:_PANELS])
+    every = [(table, group) for table in tables for group in table.groups]
+    panels = _sorted(every[:_PANELS])
     across = min(len(panels), 3)
     down = -(-len(panels) // across)
-    left = 0.2 + LETTER * max(len(short(line.name)) for _, group in panels for line in group.rows)
+    names = shorten(line.name for _, group in panels for line in group.rows)
+    left = 0.2 + LETTER * max(map(span, names.values()))
     named = len({tuple(line.defense for line in group.rows) for _, group in panels}) > 1  # each has rows of its own
     wide, tall = 1.75, _LINE * max(len(group.rows) for _, group in panels)
-    titles = [short(group.name, 24) + (f"\n{_apart(table)}" if len(tables) > 1 else "") for table, group in panels]
+    sources = shorten((group.name for _, group in panels), 24)
+    titles = [sources[group.name] + (f"\n{_apart(table)}" if len(tables) > 1 else "") for table, group in panels]
     above, below = 0.18 + 0.16 * max(title.count("\n") + 1 for title in titles), 0.45
     step = wide + (left if named else 0.25)
     width, height = left + step * across + 0.1, (above + tall + below) * down
@@ -86,11 +96,13 @@ def dot_plot(tables: list[Table]) -> ReportFigure:
             x = left + step * (i % across)
             y = height - (above + tall + below) * (i // across) - above - tall
             ax = figure.add_axes((x / width, y / height, wide / width, tall / height))
-            _dots(ax, table, group, named or i % across == 0)
+            _dots(ax, table, group, names if named or i % across == 0 else {})
             ax.set_title(titles[i])
         printed = any(entry.paper is not None for table in tables for entry in table.cells)
         caption = (
-            "Error with 95 % intervals. The dashed line is no defense." + " Diamonds are the paper's numbers." * printed
+            "Error with 95 % intervals. The dashed line is no defense."
+            + " Diamonds are the paper's numbers." * printed
+            + left_out(len(panels), len(every))
         )
         return ReportFigure("dots", caption, drawing.save(figure))
 
@@ -114,10 +126,14 @@ def _or_last(value: float | None) -> float:
     return float("inf") if value is None else value
 
 
+def _setting(table: Table) -> str:
+    """What a table's title says after the metric."""
+    return table.title.partition(": ")[2]
+
+
 def _apart(table: Table) -> str:
-    """The setting in a table's title, in lines as wide as a panel."""
-    _, _, what = table.title.rpartition(": ")
-    return "\n".join(short(line, 24) for line in wrap(what, 24, break_on_hyphens=False))
+    """The setting in lines as wide as a panel."""
+    return "\n".join(short(line, 24) for line in wrap(_setting(table), 24, break_on_hyphens=False))
 
 
 @dataclass(frozen=True)
@@ -161,8 +177,8 @@ def _heat(ax: "Axes", bar: "Axes", grid: _Grid, title: str, turned: bool, number
                 cell = mpl.colormaps[_MAP](value / 100)
                 color = _DARK if luminance(cell) > _MIDDLE else _LIGHT
                 ax.text(x + 0.5, y + 0.5, f"{value:.0f}", color=color, fontsize=SMALL, ha="center", va="center")
-    ax.set_yticks(np.arange(len(grid.rows)) + 0.5, [short(name) for name in grid.rows])
-    letters = [short(column) for _, column in grid.columns]
+    ax.set_yticks(np.arange(len(grid.rows)) + 0.5, grid.rows)
+    letters = [column for _, column in grid.columns]
     ax.set_xticks(np.arange(len(letters)) + 0.5, letters, rotation=90 if turned else 0)
     for each in (ax, bar):
         each.tick_params(length=0)
@@ -181,8 +197,11 @@ def luminance(color: "Sequence[float]") -> float:
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def _dots(ax: "Axes", table: Table, group: Group, named: bool) -> None:
-    """A dot with its interval per defense; a diamond at the paper's number; a dashed line at no defense."""
+def _dots(ax: "Axes", table: Table, group: Group, names: Mapping[str, str]) -> None:
+    """A dot with its interval per defense; a diamond at the paper's number; a dashed line at no defense.
+
+    `names`: how rows are written; empty: they are not.
+    """
     entries = [(y, line.defense, line.cells[-1]) for y, line in enumerate(group.rows)]
     done = [(y, e.low or 0.0, e.value, e.high or 0.0, name) for y, name, e in entries if e.value is not None]
     colors = [INK if name == UNDEFENDED else ACCENT for *_, name in done]
@@ -197,7 +216,7 @@ def _dots(ax: "Axes", table: Table, group: Group, named: bool) -> None:
             ax.text(1, y, entry.status, va="center", fontsize=SMALL)
         elif name == UNDEFENDED:
             ax.axvline(entry.value, color=INK, linewidth=0.6, linestyle=(0, (3, 3)))
-    ax.set_yticks(range(len(entries)) if named else [], [short(line.name) for line in group.rows] if named else [])
+    ax.set_yticks(range(len(entries)) if names else [], [names[line.name] for line in group.rows] if names else [])
     ax.set_ylim(len(entries) - 0.5, -0.5)
     ax.set_xlim(0, 100)
     ax.set_xticks([0, 50, 100])

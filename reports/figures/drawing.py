@@ -7,9 +7,12 @@ paper, fonts are embedded, colours are distinguishable for every kind of colour 
 import base64
 import io
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench import csvtext
@@ -117,9 +120,64 @@ def _jpeg(png: str) -> str:
     return to_jpeg_uri(picture, _QUALITY)
 
 
-def short(text: str, room: int = 22) -> str:
-    """`text`, cut to `room` letters."""
-    return text if len(text) <= max(room, 8) else text[: max(room, 8) - 1] + "…"
+def span(text: str) -> float:
+    """How wide a text is, in letters of average width."""
+    return sum(map(_span, text))
+
+
+def _span(letter: str) -> float:
+    if unicodedata.east_asian_width(letter) in "WF":
+        return 1.8
+    return 1.75 if letter in "W@%" else 1.5 if letter == "M" else 1.0
+
+
+def short(text: str, room: float = 22) -> str:
+    """`text`, cut at its end to the width of `room` letters."""
+    room = max(room, 8)
+    return text if span(text) <= room else _first(text, room - 1) + "…"
+
+
+def _first(text: str, room: float) -> str:
+    """As much of its beginning as `room` holds."""
+    widths = accumulate(map(_span, text))
+    return text[: sum(width <= room for width in widths)]
+
+
+def shorten(names: Iterable[str], room: float = 22) -> dict[str, str]:
+    """Every name as `short` writes it; if it writes two alike, long ones are cut in their middle, or else numbered.
+
+    >>> list(shorten(["rdp(weights=rdp-ablation-no-pix)", "rdp(weights=rdp-ablation-no-lat)"], 16).values())
+    ['rdp(wei…-no-pix)', 'rdp(wei…-no-lat)']
+    """
+    names = list(dict.fromkeys(names))
+    found = {name: short(name, room) for name in names}
+    if len(set(found.values())) == len(names):
+        return found
+    half = (max(room, 8) - 1) / 2
+    for name, cut in found.items():
+        if cut != name:
+            found[name] = f"{_first(name, half)}…{_first(name[::-1], half)[::-1]}"
+    shared = Counter(found.values())
+    for number, name in enumerate(names, 1):
+        if shared[found[name]] > 1 and found[name] != name:
+            found[name] = f"{short(name, room - 4)} #{number}"
+    return found
+
+
+def left_out(shown: int, there: int) -> str:
+    """What a caption says of panels for which there is no room."""
+    return f" Shown are the first {shown} of {there} panels; the tables have all." if shown < there else ""
+
+
+def legend_columns(width: float, names: Iterable[str], most: int) -> int:
+    """How many columns a legend has room for, at most `most`, in a figure of so many inches."""
+    widest = SMALL / SIZE * LETTER * (max(map(span, names)) + 6)  # and the sample of its line
+    return max(1, min(most, int(width / widest)))
+
+
+def legend(figure: "Figure", lines: Sequence[Any], names: Sequence[str], columns: int) -> None:
+    """A legend above the panels."""
+    figure.legend(lines, names, loc="outside upper center", ncols=columns, frameon=False, fontsize=SMALL)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from rdp_bench.budgets import LINF
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.picture import resized
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import PAGE, SMALL, ReportFigure, short, tidy
+from rdp_bench.reports.figures.drawing import PAGE, SMALL, ReportFigure, shorten, tidy
 from rdp_bench.reports.figures.image_grid import Row, Tile, rows_of_tiles
 from rdp_bench.reports.figures.sample_images import COLUMNS, SampleImages, error, psnr_of
 from rdp_bench.results.rows import display_name
@@ -65,10 +65,10 @@ def error_maps(kept: SampleImages) -> ReportFigure | None:
         f"2ε = {show(top)}; darker is better. Numbers: PSNR, and mean absolute error in /255. Blue tick: "
         f"{display_name(kept.target)} is right. Red cross: it is wrong.{_moved(enlarged)}"
     )
-    rows = []
+    rows, shown = [], shorten((column.name for column in columns), 16)
     for start in range(0, len(columns), _ACROSS):
         part = columns[start : start + _ACROSS]
-        heads = [short(column.name, 16) for column in part]
+        heads = [shown[column.name] for column in part]
         rows.append(Row([column.above for column in part], heads=heads, gap=0.1 if start else 0.03))
         rows.append(Row([column.below for column in part]))
     with drawing.styled():

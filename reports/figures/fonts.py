@@ -35,12 +35,25 @@ def reduced(name: str, more: frozenset[str] = frozenset(), family: str = "") -> 
 @cache
 def families() -> list[str]:
     """For matplotlib's `font.family`: a reduced sans serif, and the whole one for the letters that it lacks."""
+    _add("DejaVuSans")
+    return [_FAMILY, "sans-serif"]
+
+
+@cache
+def add_bold() -> None:
+    """Give the reduced font its bold face, which takes as long again and few figures use."""
+    _add("DejaVuSans-Bold")
+
+
+_FAMILY = "rdp-bench-sans"
+
+
+def _add(name: str) -> None:
     from matplotlib.font_manager import fontManager
 
-    path = Path(_folder().name) / "sans.ttf"
-    path.write_bytes(reduced("DejaVuSans", family="rdp-bench-sans"))
+    path = Path(_folder().name) / f"{name}.ttf"
+    path.write_bytes(reduced(name, family=_FAMILY))
     fontManager.addfont(path)
-    return ["rdp-bench-sans", "sans-serif"]
 
 
 @cache

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, INK, SMALL, ReportFigure, short, tidy
-from rdp_bench.reports.figures.tradeoff import Box, write_names
+from rdp_bench.reports.figures.drawing import ACCENT, INK, SMALL, ReportFigure, left_out, shorten, tidy
+from rdp_bench.reports.figures.tradeoff import Box, joined, write_names
 from rdp_bench.reports.tables.audits import by_setting
 from rdp_bench.results.cards import Card, Tier
 from rdp_bench.results.rows import display_name
-from rdp_bench.specs import UNDEFENDED, plain, show
+from rdp_bench.specs import UNDEFENDED, plain, show, show_level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def illusion(cards: Sequence[Card]) -> ReportFigure | None:
     for setting, here in by_setting(cards).items():
         for card in sorted(here, key=lambda card: plain(card.defense) != UNDEFENDED):  # its own card has more attacks
             for point in _points(card):
-                key = (card.target, ", ".join((f"ε = {show(card.eps)}", card.dataset, f"budget {card.budget}")))
+                key = (card.target, ", ".join((f"ε = {show_level(card.eps)}", card.dataset, f"budget {card.budget}")))
                 if not any(point["defense"] == other["defense"] for other in panels.get(key, [])):
                     panels.setdefault(key, []).append(point)
                     facts = dict(zip(("dataset", "n", "eps", "budget"), setting, strict=True))
@@ -46,7 +46,9 @@ def illusion(cards: Sequence[Card]) -> ReportFigure | None:
         "under the worst attack through the defense. The farther a point is above the diagonal, the more of the "
         "robustness that transfer attacks show is an illusion. Below the diagonal, the white-box attack is broken. The "
         "hollow point is no defense; thin lines are 95 % intervals."
-    ) + (f" {settings.pop()}." if len(settings) == 1 else "")
+    )
+    caption += f" {settings.pop()}." if len(settings) == 1 else ""
+    caption += left_out(min(len(panels), _PANELS), len(panels))
     return ReportFigure("illusion", caption, draw(panels), tidy(COLUMNS, rows))
 
 
@@ -81,12 +83,14 @@ def draw(panels: dict[tuple[str, str], list[dict[str, Any]]]) -> drawing.Saved:
     width, height = wide * across, tall * down
     with drawing.styled():
         figure = Figure((width, height))
+        targets = shorten((display_name(target) for (target, _), _ in shown), 24)
+        settings = shorten((where for (_, where), _ in shown), 34)
         for i, ((target, where), points) in enumerate(shown):
             x, y = wide * (i % across) + _LEFT, height - tall * (i // across) - top - side
             ax: Axes = figure.add_axes((x / width, y / height, side / width, side / height))
             _panel(ax, points, side)
             if len(shown) > 1:
-                ax.set_title(short(display_name(target), 24) + (f"\n{short(where, 34)}" if several else ""))
+                ax.set_title(targets[display_name(target)] + (f"\n{settings[where]}" if several else ""))
         return drawing.save(figure)
 
 
@@ -120,7 +124,8 @@ def _panel(ax: "Axes", points: list[dict[str, Any]], side: float) -> None:
         color, face = (INK, "white") if bare else (ACCENT, ACCENT)
         ax.plot(*at, "o", markersize=5.5, color=color, markerfacecolor=face, zorder=3)
     spots = [(inches(x), inches(y)) for x, y in named]
-    names = [short(", ".join(short(display_name(each), 24) for each in each_at), 40) for each_at in named.values()]
+    short_names = shorten((display_name(point["defense"]) for point in points), 24)
+    names = [joined([short_names[display_name(each)] for each in each_at]) for each_at in named.values()]
     steps = [(k + 0.5) / 40 * side for k in range(40)]
     lines += [Box(step - 0.02, step - 0.02, step + 0.02, step + 0.02) for step in steps]
     write_names(ax, names, spots, (side, side), lines)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rdp_bench.reports.figures.drawing import RIGHT, SIZE, SMALL, WRONG, short
+from rdp_bench.reports.figures.drawing import LETTER, RIGHT, SIZE, SMALL, WRONG, short, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,16 +56,17 @@ def rows_of_tiles(rows: Sequence[Row], width: float, below: float = 0.0, block: 
     height = sum(talls) + 0.02 + below
     figure = Figure((width, height))
     top = height
+    room = side / (LETTER * size / SIZE)
     for row, tall in zip(rows, talls, strict=True):
+        heads = shorten(row.heads, room)
         y = top - row.gap - _HEAD * bool(row.heads) - side
         if row.name:
             figure.text(0.09 / width, (y + side / 2) / height, row.name, rotation=90, ha="center", va="center")
         for i, tile in enumerate(row.tiles):
             x = left + i * (side + _BETWEEN) + (_GAP * (i // block) if block else 0)
             if i < len(row.heads):
-                figure.text(
-                    (x + side / 2) / width, (y + side + 0.05) / height, row.heads[i], ha="center", fontsize=size
-                )
+                head = heads[row.heads[i]]
+                figure.text((x + side / 2) / width, (y + side + 0.05) / height, head, ha="center", fontsize=size)
             if tile is None:
                 continue
             ax = figure.add_axes((x / width, y / height, side / width, side / height))

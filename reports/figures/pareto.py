@@ -4,7 +4,19 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, COLUMN, INK, PAGE, SMALL, STYLE, ReportFigure, short, tidy
+from rdp_bench.reports.figures.drawing import (
+    ACCENT,
+    COLUMN,
+    INK,
+    PAGE,
+    SMALL,
+    STYLE,
+    ReportFigure,
+    legend,
+    legend_columns,
+    shorten,
+    tidy,
+)
 from rdp_bench.reports.tables.quality_and_cost import (
     Setting,
     average_error,
@@ -71,20 +83,24 @@ def _draw(points: list[dict[str, Any]]) -> drawing.Saved:
     across = min(len(panels), 2)
     down = -(-len(panels) // across)
     with drawing.styled():
-        height = 0.3 + 2.2 * down + 0.19 * -(-len(names) // (3 * across))
-        figure = Figure((COLUMN if across == 1 else PAGE, height), layout="constrained")
+        width = COLUMN if across == 1 else PAGE
+        shown = shorten(map(display_name, names))
+        labels = [shown[display_name(name)] for name in names]
+        columns = legend_columns(width, labels, 3 * across)
+        height = 0.3 + 2.2 * down + 0.19 * -(-len(names) // columns)
+        figure = Figure((width, height), layout="constrained")
+        sources, targets = (shorten((display_name(panel[i]) for panel in panels), 18) for i in (0, 1))
         axes = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)
         for ax, ((source, target, eps), here) in zip(axes, panels.items(), strict=False):
             _panel(ax, here, marks)
-            ax.set_title(f"{short(display_name(source), 18)} to {short(display_name(target), 18)}, ε = {eps}")
+            ax.set_title(f"{sources[display_name(source)]} to {targets[display_name(target)]}, ε = {eps}")
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
         figure.supxlabel("ms per prediction", fontsize=STYLE["font.size"])
         figure.supylabel("average error, %", fontsize=STYLE["font.size"])
         style: dict[str, Any] = {"linestyle": "none", "markersize": 4, "color": INK}
         lines = [Line2D([], [], marker=marks[name], **style) for name in names]
-        labels = [short(display_name(name)) for name in names]
-        figure.legend(lines, labels, loc="outside upper center", ncols=3 * across, frameon=False, fontsize=SMALL)
+        legend(figure, lines, labels, columns)
         return drawing.save(figure)
 
 

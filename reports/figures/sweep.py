@@ -6,9 +6,24 @@ import numpy as np
 
 from rdp_bench.budgets import LINF
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import COLORS, COLUMN, INK, SMALL, STYLE, ReportFigure, Saved, short, tidy
+from rdp_bench.reports.figures.drawing import (
+    COLORS,
+    COLUMN,
+    INK,
+    LETTER,
+    SMALL,
+    STYLE,
+    ReportFigure,
+    Saved,
+    legend,
+    legend_columns,
+    shorten,
+    tidy,
+)
 from rdp_bench.results.rows import CellKey, Run, display_name
-from rdp_bench.specs import CLEAN, UNDEFENDED
+from rdp_bench.specs import CLEAN, UNDEFENDED, show_level
+
+_MARKS = "osD^vP*X<>hd"
 
 COLUMNS = ("source", "target", "attack", "defense", "eps", "accuracy", "ci_low", "ci_high", "n")
 
@@ -55,10 +70,16 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
     attacks = run.attacks
     defenses = [name for name in run.axis("defenses") if any(p["defense"] == name for p in points)]
     colors = dict(zip(defenses, cycle(COLORS), strict=False)) | {UNDEFENDED: INK}
-    marks = dict(zip(defenses, "osD^vP*X<>hd" * (1 + len(defenses) // 12), strict=False))
+    marks = {name: _MARKS[(i + i // 12) % 12] for i, name in enumerate(defenses)}  # none twice in one colour, up to 72
     width = max(0.6 + 1.45 * len(attacks), COLUMN)  # or wider
-    across = int(width // 1.7)
-    height = 1.75 * len(pairs) + 0.3 + 0.19 * -(-len(defenses) // across)
+    most = max(sum(p["defense"] == name for p in points) for name in defenses)
+    shown = shorten(map(display_name, defenses), width / LETTER - 24)  # one column of the legend holds it
+    names = [f"{shown[display_name(name)]} {_spread(points, name, most)}" for name in defenses]
+    columns = legend_columns(width, names, int(width // 1.7))
+    titles = shorten(map(display_name, attacks), 19)
+    ends = [shorten(map(display_name, each), 16) for each in zip(*pairs, strict=True)]
+    height = 1.75 * len(pairs) + 0.3 + 0.19 * -(-len(defenses) // columns)
+    levels = sorted({float(p["eps"]) for p in points})
     with drawing.styled():
         figure = Figure((width, height), layout="constrained")
         grid = figure.subplots(len(pairs), len(attacks), squeeze=False, sharex=True, sharey=True)
@@ -72,19 +93,18 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
                     ax.errorbar(
                         x, y, reach, color=colors[name], marker=marks[name], markersize=3, linewidth=1, elinewidth=0.5
                     )
-                ax.set_title(display_name(attack))
+                ax.set_title(titles[display_name(attack)])
                 ax.set_ylim(0, 100)
-                ax.set_xticks(sorted({float(p["eps"]) for p in points}))
+                ax.set_xticks(levels, map(show_level, levels))
                 ax.tick_params(labelsize=SMALL)
                 ax.spines[["top", "right"]].set_visible(False)
-            row[0].set_ylabel("accuracy, %" if len(pairs) == 1 else f"{short(source, 16)}\nto {short(target, 16)}, %")
+            where = "\nto ".join(shown[display_name(end)] for shown, end in zip(ends, (source, target), strict=True))
+            row[0].set_ylabel("accuracy, %" if len(pairs) == 1 else f"{where}, %")
         figure.supxlabel(
             "ε, in /255" if run.norm == LINF else f"ε, {run.norm.upper()} norm", fontsize=STYLE["font.size"]
         )
         lines = [mpl.lines.Line2D([], [], color=colors[name], marker=marks[name], markersize=3) for name in defenses]
-        most = max(sum(p["defense"] == name for p in points) for name in defenses)
-        names = [f"{display_name(name)} {_spread(points, name, most)}" for name in defenses]
-        figure.legend(lines, names, loc="outside upper center", ncols=across, frameon=False, fontsize=SMALL)
+        legend(figure, lines, names, columns)
         return drawing.save(figure)
 
 

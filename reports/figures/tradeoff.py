@@ -6,7 +6,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from rdp_bench.reports.figures import drawing
-from rdp_bench.reports.figures.drawing import ACCENT, COLUMN, INK, ReportFigure, short, tidy
+from rdp_bench.reports.figures.drawing import ACCENT, COLUMN, INK, ReportFigure, shorten, span, tidy
 from rdp_bench.reports.tables.leaderboard import Leaderboard
 from rdp_bench.specs import UNDEFENDED
 
@@ -57,10 +57,11 @@ def tradeoff(board: Leaderboard) -> ReportFigure | None:
         for each in points
     ]  # fmt: skip
     named: dict[tuple[float, float], list[str]] = {}  # defenses with the same numbers share a point
+    short_names = shorten((each.name for each in points), 24)
     for each in points:
-        named.setdefault((float(each.clean or 0.0), float(each.mean.value or 0.0)), []).append(short(each.name, 24))
+        named.setdefault((float(each.clean or 0.0), float(each.mean.value or 0.0)), []).append(short_names[each.name])
     bare = next(((each.clean, each.mean.value) for each in points if each.defense == UNDEFENDED), None)
-    names, undefended = [short(", ".join(names), 40) for names in named.values()], [at == bare for at in named]
+    names, undefended = [joined(names) for names in named.values()], [at == bare for at in named]
     caption = (
         f"Clean accuracy against mean error, {board.where}. Lower right is better. The hollow point and the dashed "
         "lines are no defense."
@@ -68,6 +69,19 @@ def tradeoff(board: Leaderboard) -> ReportFigure | None:
     return ReportFigure(
         f"tradeoff-{board.name.replace('_', '-')}", caption, _draw(names, list(named), undefended), tidy(COLUMNS, rows)
     )
+
+
+def joined(names: Sequence[str]) -> str:
+    """The names of one point, as many as there is room for.
+
+    >>> joined(["JPEG", "TVM"]), joined([f"a rather long name {i}" for i in range(4)])
+    ('JPEG, TVM', 'a rather long name 0 and 3 more')
+    """
+    whole = ", ".join(names)
+    if len(names) == 1 or span(whole) <= 40:
+        return whole
+    first = next((i for i in range(len(names), 1, -1) if span(", ".join(names[:i])) <= 30), 1)
+    return f"{', '.join(names[:first])} and {len(names) - first} more"
 
 
 def _draw(names: list[str], at: list[tuple[float, float]], undefended: list[bool]) -> drawing.Saved:
@@ -158,7 +172,10 @@ def placed(
 
 def _width(name: str) -> float:
     """Inches, generously: pages and files show a label in different fonts."""
-    return sum(_CAPITAL if letter.isupper() or letter in "&%@" else _SMALL for letter in name)
+    return sum(
+        _SMALL * span(letter) if span(letter) > 1.5 else _CAPITAL if letter.isupper() or letter == "&" else _SMALL
+        for letter in name
+    )
 
 
 def _near(spot: tuple[float, float], other: tuple[float, float]) -> bool:

@@ -50,12 +50,14 @@ _TALL = 40
 
 
 def escape(text: str) -> str:
-    r"""Text that pdflatex prints as it stands; what its fonts lack becomes a question mark.
+    r"""Text as LaTeX prints it; of letters that pdflatex's fonts lack it prints the code, see `preamble`.
 
     >>> print(escape("r&p_100%"))
     r\&p\_100\%
     >>> print(escape("Häß λ"))
     H\"{a}\ss{} $\lambda$
+    >>> print(escape("净"))
+    \rdpletter{51C0}{净}
     """
     plain = re.sub(r"\s+", " ", text)
     return "".join(map(_letter, unicodedata.normalize("NFC", plain)))
@@ -67,11 +69,27 @@ def _letter(letter: str) -> str:
     if greek := re.fullmatch("GREEK (SMALL|CAPITAL) LETTER (LAMDA|[A-Z]+)", unicodedata.name(letter, "")):
         name = greek[2].replace("LAMDA", "LAMBDA").lower()
         command = name if greek[1] == "SMALL" else name.capitalize()
-        return "?" if command in _LIKE_LATIN else f"$\\{command}$"
+        return _coded(letter) if command in _LIKE_LATIN else f"$\\{command}$"
     base, *accents = list(unicodedata.normalize("NFD", letter))
     if len(accents) == 1 and accents[0] in _ACCENTS and base.isascii():
         return f"\\{_ACCENTS[accents[0]]}{{{base}}}"
-    return "?"
+    return _coded(letter)
+
+
+def _coded(letter: str) -> str:
+    return f"\\rdpletter{{{ord(letter):04X}}}{{{letter if letter.isprintable() else '?'}}}"
+
+
+def preamble(text: str) -> list[str]:
+    """The lines before a table: what it needs, and the command for letters that pdflatex lacks, if `text` has it."""
+    lines = [r"% \usepackage{booktabs}"]
+    if "\\rdpletter" in text:
+        lines += [
+            "% pdflatex prints some letters of this table as their codes; xelatex and lualatex print them, in a font",
+            "% that has them: load ctex or xeCJK, for example. Or name the row in other letters: --name LABEL=NAME",
+            r"\providecommand{\rdpletter}[2]{\ifx\Umathchar\undefined{[}U+#1]\else#2\fi}",
+        ]
+    return lines
 
 
 def render(table: Table) -> str:
@@ -125,7 +143,6 @@ def _environment(
     size, near = next(fitting, sizes[-1])
     environment = "table*" if wide else "table"
     lines = [
-        r"% \usepackage{booktabs}",
         f"\\begin{{{environment}}}",
         r"\centering",
         f"\\{size}",
@@ -143,7 +160,8 @@ def _environment(
             lines.append(f"\\multicolumn{{{len(heads)}}}{{l}}{{\\emph{{{escape(name)}}}}} \\\\")
         lines += [" & ".join([escape(first), *map(_cell, entries)]) + r" \\" for first, entries in body]
     note = [r"\par\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {escape(legend)}}}"] if legend else []
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *note, f"\\end{{{environment}}}", ""])
+    made = "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *note, f"\\end{{{environment}}}", ""])
+    return "\n".join([*preamble(made), made])
 
 
 def _width(heads: list[str], rows: list[tuple[str, list[_Entry]]], size: float, near: float) -> float:

@@ -32,7 +32,9 @@ class Face:
 
     def clean(self, text: str) -> str:
         """`text` in one line, with a question mark for what the font lacks."""
-        return "".join(letter if letter in self.glyphs else "?" for letter in " ".join(text.split()))
+        return "".join(
+            letter if letter in self.glyphs else f"[U+{ord(letter):04X}]" for letter in " ".join(text.split())
+        )
 
     def width(self, text: str, size: float) -> float:
         """Of a text in points."""

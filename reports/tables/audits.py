@@ -6,7 +6,8 @@ from rdp_bench import csvtext
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, slug
 from rdp_bench.results.cards import Card, Tier
 from rdp_bench.results.rows import display_name
-from rdp_bench.specs import show
+from rdp_bench.specs import show, show_level
+from rdp_bench.terminal import counted
 
 SHOWN = {"clean": "Clean", "transfer": "Transfer", "white-box": "White-box"}
 """Tiers that have a column of their own."""
@@ -32,7 +33,7 @@ def by_setting(cards: Sequence[Card]) -> dict[Setting, list[Card]]:
 def setting_name(setting: Setting) -> str:
     """A setting in words."""
     dataset, n, eps, budget = setting
-    return f"{n} image{'' if n == 1 else 's'} of {dataset}, ε = {show(eps)}, budget {budget}"
+    return f"{counted(n, 'image')} of {dataset}, ε = {show_level(eps)}, budget {budget}"
 
 
 def side_by_side(cards: Sequence[Card]) -> list[Table]:

@@ -15,6 +15,7 @@ from rdp_bench.metrics.significance import FEWEST, compare_defenses
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, percent, setting, slug
 from rdp_bench.results.rows import CellKey, Run, display_name, given_name
 from rdp_bench.specs import CLEAN, UNDEFENDED, show
+from rdp_bench.terminal import counted
 
 LOWER, HIGHER, NO_DIFFERENCE, UNTESTED = "lower", "higher", "no difference shown", "not tested"
 COLUMNS = (
@@ -106,7 +107,7 @@ class Leaderboard:
         random = f" and of {draws} draws of each random defense" * (draws > 1)
         largest = ", the largest of the run" * (len({c.eps for c in self.run.cells if c.attack != CLEAN}) > 1)
         return (
-            f"Error in percent over {about['n']} images of {about['name']}, under {self.over}, ε = "
+            f"Error in percent over {counted(about['n'], 'image')} of {about['name']}, under {self.over}, ε = "
             f"{self.run.eps(self.eps)}{largest}{mean}{random}. Lower is better."
         )
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, slug
 from rdp_bench.results.rows import Run, display_name, given_name
-from rdp_bench.specs import show
+from rdp_bench.specs import show, show_level
 
 _NAMES = {
     "norm": "norm",
@@ -42,11 +42,12 @@ def parameters(run: Run) -> Table | None:
             for parameter in names
         ]
         groups.append(Group("-" if not apart else f"ε = {run.eps(float(eps))}", rows))
-    where = "" if apart else f" They are the same at every ε of the run ({', '.join(every)})."
+    levels = ", ".join(show_level(float(eps)) for eps in every)
+    where = "" if apart else f" They are the same at every ε of the run ({levels})."
     return Table(
         slug(run.grid, "attack-parameters"),
         "Attack parameters",
-        f"Resolved parameters of the attacks at ε = {', '.join(every)}. {_NOTE}{where * (len(every) > 1)}",
+        f"Resolved parameters of the attacks at ε = {levels}. {_NOTE}{where * (len(every) > 1)}",
         "parameters",
         [display_name(name) for name in attacks],
         groups,

@@ -8,7 +8,7 @@ import numpy as np
 
 from rdp_bench.metrics import stats
 from rdp_bench.metrics.measurements import MEASUREMENTS
-from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, setting, slug
+from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, not_done, setting, slug
 from rdp_bench.results.rows import CellKey, Run, display_name
 from rdp_bench.specs import CLEAN, UNDEFENDED
 
@@ -84,8 +84,9 @@ def average_error(run: Run, places: Sequence[CellKey]) -> tuple[float, float, fl
 
 
 def _table_cells(run: Run, setting: Setting, defense: str) -> list[TableCell]:
-    error = average_error(run, setting.places(run, defense))
-    entries = [TableCell("done", "", *error) if error else TableCell("pending", "some attacks are not done")]
+    places = setting.places(run, defense)
+    error = average_error(run, places)
+    entries = [TableCell("done", "", *error) if error else not_done(run, places)]
     if run.image_quality:
         entries += _restored(run, setting.places(run, defense, "-"))
         entries += _restored(run, [CellKey.clean("-", defense)])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rdp_bench.metrics import stats
-from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, setting, slug
+from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, not_done, setting, slug
 from rdp_bench.results.rows import CellKey, Run, display_name, given_name
 from rdp_bench.specs import UNDEFENDED
 
@@ -35,10 +35,8 @@ def targeted_tables(run: Run) -> list[Table]:
 
 _SUCCESS = (
     "Attack success rate in percent: of the images that the defended target classifies correctly without an attack, "
-    "the "
-    "share that it misclassifies under the attack. Higher means a stronger attack. Random defenses are evaluated on "
-    "their "
-    "first draw."
+    "the share that it misclassifies under the attack. Higher means a stronger attack. Random defenses are evaluated "
+    "on their first draw."
 )
 _TARGETED = (
     "Targeted success rate in percent: the share of all images that the target classifies as the data set's target "
@@ -71,7 +69,7 @@ def _tables(run: Run, attacks: list[str], name: str, title: str, caption: str, c
             for defense in defenses:
                 places = [CellKey(source, attack, eps, target, defense) for attack in attacks]
                 if any(cell_key in cells for cell_key in places):
-                    lines.append(Row(defense, [_entry(count(run, cell_key)) for cell_key in places]))
+                    lines.append(Row(defense, [_entry(run, cell_key, count) for cell_key in places]))
             groups.append(Group(source, lines))
         key = slug(run.grid, name, target, eps_slug(run, eps))
         columns = [display_name(attack) for attack in attacks]
@@ -81,9 +79,10 @@ def _tables(run: Run, attacks: list[str], name: str, title: str, caption: str, c
     return found
 
 
-def _entry(flags: "Flags | None") -> TableCell:
+def _entry(run: Run, cell_key: CellKey, count: Count) -> TableCell:
+    flags = count(run, cell_key)
     if flags is None:
-        return TableCell("pending", "not run yet")
+        return not_done(run, [cell_key, CellKey.clean(cell_key.target, cell_key.defense)])
     if not len(flags):
         return TableCell("failed", "no image is classified correctly without an attack")
     hits = int(flags.sum())

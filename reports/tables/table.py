@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from rdp_bench.metrics import stats
 from rdp_bench.metrics.significance import Verdict, compare_defenses
 from rdp_bench.results.rows import CellKey, Run, display_name, given_name, paper_metadata, paper_value
 from rdp_bench.specs import CLEAN, UNDEFENDED, show
+from rdp_bench.terminal import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -208,12 +209,13 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
         if lines:
             groups.append(Group(source, lines))
     where = ", ".join(_heading(run, name, value) for name, value in reversed(here.items()))
+    every = "all " * (run.record["dataset"]["n"] > 1)
     return Table(
         slug(run.grid, *(eps_slug(run, value) if name == "eps" else str(value) for name, value in here.items())),
         f"Error under attack: {where}",
         " ".join(
             [
-                f"Error in percent over all {_images(run)}; lower is better. Setting: {where}.",
+                f"Error in percent over {every}{_images(run)}; lower is better. Setting: {where}.",
                 *_training(run, here, across, axis),
             ]
         ),
@@ -294,23 +296,18 @@ def _defenses(run: Run) -> list[str]:
 
 
 def _images(run: Run) -> str:
-    return f"{run.record['dataset']['n']} images of {run.record['dataset']['name']}"
+    return f"{counted(run.record['dataset']['n'], 'image')} of {run.record['dataset']['name']}"
 
 
 def _table_cells(run: Run, columns: list[list[CellKey]]) -> dict[CellKey, TableCell]:
     """Table cells of single cells of the run, compared within their columns."""
-    rows = {CellKey.of(row): row for row in run.rows}
     done = [{p.defense: run.errors(p) for p in column if p in run.wrong} for column in columns]
     entries: dict[CellKey, TableCell] = {}
     for column, errors, verdicts in zip(columns, done, compare_defenses(done), strict=True):
         for cell_key in column:
-            row = rows.get(cell_key)
-            if row is None:
-                entries[cell_key] = TableCell()
-            elif row["status"] != "done":
-                entries[cell_key] = TableCell(
-                    row["status"], row["reason"] or "not run yet", paper=_number(row["paper"])
-                )
+            row = run.lines.get(cell_key)
+            if row is None or row["status"] != "done":
+                entries[cell_key] = replace(not_done(run, [cell_key]), paper=_number(row["paper"]) if row else None)
             else:
                 change = None
                 if cell_key.attack == CLEAN and cell_key.defense != UNDEFENDED and UNDEFENDED in errors:
@@ -320,6 +317,16 @@ def _table_cells(run: Run, columns: list[list[CellKey]]) -> dict[CellKey, TableC
                 value, low, high, number = (_number(row[name]) for name in ("value", "ci_low", "ci_high", "paper"))
                 entries[cell_key] = TableCell("done", "", value, low, high, number, change, verdicts[cell_key.defense])
     return entries
+
+
+def not_done(run: Run, places: Sequence[CellKey]) -> TableCell:
+    """What stands in place of a number that needs these cells: why the first that failed did, else what is missing."""
+    lines = [run.lines.get(cell_key, {"status": "absent", "reason": ""}) for cell_key in places]
+    for status in ("failed", "pending"):
+        for line in lines:
+            if line["status"] == status:
+                return TableCell(status, line["reason"] or "not run yet")
+    return TableCell()
 
 
 def _averages(

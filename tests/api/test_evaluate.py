@@ -1,5 +1,6 @@
 """`evaluate` on objects of the caller: identity, repetition, and what is refused."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import rdp_bench as rb
 from rdp_bench import RdpBenchError, UsageError, plugins, registry
 from rdp_bench.api import wrap
 from rdp_bench.protocols import Purifier
+from rdp_bench.results.cards import name_of as audit_name
 from rdp_bench.rng import ImageRng
 from tests.helpers.commands import PLUGIN
 from tests.helpers.paths import ROOT
@@ -596,6 +599,10 @@ def test_an_attack_takes_a_torch_module() -> None:
         ({"y": torch.zeros(2)}, "labels are 2 whole numbers"),
         ({"source": "tiny/one"}, "use load_model('tiny/one')"),
         ({"source": []}, "needs a source"),
+        ({"eps": True}, "eps is in [0, 1], as pixels are, found True"),
+        ({"eps": "8/255"}, "eps is in [0, 1], as pixels are, found '8/255'"),
+        ({"eps": np.int64(8)}, "did you mean 8/255?"),
+        ({"eps": np.float64("nan")}, "found"),
     ],
 )
 def test_bad_tensors_are_refused(change: dict[str, Any], why: str) -> None:
@@ -726,6 +733,84 @@ def test_counts_are_whole_numbers_above_zero(evaluate: Evaluate, call: dict[str,
         evaluate(**call)
     with pytest.raises(UsageError, match=why):
         rb.audit("none", **call)
+
+
+@pytest.mark.parametrize(
+    ("call", "plain"),
+    [
+        ({"eps": np.float64(16)}, {"eps": 16}),
+        ({"eps": np.float32(16)}, {"eps": 16}),
+        ({"eps": np.int64(16)}, {"eps": 16}),
+        ({"eps": torch.tensor(16)}, {"eps": 16}),
+        ({"eps": [np.int64(8), 16]}, {"eps": [8, 16]}),
+        ({"eps": np.array([8, 16])}, {"eps": [8, 16]}),
+        ({"limit": np.int64(3), "batch_size": np.int32(2)}, {"limit": 3, "batch_size": 2}),
+        ({"image_size": np.int64(16)}, {"image_size": 16}),
+        ({"defense_samples": np.int64(2), "defenses": "r&p"}, {"defense_samples": 2, "defenses": "r&p"}),
+        ({"seed": np.uint8(3), "fresh": np.bool_(True)}, {"seed": 3}),
+        ({"success": np.bool_(True)}, {"success": True}),
+        ({"targets": np.array(["tiny/two"]), "attacks": np.array(["fgsm"])}, {}),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(
+    evaluate: Evaluate, tmp_path: Path, call: dict[str, Any], plain: dict[str, Any]
+) -> None:
+    wanted = evaluate(**plain, out=tmp_path / "plain").to_dataframe()
+    found = evaluate(**call, out=tmp_path / "numpy").to_dataframe()
+    assert set(found["status"]) == {"done"}
+    assert found.drop(columns="seconds").equals(wanted.drop(columns="seconds"))
+    axes = [json.loads((tmp_path / name / "runs/evaluate.json").read_text())["axes"] for name in ("plain", "numpy")]
+    assert axes[0] == axes[1]
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ({"limit": np.bool_(True)}, "--limit True"),
+        ({"limit": np.float64(2)}, "--limit 2.0"),
+        ({"eps": np.nan}, "eps nan: expected a number"),
+        ({"eps": np.inf}, "eps inf: expected a number"),
+        ({"eps": np.bool_(True)}, "'eps' is a list of numbers"),
+        ({"image_size": np.bool_(True)}, "'image_size' is a whole number"),
+        ({"defense_samples": np.float64(1.5)}, "'defense_samples' is a whole number"),
+        ({"dataset": Path("photos20")}, "no dataset at './photos20'"),
+        ({"grid": Path("table1")}, "unknown grid './table1'"),
+    ],
+)
+def test_what_numpy_has_and_no_run_can_use_is_refused(evaluate: Evaluate, call: dict[str, Any], why: str) -> None:
+    with pytest.raises((UsageError, RdpBenchError)) as caught:
+        evaluate(**call)
+    assert why in str(caught.value)
+
+
+def test_names_in_any_script_are_labels_of_their_own(evaluate: Evaluate, tmp_path: Path) -> None:
+    names = ["净化", "日本語", "净化 a", "日本 a", "कि", "की", "Café", "Cafe"]
+    result = evaluate({name: scaled(1 - i / 10) for i, name in enumerate(names)}, out=tmp_path / "out")
+    frame = result.to_dataframe().query("attack == 'fgsm'")
+    assert list(frame["defense"]) == ["none", *(name.lower().replace(" ", "-") for name in names)]
+    assert frame["eval_key"].nunique() == len(names) + 1
+    page = result.report(tmp_path / "out").read_text("utf-8")
+    assert all(f">{name}<" in page for name in names)
+    files = [audit_name(label, "t", "photos20", 4.0, "quick") for label in frame["defense"]]
+    assert len(set(files)) == len(files)
+    assert "".join(files).isascii()
+
+
+def test_a_data_set_and_a_grid_may_be_paths(
+    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("photos20")  # the name of a data set too
+    for name in ("0/a.png", "1/b.png"):
+        (folder / name).parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32), (60, 120, 180)).save(folder / name)
+    assert rb.load_dataset(folder, size=np.int64(32), device="cpu")[0].shape == (2, 3, 32, 32)
+    grid = Path("mine.toml")
+    grid.write_text('title = "Mine"\n[axes]\ndefenses = ["none"]\n')
+    found = evaluate(dataset=folder, grid=grid, image_size=32)
+    assert {(line["grid"], line["n"]) for line in found.to_dataframe().to_dict("records")} == {("mine", 2)}
+    with pytest.raises(UsageError, match="eps nan"):
+        rb.audit("none", dataset=folder.absolute(), eps=np.float32("nan"), limit=np.int64(1), image_size=np.int64(32))
 
 
 def test_a_source_in_training_mode_is_refused() -> None:

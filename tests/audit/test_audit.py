@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,10 +67,13 @@ def test_a_module_is_attacked_through_its_own_gradient(tmp_path: Path) -> None:
 
     audits.plugins.load((audits.FAULTS,))
     card = rdp_bench.audit(
-        {"Mine": Mirror()}, target="fault/one", sources="fault/two", dataset="fault/photos", limit=6, progress=False,
-        out=tmp_path / "out",
+        {"Mine": Mirror()}, target="fault/one", sources="fault/two", dataset="fault/photos", eps=np.float64(4),
+        limit=np.int64(6), seed=np.int32(0), progress=np.bool_(False), out=tmp_path / "out",
     )  # fmt: skip
     assert card.defense == "mine"
+    assert " an attacker who knows Mine leaves " in card.verdict
+    assert cli("verify", tmp_path / "out").exit_code == 0  # which computes the verdict again
+    assert (card.eps, type(card.eps)) == (4, float)
     assert [tier.name for tier in card.tiers] == ["clean", "transfer", "blind", "grey-box", "black-box", "white-box"]
     assert card.tiers[0].accuracy == 100
     assert card.tiers[-1].accuracy < 60

@@ -119,7 +119,7 @@ def test_several_defenses_on_the_command_line(tmp_path: Path) -> None:
         (("--defense-samples", "3"), "--defense-samples is not for an audit"),
         (("--success",), "--success is not for an audit"),
         (("--defense", "fault/sign,fault/sign"), "the axis 'defenses' of the audit lists fault/sign twice"),
-        (("--eps", "4,4"), "the axis 'eps' of the audit lists 4.0 twice"),
+        (("--eps", "4,4"), "the axis 'eps' of the audit lists 4 twice"),
         (("--profile", "papre"), "unknown profile of grid mine 'papre'"),
         (("--name", "jpeg=Ours"), "unknown label to name 'jpeg'"),
         (("--shard", "1/2", "--executor", "ray"), "--shard does a share in this process"),

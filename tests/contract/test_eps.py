@@ -1,13 +1,19 @@
 """eps: one parser, its units, and what it refuses."""
 
 import json
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
+import rdp_bench as rb
+from rdp_bench import plugins
 from rdp_bench.budgets import parse_eps
 from rdp_bench.errors import UsageError
+from tests.helpers.commands import PLUGIN
 from tests.helpers.grid_runs import GridRuns
 
 GRID = """
@@ -63,6 +69,39 @@ def test_what_eps_refuses(value: Any, says: str) -> None:
 @pytest.mark.parametrize(("value", "eps"), [(3.0, 3.0), ("0.5", 0.5), ("128/255", 128 / 255), (300, 300)])
 def test_eps_of_an_l2_budget(value: Any, eps: float) -> None:
     assert parse_eps(value, "l2") == eps
+
+
+def test_digits_that_arithmetic_leaves_are_shown_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay in results.csv, in names of files, and where the page shows the call."""
+    monkeypatch.setattr(logging.getLogger("rdp_bench"), "propagate", True)
+    plugins.load((PLUGIN,))
+
+    def broken(x: Tensor) -> Tensor:
+        raise ValueError("it is blue")
+
+    result = rb.evaluate(
+        {"broken": broken, "same": lambda x: x}, attacks=["fgsm", "mi-fgsm"], sources="tiny/one", targets="tiny/two",
+        dataset="tiny/noise", norm="l2", eps=[0.1 + 0.2, 128 / 255], success=True, device="cpu",
+        cache=tmp_path / "cache", out=tmp_path / "out",
+    )  # fmt: skip
+    page = result.report(tmp_path / "out")
+    shown = re.sub(r"(?s)<svg.*?</svg>|rdp_bench\.evaluate\([^<]*|<dd>[^<]*</dd>|<[^>]*>", " ", page.read_text("utf-8"))
+    texts = [
+        str(each) for each in (result.table(), result.leaderboard(), result.markdown(), result.failed, caplog.text)
+    ]
+    texts += [re.sub(r"\\label{[^}]*}", "", result.latex()), shown]
+    texts += [figure.read_text("utf-8") for figure in (tmp_path / "out" / "report" / "figures").glob("*.svg")]
+    assert sum("0.3 (L2)" in text for text in texts) >= 6
+    assert not [text for text in texts if "0.3000" in text or "0.5019607" in text]
+    assert set(result.to_dataframe()["eps"]) == {0.0, 0.1 + 0.2, 128 / 255}
+
+
+def test_two_eps_that_are_shown_alike_are_refused(grid: GridRuns) -> None:
+    found = grid.run("--norm", "l2", "--eps", "0.3", "--eps", "0.30000000000000004")
+    assert found.exit_code == 2
+    assert "the axis 'eps' lists 0.3 twice" in found.output
 
 
 def test_a_fraction_of_one_is_refused_on_the_command_line_and_in_grids(grid: GridRuns) -> None:

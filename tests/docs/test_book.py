@@ -15,7 +15,11 @@ from rdp_bench.audits.verify import problems_of_cards
 from rdp_bench.errors import UsageError
 from rdp_bench.keys import hash_file
 from rdp_bench.reports import published, published_page
+from rdp_bench.reports.tables.leaderboard import leaderboards
+from rdp_bench.reports.tables.registry import all_tables
+from rdp_bench.results.cards import Card, Tier
 from rdp_bench.results.submission import Cells, Submission, SubmittedClaim, read_submission
+from rdp_bench.results.verify import Verified
 from tests.helpers.paths import ROOT
 from tests.helpers.reports import small
 
@@ -89,6 +93,53 @@ def test_the_page_links_what_a_published_run_contains(tmp_path: Path) -> None:
     assert files in page
     assert "\ntable1: 20 images of photos20, 2 defenses, 2025-01-01" in page
     assert "## toy" in page
+
+
+def test_what_a_repetition_needs_is_in_its_command(tmp_path: Path) -> None:
+    """Weight files that no package has, for which `run` asks; those of packages need no flag."""
+    cards = {"t": {"weights": "package:x.pth"}, "u_1": {"weights": "file"}}
+    run, _ = small(tmp_path / "made", targets=["t", "u_1"])
+    found = published.PublishedRun(tmp_path, [], read_submission(ROOT / "docs" / "examples" / "claims.json"))
+    for name, models, flag in (("packages", {"t": cards["t"]}, ""), ("files", cards, " --models-dir weights")):
+        run.record["models"] = models
+        found.verified = [Verified("table1", (), run=run)]
+        (command,) = published.repeat_commands(found, Path("runs") / name)
+        assert command == f"rdp-bench run --from runs/{name}/runs/table1.json{flag} --out again"
+        page = "\n".join(published_page._section(found, Path("runs")))
+        assert ("of u\\_1):" in page) is bool(flag)
+    assert "](README.md#images)" in page
+    assert "\n## Images\n" in (BOOK / "README.md").read_text("utf-8")
+
+
+def test_audits_are_counted_by_target_and_dated_by_the_last(tmp_path: Path) -> None:
+    """Two defenses in front of one target, one of another; finished on three days."""
+
+    def of(defense: str, target: str) -> Card:
+        tier = Tier("transfer", 50.0, 30.0, 70.0, 50.0, 50.0, 20, ("fgsm",))
+        return Card(
+            defense, target, "photos20", 20, 4.0, "quick", random=False, verdict="", tiers=(tier,), findings=(),
+            runs=(f"{defense}-{target}",),
+        )  # fmt: skip
+
+    runs = {}
+    for name, day in {"jpeg-t": "2025-01-02", "fd-t": "2025-01-03", "jpeg-u": "2025-01-01"}.items():
+        runs[name], _ = small(tmp_path / name)
+        runs[name].record["finished"] = f"{day}T00:00:00+00:00"
+    lines = list(published._of_audits([of("jpeg", "t"), of("fd", "t"), of("jpeg", "u")], runs))
+    assert [(line["target"], line["defenses"], line["date"]) for line in lines] == [
+        ("t", 2, "2025-01-03"), ("u", 1, "2025-01-01")
+    ]  # fmt: skip
+    words = published_page._about(lines)
+    assert words.startswith("audit: 20 images of photos20, 2 defenses on t and 1 defense on u, 2025-01-03")
+
+
+def test_one_is_not_counted_as_several(tmp_path: Path) -> None:
+    run, _ = small(tmp_path, n=1, samples=1, defenses=["none", "jpeg"])
+    (line,) = published._lines(run)
+    assert published_page._about([line]).startswith("table1: 1 image of photos20, 1 defense, ")
+    captions = [table.caption for table in all_tables(run)] + [board.what for board in leaderboards(run)]
+    assert len([text for text in captions if "1 image of photos20" in text]) == 3
+    assert not [text for text in captions if "1 images" in text or "all 1" in text]
 
 
 # --- the format ------------------------------------------------------------------------------------------

@@ -10,11 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.text import Text
 from PIL import Image
 
+from rdp_bench.api.result import read
 from rdp_bench.cache.store import Store
 from rdp_bench.reports import examples, render
 from rdp_bench.reports.figures import charts, drawing
+from rdp_bench.reports.figures.pareto import pareto
+from rdp_bench.reports.figures.sweep import sweep
+from rdp_bench.reports.figures.tradeoff import tradeoff
+from rdp_bench.reports.tables.leaderboard import leaderboards
 from rdp_bench.reports.tables.table import error_tables
 from rdp_bench.results.rows import load
 from tests.helpers.paths import ROOT
@@ -52,6 +60,87 @@ def test_titles_of_panels_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyP
     boxes, room = [title.get_window_extent() for title in titles], drawn[0].bbox
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert all(box.x0 >= 0 and box.x1 <= room.width and box.y1 <= room.height for box in boxes)
+
+
+LONG = [f"a-purifier-of-a-very-long-name(strength={i})" for i in range(3)]
+
+
+def texts(figure: Any) -> list[Any]:
+    """Every text that is drawn: its box, in pixels, once the layout is settled."""
+    figure.draw_without_rendering()
+    shown = [text for text in figure.findobj(match=Text) if text.get_text() and text.get_visible()]
+    return [text for text in shown if text.get_window_extent().width]
+
+
+def refuse_crops(figure: Any) -> None:
+    """Every text is within the figure, and no title of a panel runs into another."""
+    found = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
+    width, height = figure.bbox.size
+    assert found
+    assert [name for name, box in found if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height] == []
+    titles = [text.get_window_extent() for ax in figure.axes for text in (ax.title, ax._left_title) if text.get_text()]
+    assert not any(a.overlaps(b) for i, a in enumerate(titles) for b in titles[:i])
+
+
+@pytest.mark.parametrize("draw", ["sweep", "heat", "dots", "pareto", "tradeoff"])
+def test_long_names_are_neither_cropped_nor_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: str) -> None:
+    drawn: list[Any] = []
+    save = drawing.save
+    monkeypatch.setattr(drawing, "save", lambda figure: (save(figure), drawn.append(figure))[0])
+    defenses = ["none", *LONG, "WWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWW"]
+    cost = {
+        "processor": "x", "device": "cpu", "threads": 1, "batch": 1, "size": 8, "target": "t", "forward_ms": 1.0,
+        "defenses": {name: {"ratio": 1.0 + i} for i, name in enumerate(defenses)},
+    }  # fmt: skip
+    store = Store(tmp_path / "store")
+    make_run(
+        tmp_path / "out", store, lambda p: range(3 + 4 * defenses.index(p.defense) - int(p.eps) // 4), samples=1,
+        defenses=defenses, eps=(4, 8), targets=["a-target-of-a-long-name", "a-target-of-a-long-name-too"],
+        attacks=["fgsm", "mi-fgsm(steps=100, decay=0.5)", "mi-fgsm(steps=100, decay=0.7)"], cost=cost,
+    )  # fmt: skip
+    (run,) = load(tmp_path / "out", store)
+    made = {
+        "sweep": lambda: sweep(run),
+        "heat": lambda: charts.heat_map(error_tables(run)),
+        "dots": lambda: charts.dot_plot(error_tables(run)),
+        "pareto": lambda: pareto(run),
+        "tradeoff": lambda: tradeoff(leaderboards(run)[0]),
+    }[draw]()
+    assert made is not None
+    (figure,) = drawn
+    refuse_crops(figure)
+    names = {text.get_text().partition(" (")[0] for text in texts(figure)}
+    assert len({name for name in names if name.startswith("a-pur")}) == len(LONG)
+
+
+def test_the_plot_of_many_panels_can_be_read(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    targets = ["effnet-lite2", "effnet-lite2-ens", "a-target-of-a-very-long-name-indeed", "another"]
+    make_run(
+        tmp_path / "out", store, lambda p: range(7), samples=1, defenses=["none", *LONG], eps=(8, 16), targets=targets
+    )
+    figure = read(tmp_path / "out", store).plot()
+    assert len(figure.axes) == 8
+    assert figure.get_figwidth() < 20
+    refuse_crops(figure)
+    boxes = [ax.get_window_extent() for ax in figure.axes]
+    assert min(box.width for box in boxes) > 1.5 * figure.dpi
+    for ax in figure.axes:
+        assert len({text.get_text() for text in ax.get_yticklabels()}) == 4
+
+
+def test_a_figure_says_which_panels_it_leaves_out(tmp_path: Path) -> None:
+    tables = error_tables(small(tmp_path, sources=["a", "b"], targets=["t", "u", "v", "w"])[0])
+    assert "Shown are the first 6 of 8 panels" in charts.dot_plot(tables).caption
+    assert "Shown" not in charts.heat_map(tables).caption
+
+
+@given(st.lists(st.text("abcMW净()=1", min_size=1, max_size=60), min_size=1, max_size=12, unique=True))
+def test_shortened_names_stay_apart(names: list[str]) -> None:
+    found = drawing.shorten(names, 14)
+    assert list(found) == names
+    assert len(set(found.values())) == len(names)
+    assert all(drawing.span(name) <= 14 for name in found.values())
 
 
 def test_figures_are_the_same_every_time(tmp_path: Path) -> None:

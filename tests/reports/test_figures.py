@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image
 
 from rdp_bench import plugins
@@ -234,7 +235,7 @@ def _asking(run: Run, *names: str) -> Run:
 VARIANTS = ["none", "rdp(weights=rdp-ablation-full)", "rdp(weights=rdp-ablation-no-lat)"]
 
 
-def test_the_ablation_shows_the_tables_numbers(tmp_path: Path) -> None:
+def test_the_ablation_shows_the_tables_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Store(tmp_path / "store")
     wrong = dict(zip(VARIANTS, (16, 4, 6), strict=True))
     gone = CellKey("a", "mi-fgsm", 16.0, "t", VARIANTS[2])
@@ -252,6 +253,19 @@ def test_the_ablation_shows_the_tables_numbers(tmp_path: Path) -> None:
     assert found["without latent loss", "MI-FGSM"]["reason"] == "no weights"
     assert float(found["No defense", "Average"]["error"]) == 80
     assert b"without latent loss" in figure.saved["svg"]
+    bold = findfont(FontProperties(family="rdp-bench-sans", weight="bold"))  # the title of the average is
+    assert Path(bold).name == "DejaVuSans-Bold.ttf"
+    assert "findfont" not in caplog.text
+
+
+def test_defenses_whose_long_names_begin_alike_are_no_trainings_of_one(tmp_path: Path) -> None:
+    names = [f"a-purifier-of-a-very-long-name(strength={i})" for i in (1, 2)]
+    store = Store(tmp_path / "store")
+    make_run(tmp_path, store, lambda p: range(4 * (1 + names.index(p.defense))), defenses=names, attacks=["fgsm"])
+    figure = ablation(error_tables(load(tmp_path, store)[0]))
+    assert {(row["variant"], row["trainings"], float(row["error"])) for row in rows(figure)} == {
+        (names[0], "1", 20), (names[1], "1", 40)
+    }  # fmt: skip
 
 
 def test_trainings_that_differ_in_their_seed_share_a_row(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from rdp_bench.reports import render
 from rdp_bench.reports.formats import csv_table, latex, markdown
+from rdp_bench.reports.formats.pdf_page import Face
 from rdp_bench.reports.tables.registry import all_tables
 from rdp_bench.reports.tables.table import error_tables
 from tests.helpers.reports import NASTY, small
@@ -68,6 +69,22 @@ def test_latex_compiles_whatever_the_names_are(tmp_path: Path) -> None:
     assert "?" not in latex.escape(letters)
     body += latex.escape(letters)
     compile_latex(tmp_path, body)
+
+
+def test_names_in_any_script_are_told_apart_in_every_format(tmp_path: Path) -> None:
+    """LaTeX holds each letter, with its code for pdflatex; PDF has codes for what its font lacks."""
+    names = ["净化", "净水", "日本語", "हिन्दी", "ΑΒ", "🔥"]
+    (table,) = error_tables(small(tmp_path, defenses=["none", *names], attacks=["fgsm"])[0])
+    tex = latex.render(table)
+    assert tex.startswith("% \\usepackage{booktabs}\n% pdflatex prints some letters of this table as their codes;")
+    assert "\\rdpletter{51C0}{净}\\rdpletter{5316}{化} & " in tex
+    rows = [line.partition(" & ")[0] for line in tex.splitlines() if line.endswith(r"\\") and "rdpletter" in line]
+    assert len(set(rows)) == len(names)
+    assert [re.sub(r"\\rdpletter{[0-9A-F]+}{(.)}", r"\1", row) for row in rows] == names
+    assert [Face.of("STIXGeneral", frozenset(name)).clean(name) for name in names[:2]] == [
+        "[U+51C0][U+5316]", "[U+51C0][U+6C34]"
+    ]  # fmt: skip
+    assert "rdpletter" not in latex.render(error_tables(small(tmp_path / "plain")[0])[0])
 
 
 @pytest.mark.usefixtures("blank")

@@ -387,3 +387,18 @@ def test_a_run_that_asked_for_nothing_has_neither(tmp_path: Path) -> None:
     (run,) = load(tmp_path, store)
     assert quality_and_cost.tables(run) == []
     assert pareto(run) is None
+
+
+def test_a_defense_of_which_an_attack_failed_says_so(tmp_path: Path) -> None:
+    failed = CellKey("a", "mi-fgsm", 16.0, "t", "jpeg")
+    made = {
+        "processor": "x", "device": "cpu", "threads": 1, "batch": 1, "size": 8, "target": "t", "forward_ms": 1.0,
+        "defenses": {},
+    }  # fmt: skip
+    make_run(tmp_path, Store(tmp_path / "s"), lambda p: (), states={failed: ("failed", "it is blue")}, cost=made)
+    (run,) = load(tmp_path, Store(tmp_path / "s"))
+    (table,) = quality_and_cost.tables(run)
+    errors = {line.defense: line.cells[0] for group in table.groups for line in group.rows}
+    assert {name: (error.status, error.reason) for name, error in errors.items()} == {
+        "none": ("done", ""), "jpeg": ("failed", "it is blue"), "rdp": ("done", ""),
+    }  # fmt: skip

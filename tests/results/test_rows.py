@@ -18,6 +18,7 @@ from rdp_bench.errors import UsageError
 from rdp_bench.metrics.significance import Verdict, compare_defenses
 from rdp_bench.metrics.stats import wilson
 from rdp_bench.registry import attack, defense
+from rdp_bench.results.lines import frame
 from rdp_bench.results.record import CellResult, write_record
 from rdp_bench.results.rows import (
     COLUMNS,
@@ -216,9 +217,10 @@ def test_load_gives_rows_and_who_was_wrong(tmp_path: Path) -> None:
     make_run(tmp_path, store, lambda cell_key: range(4) if cell_key.defense == "jpeg" else ())
     (run,) = load(tmp_path, store)
     cell_key = CellKey("a", "fgsm", 16.0, "t", "jpeg")
-    line = run.frame.query("attack == 'fgsm' and defense == 'jpeg'").iloc[0]
+    found = frame(run)
+    line = found.query("attack == 'fgsm' and defense == 'jpeg'").iloc[0]
 
-    assert list(run.frame.columns) == list(COLUMNS)
+    assert list(found.columns) == list(COLUMNS)
     assert run.wrong[cell_key].tolist() == [True] * 4 + [False] * 16
     assert line["value"] == 20
     assert np.isnan(line["paper"])

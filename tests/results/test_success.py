@@ -5,14 +5,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import Result
 
+import rdp_bench as rb
 from rdp_bench.attacks.gradient_sign import compose
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import UsageError
 from rdp_bench.metrics.stats import wilson
+from rdp_bench.reports.tables.success import success_tables
+from rdp_bench.reports.tables.table import error_tables
 from rdp_bench.specs import parse_spec
 from tests.helpers import toy
 from tests.helpers.commands import PLUGIN, cli
@@ -121,10 +125,38 @@ def test_no_image_right_is_said_and_no_number(grid: Path) -> None:
 
     line = {"metric": "error_l2", "status": "done", "reason": "", "n": 3}
     wrong = np.array([True, True, True])
-    found = success_row(line, wrong, wrong)
+    found = success_row(line, wrong, line, wrong)
     assert (found["metric"], found["n"], found["value"]) == ("success_l2", 0, "")
     assert found["reason"] == "no image is right without an attack"
-    assert success_row(line, wrong, None)["status"] == "pending"
+    for state, reason, says in (("pending", "", "is pending"), ("failed", "it is blue", "is failed: it is blue")):
+        found = success_row(line, wrong, {"status": state, "reason": reason}, None)
+        assert (found["status"], found["value"]) == (state, "")
+        assert found["reason"] == f"the same cell without an attack {says}"
+
+
+def test_a_failed_cell_has_a_failed_success_everywhere(tmp_path: Path) -> None:
+    from rdp_bench import plugins
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("it is blue")
+
+    plugins.load((PLUGIN,))
+    result = rb.evaluate(
+        {"broken": broken}, defenses="none", attacks="fgsm", sources="tiny/one", targets="tiny/two", eps=32,
+        dataset="tiny/noise", success=True, cache=tmp_path / "cache", device="cpu", out=tmp_path / "out",
+    )  # fmt: skip
+    (run,) = result.runs
+    for table in (*success_tables(run), *error_tables(run)):
+        right, failed = table.cells
+        assert (right.status, failed.status) == ("done", "failed")
+        assert failed.reason == "defense 'broken': ValueError: it is blue"
+    assert "pending" not in result.table()
+    frame = result.to_dataframe()
+    kept = pd.read_csv(tmp_path / "out" / "results.csv", keep_default_na=False, na_values={"value": [""]})
+    assert list(frame["metric"]) == list(kept["metric"]) == ["accuracy"] * 2 + ["error", "success"] * 2
+    assert frame["value"].equals(kept["value"].astype(float))
+    assert list(frame["status"]) == list(kept["status"])
+    assert list(frame.query("metric == 'success'")["status"]) == ["done", "failed"]
 
 
 def test_the_report_shows_success_where_it_was_asked_for(grid: Path) -> None:
