@@ -18,6 +18,7 @@ from rdp_bench.results.prediction_file import FOLDER, path_of
 from rdp_bench.results.rows import COLUMNS, UNDEFENDED, CellKey, Row, Run, load_run
 from rdp_bench.results.submission import FILE, read_submission
 from rdp_bench.results.submission_check import ClaimsVerified, check_claims
+from rdp_bench.specs import CLEAN
 
 MOST = 5
 """Problems of a run that are listed; the others are counted."""
@@ -159,6 +160,7 @@ def _inconsistent(run: Run) -> Iterator[str]:
         if cell.status == "done" and cell.defense_samples != (run.defense_samples if said.get("random") else 1):
             yield f"{cell.key}: {cell.defense_samples} defense samples, {run.defense_samples} by the axes of the record"
     yield from _other_accuracies(run)
+    yield from _other_axes(run)
     if not run.stored or not run.stored.file:
         return
     held = run.stored.file.about["records"]
@@ -171,6 +173,21 @@ def _inconsistent(run: Run) -> Iterator[str]:
     ):
         if lost := sum(facts.get("kind") == kind and key not in named for key, facts in held.items()):
             yield f"{_STORED[kind]} of {lost} cells are there, and the record has no such cells"
+
+
+def _other_axes(run: Run) -> Iterator[str]:
+    """Axes that are not those of the cells, or not those with which `run --from` repeats the run."""
+    axes, dataset = run.record["axes"], run.record["dataset"]
+    for one, many in (("source", "sources"), ("target", "targets"), ("attack", "attacks"), ("defense", "defenses")):
+        if extra := {getattr(cell, one) for cell in run.cells} - {*axes[many], CLEAN, "-"}:
+            yield f"its cells have the {one} {min(extra)}, and its axes do not"
+    if "request" not in run.record:
+        return
+    said = {**axes, "dataset": dataset.get("label", ""), "image_size": dataset.get("image_size")}
+    asked = run.record["request"]["axes"]
+    for name in sorted(said.keys() & asked.keys()):
+        if said[name] != asked[name]:
+            yield f"{name} is {said[name]}, and {asked[name]} in what `run --from` repeats"
 
 
 def _other_accuracies(run: Run) -> Iterator[str]:

@@ -101,6 +101,10 @@ def more_draws(record: Record) -> None:
     record["sources"]["adaptive(tvm, effnet-lite2-ens, 5)"]["attacked_defense"]["samples"] = 50
 
 
+def no_axis(record: Record) -> None:
+    record["axes"]["attacks"] = record["axes"]["attacks"][:2]
+
+
 def other_members(record: Record) -> None:
     """A source is attacked in place of another, and the record says of what it consists."""
     (label,) = record["sources"]
@@ -124,6 +128,9 @@ def other_members(record: Record) -> None:
         (say("models", "effnet-lite2-ens", measured_accuracy=99.0), "is 99.0, 90.0 by its cell"),
         (say("defenses", "r&p", passes=30), "passes of the defense 1, recorded 30"),
         (other_members, "weights of the model effnet-lite2-ens of the source 5793"),
+        (no_axis, "its cells have the attack "),
+        (lambda record: record["axes"].update(success=True), "success is True, and False in what `run --from`"),
+        (lambda record: record["dataset"].update(label="cifar10"), "dataset is cifar10, and photos20 in what"),
         (lambda record: record["request"].update(device="cuda"), "device cpu, recorded cuda"),
         (more_steps, "steps of the attack 10, recorded 1000"),
         (no_baseline, "the predictions of 10 cells are there, and the record has no such cells"),
