@@ -1,5 +1,6 @@
 """The predictions behind a run record: from OUT/predictions, where they are compared with the record, or the cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -129,7 +130,7 @@ class Predictions:
         assert self.file is not None
         key = cell.eval_key or ""
         arrays = self.file.read(key)
-        if why := self._unlike(cell):
+        if why := _asked(self._unlike, cell):
             raise DamagedError(f"{self.file.path}: the predictions of {cell.key} are not what the record says: {why}")
         predicted, margin = arrays["predicted"], arrays["margin"]
         classes = self.record["dataset"].get("classes")
@@ -146,7 +147,7 @@ class Predictions:
         assert self.file is not None
         key = cell.image_quality_key or ""
         arrays = self.file.read(key)
-        if why := self._unlike_images(cell):
+        if why := _asked(self._unlike_images, cell):
             raise DamagedError(f"{self.file.path}: the image quality of {cell.key} is not what the record says: {why}")
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise DamagedError(f"{self.file.path}: the image quality of {cell.key} is not finite")
@@ -234,6 +235,14 @@ class Predictions:
                 **keyed.of_source(self.record, cell, made["source"], facts["defense"]),
             }
         return found
+
+
+def _asked(differs: Callable[[CellResult], str], cell: CellResult) -> str:
+    """What `differs` says; a record with a right checksum may still lack anything."""
+    try:
+        return differs(cell)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return f"the two cannot be compared ({error!r})"
 
 
 def _first_difference(pairs: keyed.Pairs) -> str:

@@ -128,6 +128,7 @@ def other_members(record: Record) -> None:
         (say("models", "effnet-lite2-ens", measured_accuracy=99.0), "is 99.0, 90.0 by its cell"),
         (say("defenses", "r&p", passes=30), "passes of the defense 1, recorded 30"),
         (other_members, "weights of the model effnet-lite2-ens of the source 5793"),
+        (lambda record: record["defenses"]["rdp"].pop("passes"), "the two cannot be compared (KeyError('passes'))"),
         (no_axis, "its cells have the attack "),
         (lambda record: record["axes"].update(success=True), "success is True, and False in what `run --from`"),
         (lambda record: record["dataset"].update(label="cifar10"), "dataset is cifar10, and photos20 in what"),
