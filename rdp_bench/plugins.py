@@ -13,6 +13,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from rdp_bench import local_code
 from rdp_bench.errors import UsageError
 from rdp_bench.keys import hash_file, hash_many, known_hash
 from rdp_bench.registry import registries
-from rdp_bench.user_reads import Reads, first_local, keyed_by_plugins, watching
+from rdp_bench.user_reads import Reads, first_local, keyed_by_plugins, watching, working_for
 
 log = logging.getLogger(__name__)
 
@@ -101,15 +102,16 @@ def _stamping(what: str, name: str) -> Iterator[Reads]:
 
     The entries that the plugin registers get its stamp. If the import fails, its entries and modules are removed.
     """
+    _add_finder()
     before = set(sys.modules)
     kept = [(registry, dict(registry.entries), list(registry.label_schemes)) for registry in registries.values()]
-    _add_finder()
-    _importing.append(name)
+    _importing.append(threading.get_ident())
     try:
         with _restoring(what), watching("import") as reads:
             yield reads
-        modules = local_code.closure(reads.modules | local_code.new_local_modules(before))
-        of_program = {each for each, path in modules.items() if each in before and path.resolve() not in _executed}
+        modules = local_code.closure(reads.modules | _new_modules(before))
+        earlier = before | _of_others
+        of_program = {each for each, path in modules.items() if each in earlier and path.resolve() not in _executed}
         if of_program:
             _read_again(what, reads, sorted(of_program))
         _add_earlier_reads(reads, modules)
@@ -127,11 +129,11 @@ def _stamping(what: str, name: str) -> Iterator[Reads]:
             registry.entries.clear()
             registry.entries.update(entries)
             registry.label_schemes[:] = label_schemes
-        for module in local_code.new_local_modules(before):
+        for module in _new_modules(before):
             sys.modules.pop(module, None)
         raise UsageError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
     finally:
-        _importing.remove(name)
+        _importing.remove(threading.get_ident())
     for registry, entries, label_schemes in kept:
         for each, entry in registry.entries.items():
             if each not in entries:
@@ -144,6 +146,11 @@ def _stamping(what: str, name: str) -> Iterator[Reads]:
         registry.label_schemes[:] = [
             each if each in label_schemes else replace(each, stamp=version_suffix) for each in registry.label_schemes
         ]
+
+
+def _new_modules(before: set[str]) -> local_code.Modules:
+    """The local modules that a plugin imported since `before`, without those that the program's other threads did."""
+    return {name: path for name, path in local_code.new_local_modules(before).items() if name not in _of_others}
 
 
 def _add_earlier_reads(reads: Reads, modules: local_code.Modules) -> None:
@@ -303,14 +310,22 @@ def _of_distribution(module: str, distribution: Distribution | None) -> set[Path
 
 # --- files read by an import --------------------------------------------------------------------------------
 
-_importing: list[str] = []
-"""Plugins whose import is in progress."""
+_importing: list[int] = []
+"""Threads in which the import of a plugin is in progress."""
+
+_of_others: set[str] = set()
+"""Local modules whose import began in a thread that imports no plugin."""
 
 _read_by: dict[Path, Reads] = {}
 """What local code read while plugins were imported, by its file."""
 
 _executed: dict[Path, str] = {}
 """Local file -> hash of its bytes when `_Loader` executed it."""
+
+
+def _imports_plugin() -> bool:
+    """Whether this thread imports a plugin, or was started by one that is being imported."""
+    return working_for() in _importing
 
 
 class _Loader(SourceFileLoader):
@@ -326,7 +341,7 @@ class _Loader(SourceFileLoader):
         path = Path(self.get_filename(fullname)).resolve()
         data = self.get_data(str(path))
         content = sha256(data).hexdigest()
-        if not _importing:
+        if not _imports_plugin():
             known = _known_files()
             if path not in known:
                 raise ImportError(f"{path} is imported at run time and is part of no cache key; import it at the top")
@@ -348,8 +363,12 @@ class _Finder(MetaPathFinder):
         if spec is None or not spec.origin or type(spec.loader) is not SourceFileLoader:
             return None
         file = Path(spec.origin).resolve()
-        if not local_code.is_local(file) or not (_importing or first_local(sys._getframe(1)) in _known_files()):
+        if not local_code.is_local(file):
             return None
+        if not (_imports_plugin() or first_local(sys._getframe(1)) in _known_files()):
+            _of_others.add(name)
+            return None
+        _of_others.discard(name)
         spec.loader = _Loader(name, spec.origin)
         return spec
 

@@ -7,17 +7,18 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rdp_bench.audits.card import verdict
 from rdp_bench.audits.checks import findings
 from rdp_bench.audits.checks_of_cells import CHECKS
 from rdp_bench.audits.evidence import Cell, Evidence, from_predictions
-from rdp_bench.audits.parts import Subject, least_parts
+from rdp_bench.audits.parts import EPS, Subject, least_parts
 from rdp_bench.audits.tiers import tiers
 from rdp_bench.errors import RdpBenchError
+from rdp_bench.models.defended import is_white_box, white_box
 from rdp_bench.results import cards
-from rdp_bench.specs import CLEAN
+from rdp_bench.specs import CLEAN, show
 
 if TYPE_CHECKING:
     from rdp_bench.results.rows import Run
@@ -122,12 +123,54 @@ def _of_runs(card: cards.Card, runs: Mapping[str, Run]) -> Iterator[str]:
     had = {name.removeprefix(_prefix(card)) for name in ours}
     for part in sorted(least_parts(card.defense, random=card.random) - had):
         yield f"it has no part {part}, and every audit has one: audit again"
-    attacks = {(cell.attack, cell.eps) for name in ours for cell in runs[name].cells if cell.attack != CLEAN}
-    if attacks != {(each.label, each.eps) for each in card.attacks}:
+    attacks = _attacks(card, runs)
+    listed = {(each.label, each.eps): (set(each.sources), set(each.parts), each.params) for each in card.attacks}
+    if attacks.keys() != listed.keys() or len(listed) < len(card.attacks):
         yield f"it lists {len(card.attacks)} attacks, and its runs have {len(attacks)}, or others"
+    for (label, eps), found in attacks.items():
+        for what, said, recorded in zip(
+            ("sources", "parts", "parameters"), listed.get((label, eps), found), found, strict=True
+        ):
+            if said != recorded:
+                yield f"the {what} of its attack {label} at eps {show(eps)} are {said}, in its runs {recorded}"
+    names = {pair for name in ours for pair in runs[name].names.items()}
+    if apart := sorted(names ^ card.names.items()):
+        yield f"its runs and it do not call {apart[0][0]} the same"
     for name in sorted(ours):
-        if targets := {cell.target for cell in runs[name].cells} - {card.target}:
-            yield f"its run {name} is of the target {min(targets)}, not of {card.target}"
+        yield from (f"its run {name} {problem}" for problem in _of_subject(card, runs[name]))
+
+
+def _attacks(card: cards.Card, runs: Mapping[str, Run]) -> dict[tuple[str, float], tuple[set[str], set[str], Any]]:
+    """Sources, parts and parameters of every attack in the runs of a card, by label and eps."""
+    found: dict[tuple[str, float], tuple[set[str], set[str], Any]] = {}
+    for name in runs:
+        if not name.startswith(_prefix(card)):
+            continue
+        record = runs[name].record
+        for cell in runs[name].cells:
+            if cell.attack == CLEAN:
+                continue
+            params = record["attacks"].get(cell.attack, {}).get("resolved", {}).get(show(cell.eps))
+            sources, parts, _ = found.setdefault((cell.attack, cell.eps), (set(), set(), params))
+            parts.add(name.removeprefix(_prefix(card)))
+            random = bool(record["defenses"].get(cell.defense, {}).get("random"))
+            white = is_white_box(cell.source)
+            sources.add(white_box(cell.source, cell.defense, cell.target, random=random) if white else cell.source)
+    return found
+
+
+def _of_subject(card: cards.Card, run: Run) -> Iterator[str]:
+    """In what a run of a card is not of what the card says it is of."""
+    if targets := {cell.target for cell in run.cells} - {card.target}:
+        yield f"is of the target {min(targets)}, not of {card.target}"
+    images = run.record["dataset"].get("label", ""), run.record["dataset"].get("image_size")
+    if (label := Subject(card.defense, card.target, images[0], image_size=images[1]).images) != card.dataset:
+        yield f"is of the images {label}, not of {card.dataset}"
+    if not run.grid.endswith(f"-{EPS}") and (others := {cell.eps for cell in run.cells} - {0.0, card.eps}):
+        yield f"is at eps {show(min(others))}, not at {show(card.eps)}"
+    said = run.record["defenses"].get(card.defense, {})
+    if card.random != said.get("random", card.random):
+        yield f"is of a {'random' if said['random'] else 'deterministic'} defense, and the card says that it is not"
 
 
 def _cells(part: str, run: Run) -> Iterator[Cell]:

@@ -5,13 +5,14 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rdp_bench.cache.batches import Batch, grouped
 from rdp_bench.cache.files import Location, read_file, write_atomic
 from rdp_bench.cache.merged import DamagedBatchesError, OpenShard, Single
 from rdp_bench.cache.shard import Packed, Place, compressed, serialized, shard_header
-from rdp_bench.cache.stored import MERGED_BYTES, StoredRows, remark_name
+from rdp_bench.cache.stored import MERGED_BYTES, Loan, StoredRows, remark_name
 from rdp_bench.cache.url import UrlPath
 from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, UnreadableError
 from rdp_bench.keys import Record, key_of
@@ -32,7 +33,7 @@ class Artefact(StoredRows):
     @property
     def complete(self) -> bool:
         """Whether every image is there (its content is checked when it is read), and the record."""
-        return not self.missing(self.n or 1) and (self._record_written or self.key in self.store.lent)
+        return not self.missing(self.n or 1) and (self._record_written or bool(self.lent))
 
     def still_missing(self, batch: int, rows: tuple[int, int] | None = None) -> Iterator[tuple[int, int]]:
         """`missing`, each range looked for again before it is handed out: another run may make the same artefact.
@@ -147,7 +148,7 @@ class Artefact(StoredRows):
             if not any(a < high and low < b for a, b in missing):
                 continue
             try:
-                count += other.use(path, lambda shard, low=low, high=high: self._take_over(shard, low, high, missing))  # type: ignore[misc]
+                count += other.use(path, partial(self._take_over, other, low, high, missing))
             except DamagedError as error:
                 other.reject(path, error)
                 if isinstance(error, DamagedBatchesError):  # the others of its batches are whole
@@ -158,7 +159,9 @@ class Artefact(StoredRows):
             self.add_remarks(other.remarks())
         return count
 
-    def _take_over(self, shard: OpenShard, low: int, high: int, missing: list[tuple[int, int]]) -> int:
+    def _take_over(
+        self, other: "Artefact", low: int, high: int, missing: list[tuple[int, int]], shard: OpenShard
+    ) -> int:
         """Store what `missing` asks of rows `low..high` of another artefact's shard; returns how many batches."""
         end = min(high, self.n)
 
@@ -168,8 +171,8 @@ class Artefact(StoredRows):
         if self.store.read_only:
             shard.check()
             spans = [(max(a, low), min(b, end)) for a, b in shard.spans() if a < end and low < b]
-            lent = [span for span in spans if asked(*span)]
-            self.store.lent.setdefault(self.key, []).extend(lent)
+            lent = [(a, b, other) for a, b in spans if asked(a, b)]
+            self.store.lent.setdefault(self.key, Loan(self.record, self.n)).rows.extend(lent)
             return len(lent)
         if isinstance(shard, Single):
             shard.check()

@@ -161,11 +161,12 @@ class Merged:
         """The rows of every batch."""
         return list(pairwise(self.edges))
 
-    def made(self) -> list[Record]:
-        """What made the batches: the first and the last of each maker."""
+    def made(self, low: int, high: int) -> list[Record]:
+        """What made the batches with rows in `low..high`: the first and the last of each maker."""
         found: list[Record] = []
+        first, last = self._batches(max(low, self.place.low), min(high, self.place.high))
         for number in range(len(self.makers)):
-            own = [i for i, (maker, _) in enumerate(self.made_by) if maker == number]
+            own = [i for i in range(first, last) if self.made_by[i][0] == number]
             own.sort(key=lambda i: self.made_by[i][1])
             found += [self._made(i) for i in dict.fromkeys((own[0], own[-1]))] if own else []
         return found
@@ -240,7 +241,7 @@ class Single:
         """The rows of the one batch."""
         return [(self.place.low, self.place.high)]
 
-    def made(self) -> list[Record]:
+    def made(self, low: int, high: int) -> list[Record]:  # noqa: ARG002 - as of a merged file
         """What made the batch."""
         return [self.header["made"]]
 

@@ -24,7 +24,7 @@ from rdp_bench.cache.files import Location, children, exclusive_lock, read_file,
 from rdp_bench.cache.kinds import KINDS
 from rdp_bench.cache.locations import default_root, local_folder, locate
 from rdp_bench.cache.shard import SHARD_FORMAT
-from rdp_bench.cache.stored import REMARK, SHARD
+from rdp_bench.cache.stored import REMARK, SHARD, Loan
 from rdp_bench.cache.url import UrlPath
 from rdp_bench.cache.user import user_cache
 from rdp_bench.errors import DamagedError, UnreadableError, UsageError
@@ -60,7 +60,7 @@ class Store:
     """All artefacts under one folder.
 
     `made_by` is written into every new shard. A `read_only` store writes and deletes nothing; shards that it would have
-    copied from other runs count as stored.
+    copied from other runs are read where they are.
 
     Raises:
         UsageError: the folder is a cache of a newer format, or an object store does not answer.
@@ -79,8 +79,8 @@ class Store:
         """Shards that failed their check and could not be deleted."""
         self.rejected_rows: dict[Location, list[tuple[int, int]]] = {}
         """Batches of merged files that failed their check and could not be deleted."""
-        self.lent: dict[str, list[tuple[int, int]]] = {}
-        """By key, rows that a read-only store would have copied from other runs."""
+        self.lent: dict[str, Loan] = {}
+        """By key, rows that a read-only store reads from other runs, where another would have copied them."""
         self.recorded: set[tuple[str, str]] = set()
         """Kind and key of artefacts at a URL whose records this process found whole: each is asked for once."""
         found = self._format()
@@ -106,6 +106,8 @@ class Store:
         """
         if not isinstance(key, str) or len(key) != 64 or not _HEX.fullmatch(key):
             raise DamagedError(f"{str(key)[:80]!r} is not the key of an artefact; run the grid again")
+        if key in self.lent:
+            return Artefact(self, kind, key, self.lent[key].record, self.lent[key].n)
         folder = self.folder(kind, key)
         path = folder / "record.json"
         try:

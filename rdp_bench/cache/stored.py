@@ -4,7 +4,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -44,12 +44,23 @@ class Home(Protocol):
     made_by: Record
     rejected: set[Location]
     rejected_rows: dict[Location, list[tuple[int, int]]]
-    lent: dict[str, list[tuple[int, int]]]
+    lent: "dict[str, Loan]"
     recorded: set[tuple[str, str]]
 
     def folder(self, kind: str, key: str) -> Location: ...
     def mark(self, *, merged: bool = False) -> None: ...
     def reject(self, path: Location, why: object) -> None: ...
+
+
+@dataclass
+class Loan:
+    """Rows of an artefact that are read from others, which have them in the same places."""
+
+    record: Record
+    """Of the artefact that lacks them."""
+    n: int
+    rows: "list[tuple[int, int, StoredRows]]" = field(default_factory=list)
+    """First, past-the-last, and the artefact that has them."""
 
 
 def remark_name(text: bytes) -> str:
@@ -90,7 +101,7 @@ class StoredRows:
         return sorted(found)
 
     def batches(self) -> Iterator[tuple[int, int]]:
-        """The rows of every stored batch, in order.
+        """The rows of every stored batch, those of other artefacts last.
 
         Raises:
             DamagedError, UnreadableError: a file cannot be opened as a shard.
@@ -99,6 +110,8 @@ class StoredRows:
             for first, last in self.use(path, lambda shard: shard.spans()):
                 if low <= first and last <= high:
                     yield first, last
+        for low, high, _ in self.lent:
+            yield low, high
 
     def has_shard(self, low: int, high: int) -> bool:
         """Whether a file holds exactly these rows, or all rows of the artefact."""
@@ -118,12 +131,18 @@ class StoredRows:
 
     def missing(self, batch: int) -> list[tuple[int, int]]:
         """Ranges that are not stored yet, cut at multiples of `batch` even where their neighbours are stored."""
-        stored = [shard[:2] for shard in self.shards()] + self.store.lent.get(self.key, [])
+        stored = [shard[:2] for shard in self.shards()] + [loan[:2] for loan in self.lent]
         ranges = []
         for low, high in gaps([rows for rows in stored if rows[1] <= self.n], 0, self.n):
             edges = [low, *range(low - low % batch + batch, high, batch), high]
             ranges += list(pairwise(edges))
         return ranges
+
+    @property
+    def lent(self) -> "list[tuple[int, int, StoredRows]]":
+        """Rows that are read from other artefacts, as (first, past-the-last, artefact)."""
+        loan = self.store.lent.get(self.key)
+        return loan.rows if loan else []
 
     # --- writing ---
 
@@ -165,11 +184,9 @@ class StoredRows:
 
         # What a run reads: one batch as it was written, or everything. An object store is asked once, for its listing.
         holder = None if isinstance(self.folder, UrlPath) else self._holder(low, high)
-        wanted = (
-            [(*rows_of(holder), holder)]
-            if holder
-            else [shard for shard in self.shards() if shard[0] < high and low < shard[1]]
-        )
+        wanted: list[tuple[int, int, Location | StoredRows]] = [(*rows_of(holder), holder)] if holder else []
+        if not holder:
+            wanted = [each for each in (*self.shards(), *self.lent) if each[0] < high and low < each[1]]
         out: dict[str, Any] = {}
         have = np.zeros(high - low, bool)
         problems: list[str] = []
@@ -179,12 +196,18 @@ class StoredRows:
             if have[a - low : b - low].all():
                 continue
             try:
-                plain = self.use(path, lambda shard, a=a, b=b: shard.read(a, b))  # type: ignore[misc]
+                if isinstance(path, StoredRows):
+                    plain = path.read(a, b)
+                else:
+                    plain = self.use(path, lambda shard, a=a, b=b: shard.read(a, b))  # type: ignore[misc]
                 if out and any(not _alike(out[name], plain.get(name)) for name in {*out, *plain}):
                     raise DamagedError(f"{path}: its arrays are not like those of the shards before it")
             except DamagedError as error:
                 gone = gone or isinstance(error.__cause__, FileNotFoundError)
-                self.reject(path, error)
+                if isinstance(path, StoredRows):
+                    self.lent.remove((first, last, path))
+                else:
+                    self.reject(path, error)
                 problems.append(str(error))
                 continue
             if (a, b) == (low, high):
@@ -199,21 +222,28 @@ class StoredRows:
         lost = f"{self.folder}: {int((~have).sum())} of {high - low} images are missing; run again"
         return None, [*problems, lost], gone
 
-    def made(self) -> list[Record]:
-        """What made the batches: versions, device, threads, time. Of a merged file, the first and last of each maker.
+    def made(self, low: int = 0, high: int | None = None) -> list[Record]:
+        """What made the batches with rows in `low..high`: versions, device, threads, time.
+
+        Of a merged file, the first and the last of each maker.
 
         Files whose header fails its check are left out.
         """
         found: list[Record] = []
-        for _, _, path in self.shards():
-            with contextlib.suppress(RdpBenchError):
-                found += self.use(path, lambda shard: shard.made())
+        end = self.n if high is None else high
+        for first, last, path in self.shards():
+            if first < end and low < last:
+                with contextlib.suppress(RdpBenchError):
+                    found += self.use(path, lambda shard: shard.made(low, end))
+        for first, last, owner in self.lent:
+            found += owner.made(first, last)
         return found
 
     def remarks(self) -> list[str]:
         """What a reader of these rows must know, as those who made them said."""
         lost = "a remark on these results is damaged; compute them again (--fresh)"
-        return [f"{path}: {lost}" if text is None else text for path, text in self._remark_files()]
+        own = [f"{path}: {lost}" if text is None else text for path, text in self._remark_files()]
+        return list(dict.fromkeys([*own, *(text for _, _, owner in self.lent for text in owner.remarks())]))
 
     def damaged_remarks(self) -> list[Location]:
         """Files of remarks whose text is lost."""

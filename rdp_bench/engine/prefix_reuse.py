@@ -66,7 +66,7 @@ def drop_damaged(plan: Plan, jobs: Iterable[Job]) -> None:
 def copy_shared_shards(plan: Plan) -> int:
     """Copy into the artefacts that `plan` lacks what plans of fewer or more images have; returns how many shards.
 
-    A read-only store only notes what would be copied.
+    A read-only store reads it where it is.
     """
     jobs = [*plan.jobs, *plan.clean_checks]
     if all(plan.done(job) for job in jobs):

@@ -106,7 +106,7 @@ class Run:
     def _check_store(self, jobs: Sequence[Job], *, reuse: bool) -> None:
         """Delete damaged artefacts of `jobs`, restore lost records; with `reuse`, copy shards of related runs.
 
-        A cache that cannot be written to is a warning: it may hold all that the run needs.
+        A cache that cannot be written to is a warning: it may hold all that the run needs, related runs included.
         """
         plan = self.plan
         prefix_reuse.drop_damaged(plan, jobs)
@@ -120,6 +120,9 @@ class Run:
                     artefact.write_record()
         except StorageError as error:
             log.warning("%s; going on with what is stored", error)
+            plan.store.read_only = True
+        if plan.store.read_only and reuse:
+            prefix_reuse.copy_shared_shards(plan)
 
     def _warn_of_removed_cells(self) -> None:
         """Warn of cells of the previous run that this one does not have and so removes from OUT.

@@ -1,6 +1,6 @@
 """The predictions behind a run record: from OUT/predictions, where they are compared with the record, or the cache."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from rdp_bench.budgets import LINF, norm_of
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import DamagedError, RdpBenchError
-from rdp_bench.keys import Record, canonical_json, hash_many, key_of
+from rdp_bench.keys import Record, hash_many, key_of
 from rdp_bench.metrics import measurements
+from rdp_bench.results import keyed
 from rdp_bench.results.prediction_file import FOLDER, PredictionFile, path_of
 from rdp_bench.results.provenance import ARTEFACTS, Provenance
 from rdp_bench.results.record import CellResult
-from rdp_bench.specs import CLEAN, show
+from rdp_bench.specs import CLEAN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -129,7 +130,7 @@ class Predictions:
         assert self.file is not None
         key = cell.eval_key or ""
         arrays = self.file.read(key)
-        if why := self._unlike(cell):
+        if why := _asked(self._unlike, cell):
             raise DamagedError(f"{self.file.path}: the predictions of {cell.key} are not what the record says: {why}")
         predicted, margin = arrays["predicted"], arrays["margin"]
         classes = self.record["dataset"].get("classes")
@@ -146,7 +147,7 @@ class Predictions:
         assert self.file is not None
         key = cell.image_quality_key or ""
         arrays = self.file.read(key)
-        if why := self._unlike_images(cell):
+        if why := _asked(self._unlike_images, cell):
             raise DamagedError(f"{self.file.path}: the image quality of {cell.key} is not what the record says: {why}")
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise DamagedError(f"{self.file.path}: the image quality of {cell.key} is not finite")
@@ -194,14 +195,13 @@ class Predictions:
         assert self.file is not None
         facts = self._facts(cell.eval_key, "eval")
         stored = self.file.facts(cell.eval_key or "") or {}
-        model = self.record["models"].get(cell.target, {})
         wanted = {
             "set": (facts.get("set"), cell.adv_key),
             "whether it has one": (cell.adv_key is not None, cell.attack != CLEAN),
             "number of defense samples": (facts.get("defense_samples", 1), cell.defense_samples),
             "labels": (facts.get("labels"), self._images[1]),
             "seconds": (stored.get("seconds"), cell.seconds),
-            "weights of the target": (_weights(facts["target"], model.get("sha256")), model.get("sha256")),
+            **keyed.of_model(self.record, cell.target, facts["target"]),
             **self._unlike_purified(facts, cell),
         }
         return _first_difference(wanted)
@@ -210,75 +210,42 @@ class Predictions:
         facts = self._facts(cell.image_quality_key, "image_quality")
         return _first_difference({"set": (facts.get("set"), cell.adv_key), **self._unlike_purified(facts, cell)})
 
-    def _unlike_purified(self, facts: Record, cell: CellResult) -> dict[str, tuple[Any, Any]]:
-        """Of a defense's output: the images, the seed, the set and the defense, each as stored and as recorded."""
-        said = self.record["defenses"].get(cell.defense)
-        defense = facts["defense"]
-        found = {
+    def _unlike_purified(self, facts: Record, cell: CellResult) -> keyed.Pairs:
+        """Of a defense's output: the images, the seed, the set and the defense."""
+        found: keyed.Pairs = {
             "number of images": (facts["n"], self.record["dataset"]["n"]),
             "images": (facts["images"], self._images[0]),
             "seed": (facts["seed"], self.record["seed"]),
             "precision": (facts.get("precision", "float32"), self.record.get("precision", "float32")),
+            **keyed.of_defense(self.record, cell.defense, facts["defense"]),
         }
-        if said:
-            resolved = {name: said["resolved"].get(name) for name in defense["params"]}
-            found["version of the defense"] = (defense["version"], said["version"])
-            found["parameters of the defense"] = (canonical_json(defense["params"]), canonical_json(resolved))
+        if "request" in self.record:
+            found["device"] = (facts["device"], self.record["request"]["device"])
         if cell.adv_key:
             made = self._facts(cell.adv_key, "adv")
-            source = self.record["sources"].get(cell.source, {})
-            members = [self.record["models"].get(name, {}).get("sha256") for name in source.get("members", ())]
-            stored = made["source"]["members"]
+            targets = hash_many(map(str, self.record["dataset"].get("targets", ())))
+            aims = self.record["attacks"].get(cell.attack, {}).get("aims_at_targets")
             found |= {
                 "eps": (float(made["eps"]), float(cell.eps)),
                 "norm": (made.get("norm", LINF), norm_of(self.record)),
                 "images of the set": (made.get("images"), self._images[0]),
                 "labels of the set": (made.get("labels", self._images[1]), self._images[1]),
-                **self._unlike_attack(made, cell),
-                "number of models of the source": (len(stored), len(members) if source else len(stored)),
-                **{
-                    f"weights of model {number} of the source": (_weights(one, recorded), recorded)
-                    for number, (one, recorded) in enumerate(zip(stored, members, strict=False), 1)
-                },
+                "target classes of the set": (made.get("targets"), targets if aims else None),
+                **keyed.of_attack(self.record, cell, made["attack"]),
+                **keyed.of_source(self.record, cell, made["source"], facts["defense"]),
             }
         return found
 
-    def _unlike_attack(self, made: Record, cell: CellResult) -> dict[str, tuple[Any, Any]]:
-        """Of the attack: its version, and every parameter that has one name in the key and in the record."""
-        said = self.record["attacks"].get(cell.attack)
-        attack = made.get("attack", {})
-        if not said or not attack:
-            return {}
-        found = {"version of the attack": (attack.get("version"), said["version"])}
-        resolved = (said.get("resolved") or {}).get(show(cell.eps), {})
-        known = dict(_leaves(attack.get("params", {})))
-        for name in resolved.keys() & known.keys():
-            if resolved[name] not in known[name]:
-                found[f"{name} of the attack"] = (known[name][0], resolved[name])
-        return found
+
+def _asked(differs: Callable[[CellResult], str], cell: CellResult) -> str:
+    """What `differs` says; a record with a right checksum may still lack anything."""
+    try:
+        return differs(cell)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return f"the two cannot be compared ({error!r})"
 
 
-def _leaves(params: Any) -> Iterator[tuple[str, list[Any]]]:
-    """The values of nested parameters by name, every value of each."""
-    found: dict[str, list[Any]] = {}
-
-    def walk(inside: Any) -> None:
-        for name, value in inside.items():
-            if isinstance(value, dict):
-                walk(value)
-            else:
-                found.setdefault(name, []).append(value)
-
-    walk(params)
-    yield from found.items()
-
-
-def _weights(stored: Record, recorded: str | None) -> Any:
-    """The hash of a model's weights in a key; of a plugin's model, whose record has none, what is recorded."""
-    return stored.get("weights") if recorded else recorded
-
-
-def _first_difference(pairs: dict[str, tuple[Any, Any]]) -> str:
+def _first_difference(pairs: keyed.Pairs) -> str:
     for name, (stored, recorded) in pairs.items():
         if stored != recorded:
             return f"{name} {str(stored)[:60]}, recorded {str(recorded)[:60]}"

@@ -4,23 +4,26 @@ And whether what its claims.json says follows from the predictions.
 """
 
 import csv
+import glob
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rdp_bench import csvtext
 from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.results import keyed
 from rdp_bench.results.lines import every_row
-from rdp_bench.results.rows import COLUMNS, CellKey, Row, Run, load_run
+from rdp_bench.results.naming import misnamed
+from rdp_bench.results.prediction_file import FOLDER, path_of
+from rdp_bench.results.rows import COLUMNS, UNDEFENDED, CellKey, Row, Run, load_run
 from rdp_bench.results.submission import FILE, read_submission
 from rdp_bench.results.submission_check import ClaimsVerified, check_claims
-from rdp_bench.specs import show_level
+from rdp_bench.specs import CLEAN, show_level
 
 MOST = 5
 """Problems of a run that are listed; the others are counted."""
 
-WHITE_BOX = "white-box"
-"""What the names of sources begin with that have a set for each defense."""
+_STORED = {"eval": "the predictions", "image_quality": "the image quality", "adv": "the facts on the sets"}
 
 _IDENTITY = ("source", "attack", "eps", "defense", "target", "metric")
 
@@ -70,12 +73,14 @@ def verify(out: Path) -> Iterator[Verified]:
         lines = [] if unread else lines
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         lines, unread = [], f"{out / 'results.csv'} cannot be read ({error})"
-    known = set()
+    known: set[str] = set()
+    kept: set[Path] = set()
     for path in records:
         try:
             run = load_run(path, None)
         except RdpBenchError as error:
             known.add(path.stem)
+            kept |= set((out / FOLDER).glob(f"{glob.escape(path.stem)}.*"))
             yield Verified(path.stem, (str(error),))
             continue
         known.add(run.grid)
@@ -88,8 +93,18 @@ def verify(out: Path) -> Iterator[Verified]:
             open=sum(cell.status != "done" for cell in run.cells),
             run=run,
         )
+        kept |= _named_file(out, run)
+    for path in sorted((out / FOLDER).glob("*")):
+        if path not in kept and not path.name.startswith("."):  # a run that is being written
+            yield Verified(path.name, (f"no record names {path}; move it away",))
     for grid in sorted({line["grid"] for line in lines} - known):
         yield Verified(grid, (f"results.csv has rows of it, and {out / 'runs'} has no record",))
+
+
+def _named_file(out: Path, run: Run) -> set[Path]:
+    """The file of predictions that a record names."""
+    named = run.record.get("predictions")
+    return {path_of(out, run.grid, named["sha256"])} if named else set()
 
 
 def verify_claims(out: Path, verified: Iterable[Verified]) -> ClaimsVerified | None:
@@ -132,18 +147,56 @@ def _differences(run: Run, lines: list[dict[str, str]]) -> Iterator[str]:
 
 
 def _inconsistent(run: Run) -> Iterator[str]:
-    """Cells of one source, attack and eps whose sets differ, and predictions that no cell names."""
+    """What cells contradict each other in, what the record says of them all, and stored facts that no cell names."""
     sets: dict[tuple[str, str, float], set[str | None]] = {}
     for cell in run.cells:
-        if cell.status == "done" and not cell.source.startswith(WHITE_BOX):
+        if cell.status == "done" and not cell.source.startswith(keyed.WHITE_BOX):
             sets.setdefault((cell.source, cell.attack, cell.eps), set()).add(cell.adv_key)
     for (source, attack, eps), keys in sets.items():
         if len(keys) > 1:
             yield f"{source} {attack} {show_level(eps)}: its cells are of {len(keys)} adversarial sets"
-    held = run.stored.file.about["records"] if run.stored and run.stored.file else {}
-    named = {cell.eval_key for cell in run.cells if cell.status == "done"}
-    if lost := sum(facts.get("kind") == "eval" and key not in named for key, facts in held.items()):
-        yield f"the predictions of {lost} cells are there, and the record has no such cells"
+    for cell in run.cells:
+        said = run.record["defenses"].get(cell.defense, {})
+        if cell.status == "done" and cell.defense_samples != (run.defense_samples if said.get("random") else 1):
+            yield f"{cell.key}: {cell.defense_samples} defense samples, {run.defense_samples} by the axes of the record"
+    yield from _other_accuracies(run)
+    yield from _other_axes(run)
+    if not run.stored or not run.stored.file:
+        return
+    held = run.stored.file.about["records"]
+    yield from misnamed(run.record, run.cells, held)
+    done = [cell for cell in run.cells if cell.status == "done"]
+    for kind, named in (
+        ("eval", {cell.eval_key for cell in done}),
+        ("image_quality", {cell.image_quality_key for cell in run.cells}),
+        ("adv", {cell.adv_key for cell in done}),
+    ):
+        if lost := sum(facts.get("kind") == kind and key not in named for key, facts in held.items()):
+            yield f"{_STORED[kind]} of {lost} cells are there, and the record has no such cells"
+
+
+def _other_axes(run: Run) -> Iterator[str]:
+    """Axes that are not those of the cells, or not those with which `run --from` repeats the run."""
+    axes, dataset = run.record["axes"], run.record["dataset"]
+    for one, many in (("source", "sources"), ("target", "targets"), ("attack", "attacks"), ("defense", "defenses")):
+        if extra := {getattr(cell, one) for cell in run.cells} - {*axes[many], CLEAN, "-"}:
+            yield f"its cells have the {one} {min(extra)}, and its axes do not"
+    if "request" not in run.record:
+        return
+    said = {**axes, "dataset": dataset.get("label", ""), "image_size": dataset.get("image_size")}
+    asked = run.record["request"]["axes"]
+    for name in sorted(said.keys() & asked.keys()):
+        if said[name] != asked[name]:
+            yield f"{name} is {said[name]}, and {asked[name]} in what `run --from` repeats"
+
+
+def _other_accuracies(run: Run) -> Iterator[str]:
+    """Models whose measured accuracy is not that of their clean cell without a defense."""
+    for label, said in run.record["models"].items():
+        wrong = run.wrong.get(CellKey.clean(label, UNDEFENDED))
+        stated = said.get("measured_accuracy")
+        if wrong is not None and stated is not None and abs(stated - 100 * (1 - float(wrong.mean()))) > 0.05:
+            yield f"measured_accuracy of the model {label} is {stated}, {100 * (1 - wrong.mean()):.1f} by its cell"
 
 
 def _place(row: Row) -> tuple[str, ...]:

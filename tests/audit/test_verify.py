@@ -120,9 +120,44 @@ def drop_attack(record: dict[str, Any]) -> None:
     record["attacks"] = [each for each in record["attacks"] if each["label"] != "fgsm"]
 
 
+def of_attack(label: str, **values: Any) -> Callable[[dict[str, Any]], None]:
+    """Another statement on an attack of the card."""
+
+    def change(record: dict[str, Any]) -> None:
+        attack = next(each for each in record["attacks"] if each["label"] == label)
+        attack.update(values)
+
+    return change
+
+
+def more_steps(record: dict[str, Any]) -> None:
+    attack = next(each for each in record["attacks"] if each["params"].get("steps"))
+    attack["params"]["steps"] = 10_000
+
+
+def repeat_attack(record: dict[str, Any]) -> None:
+    record["attacks"].append(record["attacks"][0])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (more_steps, "the parameters of its attack "),
+        (of_attack("fgsm", params={}), "the parameters of its attack fgsm at eps 4 are {}, in its runs {'norm': "),
+        (
+            of_attack("fgsm", parts=["white-box"]),
+            "the parts of its attack fgsm at eps 4 are {'white-box'}, in its runs",
+        ),
+        (
+            of_attack("fgsm", sources=["fault/one"]),
+            "the sources of its attack fgsm at eps 4 are {'fault/one'}, in its ",
+        ),
+        (repeat_attack, "it lists 8 attacks, and its runs have 7, or others"),
+        (lambda record: record.update(random=True), "is of a deterministic defense, and the card says that it is not"),
+        (
+            lambda record: record.update(names={"fault/one": "Ours"}),
+            "its runs and it do not call fault/one the same",
+        ),
         (drop_attack, "it lists 6 attacks, and its runs have 7, or others"),
         (raise_accuracy, "tier white-box: accuracy is "),
         (drop_tier, "tier black-box is missing"),

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +205,19 @@ def test_a_damaged_batch_is_not_taken_over(tmp_path: Path) -> None:
     assert whole.missing(N) == [rows for rows in mine.missing(BATCH) if rows[1] <= N]
 
 
-def test_a_read_only_store_counts_them_as_lent(tmp_path: Path) -> None:
-    whole = merged(tmp_path, "adv")
+@pytest.mark.parametrize("make", [written, merged])
+def test_a_read_only_store_reads_them_where_they_are(tmp_path: Path, make: Callable[[Path, str], Artefact]) -> None:
+    """With what made these batches alone: those of another version are beyond them."""
+    whole = make(tmp_path, "adv")
     store = Store(tmp_path, read_only=True)
-    mine = store.artefact("adv", {"kind": "adv", "n": 10}, 10)
-    assert mine.copy_shards_of(Store(tmp_path).open("adv", whole.key)) == 3
+    mine = store.artefact("adv", {"kind": "adv", "n": 3}, 3)
+    assert mine.copy_shards_of(Store(tmp_path).open("adv", whole.key)) == 1
     assert mine.complete
+    assert same(mine.read(), "adv", 0, 3)
+    assert same(store.open("adv", mine.key).read(1, 3), "adv", 1, 3)
+    assert list(mine.batches()) == [(0, 3)]
+    assert {one["torch"] for one in mine.made()} == {"2.0"}
+    assert not mine.folder.exists()
 
 
 @pytest.mark.parametrize("step", range(12))

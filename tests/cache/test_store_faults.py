@@ -410,6 +410,34 @@ def test_a_cached_run_needs_no_writable_cache(toy: Toy, monkeypatch: pytest.Monk
     assert f"--cache {toy.cache} cannot be written to (Read-only file system)" in found.output
 
 
+@pytest.mark.parametrize("limit", [3, 4])
+def test_a_read_only_cache_of_more_images_is_used(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """The plan counts it, so the run must read it; all that it writes is what a run writes that may copy."""
+    other = toy.copy(tmp_path / "other")
+    assert other.run("--limit", limit).exit_code == 0
+    tried = forbid_writing(monkeypatch, toy.cache)
+    assert "everything is cached" in toy.run("--limit", limit, "--dry-run").output
+    found = toy.run("--limit", limit)
+    assert found.exit_code == 0, found.output
+    assert tried
+    assert toy.values() == other.values()
+    names = ("environment", "predictions", "models", "checks", "warnings", "cells")
+    lent, copied = ({name: json.loads(each.record.read_text())[name] for name in names} for each in (toy, other))
+    assert lent == copied
+    assert cli("verify", toy.out).exit_code == 0
+
+
+def test_damage_in_a_read_only_cache_of_more_images_is_not_a_number(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(toy.shards("eval")[0], -80)
+    forbid_writing(monkeypatch, toy.cache)
+    assert "everything is cached" not in toy.run("--limit", 4, "--dry-run").output
+    found = toy.run("--limit", 4)
+    assert found.exit_code == 2
+    assert "cannot be written to" in found.output
+
+
 def test_a_run_says_what_it_could_not_write(
     toy: Toy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

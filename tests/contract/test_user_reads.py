@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -448,6 +449,61 @@ def test_only_the_threads_that_an_entry_starts_read_for_it(tmp_path: Path) -> No
         thread.join()
     assert first == second != third
     assert len(rounds) > 10
+
+
+SLOW_IMPORT = '''
+import time
+from pathlib import Path
+from threading import Thread
+from importlib import import_module
+from rdp_bench import Purifier, defense
+
+HERE = Path(__file__).parent
+(HERE / "begun").touch()
+while not (HERE / "go").exists():
+    time.sleep(0.01)
+import_module("shared")
+own = Thread(target=import_module, args=("of_a_thread",))
+own.start()
+own.join()
+
+@defense("mine/slow", source="made up")
+class Slow(Purifier):
+    """Leaves images as they are."""
+    def purify(self, x, rng):
+        return x
+'''
+
+
+def test_only_modules_that_a_plugin_imports_are_in_its_version(tmp_path: Path) -> None:
+    """Not those that the program's other threads import meanwhile, unless it imports them, too."""
+
+    def under(meanwhile: tuple[str, ...], **texts: str) -> str:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        plugin = folder / "slow.py"
+        plugin.write_text(SLOW_IMPORT)
+        texts = {"shared": "", "of_a_thread": "", "other": "", **texts}
+        for name, text in texts.items():
+            (folder / f"{name}.py").write_text(text)
+
+        def beside() -> None:
+            while not (folder / "begun").exists():
+                time.sleep(0.01)
+            for name in meanwhile:
+                importlib.import_module(name)
+            (folder / "go").touch()
+
+        thread = threading.Thread(target=beside)
+        thread.start()
+        found = version(plugin, "mine/slow")
+        thread.join()
+        return found
+
+    alone = under(())
+    assert under(("other",)) == under(("other",), other="text = 1") == alone
+    assert under(("other",), shared="text = 1") != alone
+    assert under(("other",), of_a_thread="text = 1") != alone
 
 
 def test_a_file_that_a_thread_of_an_entry_reads_while_it_works_is_remarked_on(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from tests.helpers.paths import ROOT
 
 Record = dict[str, Any]
 
+RUNS = ROOT / "docs" / "results" / "runs"
+
 
 def cells(record: Record, **values: Any) -> list[Record]:
     return [cell for cell in record["cells"] if all(cell[name] == value for name, value in values.items())]
@@ -50,12 +52,87 @@ def no_baseline(record: Record) -> None:
     record["cells"] = kept
 
 
+def exchange(axis: str, one: str, two: str) -> Callable[[Record], None]:
+    """The cells of two labels exchange their results."""
+
+    def edit(record: Record) -> None:
+        place = ("source", "attack", "eps", "target", "defense")
+        found = {tuple(cell[name] for name in place): dict(cell) for cell in record["cells"]}
+        names = {one: two, two: one}
+        for cell in record["cells"]:
+            if cell[axis] in names:
+                other = found[tuple(names[cell[name]] if name == axis else cell[name] for name in place)]
+                cell |= {name: value for name, value in other.items() if name not in place}
+
+    return edit
+
+
+def renamed(kind: str, axis: str, one: str, two: str) -> Callable[[Record], None]:
+    """Two labels are exchanged in the whole record, with what it says of them."""
+
+    def edit(record: Record) -> None:
+        names = {one: two, two: one}
+        record[kind] = {names.get(label, label): said for label, said in record[kind].items()}
+        if kind == "models":
+            for label, said in record[kind].items():
+                said["name"] = label
+        for cell in record["cells"]:
+            cell[axis] = names.get(cell[axis], cell[axis])
+
+    return edit
+
+
+def unsaid(kind: str, axis: str, one: str, two: str) -> Callable[[Record], None]:
+    """As `exchange`, in a record that says nothing of the two labels."""
+
+    def edit(record: Record) -> None:
+        exchange(axis, one, two)(record)
+        del record[kind][one], record[kind][two]
+
+    return edit
+
+
+def say(kind: str, label: str, **values: Any) -> Callable[[Record], None]:
+    return lambda record: record[kind][label].update(values)
+
+
+def more_draws(record: Record) -> None:
+    """The white-box attack is said to average more draws of the defense than it did."""
+    record["sources"]["adaptive(tvm, effnet-lite2-ens, 5)"]["attacked_defense"]["samples"] = 50
+
+
+def no_axis(record: Record) -> None:
+    record["axes"]["attacks"] = record["axes"]["attacks"][:2]
+
+
+def other_members(record: Record) -> None:
+    """A source is attacked in place of another, and the record says of what it consists."""
+    (label,) = record["sources"]
+    (other,) = [name for name in record["models"] if name == "effnet-lite2-ens"]
+    record["sources"][label]["members"] = [other]
+
+
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
         (clean_for_attacked, "whether it has one"),
         (a_weaker_attack, "its cells are of 2 adversarial sets"),
         (swapped_labels, "of the attack"),
+        (exchange("attack", "mi-fgsm", "ti-dim"), "of the attack"),
+        (renamed("attacks", "attack", "mi-fgsm", "ti-dim"), "attack mi-fgsm has the keys of another attack: "),
+        (renamed("defenses", "defense", "jpeg", "rdp"), "defense jpeg has the keys of rdp"),
+        (unsaid("attacks", "attack", "mi-fgsm", "ti-dim"), "attack gradient-sign, recorded nothing of this name"),
+        (unsaid("defenses", "defense", "jpeg", "rdp"), "defense jpeg, recorded nothing of this name"),
+        (say("attacks", "fgsm", aims_at_targets=True), "target classes of the set None, recorded "),
+        (say("models", "effnet-lite2-ens", arch="resnet50"), "settings of the model effnet-lite2-ens"),
+        (say("models", "effnet-lite2-ens", measured_accuracy=99.0), "is 99.0, 90.0 by its cell"),
+        (say("defenses", "r&p", passes=30), "passes of the defense 1, recorded 30"),
+        (other_members, "weights of the model effnet-lite2-ens of the source 5793"),
+        (lambda record: record["defenses"]["rdp"].pop("passes"), "the two cannot be compared (KeyError('passes'))"),
+        (no_axis, "its cells have the attack "),
+        (lambda record: record["axes"].update(success=True), "success is True, and False in what `run --from`"),
+        (lambda record: record["dataset"].update(label="cifar10"), "dataset is cifar10, and photos20 in what"),
+        (lambda record: record["request"].update(device="cuda"), "device cpu, recorded cuda"),
         (more_steps, "steps of the attack 10, recorded 1000"),
         (no_baseline, "the predictions of 10 cells are there, and the record has no such cells"),
     ],
@@ -64,9 +141,33 @@ def test_an_edited_record_contradicts_its_predictions(
     edit: Callable[[Record], None], says: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(ROOT / "docs" / "results" / "runs" / "photos20-table1", out)
-    path = out / "runs" / "table1.json"
+    shutil.copytree(RUNS / "photos20-table1", out)
     assert [each.problems for each in verify(out)] == [()]
+    found = forged(out, "table1", edit)
+    assert any(says in problem for problem in found), found[:3]
+
+
+@pytest.mark.parametrize(
+    ("grid", "edit", "says"),
+    [
+        ("adaptive", renamed("defenses", "defense", "rdp", "rdp(dynamic=true)"), "has keys with dynamic=false"),
+        ("adaptive", more_draws, "defense in front of the source"),
+        ("table1", renamed("models", "target", "effnet-lite2", "effnet-lite2-ens"), "has the weights of effnet-lite2"),
+        ("table1", exchange("source", "effnet-lite0", "effnet-lite1"), "weights of the model effnet-lite0 of the"),
+    ],
+)
+def test_a_larger_record_contradicts_its_predictions(
+    grid: str, edit: Callable[[Record], None], says: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(RUNS / {"adaptive": "photos20-adaptive", "table1": "nips17-500-table1"}[grid], out)
+    found = forged(out, grid, edit)
+    assert any(says in problem for problem in found), found[:3]
+
+
+def forged(out: Path, grid: str, edit: Callable[[Record], None]) -> tuple[str, ...]:
+    """What is found about a run whose record was edited, sealed, and counted again."""
+    path = out / "runs" / f"{grid}.json"
     record = json.loads(path.read_text())
     edit(record)
     del record["sha256"]
@@ -76,4 +177,15 @@ def test_an_edited_record_contradicts_its_predictions(
         (out / "results.csv").unlink()
         write_results(out, every_row(run))
     (found,) = verify(out)
-    assert any(says in problem for problem in found.problems), found.problems[:3]
+    return found.problems
+
+
+@pytest.mark.parametrize("name", ["table1.0123456789abcdef.safetensors", "other.0123456789abcdef.safetensors", "x"])
+def test_a_file_of_predictions_that_no_record_names_is_found(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(RUNS / "photos20-table1", out)
+    (path,) = (out / "predictions").iterdir()
+    shutil.copy(path, out / "predictions" / name)
+    assert {each.grid: each.problems for each in verify(out)} == {
+        "table1": (), name: (f"no record names {out / 'predictions' / name}; move it away",)
+    }  # fmt: skip

@@ -1,0 +1,101 @@
+"""Whether the labels of a run name what its keys hold, by the entries and models that are known here.
+
+Only what another version of this package keeps is compared: the id of an entry, the numbers that a label contains, and
+whether a built-in model has the weights of another one. Of attacks, which share an engine, the names of their
+parameters too, if the run is of this version. Labels that name files are not resolved.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+
+from rdp_bench import plugins, registry
+from rdp_bench.budgets import bounded, norm_of
+from rdp_bench.environment import versions
+from rdp_bench.errors import RdpBenchError
+from rdp_bench.keys import Record
+from rdp_bench.results import keyed
+from rdp_bench.results.record import CellResult
+from rdp_bench.specs import cut, parse_spec, show
+
+_PACKAGE = "rdp-bench"
+
+
+def misnamed(record: Record, cells: Sequence[CellResult], held: Mapping[str, Record]) -> Iterator[str]:
+    """A line for each label of a run that names something else than its keys hold.
+
+    Args:
+        record: the run record, without the cells.
+        cells: its cells.
+        held: the facts behind each key.
+    """
+    plugins.load()
+    same_version = record["environment"].get(_PACKAGE) == versions().get(_PACKAGE)
+    attacks, defenses = {}, {}
+    for cell in cells:
+        if cell.adv_key and cell.adv_key in held:
+            attacks[cell.attack, cell.eps] = held[cell.adv_key]["attack"]
+        if cell.eval_key and cell.eval_key in held:
+            defenses[cell.defense] = held[cell.eval_key]["defense"]
+    for (label, eps), facts in attacks.items():
+        yield from _unlike_label("attack", label, keyed.attack_params(facts))
+        if same_version:
+            yield from _unlike_attack(label, eps, norm_of(record), facts)
+    for label, facts in defenses.items():
+        yield from _unlike_label("defense", label, facts["params"])
+        entry = registry.defense.entries.get(cut(label)[0])
+        if entry and entry.id != facts["id"]:
+            yield f"defense {label} has the keys of {facts['id']}"
+    known = _weights()
+    for label, source in record["sources"].items():
+        if label in record["models"] and source["members"] != [label]:
+            yield f"source {label} consists of {', '.join(source['members'])}"
+    for label, said in record["models"].items():
+        own, found = known.get(label), said.get("sha256")
+        if own and own != found and (others := [name for name in known if known[name] == found]):
+            yield f"model {label} has the weights of {others[0]}"
+
+
+def _unlike_label(kind: str, label: str, params: Record) -> Iterator[str]:
+    """Numbers and switches that a label contains and its key does not."""
+    try:
+        written = parse_spec(label).params
+    except RdpBenchError:
+        return
+    for name, word in written:
+        value = params.get(name)
+        number = _number(word)
+        if isinstance(value, bool | int | float) and number is not None and number != float(value):
+            yield f"{kind} {label} has keys with {name}={show(value)}"
+
+
+def _number(word: str) -> float | None:
+    """The number or switch that a word stands for; None if it is another word."""
+    try:
+        return float({"true": "1", "false": "0"}.get(word, word))
+    except ValueError:
+        return None
+
+
+def _unlike_attack(label: str, eps: float, norm: str, facts: Record) -> Iterator[str]:
+    if cut(label)[0] not in registry.attack.entries:
+        return
+    try:
+        made = registry.attack.resolve(label)
+        known = registry.identity(replace(made, value=bounded(label, made.value, norm)), eps)
+    except RdpBenchError:
+        return  # what this version cannot make
+    here, there = keyed.attack_params(known).keys(), keyed.attack_params(facts).keys()
+    if known["id"] != facts["id"]:
+        yield f"attack {label} has the keys of {facts['id']}"
+    elif apart := sorted(here ^ there):
+        yield f"attack {label} has the keys of another attack: {apart[0]} is in one of the two alone"
+
+
+@cache
+def _weights() -> dict[str, str]:
+    """The hash of the weights of each built-in model that states it."""
+    table = tomllib.loads(files("rdp_bench.data").joinpath("models.toml").read_text("utf-8"))
+    return {name: card["sha256"] for name, card in table.items() if "sha256" in card}
