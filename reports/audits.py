@@ -29,10 +29,15 @@ def write(card: Card, out: Path) -> tuple[Card, list[Path]]:
         StorageError: they cannot be written.
     """
     path = out / cards.FOLDER / f"{card.name}.json"
-    if card.cost and card.cost.cached == card.cost.jobs and path.is_file():
-        with contextlib.suppress(UsageError):  # a card that cannot be read is replaced
-            card = replace(card, cost=cards.read(path).cost)
-    _warn_of_another(path, card)
+    if before := _before(path):
+        if not card.says_the_same(before):
+            if (before.n, before.command) != (card.n, card.command):  # else it was edited, or failed before
+                log.warning(
+                    "%s: replaces the audit of %s by `%s`, which had other numbers, by one of %s; choose another --out",
+                    path, _images(before), printable(before.command, lines=False), _images(card),
+                )  # fmt: skip
+        elif card.cost and card.cost.cached == card.cost.jobs:
+            card = replace(card, cost=before.cost)
     files = [cards.write(card, out)]
     for ending, content in contents(card).items():
         files.append(path.with_suffix(f".{ending}"))
@@ -40,10 +45,11 @@ def write(card: Card, out: Path) -> tuple[Card, list[Path]]:
     return card, files
 
 
-def _warn_of_another(path: Path, card: Card) -> None:
+def _before(path: Path) -> Card | None:
+    """The card that is there; None where there is none, or none that can be read."""
     with contextlib.suppress(UsageError):
-        if path.is_file() and (before := cards.read(path).n) != card.n:
-            log.warning("%s: replaces the audit of %d images by one of %d; choose another --out", path, before, card.n)
+        return cards.read(path) if path.is_file() else None
+    return None
 
 
 def contents(card: Card) -> dict[str, str]:

@@ -168,7 +168,7 @@ def saturation(probe: Numbers) -> Said:
 def state(probe: Numbers) -> Said:
     """C3.f: an output depends on the image alone, not on what was seen before."""
     said = f"having seen an image changes the outputs for a similar one by {100 * probe['difference']:.2g} %"
-    same = probe["moved"] <= SAME
+    same = probe["moved"] <= SAME < probe.get("unrelated", 1)
     if same:
         said = "having seen an image, the defense gives the same output for a similar one"
     imprint = probe.get("imprint", 0)
@@ -187,7 +187,10 @@ def elsewhere(probe: Numbers) -> Said:
     """C13.b: the defense treats the test images as it treats others."""
     ratios = probe["ratios"]
     if not ratios and probe.get("strangers", 0) > 0:
-        return NA, "noise of 8/255 moves neither the purified test images nor others made of them, and it moves noise"
+        return (
+            NA,
+            "noise of 8/255 moves neither the purified test images nor others of their pixels, and it moves noise",
+        )
     if not ratios:
         said = "noise moves no image that the defense gives back: neither the test images nor others made of them"
         meaning = "it gives back what it has stored, or nothing of the image: no attack can be judged"

@@ -32,14 +32,14 @@ class ProbeFacts:
 
     images: int
     """The first so many images of the data set are used; fewer where memory runs out. A probe that asks whether calls
-    agree, or averages over draws of noise, needs few."""
+    agree, or averages over draws of noise, needs few; one image without a gradient can decide a tier."""
     version: int = 1
     """Of what it stores: count it up where its numbers change."""
 
 
 PROBES = {
-    "repeat": ProbeFacts(4, 4), "outputs": ProbeFacts(16, 2), "gradient": ProbeFacts(8, 3), "cosine": ProbeFacts(8, 4),
-    "slopes": ProbeFacts(4, 3), "state": ProbeFacts(8, 3), "elsewhere": ProbeFacts(16, 3),
+    "repeat": ProbeFacts(4, 4), "outputs": ProbeFacts(16, 2), "gradient": ProbeFacts(1_000_000, 4),
+    "cosine": ProbeFacts(8, 4), "slopes": ProbeFacts(4, 4), "state": ProbeFacts(8, 4), "elsewhere": ProbeFacts(16, 4),
     "stability": ProbeFacts(4, 3), "progress": ProbeFacts(4, 2), "planted": ProbeFacts(16, 3),
 }  # fmt: skip
 """The probes of `audits.probes`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,16 @@ TRACED = 4
 DIRECTIONS = 16
 """Random signs along which the gradient's prediction is compared with the loss."""
 
-FINE_STEP = 0.02
+FINE_STEP, LARGE_STEP = 0.02, 8.0
 """Of these signs, in /255. A network of rectifiers bends: behind learned purifiers, the changes have a correlation of
-.86 to .99 with what an exact gradient predicts at .1/255, and of .97 and more at this step."""
+.86 to .99 with what an exact gradient predicts at .1/255, and of .97 and more at the first. What the second moves and
+the first does not is rounded."""
+
+TOGETHER = 8
+"""Images whose gradients are taken at once."""
+
+REPEATED = 8
+"""Draws of noise for images that seem to be known."""
 
 BLOCK = 4
 """Side of a block of the images that ask for an imprint, in pixels: blurs and JPEG leave most of it."""
@@ -179,11 +186,20 @@ def gradient(context: Context) -> Numbers:
 
     `broken`: those with a gradient of either that is NaN or infinite.
     """
-    try:
-        margins, right = _gradient(context, LOSSES["margin"])
-        entropies, _ = _gradient(context, LOSSES["ce"])
-    except RdpBenchError as error:
-        return {"error": str(error)}
+    found: Numbers = {"n": 0, "zero": 0, "saturated": 0, "broken": 0}
+    for low in range(0, len(context.x), TOGETHER):
+        part = slice(low, low + TOGETHER)
+        try:
+            some = _flat(replace(context, x=context.x[part], y=context.y[part]))
+        except RdpBenchError as error:
+            return {"error": str(error)}
+        found = {name: count + some[name] for name, count in found.items()}
+    return found
+
+
+def _flat(context: Context) -> Numbers:
+    margins, right = _gradient(context, LOSSES["margin"])
+    entropies, _ = _gradient(context, LOSSES["ce"])
     sizes = [each.flatten(1).abs().sum(1) for each in (margins, entropies)]
     zero, flat = (size == 0 for size in sizes)
     broken = ~(torch.isfinite(sizes[0]) & torch.isfinite(sizes[1]))
@@ -198,9 +214,9 @@ def state(context: Context) -> Numbers | None:
     """Whether seeing an image changes the output for a similar one.
 
     One copy of the defense saw it, another did not: `difference` is how far their outputs for the similar image are
-    apart. `moved` is how far the output for the similar image is from that for the one that was seen, and `again` how
-    far that of the latter is when it comes a second time. `imprint` asks for what all copies share, be it on disk: see
-    `_imprint`.
+    apart. `moved` is how far the output for the similar image is from that for the one that was seen, `unrelated` how
+    far the latter is at least from that for another image, and `again` how far it is when the image comes a second
+    time. `imprint` asks for what all copies share, be it on disk: see `_imprint`.
     """
     if context.fresh is None:
         return None
@@ -210,7 +226,11 @@ def state(context: Context) -> Numbers | None:
     first, again = (context.logits(strangers, context.rng("state"), seen) for _ in range(2))
     after = context.logits(near, context.rng("state"), seen)
     alone = context.logits(near, context.rng("state"), unseen)
-    found = {"difference": _apart(after, alone), "moved": _apart(after, first), "again": _apart(again, first)}
+    other = context.logits(context.rng("unrelated").uniform(*context.x.shape[1:]), context.rng("state"), unseen)
+    found = {
+        "difference": _apart(after, alone), "moved": _apart(after, first), "again": _apart(again, first),
+        "unrelated": float(_distances(other, first).min()),
+    }  # fmt: skip
     imprint = _imprint(context)
     return found if imprint is None else {**found, "imprint": imprint}
 
@@ -247,7 +267,13 @@ def _centred(images: Tensor) -> Tensor:
 
 def _apart(one: Tensor, two: Tensor) -> float:
     """The largest distance of two outputs for an image, over the size of the second."""
-    return float(((one - two).norm(dim=1) / (two.norm(dim=1) + 1e-10)).max())
+    return float(_distances(one, two).max())
+
+
+def _distances(one: Tensor, two: Tensor) -> Tensor:
+    """The distance of two outputs for each image, over the size of the second, `[n]`."""
+    found: Tensor = (one - two).norm(dim=1) / (two.norm(dim=1) + 1e-10)
+    return found
 
 
 @torch.no_grad()
@@ -256,62 +282,74 @@ def elsewhere(context: Context) -> Numbers | None:
 
     What it gives back is compared, not what the target says, which may be sure of these images only.
 
-    `ratios`: how much random signs of 8/255 move purified images, over how much they move others; of each kind of
-    others the median over images, without kinds of which nothing moves. `stored`: images that move less than `STORED`
-    of what others made of them do (median over kinds). `changes`: how far the defense changes an image itself, over
+    `ratios`: how much random signs of 8/255 move purified images, over how much they move others, by kind, without
+    kinds of which nothing moves. `stored`: images that move less than `STORED` of what others made of them do (median
+    over kinds). Where either makes images seem known, more signs are drawn, and it must hold for every draw: what a
+    coarse quantiser gives back moves or not by chance. `changes`: how far the defense changes an image itself, over
     how far it changes others made of it (median over kinds), for each image in falling order. `strangers`: the largest
     movement of images of noise, where no kind moves.
     """
     behind = context.source.members[0]
     if not isinstance(behind, DefendedClassifier):
         return None
-    step = 8 / 255 * context.signs("elsewhere")
 
     def size(change: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(change.flatten(1), dim=1)
         return norm
 
-    def treated(x: Tensor) -> tuple[Tensor, Tensor]:
+    def treated(x: Tensor, number: int = 0) -> tuple[Tensor, Tensor]:
         """How far noise moves what is given back for `x`, and how far that is from `x`."""
-        here, there = (behind.purified(each, context.rng("noise")) for each in (x, (x + step).clamp(0, 1)))
+        near = (x + LARGE_STEP / 255 * context.signs(f"elsewhere {number}" if number else "elsewhere")).clamp(0, 1)
+        here, there = (behind.purified(each, context.rng("noise")) for each in (x, near))
         return size(there - here), size(interpolate(here, x.shape[-2:], mode="area") - x)
 
     x = context.x
     half = torch.arange(x.shape[3], device=x.device) < x.shape[3] // 2
     others = {
         "mirrored": x.flip(3), "upside down": x.flip(2), "with their channels changed over": x.roll(1, 1),
-        "in negative": 1 - x, "with halves of one another": torch.where(half, x, x.roll(1, 0)),
+        "with halves of one another": torch.where(half, x, x.roll(1, 0)),
     }  # fmt: skip
     ours, own_change = treated(x)
     theirs = {kind: treated(other) for kind, other in others.items()}
-    ratios = {
-        kind: float((ours[moves] / moved[moves]).median())
-        for kind, (moved, _) in theirs.items()
-        if (moves := moved > STILL).any()
-    }
+    ratios, known = _moved_less(ours, {kind: far for kind, (far, _) in theirs.items()})
     if not ratios:
         noise = context.rng("strangers").uniform(*x.shape[1:])
         return {"ratios": {}, "strangers": float(treated(noise)[0].max())}
-    typical = torch.stack([moved for moved, _ in theirs.values()]).median(0).values
+    for number in range(1, REPEATED):
+        if not known.any() and min(ratios.values()) >= STORED:
+            break
+        more, again = _moved_less(
+            treated(x, number)[0], {kind: treated(other, number)[0] for kind, other in others.items()}
+        )
+        ratios, known = {**ratios, **{kind: max(far, ratios.get(kind, 0)) for kind, far in more.items()}}, known & again
+    stored = int(known.sum())
     of_others = torch.stack([change for _, change in theirs.values()]).median(0).values
     least = LEAST_CHANGE * x[0].numel() ** 0.5
     changes = own_change.clamp(min=least) / of_others.clamp(min=least)
-    stored = int((ours < STORED * typical).sum())
     return {"ratios": ratios, "n": len(x), "stored": stored, "changes": changes.sort(descending=True).values.tolist()}
+
+
+def _moved_less(ours: Tensor, others: Mapping[str, Tensor]) -> tuple[dict[str, float], Tensor]:
+    """How far images move over how far others made of them do, by kind; and which move much less, bool `[n]`."""
+    ratios = {kind: float(ours.sum() / moved.sum()) for kind, moved in others.items() if moved.max() > STILL}
+    return ratios, ours < STORED * torch.stack([*others.values()]).median(0).values
 
 
 def slopes(context: Context) -> Numbers | None:
     """How well the gradient predicts what small random signs do to the margin over the likeliest other class.
 
     The correlation of both over `DIRECTIONS` signs for each image, changes in units of the image's own gradient; None
-    where the gradient is a stand-in's. A random defense draws the same every time. `rounds` is the share of values that
-    the defense gives back unchanged where all pixels change by the step: it rounds them, and the loss with them.
+    where the gradient is a stand-in's. A random defense draws the same every time. Pixels are moved by less than half
+    a level first: those of 8-bit images are often equal, and the gradient of a median or a maximum of equal pixels is
+    that of any of them. `rounds` is the share of values that the defense gives back unchanged where all pixels change
+    by the step, and changed where they change by 8/255: it rounds them, and the loss with them.
     """
     defended = [member for member in context.source.members if isinstance(member, DefendedClassifier)]
     if not all(member.attacked_defense.exact for member in defended):
         return None
     step = FINE_STEP / 255
-    x = context.x.clamp(step, 1 - step)
+    apart = (context.rng("apart").uniform(*context.x.shape[1:]) - 0.5) / 255
+    x = (context.x + apart).clamp(step, 1 - step)
 
     def logits(at: Tensor) -> Tensor:
         return context.logits(at, context.rng("slopes"))
@@ -342,8 +380,12 @@ def slopes(context: Context) -> Numbers | None:
         signs = context.signs("rounds")
         rounds = 0.0
         for member in defended:
-            low, high = (member.purified(x + sign * step * signs, context.rng("slopes")) for sign in (-1, 1))
-            rounds = max(rounds, float((low == high).double().mean()))
+            stays = []
+            for far in (step, LARGE_STEP / 255):
+                moved = [(x + sign * far * signs).clamp(0, 1) for sign in (-1, 1)]
+                low, high = (member.purified(each, context.rng("slopes")) for each in moved)
+                stays.append(low == high)
+            rounds = max(rounds, float((stays[0] & ~stays[1]).double().mean()))
     correlation = float(top / below) if below > 0 else None
     return {"step": FINE_STEP, "n": int(pairs[0].numel()), "correlation": correlation, "rounds": rounds}
 

@@ -42,7 +42,9 @@ def run_all(grid: "AuditGrid", options: "RunOptions") -> int:
     every = [one for each in parts for _, one in each]
     refuse_unknown(every, options.names)
     if options.dry_run:
-        return suite.dry_run(every, options)
+        status = suite.dry_run(every, options)
+        click.echo("the probes of the checks, on a few images each and on all in search of flat losses, come on top")
+        return status
     plans = [
         planned(subject, lambda one: plan_of(one, options), each) for subject, each in zip(subjects, parts, strict=True)
     ]

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from rdp_bench import schema
 from rdp_bench.cache.store import write_atomic
 from rdp_bench.errors import UsageError
 from rdp_bench.results.record import checksum, sealed
+from rdp_bench.specs import show
 
 FORMAT = 1
 """Version of the file. Bump it when this version would misread what another one wrote."""
@@ -127,6 +128,10 @@ class Card:
         """Of its files, without their endings."""
         return name_of(self.defense, self.target, self.dataset, self.eps, self.budget)
 
+    def says_the_same(self, other: Card) -> bool:
+        """Whether both have equal numbers of equal images, whatever they took and however they were asked for."""
+        return replace(self, cost=other.cost, command=other.command, grid=other.grid) == other
+
     def tier(self, name: str) -> Tier | None:
         """The tier of this name, if it was measured."""
         return next((tier for tier in self.tiers if tier.name == name), None)
@@ -153,7 +158,7 @@ def name_of(defense: str, target: str, dataset: str, eps: float, budget: str) ->
     >>> name_of("jpeg", "effnet-lite2", "photos20", 4.0, "quick")
     'jpeg-effnet-lite2-photos20-eps4-quick'
     """
-    return "-".join([*map(slug, (defense, target, dataset)), f"eps{slug(f'{eps:g}')}", slug(budget)])
+    return "-".join([*map(slug, (defense, target, dataset)), f"eps{slug(show(eps))}", slug(budget)])
 
 
 def slug(label: str) -> str:

@@ -147,7 +147,7 @@ def shorten(names: Iterable[str], room: float = 22) -> dict[str, str]:
     """Every name as `short` writes it; if it writes two alike, long ones are cut in their middle, or else numbered.
 
     >>> list(shorten(["rdp(weights=rdp-ablation-no-pix)", "rdp(weights=rdp-ablation-no-lat)"], 16).values())
-    ['rdp(wei…-no-pix)', 'rdp(wei…-no-lat)']
+    ['rdp(wei…no-pix)', 'rdp(wei…no-lat)']
     """
     names = list(dict.fromkeys(names))
     found = {name: short(name, room) for name in names}

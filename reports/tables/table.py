@@ -124,7 +124,7 @@ class Table:
     head: str = "Defense"
     """What a row is."""
     remarks: tuple[str, ...] = ()
-    """Sentences below the table in every format."""
+    """Of each row a sentence, which stands below it in the page."""
 
     @property
     def average(self) -> bool:
@@ -141,7 +141,7 @@ class Table:
         marks |= {SEEN for column in self.columns if column.endswith(SEEN)}
         marks |= {BOLD for entry in self.cells if entry.bold}
         said = [f"{mark}{':' * (mark == BOLD)} {text}." for mark, text in LEGEND.items() if mark in marks]
-        return " ".join([*said, *self.remarks])
+        return " ".join(said)
 
     @property
     def done(self) -> int:

@@ -355,7 +355,7 @@ def test_of_equal_tiers_the_best_informed_attacker_is_named() -> None:
 def test_only_a_failure_that_concerns_the_number_puts_it_in_doubt(failing: str, right: int, doubted: bool) -> None:
     """And nothing is lower than 0 %."""
     found = evidence(CLEAN, cell("white-box", BASE, "0" * (20 - right) + "1" * right))
-    text = verdict(found, tiers(found), [Finding(failing, "title", FAIL, "said")])
+    text = verdict(found, tiers(found), [Finding(failing, "title", FAIL, "said")], {})
     assert text.endswith(f"1 check fails ({failing} title).")
     assert ("The true number is lower or unknown" in text) == doubted
 

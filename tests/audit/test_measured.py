@@ -57,7 +57,7 @@ def test_every_probe_is_listed() -> None:
 
 def test_what_was_measured_is_found_again(tmp_path: Path, calls: list[tuple[str, int]]) -> None:
     first = Probing(SUBJECT, plan(tmp_path)).measure()
-    assert calls == [(name, facts.images) for name, facts in PROBES.items()]
+    assert calls == [(name, min(facts.images, 16)) for name, facts in PROBES.items()]  # there are 16
     assert first.numbers == {name: {"name": name, "images": images} for name, images in calls if name != "state"}
     again = Probing(SUBJECT, plan(tmp_path)).measure()
     assert len(calls) == len(PROBES)

@@ -83,8 +83,35 @@ def test_an_audit_of_other_images_says_what_it_replaces(tmp_path: Path, caplog: 
     audits.write(card(), tmp_path)
     audits.write(card(), tmp_path)
     assert "replaces" not in caplog.text
-    audits.write(replace(card(), n=2), tmp_path)
-    assert "replaces the audit of 20 images by one of 2; choose another --out" in caplog.text
+    audits.write(replace(card(), failed=("a cell",)), tmp_path)
+    assert "replaces" not in caplog.text  # the same command: the defense was edited, or did not fail before
+    audits.write(replace(card(), n=1), tmp_path)
+    assert "replaces the audit of 20 images by `rdp-bench audit jpeg`" in caplog.text
+    assert "by one of 1 image; choose another --out" in caplog.text
+
+
+def test_another_seed_says_what_it_replaces(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    audits.write(card(), tmp_path)
+    other = replace(card(), command="rdp-bench audit jpeg --seed 1")
+    audits.write(other, tmp_path)
+    assert "replaces" not in caplog.text  # nothing is lost: all numbers are equal
+    audits.write(replace(other, verdict="Another."), tmp_path)
+    audits.write(card(), tmp_path)
+    assert "by `rdp-bench audit jpeg --seed 1`, which had other numbers" in caplog.text
+
+
+def test_a_card_has_the_cost_of_its_own_audit(tmp_path: Path) -> None:
+    """Where everything came from the cache, that of an equal audit; never that of another."""
+    costs = [Cost(4_711, minutes, 30, cached) for minutes, cached in ((12.5, 4), (0.2, 30))]
+    first, again = (replace(card(), cost=cost) for cost in costs)
+    audits.write(first, tmp_path)
+    assert audits.write(again, tmp_path)[0].cost == first.cost
+    assert audits.write(replace(again, n=3), tmp_path)[0].cost == again.cost
+
+
+@pytest.mark.parametrize(("one", "other"), [(2.1234567, 2.1234568), (0.1 + 0.2, 0.3)])
+def test_audits_at_two_eps_have_two_names(one: float, other: float) -> None:
+    assert replace(card(), eps=one).name != replace(card(), eps=other).name
 
 
 def test_audits_stand_beside_runs_whose_parts_have_no_section(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_pdf_holds_the_table(tmp_path: Path) -> None:
     content = pdf.render(table)
     text = texts_of(content)
 
-    for said in ("R&P", "No defense", "50.0", "70.0", "ε≈†‡°", "?<b>", "MI-FGSM"):
+    for said in ("R&P", "No defense", "50.0", "70.0", "ε≈†‡°", "[U+6F22]<b>", "MI-FGSM"):
         assert said in text
     assert table.legend[:30] in text.replace("\n", " ")
     assert content == pdf.render(table)
