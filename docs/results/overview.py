@@ -11,7 +11,7 @@ from rdp_bench.reports.tables.table import TableCell, clean_tables
 from rdp_bench.results.rows import Run, load_run
 
 HERE = Path(__file__).parent
-RUN, SOURCE = "nips17-500-table1", "effnet-lite0 and -lite1"
+RUN, SOURCE = "nips17-500-table1", "effnet-lite0, -lite1 and both"
 PARTS = ("value", "low", "high")
 PANELS = (
     ("effnet-lite2", "Target effnet-lite2"),

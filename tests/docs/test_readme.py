@@ -58,7 +58,7 @@ def test_the_averages_are_those_of_the_results() -> None:
         for target in ("effnet-lite2-ens", "effnet-lite2"):
             mine = of_defense[of_defense["target"] == target]
             errors = mine[(mine["source"] != "-") & (mine["metric"] == "error")]["value"]
-            assert len(errors) == 10
+            assert len(errors) == 15
             (mean,) = [each.mean for each in boards[target].standings if each.defense == name.strip()]
             assert mean.low is not None
             assert mean.high is not None
