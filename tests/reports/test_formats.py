@@ -45,7 +45,7 @@ def test_markdown_by_hand(tmp_path: Path) -> None:
 
 def test_markdown_below_a_table_is_text(tmp_path: Path) -> None:
     (table,) = error_tables(small(tmp_path)[0])
-    text = markdown.render(replace(table, remarks=("<img src=x> [click](javascript:x)",)))
+    text = markdown.render(replace(table, caption="<img src=x> [click](javascript:x)"))
     assert "<img" not in text
     assert r"&lt;img src=x&gt; \[click\](javascript:x)" in text
 
