@@ -84,9 +84,9 @@ def hash_images(dataset: Dataset, cache: Path | None = None, *, write: bool = Tr
     return [known[path][1] for path in paths]
 
 
-def digest(dataset: Dataset, image_hashes: Sequence[str]) -> str:
+def digest(image_hashes: Sequence[str], labels: Sequence[int]) -> str:
     """Return one sha256 of all pixels and labels, in order; `image_hashes` comes from `hash_images`."""
-    return hash_many([*image_hashes, *(str(label) for label in dataset.labels)])
+    return hash_many([*image_hashes, *map(str, labels)])
 
 
 def repeated(dataset: Dataset, image_hashes: Sequence[str]) -> list[tuple[str, str]]:
@@ -153,19 +153,34 @@ def _state(path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
+def read_index(file: Path) -> tuple[dict[str, Any], Entries]:
+    """The settings and entries of an index in the cache.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what a run wrote.
+    """
+    content = json.loads(file.read_bytes())
+    try:
+        settings, entries = content["settings"], content["entries"]
+        if content["sha256"] != _checksum(settings, entries):
+            raise ValueError("its checksum is wrong")
+        return settings, {path: (state, found) for path, (state, found) in entries.items()}
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is not an index ({error})") from error
+
+
 def _read(file: Path, settings: dict[str, Any]) -> Entries:
     try:
-        content = json.loads(file.read_bytes())
-        if content["sha256"] != _checksum(content["settings"], content["entries"]):
-            raise ValueError("its checksum is wrong")
-        if content["settings"] != settings:
+        found, entries = read_index(file)
+        if found != settings:
             raise ValueError("it belongs to other settings")
-        return {path: (state, found) for path, (state, found) in content["entries"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.warning("%s: not usable (%s); all images are read again", file, error)
         return {}
+    return entries
 
 
 def _write(file: Path, settings: dict[str, Any], entries: Entries) -> None:

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -57,12 +58,13 @@ def _about(part: dict[str, Any]) -> str:
 def cache_verify(cache: Location | None) -> None:
     """Verify the hash of every stored file.
 
-    Damaged batches are deleted; the next run computes them again.
+    Damaged batches, lists and indexes are deleted; the next run computes them again.
     """
     store = Store(cache)
     _proven(store)
     everything = list(store.everything())
     found = [line for kind, key in everything for line in _faults(store, kind, key)]
+    found += _faults_of_lists(store)
     _sweep(store)
     for line in found:
         click.echo(line)
@@ -104,6 +106,28 @@ def _faults(store: Store, kind: str, key: str) -> Iterator[str]:
             yield f"damaged, deleted: {damaged}"
     except OSError as error:
         yield f"{store.folder(kind, key)}: {error.strerror or error}"
+
+
+def _faults_of_lists(store: Store) -> Iterator[str]:
+    """What is wrong with the lists of runs' images and the indexes of pixel hashes. Damaged ones are deleted.
+
+    A file of decoded images may have gaps; each image of it is checked when it is read.
+    """
+    from rdp_bench.data.image_hashes import read_index
+    from rdp_bench.engine.prefix_reuse import read_list
+
+    for path in store.image_lists():
+        try:
+            if path.parent.name == "lists":
+                read_list(path)
+            elif isinstance(path, Path) and not path.name.endswith(DECODED):
+                read_index(path)
+        except OSError as error:
+            yield f"cannot be read: {path} ({error.strerror or error})"
+        except ValueError as error:
+            why = f"{path} ({error})"
+            store.reject(path, why)
+            yield f"damaged, {'could not be deleted' if path in store.rejected else 'deleted'}: {why}"
 
 
 def _proven(store: Store) -> None:

@@ -48,7 +48,7 @@ class ImageList:
 
 def register_images(plan: Plan) -> None:
     """Write the list of this plan's images into the cache."""
-    path = plan.store.root / "lists" / f"{digest(plan.dataset, plan.image_hashes)}.json"
+    path = plan.store.root / "lists" / f"{digest(plan.image_hashes, plan.dataset.labels)}.json"
     content = json.dumps({"image_hashes": list(plan.image_hashes), "labels": list(plan.dataset.labels)}).encode()
     with contextlib.suppress(OSError):
         if path.read_bytes() == content:
@@ -105,19 +105,32 @@ def _others(plan: Plan) -> Iterator[Plan]:
             yield plan.with_dataset(listed, listed.ids)
 
 
-def _read(path: Location, plan: Plan) -> ImageList | None:
-    """The list of images in a file; None, and the file is deleted, where it is not what a run wrote."""
+def read_list(path: Location) -> tuple[list[str], list[int]]:
+    """The pixel hashes and labels of a list in the cache.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what a run wrote.
+    """
     try:
         content = json.loads(path.read_bytes())
         image_hashes = [str(one) for one in content["image_hashes"]]
         labels = [int(one) for one in content["labels"]]
-        found = ImageList(plan.dataset.name, plan.dataset.size, image_hashes, labels)
-        if not image_hashes or len(image_hashes) != len(labels) or digest(found, image_hashes) != path.stem:
-            raise ValueError("it does not have the hash that its name says")
+    except (KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"it is not a list ({error})") from error
+    if not image_hashes or len(image_hashes) != len(labels) or digest(image_hashes, labels) != path.stem:
+        raise ValueError("it does not have the hash that its name says")
+    return image_hashes, labels
+
+
+def _read(path: Location, plan: Plan) -> ImageList | None:
+    """The list of images in a file; None, and the file is deleted, where it is not what a run wrote."""
+    try:
+        image_hashes, labels = read_list(path)
     except OSError as error:
         log.warning("%s: cannot be read (%s); nothing is taken over from its runs", path, error.strerror or error)
         return None
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+    except ValueError as error:
         plan.store.reject(path, f"{path}: is not a list of images ({error}); nothing is taken over from its runs")
         return None
-    return found
+    return ImageList(plan.dataset.name, plan.dataset.size, image_hashes, labels)

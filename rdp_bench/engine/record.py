@@ -57,7 +57,7 @@ def header(plan: Plan, command: str) -> Record:
             "n": plan.n,
             "size": plan.dataset.size,
             "image_size": axes.image_size,
-            "images": digest(plan.dataset, plan.image_hashes),
+            "images": digest(plan.image_hashes, plan.dataset.labels),
             "classes": classes_of(plan.dataset),
             **({"targets": list(plan.targets_of_images)} if _aim(plan) else {}),
         },

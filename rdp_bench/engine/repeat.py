@@ -105,7 +105,7 @@ class Published:
         Raises:
             UsageError: neither list of images begins with the other.
         """
-        if digest(plan.dataset, plan.image_hashes) == self.record["dataset"]["images"]:
+        if digest(plan.image_hashes, plan.dataset.labels) == self.record["dataset"]["images"]:
             return
         file, name = self.predictions.file, self.record["dataset"]["name"]
         if file is not None:

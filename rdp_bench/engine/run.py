@@ -64,7 +64,11 @@ class Run:
     def __post_init__(self) -> None:
         self._made = Provenance(self.plan.store)
         dataset = self.plan.dataset
-        about = {"grid": self.plan.grid.name, "n": self.plan.n, "images": digest(dataset, self.plan.image_hashes)}
+        about = {
+            "grid": self.plan.grid.name,
+            "n": self.plan.n,
+            "images": digest(self.plan.image_hashes, dataset.labels),
+        }
         self._predictions = PredictionWriter(
             self.out, self.plan.grid.name, about, dataset.labels, dataset.ids, self.plan.image_hashes
         )

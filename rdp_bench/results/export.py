@@ -85,7 +85,7 @@ def _dataset(run: Run, named: str | None, store: Store) -> DecodedImages:
             f"the run's data set {about['name']} is needed again: name it with --dataset ({error})"
         ) from error
     image_hashes = hash_images(found, store.local)
-    if digest(found, image_hashes) != about["images"]:
+    if digest(image_hashes, found.labels) != about["images"]:
         raise UsageError(
             f"{label} does not hold the images and labels of the run {run.grid}; "
             "where runs have different images, export them one by one: --only GRID --dataset ... --to ..."

@@ -314,6 +314,22 @@ def test_an_empty_name_is_not_the_current_folder(command: tuple[str, ...]) -> No
     assert "the path is empty" in found.output
 
 
+@pytest.mark.parametrize("folder", ["lists", "pixels"])
+def test_verify_finds_a_damaged_list_and_index_of_images(toy: Toy, folder: str) -> None:
+    (path,) = (toy.cache / folder).glob("*.json")
+    good = path.read_bytes()
+    assert toy.verify().exit_code == 0
+    for damaged in (good.replace(b"1", b"2", 1), good[:-9], b"[]", b"\xff"):
+        path.write_bytes(damaged)
+        found = toy.verify()
+        assert found.exit_code == 1
+        assert f"damaged, deleted: {path}" in found.output
+        assert "1 damaged" in found.output
+        assert not path.exists()
+        assert toy.run().exit_code == 0
+        assert json.loads(path.read_bytes()) == json.loads(good)
+
+
 def test_a_flipped_bit_in_a_record_costs_no_shard(toy: Toy) -> None:
     path = toy.shards("adv")[0].parent / "record.json"
     good, shards = path.read_bytes(), snapshot(toy.cache / "adv")

@@ -183,11 +183,11 @@ def test_one_file_under_two_names_has_two_fingerprints(tmp_path: Path) -> None:
 def test_digest_is_of_pixels_and_labels_in_order(listed: Path) -> None:
     four = open_dataset(str(listed), size=8)
     image_hashes = by_hand(0, 1, 2, 3)
-    whole = digest(four, image_hashes)
+    whole = digest(image_hashes, four.labels)
     assert whole == hash_many([*image_hashes, "0", "1", "2", "3"])
     table(listed, "path,label", "0.png,0", "1.png,1", "2.png,2", "3.png,4")
-    assert digest(open_dataset(str(listed)), image_hashes) != whole
-    assert digest(four, [image_hashes[1], image_hashes[0], *image_hashes[2:]]) != whole
+    assert digest(image_hashes, open_dataset(str(listed)).labels) != whole
+    assert digest([image_hashes[1], image_hashes[0], *image_hashes[2:]], four.labels) != whole
 
 
 def test_batch(listed: Path) -> None:
