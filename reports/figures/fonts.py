@@ -5,6 +5,7 @@ A PDF embeds the letters that it uses; to pick them from a whole font takes long
 
 import io
 import tempfile
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def families() -> list[str]:
 def add_bold() -> None:
     """Give the reduced font its bold face, which takes as long again and few figures use."""
     _add("DejaVuSans-Bold")
+
+
+def lacking(texts: Iterable[str]) -> str:
+    """The letters of `texts` that no font of the figures has, each once, in the order of their code points."""
+    from matplotlib.font_manager import FontProperties, fontManager, get_font
+
+    known = get_font(fontManager.findfont(FontProperties(family="DejaVu Sans"))).get_charmap()
+    return "".join(letter for letter in sorted({*"".join(texts)} - {"\n"}) if ord(letter) not in known)
 
 
 _FAMILY = "rdp-bench-sans"

@@ -267,3 +267,15 @@ def test_without_clean_pictures_the_page_says_so(tmp_path: Path) -> None:
 
     assert "No images" in examples.examples(run, store).reason
     assert "No images" in render(tmp_path, store).read_text("utf-8")
+
+
+def test_letters_that_the_font_lacks_are_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    (tables,) = (error_tables(small(tmp_path, sources=["净化源", "σ-net"])[0]),)
+    figure = charts.heat_map(tables)
+    assert [record.message.split(",")[0] for record in caplog.records if "boxes" in record.message] == [
+        "a figure's PNG and PDF show boxes for 净化源"
+    ]
+    assert not [str(one.message) for one in recwarn if "Glyph" in str(one.message)]
+    assert "净化源" in figure.saved["svg"].decode()
