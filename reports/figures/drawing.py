@@ -197,7 +197,7 @@ def _say_lacking(figure: "Figure") -> None:
     """Warn of letters that the PNG and the PDF cannot show."""
     from matplotlib.text import Text
 
-    if letters := fonts.lacking(text.get_text() for text in figure.findobj(Text)):  # type: ignore[attr-defined]
+    if letters := fonts.lacking(text.get_text() for text in figure.findobj(Text)):
         log.warning(
             "a figure's PNG and PDF show boxes for %s, which matplotlib's font lacks; the page and the SVG show them",
             letters,
