@@ -40,7 +40,8 @@ class GradualNoise(ScoreBased):
 
     def __post_init__(self) -> None:
         """Reject a stride beyond the longest round."""
-        if not 1 <= self.stride <= (most := max(SCHEDULES[self.rounds])):
+        most = max(SCHEDULES[self.rounds])
+        if not 1 <= self.stride <= most:
             raise ValueError(f"stride is 1 to {most}, the longest round, found {self.stride}")
 
     def strongest(self) -> float:

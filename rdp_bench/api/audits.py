@@ -139,7 +139,8 @@ def audit(
         def perform(plan: Plan, heading: str) -> Run:  # noqa: ARG001 - for the command line
             running = Run(plan, Path(out or temporary), command)
             jobs = running.start(made)
-            running.record["names"] = names_of(plan.grid, ours.titles)
+            # Not every part has the defense itself: one is of fixed(DEFENSE) alone.
+            running.record["names"] = names_of(plan.grid, {f"?{label}": name for label, name in ours.titles.items()})
             work(running, jobs, batch_size, progress, where=where)
             return running
 

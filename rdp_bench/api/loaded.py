@@ -224,7 +224,14 @@ def checked_images(x: Any, what: str) -> "Tensor":
 
 
 def image_rng(x: "Tensor", seed: int) -> "ImageRng":
-    """A random stream per image, which depends on `seed` and the image's 8-bit pixels only."""
+    """A random stream per image, which depends on `seed` and the image's 8-bit pixels only.
+
+    Raises:
+        UsageError: the seed is no whole number.
+    """
+    seed = plain_value(seed)
+    if type(seed) is not int:
+        raise UsageError(f"a seed is a whole number, found {seed!r}")
     from rdp_bench.engine.levels import to_uint8
     from rdp_bench.rng import ImageRng
 
@@ -238,7 +245,9 @@ def dataset_tensors(label: str, limit: int | None, size: int | None, device: str
     from rdp_bench.data.image_hashes import batch
     from rdp_bench.data.open import open_dataset
     from rdp_bench.engine.levels import to_float
+    from rdp_bench.engine.options import require_counts
 
+    require_counts(limit=limit, size=size)
     found = open_dataset(label, size=size, limit=limit)
     images = to_float(batch(found, 0, len(found.labels)), device)
     return images, torch.tensor(list(found.labels), device=device)

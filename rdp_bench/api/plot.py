@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from rdp_bench.errors import UsageError
+from rdp_bench.reports.figures import fonts
 from rdp_bench.reports.figures.drawing import shorten, span
 from rdp_bench.reports.tables.table import Group, Table
 from rdp_bench.results.rows import UNDEFENDED, shown_names
@@ -71,6 +72,7 @@ def dots(tables: Iterable[tuple[Mapping[str, str], Table]]) -> Figure:
         ax.set_xticks(range(0, 101, 25))
         ax.set_xlabel(f"error, % ({table.columns[-1]})")
         ax.set_title(title, fontsize="small")
+    fonts.number(figure)
     return figure
 
 

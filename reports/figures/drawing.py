@@ -6,7 +6,6 @@ paper, fonts are embedded, colours are distinguishable for every kind of colour 
 
 import base64
 import io
-import logging
 import re
 import unicodedata
 import warnings
@@ -23,8 +22,6 @@ from rdp_bench.reports.figures import fonts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-log = logging.getLogger(__name__)
 
 INK = "#0b0c0d"
 """Text and lines. On the page it becomes the page's own text colour, light or dark."""
@@ -193,17 +190,6 @@ def styled() -> Iterator[None]:
         yield
 
 
-def _say_lacking(figure: "Figure") -> None:
-    """Warn of letters that the PNG and the PDF cannot show."""
-    from matplotlib.text import Text
-
-    if letters := fonts.lacking(text.get_text() for text in figure.findobj(Text)):
-        log.warning(
-            "a figure's PNG and PDF show boxes for %s, which matplotlib's font lacks; the page and the SVG show them",
-            letters,
-        )
-
-
 def save(figure: "Figure", dpi: int = 160) -> Saved:
     """The figure in every format, the same bytes whenever it is drawn.
 
@@ -220,12 +206,13 @@ def save(figure: "Figure", dpi: int = 160) -> Saved:
         "png": (FigureCanvasAgg, {"pil_kwargs": {"compress_level": 1}}),
     }
     saved = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # `_say_lacking` says it once
-        for kind, (canvas, more) in canvases.items():
-            file = io.BytesIO()
-            figure.dpi = dpi  # canvases of vector graphics leave their own
+    for kind, (canvas, more) in canvases.items():
+        file = io.BytesIO()
+        figure.dpi = dpi  # canvases of vector graphics leave their own
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # an SVG holds text, no glyphs
             getattr(canvas(figure), f"print_{kind}")(file, **more)
-            saved[kind] = file.getvalue()
-    _say_lacking(figure)
+        saved[kind] = file.getvalue()
+        if kind == "svg":
+            fonts.number(figure)
     return saved

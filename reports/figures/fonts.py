@@ -3,11 +3,19 @@
 A PDF embeds the letters that it uses; to pick them from a whole font takes longer than to draw a small figure.
 """
 
+import contextlib
 import io
+import logging
 import tempfile
-from collections.abc import Iterable
 from functools import cache
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
 
 USUAL = frozenset(map(chr, (*range(32, 127), *range(161, 256)))) | frozenset("≈†‡εσαμ–−“”’×±∞…")
 """The letters of most names and captions."""
@@ -46,12 +54,60 @@ def add_bold() -> None:
     _add("DejaVuSans-Bold")
 
 
-def lacking(texts: Iterable[str]) -> str:
-    """The letters of `texts` that no font of the figures has, each once, in the order of their code points."""
+def number(figure: "Figure") -> dict[str, str]:
+    """Replace letters that none of the fonts in matplotlib's settings has by numbers, and warn of it.
+
+    Matplotlib draws the same box for each such letter, so two names would look alike.
+
+    Returns:
+        What each number stands for: `{"[1]": "净化"}`.
+    """
+    from matplotlib.text import Text
+
+    known = _letters()
+    found: dict[str, str] = {}
+
+    def numbered(said: str) -> str:
+        parts = []
+        for lacks, letters in groupby(said, lambda letter: letter != "\n" and ord(letter) not in known):
+            part = "".join(letters)
+            parts.append(found.setdefault(part, f"[{len(found) + 1}]") if lacks else part)
+        return "".join(parts)
+
+    for axis in (each for ax in figure.axes for each in (ax.xaxis, ax.yaxis)):  # ticks are written anew when drawn
+        said = [tick.get_text() for tick in axis.get_ticklabels()]
+        if (written := [*map(numbered, said)]) != said:
+            axis.set_ticklabels(written)
+    for text in figure.findobj(Text):
+        text.set_text(numbered(text.get_text()))
+    if found:
+        _warn(", ".join(f"{number} is {part}" for part, number in found.items()))
+    return {number: part for part, number in found.items()}
+
+
+@cache
+def _warn(numbers: str) -> None:
+    """Once for figures of the same names."""
+    log.warning(
+        "PNG and PDF figures have numbers for letters that matplotlib's fonts lack: %s; add a font that has them "
+        "to font.sans-serif in a matplotlibrc",
+        numbers,
+    )
+
+
+def _letters() -> set[int]:
+    """Codes of the letters that some font of matplotlib's settings has."""
+    import matplotlib as mpl
     from matplotlib.font_manager import FontProperties, fontManager, get_font
 
-    known = get_font(fontManager.findfont(FontProperties(family="DejaVu Sans"))).get_charmap()
-    return "".join(letter for letter in sorted({*"".join(texts)} - {"\n"}) if ord(letter) not in known)
+    settings: dict[Any, Any] = {**mpl.rcParams}
+    known: set[int] = set()
+    for family in settings["font.family"]:
+        for name in settings.get(f"font.{family}", [family]):  # of a generic family, or its own
+            with contextlib.suppress(ValueError):  # it is not installed
+                path = fontManager.findfont(FontProperties(family=name), fallback_to_default=False)
+                known |= {*get_font(path).get_charmap()}
+    return known
 
 
 _FAMILY = "rdp-bench-sans"

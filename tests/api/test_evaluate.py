@@ -574,6 +574,15 @@ def test_load_functions_take_objects_and_seeds() -> None:
     first, second = (sleepy(model, x, y, eps=0.1, seed=seed) for seed in (1, 2))
     assert torch.equal(sleepy([model], x, y, eps=0.1, seed=1), first)
     assert not torch.equal(first, second)
+    assert torch.equal(dither(x, seed=np.int64(1)), dither(x, seed=1))
+    for seed in (1.0, True, "1", None):
+        with pytest.raises(UsageError, match="a seed is a whole number"):
+            dither(x, seed=seed)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="a seed is a whole number"):
+            sleepy(model, x, y, eps=0.1, seed=seed)  # type: ignore[arg-type]
+    for limit in (3.0, "3", True, 0):
+        with pytest.raises(UsageError, match=f"--limit {limit}: expected a whole number above 0"):
+            rb.load_dataset("tiny/noise", limit=limit)  # type: ignore[arg-type]
 
 
 def test_an_attack_takes_a_torch_module() -> None:
@@ -794,6 +803,10 @@ def test_names_in_any_script_are_labels_of_their_own(evaluate: Evaluate, tmp_pat
     files = [audit_name(label, "t", "photos20", 4.0, "quick") for label in frame["defense"]]
     assert len(set(files)) == len(files)
     assert "".join(files).isascii()
+    figure = result.plot()
+    figure.canvas.draw()
+    rows = [row.get_text() for row in figure.axes[0].get_yticklabels()]
+    assert rows[1:] == ["[1]", "[2]", "[1] a", "[3] a", "[4]", "[5]", "Café", "Cafe"]
 
 
 def test_a_data_set_and_a_grid_may_be_paths(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import rdp_bench
 from rdp_bench.audits.parts import BUDGETS
+from rdp_bench.rng import ImageRng
 from tests.helpers import audits
 from tests.helpers.commands import cli
 
@@ -80,3 +81,19 @@ def test_a_module_is_attacked_through_its_own_gradient(tmp_path: Path) -> None:
     assert not [each for each in card.findings if each.status == "FAIL"]
     (path,) = (tmp_path / "out" / "audit").glob("mine-*.md")
     assert "# Audit of Mine in front of" in path.read_text()
+
+
+def test_a_random_function_keeps_its_name_in_every_part(tmp_path: Path) -> None:
+    """One part has the defense in fixed(...) alone."""
+
+    def noise(x: Tensor, rng: ImageRng) -> Tensor:
+        return (x + 0.05 * rng.normal(*x.shape[1:])).clamp(0, 1)
+
+    audits.plugins.load((audits.FAULTS,))
+    card = rdp_bench.audit(
+        {"Ours (noise)": noise}, target="fault/one", sources="fault/two", dataset="fault/photos", eps=4, limit=2,
+        progress=False, out=tmp_path / "out",
+    )  # fmt: skip
+    assert card.names["ours-noise"] == "Ours (noise)"
+    assert list((tmp_path / "out" / "runs").glob("*-fixed.json"))
+    assert cli("verify", tmp_path / "out").exit_code == 0

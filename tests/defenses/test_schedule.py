@@ -6,7 +6,9 @@ from itertools import pairwise
 
 import pytest
 
+from rdp_bench.api import load_defense
 from rdp_bench.defenses._networks import schedule
+from rdp_bench.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,12 @@ def test_strided_steps() -> None:
     # The surrogate of the authors for ImageNet: 1, 1 and 5 calls.
     assert [len(schedule.strided(last, 40).steps) for last in (30, 50, 200)] == [1, 1, 5]
     assert all(schedule.strided(last, 40).steps[-1] == last - 1 for last in (30, 50, 200))
+
+
+@pytest.mark.parametrize("stride", [-1, 0, 201])
+def test_a_stride_is_within_the_longest_round(stride: int) -> None:
+    with pytest.raises(UsageError, match=f"stride is 1 to 200, the longest round, found {stride}"):
+        load_defense(f"gradual(stride={stride})")
 
 
 @pytest.mark.parametrize("spaced", [schedule.all_steps(), schedule.respaced(250), schedule.strided(200, 25)])

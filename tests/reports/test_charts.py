@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from rdp_bench.api.result import read
 from rdp_bench.cache.store import Store
 from rdp_bench.reports import examples, render
-from rdp_bench.reports.figures import charts, drawing
+from rdp_bench.reports.figures import charts, drawing, fonts
 from rdp_bench.reports.figures.pareto import pareto
 from rdp_bench.reports.figures.sweep import sweep
 from rdp_bench.reports.figures.tradeoff import tradeoff
@@ -269,13 +270,26 @@ def test_without_clean_pictures_the_page_says_so(tmp_path: Path) -> None:
     assert "No images" in render(tmp_path, store).read_text("utf-8")
 
 
-def test_letters_that_the_font_lacks_are_said_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+def test_letters_that_the_font_lacks_are_numbers_in_png_and_pdf(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
-    (tables,) = (error_tables(small(tmp_path, sources=["净化源", "σ-net"])[0]),)
-    figure = charts.heat_map(tables)
-    assert [record.message.split(",")[0] for record in caplog.records if "boxes" in record.message] == [
-        "a figure's PNG and PDF show boxes for 净化源"
-    ]
+    names = ["净化", "淨化", "Γ-net", "净化 a"]
+    (table,) = error_tables(small(tmp_path, defenses=["none", *names])[0])
+    drawn: list[Figure] = []
+    number = fonts.number
+    fonts._warn.cache_clear()
+    monkeypatch.setattr(fonts, "number", lambda figure: (drawn.append(figure), number(figure))[1])
+    saved = charts.dot_plot([table]).saved
+    (figure,) = drawn  # as the PNG was drawn, the last of the three
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "[1]", "[2]", "Γ-net", "[1] a", "No defense"
+    ]  # fmt: skip
+    assert all(name in saved["svg"].decode() for name in names)
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith(
+        "PNG and PDF figures have numbers for letters that matplotlib's fonts lack: [1] is 净化, [2]"
+    )
     assert not [str(one.message) for one in recwarn if "Glyph" in str(one.message)]
-    assert "净化源" in figure.saved["svg"].decode()
