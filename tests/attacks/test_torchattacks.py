@@ -13,7 +13,7 @@ from rdp_bench.registry import attack as registry
 from tests.helpers import toy
 from tests.helpers.settings import setting
 
-torchattacks = pytest.importorskip("torchattacks", reason="an extra: pip install 'rdp-bench[torchattacks]'")
+torchattacks = pytest.importorskip("torchattacks", reason="an extra: pip install '.[torchattacks]'")
 
 EPS, ALPHA = 16 / 255, 3 / 255
 

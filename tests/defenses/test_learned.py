@@ -99,7 +99,7 @@ def test_without_spandrel_it_says_how_to_get_it(folder: Path, monkeypatch: pytes
 
     torch.save({"a": torch.zeros(1)}, folder / "a.pth")
     monkeypatch.setattr(metadata, "version", absent)
-    with pytest.raises(UsageError, match=r"needs the spandrel package: pip install 'rdp-bench\[spandrel\]'"):
+    with pytest.raises(UsageError, match=r"needs the spandrel package: pip install '\.\[spandrel\]' in the checkout"):
         made("spandrel:a.pth").resolved()
 
 
