@@ -67,8 +67,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
 
     >>> print(unknown_name("attack", "mi-fgms", ["fgsm", "mi-fgsm"]))
     unknown attack 'mi-fgms'. Did you mean 'mi-fgsm'? Known: fgsm, mi-fgsm
-    >>> print(unknown_name("run", "table1", [], "Runs lie in out/runs"))
-    unknown run 'table1'. Runs lie in out/runs
+    >>> print(unknown_name("run", "table1", [], "The runs are in out/runs"))
+    unknown run 'table1'. The runs are in out/runs
     """
     names = sorted(known)
     near = get_close_matches(name, names, n=NEAREST)

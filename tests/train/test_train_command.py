@@ -86,7 +86,10 @@ def test_what_is_there_is_not_overwritten_and_can_be_resumed() -> None:
     assert train("sr", *BLIND).exit_code == 0
     again = train("sr", *BLIND)
     assert again.exit_code == 2
-    assert "rdp-bench-train/sr holds a training already: go on with --resume, or choose another --out" in again.output
+    assert (
+        "rdp-bench-train/sr already holds a training: continue it with --resume, or choose another --out"
+        in again.output
+    )
     resumed = train("sr", *BLIND, "--resume")
     assert resumed.exit_code == 0
     assert "best at step 3 of 3" in resumed.output
@@ -130,7 +133,7 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(Training, "step", struck)
         stopped = train("sr", *BLIND)
     assert stopped.exit_code == 130
-    assert "stopped at step 2; --resume goes on from the last checkpoint" in stopped.output
+    assert "stopped at step 2; --resume continues from the last checkpoint" in stopped.output
     assert stopped.output.count("stopped") == 1
     whole = train("sr", *BLIND, "--out", "whole")
     assert train("sr", *BLIND, "--resume").exit_code == whole.exit_code == 0
