@@ -191,12 +191,12 @@ def test_start_from_a_file() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("rdp", *BLIND, "--without", "recno"), "unknown part of rdp 'recno'. Did you mean 'recon'?"),
-        (("sr", *BLIND, "--without", "pix"), "unknown part of sr 'pix'"),
-        (("rdp", *BLIND, "--weight", "pxi=1"), "unknown loss weight of rdp 'pxi'. Did you mean 'pix'?"),
+        (("rdp", *BLIND, "--without", "recno"), "unknown part 'recno' of rdp. Did you mean 'recon'?"),
+        (("sr", *BLIND, "--without", "pix"), "unknown part 'pix' of sr"),
+        (("rdp", *BLIND, "--weight", "pxi=1"), "unknown loss weight 'pxi' of rdp. Did you mean 'pix'?"),
         (("rdp", *BLIND, "--weight", "pix"), "--weight pix: expected TERM=NUMBER, like pix=0.1"),
         (("rdp", *BLIND, "--weight", "pix=much"), "--weight pix=much: expected TERM=NUMBER"),
-        (("rdp", *BLIND, "--size", "huge"), "unknown size of rdp 'huge'"),
+        (("rdp", *BLIND, "--size", "huge"), "unknown size 'huge' of rdp"),
         (("rdp", *BLIND, "--schedule", "cosinus"), "unknown schedule 'cosinus'. Did you mean 'cosine'?"),
         (("rdp", *BLIND, "--attack", "narrow"), "unknown training attack 'narrow'"),
         (("rdp", *BLIND, "--levels", "two"), "--levels two: expected numbers, like 2 or 2,3"),
