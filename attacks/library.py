@@ -108,7 +108,8 @@ class LibraryAttack:
             known = cls.library()
         except ImportError as error:
             raise UsageError(
-                f"attack '{cls.package}:{name}' needs the {cls.package} package: pip install 'rdp-bench[{cls.package}]'"
+                f"attack '{cls.package}:{name}' needs the {cls.package} package: "
+                f"pip install '.[{cls.package}]' in the checkout"
             ) from error
         if name not in known:
             raise unknown_name(f"{cls.package} attack", name, known)

@@ -261,7 +261,7 @@ def _opened(file: Path, use: Callable[[Any], Any]) -> Any:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise BadImageError(f"{file}: parquet needs pyarrow: pip install 'rdp-bench[parquet]'") from error
+        raise BadImageError(f"{file}: parquet needs pyarrow: pip install '.[parquet]' in the checkout") from error
     try:
         with parquet.ParquetFile(file) as opened:
             return use(opened)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 HIGHEST = 0.5
 """Noise level in [0, 1] units up to which our own denoiser is trained (`_networks.edm.HIGHEST`)."""
 
-INSTALL = "pip install 'rdp-bench[diffusers]'"
+INSTALL = "pip install '.[diffusers]' in the checkout"
 
 FAMILIES = (
     "files of rdp-bench train denoiser, OpenAI's 256x256_diffusion_uncond.pt, a DnCNN of denoised smoothing, and the "

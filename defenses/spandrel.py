@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rdp_bench.rng import ImageRng
 
-INSTALL = "pip install 'rdp-bench[spandrel]'"
+INSTALL = "pip install '.[spandrel]' in the checkout"
 
 
 @dataclass(frozen=True)

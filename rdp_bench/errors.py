@@ -67,9 +67,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
 
     >>> print(unknown_name("attack", "mi-fgms", ["fgsm", "mi-fgsm"]))
     unknown attack 'mi-fgms'. Did you mean 'mi-fgsm'? Known: fgsm, mi-fgsm
-    >>> print(unknown_name("run", "table1", [], "Runs lie in out/runs"))
-    unknown run 'table1'. Runs lie in out/runs
+    >>> print(unknown_name("run", "table1", [], "The runs are in out/runs"))
+    unknown run 'table1'. The runs are in out/runs
+    >>> print(unknown_name("parameter of defense 'jpeg'", "qualty", ["quality"]))
+    unknown parameter 'qualty' of defense 'jpeg'. Did you mean 'quality'? Known: quality
     """
+    kind, of, owner = kind.partition(" of ")
     names = sorted(known)
     near = get_close_matches(name, names, n=NEAREST)
     guess = f" Did you mean '{near[0]}'?" if near else ""
@@ -78,4 +81,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
         near = near or get_close_matches(name, names, n=NEAREST, cutoff=0.3)
         listed = f"{len(names)} are known, the nearest: {', '.join(near)}" if near else f"{len(names)} are known"
     rest = ". ".join(filter(None, (listed, hint)))
-    return UsageError(f"unknown {kind} '{name}'.{guess}{' ' + rest if rest else ''}")
+    return UsageError(f"unknown {kind} '{name}'{of}{owner}.{guess}{' ' + rest if rest else ''}")

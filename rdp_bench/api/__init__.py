@@ -224,7 +224,7 @@ def evaluate(
             the share that is not under the attack. Default: as `grid` says, else no.
         seed: of all randomness.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<number>".
-        batch_size: images at once; by default 20 on a CPU, 64 on a GPU.
+        batch_size: images per batch; by default 20 on a CPU, 5 through a defense, and on a GPU what its memory allows.
         precision: of the networks: "float32", "tf32" (GPU), or "bfloat16" for sources and learned defenses.
         models_dir: folder where weight files are looked for first.
         cache: folder or URL of the cache, by default as for `rdp-bench run`.
@@ -276,8 +276,8 @@ def evaluate(
         where = Where(placement(place, dict(chosen.run), chosen.name), limit, batch_size, models)
         if not where.here and (mine := [*own.entries, *others.entries, *crafted.entries]):
             raise UsageError(
-                f"executor={where.placement.executor!r}: '{mine[0]}' is an object of this process, which workers "
-                "elsewhere cannot have; register it in a plugin file that a grid names, or leave out executor"
+                f"executor={where.placement.executor!r}: '{mine[0]}' is an object of this process, which "
+                "workers elsewhere do not have; register it in a plugin file that a grid names, or leave out executor"
             )
         plan = make_plan(
             chosen,

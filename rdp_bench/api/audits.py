@@ -66,7 +66,8 @@ def audit(
         defense: a label; a torch.nn.Module or function from images `[n, 3, h, w]` in [0, 1] to images, attacked through
             autograd; or a `Purifier`, attacked as its `backward` says. A mapping of one name to one of them names it.
         target: the model behind the defense.
-        sources: sources of the transfer attacks; by default the embedded networks that are not the target.
+        sources: sources of the transfer attacks; by default "effnet-lite0", and from "standard" on also "effnet-lite1"
+            (never the target).
         dataset: a data set, folder or CSV file.
         eps: L-infinity budget in /255.
         budget: "quick", "standard" or "full".
@@ -74,7 +75,7 @@ def audit(
         image_size: pixels that images are resized to as they are read.
         seed: of all randomness.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<number>".
-        batch_size: images at once; by default as the device allows.
+        batch_size: images per batch; by default as for `evaluate`.
         models_dir: folder where weight files are looked for first.
         cache: folder or URL of the cache, by default as for `rdp-bench run`.
         out: results folder, as `rdp-bench audit --out`: the card is in its folder `audit`. By default nothing is kept
@@ -124,8 +125,8 @@ def audit(
     where = Where(placement(given, {}, FOLDER), limit, batch_size, models)
     if not where.here and ours.entries:
         raise UsageError(
-            f"executor={where.placement.executor!r}: '{ours.labels[0]}' is an object of this process, which workers "
-            "elsewhere cannot have; register it in a plugin file, or leave out executor"
+            f"executor={where.placement.executor!r}: '{ours.labels[0]}' is an object of this process, which "
+            "workers elsewhere do not have; register it in a plugin file, or leave out executor"
         )
     with TemporaryDirectory(prefix="rdp-bench-") as temporary, registered(registry.defense, ours.entries):
         axes = AuditAxes((ours.labels[0],), (target,), names, images, (eps,), budget, image_size=image_size)

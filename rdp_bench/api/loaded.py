@@ -50,7 +50,7 @@ class LoadedAttack:
             as those of a run are.
 
         Raises:
-            UsageError: images, labels or eps are not of that form.
+            UsageError: images, labels or eps are not as described above.
             RdpBenchError: the attack fails, or its result is not within the budget.
         """
         import torch
@@ -102,7 +102,7 @@ class LoadedDefense:
             of several passes (`r&p-30`) gives the images of its first. Gradients flow where the defense lets them.
 
         Raises:
-            UsageError: images are not of that form.
+            UsageError: images are not as described above.
             RdpBenchError: the defense fails, or does not return images in [0, 1].
         """
         import torch

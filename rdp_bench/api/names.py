@@ -69,7 +69,9 @@ def _refuse_shared(grid: "Grid", names: Mapping[str, str]) -> None:
             for label in axis:
                 shown = display_name(label)
                 if (other := seen.setdefault(shown, label)) != label:
-                    raise UsageError(f"'{other}' and '{label}' would both be called '{shown}'; name one")
+                    raise UsageError(
+                        f"'{other}' and '{label}' would both be called '{shown}'; give one of them another name"
+                    )
                 if shown != label and plain(shown) in map(plain, axis) and given_name(label) == shown:
                     raise UsageError(f"'{label}' cannot be called '{shown}': that is another label of this axis")
 

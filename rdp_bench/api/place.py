@@ -105,7 +105,7 @@ def spread(running: "Run", where: Where, report: Report, listener: Listener | No
     """Let the workers of an executor do what the run lacks, the measurement of clean accuracies included.
 
     Returns:
-        What goes on after this returns (`--no-wait`); mostly nothing.
+        What continues after this returns (`--no-wait`); usually empty.
 
     Raises:
         RdpBenchError: the workers are gone, or refuse. What they have finished is in the store.
@@ -127,7 +127,9 @@ def spread(running: "Run", where: Where, report: Report, listener: Listener | No
         return _submitted(running, where, executor, board, report, listener)
     if not where.placement.wait:
         executor.close()
-        raise UsageError(f"--no-wait: executor {where.placement.executor} is driven by this process; leave it out")
+        raise UsageError(
+            f"--no-wait: executor {where.placement.executor} needs this process until the end; leave out --no-wait"
+        )
     numbers = lacking(plan)
     parts = split(plan, numbers, Costs(plan).each, executor.workers, batch_of(plan, where.batch_size))
     schedule = Schedule(parts, landed=lambda part: stored(plan, part.job, part.task.low, part.task.high))

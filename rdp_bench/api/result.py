@@ -74,8 +74,8 @@ class Result:
             * `source`, `attack`, `eps`, `defense`, `target`: the cell, as labels; `source` is "-" and `attack` is
               "clean" for clean images. `eps` is in /255 (L2 runs: the norm).
             * `metric`: "error" under attack or "accuracy" on clean images. Where a run asks for them, "success" and
-              "targeted_success" of attacks (`n` is the number of images that count), of several draws "error_worst" and
-              the like, and what is measured of purified images, such as "psnr", with the target "-".
+              "targeted_success" of attacks (`n` is the number of images that count), "error_worst" and "error_vote" of
+              several samples of a defense, and the quality of purified images, such as "psnr", with the target "-".
             * `value`, `ci_low`, `ci_high`: percent, with the 95 % interval; NaN where `status` is not "done", or where
               no image counts.
             * `paper`: the paper's number in the same metric, or NaN.
@@ -93,11 +93,11 @@ class Result:
         """The tables as plain text.
 
         Args:
-            intervals: print the 95 % interval behind each value.
+            intervals: print the 95 % interval after each value.
 
         Returns:
             Error in percent under attack (lower is better) by source, defense and attack, then accuracy on clean
-            images. `*` marks what a report prints bold.
+            images. `*` marks the values that a report prints in bold.
         """
         from rdp_bench.reports.formats import text
 

@@ -37,7 +37,7 @@ def work(
         where: an executor, or a share of the plan; None: this process does everything.
 
     Returns:
-        What goes on elsewhere after this returns; mostly nothing.
+        What continues elsewhere after this returns; usually empty.
     """
     missing = lacks_results(running, jobs)
     away = where is not None and (where.shard is not None or not where.here)
@@ -99,8 +99,8 @@ def _elsewhere(
     _read_results(running)
     if running.lacks_cost and not said:
         log.warning(
-            "what each defense costs is not measured on other machines; the same command with --executor serial "
-            "measures it on this one"
+            "workers do not measure what each defense costs; the same command with --executor serial measures it on "
+            "this machine"
         )
     return said
 

@@ -188,7 +188,7 @@ def connect(url: str) -> UrlPath:
         # Other processes write too: a listing that is remembered would be wrong.
         fs, _ = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
-        extra = "pip install 'rdp-bench[s3]'" if protocol in ("s3", "s3a") else f"{error}"
+        extra = "pip install '.[s3]' in the checkout" if protocol in ("s3", "s3a") else f"{error}"
         raise UsageError(f"--cache {url}: {protocol} needs a package that is not installed: {extra}") from error
     except Exception as error:
         raise UsageError(f"--cache {url}: {_plain(error)}") from error

@@ -11,6 +11,7 @@ import click
 
 from rdp_bench.cli.perform import plan_of, settled
 from rdp_bench.errors import StorageError, UsageError
+from rdp_bench.terminal import counted
 
 if TYPE_CHECKING:
     from rdp_bench.engine.options import RunOptions
@@ -38,7 +39,9 @@ class Again:
             kind = "is a folder" if path.is_dir() else "does not exist"
             raise UsageError(f"--from {path}: it {kind}; name the record of a run, OUT/runs/GRID.json")
         if "profile" in named:
-            raise UsageError(f"--profile {flags['profile']}: the record has the axes of its profile; leave it out")
+            raise UsageError(
+                f"--profile {flags['profile']}: the record already has the axes of its profile; leave out --profile"
+            )
         self.published = Published.read(path)
         if options.out.resolve() == path.resolve().parent.parent:
             raise UsageError(
@@ -76,7 +79,7 @@ class Again:
         if self.published.predictions.file is None:
             why = self.published.predictions.problem or "the record names none"
             click.echo(f"the published predictions cannot be read, so nothing will be compared: {why}", err=True)
-        click.echo(f"{len(lines)} differences from {name}" + (":" if lines else ""), err=True)
+        click.echo(f"{counted(len(lines), 'difference')} from {name}" + (":" if lines else ""), err=True)
         for line in lines[:MOST]:
             click.echo(f"  {line}", err=True)
         if len(lines) > MOST:

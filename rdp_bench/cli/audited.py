@@ -43,7 +43,7 @@ def run_all(grid: "AuditGrid", options: "RunOptions") -> int:
     refuse_unknown(every, options.names)
     if options.dry_run:
         status = suite.dry_run(every, options)
-        click.echo("the probes of the checks, on a few images each and on all in search of flat losses, come on top")
+        click.echo("not included: the probes of the checks, on a few images each (on all images for flat losses)")
         return status
     plans = [
         planned(subject, lambda one: plan_of(one, options), each) for subject, each in zip(subjects, parts, strict=True)

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 @click.option("--model", default="effnet-lite0", show_default=True, help="Source model for attacks.")
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
 def check(file: Path, size: int, model: str, models_dir: Path | None) -> None:
-    """Check the entries of a plugin FILE.py, a line per property.
+    """Check the entries of a plugin FILE.py and print one line per property.
 
-    Shape, range, determinism, independence from the batch, global random numbers, gradients, and what a call costs.
-    The exit status is 1 if a check fails.
+    Properties: shape, range, determinism, independence of the batch, no global random numbers, gradients, and the cost
+    of a call. The exit status is 1 if a check fails.
     """
     from rdp_bench import plugins, registry
 
@@ -47,7 +47,7 @@ def check(file: Path, size: int, model: str, models_dir: Path | None) -> None:
                 click.echo(f"  {each}")
         except RdpBenchError as error:
             total, failed = total + 1, failed + 1
-            click.echo(f"  FAIL  it cannot be made: {error}")
+            click.echo(f"  FAIL  it cannot be created: {error}")
     click.echo(f"{total - failed} of {total} checks passed")
     if failed:
         sys.exit(1)

@@ -33,7 +33,7 @@ def doctor(models_dir: Path | None, cache: "Location | None") -> None:
         click.echo(f"{name:14} {value}")
     for extra in ("torchattacks", "torchattack", "spandrel"):
         if extra not in environment.versions():
-            click.echo(f"{extra:14} absent (optional): pip install 'rdp-bench[{extra}]'")
+            click.echo(f"{extra:14} absent (optional): pip install '.[{extra}]' in the checkout")
     click.echo(f"{'processor':14} {environment.processor()}, {os.cpu_count()} threads")
     device = environment.choose_device("auto")
     click.echo(f"{'device':14} {environment.describe(device)['device_name'] if device != 'cpu' else 'cpu (no CUDA)'}")

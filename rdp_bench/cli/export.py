@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--dataset", metavar="NAME|FOLDER|CSV", help="The run's data set, if it has moved.")
 @click.option("--only", multiple=True, metavar="GRID", help="Only the run of this grid; repeatable.")
 @click.option("--predictions/--no-predictions", default=True, help="Predictions for every image.  [default: yes]")
-@click.option("--images", is_flag=True, help="Also export adversarial images, as PNG; they are in the cache only.")
+@click.option("--images", is_flag=True, help="Also export the adversarial images, as PNG.")
 @click.option("--parquet", is_flag=True, help="Predictions as Parquet instead of CSV (needs pyarrow).")
 @common.plugins
 @common.cache
@@ -33,7 +33,7 @@ def export(
     plugins_: tuple[Path, ...],
     cache: "Location | None",
 ) -> None:
-    """Export the predictions for every image, which OUT holds, and adversarial images."""
+    """Export the predictions in OUT and, with --images, the adversarial images in the cache."""
     from rdp_bench import plugins
     from rdp_bench.cache.store import Store
     from rdp_bench.results.export import export as write

@@ -31,7 +31,7 @@ def list_(kind: str, plugins_: tuple[Path, ...]) -> None:
         rows = [(card.name, f"{card.summary}  [{_where(card)}]") for card in cards().values()] + rows
         rows.append(("timm:<name>", "any network of timm, pretrained  [network, or a file in --models-dir]"))
     if kind == "datasets":
-        rows.append(("<folder>", "images/ + dev_dataset.csv (NIPS-2017), or a folder a class (synset or number)"))
+        rows.append(("<folder>", "images/ + dev_dataset.csv (NIPS-2017), or one folder per class (synset or number)"))
         rows.append(("<file.csv>", "columns path,label"))
     width = max((len(name) for name, _ in rows), default=0)
     for name, about in rows:

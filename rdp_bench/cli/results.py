@@ -26,12 +26,12 @@ _HEAD = ("name", "grid", "images", "date", "version", "target", "attackers", "de
 @click.option("--json", "as_json", is_flag=True, help="One JSON list, with claims.")
 @click.option("--csv", "as_csv", is_flag=True, help="A line for each run and target.")
 def results(names: tuple[str, ...], as_json: bool, as_csv: bool) -> None:
-    """List published runs: those in docs/results/runs of a checkout, or the results folders that are named.
+    """List published runs: those in docs/results/runs of a checkout, or the results folders given as FOLDER.
 
-    A line for each run and target: the defense with the lowest mean error and its 95 % interval, the error without a
+    Each run and target has one line: the defense with the lowest mean error and its 95 % interval, the error without a
     defense and how the two compare in a paired test, and whether all numbers and claims follow from the predictions.
-    For a single NAME or FOLDER, its claims and the commands that repeat it, too. The exit status is 1 if a folder is
-    not verified.
+    For a single NAME or FOLDER, its claims and the commands that repeat it are printed, too. The exit status is 1 if a
+    folder is not verified.
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv are two formats; use one")

@@ -48,7 +48,7 @@ _grid: dict[str, Any] = {
     "record",
     type=click.Path(path_type=Path),
     metavar="RECORD",
-    help="Repeat a published run: its OUT/runs/GRID.json. Other options change only what they name.",
+    help="Repeat the run of this record, OUT/runs/GRID.json; other options replace its settings.",
 )
 @click.option("--profile", default="embedded", show_default=True, help="Profile of the grid: embedded or paper.")
 @click.option("--dataset", metavar="NAME|FOLDER|CSV", help="Images to use instead of the grid's.")
@@ -72,7 +72,7 @@ _grid: dict[str, Any] = {
     "--success",
     is_flag=True,
     default=None,
-    help="Also report the share of correctly classified images that an attack flips.",
+    help="Also report the attack success rate: the share of correctly classified images that an attack flips.",
 )
 @click.option(
     "--name",
@@ -88,7 +88,7 @@ _grid: dict[str, Any] = {
     type=click.Choice(PRECISIONS),
     default="float32",
     show_default=True,
-    help="Of networks. tf32: faster on GPUs. bfloat16: gradients and learned defenses; targets stay float32.",
+    help="Precision of networks. tf32: faster on GPUs. bfloat16: gradients and learned defenses; targets stay float32.",
 )
 @click.option(
     "--batch-size",
@@ -114,11 +114,11 @@ def run(grid_name: str | None, **flags: Any) -> None:
     by commas or given repeatedly. +NAME adds to the axis instead: --defense +mine/net adds a row to the grid's table.
 
     A run can be stopped at any time; the same command continues it. If the grid lists grids (paper), each is run in
-    turn, and these options select from the values of each grid. If it holds audits ([audit]), each defense is audited;
-    see rdp-bench audit --help.
+    turn, and these options select from the values of each grid. If it has a table [audit], each defense is audited; see
+    rdp-bench audit --help.
 
-    With --from, what differs here (versions, weights, device) is printed before anything runs, and afterwards the
-    predictions are compared with the published ones. The exit status is 0 if all cells agree.
+    With --from, differences from the record (versions, weights, device) are printed before anything runs; afterwards
+    the predictions are compared with the published ones. The exit status is 0 if all cells agree.
     """
     from rdp_bench.audits import grid as audits
     from rdp_bench.cli import audited, suite

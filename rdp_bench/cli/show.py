@@ -18,14 +18,14 @@ from rdp_bench.terminal import counted
 @click.option("--only", multiple=True, metavar="GRID", help="Only these grids; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of all cells.")
 @click.option("--csv", "as_csv", is_flag=True, help="All cells, with the columns of results.csv.")
-@click.option("--intervals/--no-intervals", default=True, help="95 % intervals behind the values.")
+@click.option("--intervals/--no-intervals", default=True, help="Print the 95 % interval after each value.")
 @common.cache
 def show(
     out: Path, only: tuple[str, ...], as_json: bool, as_csv: bool, intervals: bool, cache: Location | None
 ) -> None:
     """Print the leaderboard and the tables of the results folder OUT, by default rdp-bench-out.
 
-    Values marked * are what a report prints bold. The exit status is 1 if a result that was computed cannot be read.
+    A * marks the values that a report prints in bold. The exit status is 1 if a computed result cannot be read.
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv are two formats; use one")
@@ -51,7 +51,7 @@ def show(
             first = ": ".join(next(iter(result.failed.items())))
             click.echo(f"{len(result.failed)} cells have no number; the first: {first}", err=True)
     if any(run.unread for run in result.runs):
-        click.echo("results that a record calls done could not be read", err=True)
+        click.echo("some results that the run record lists as done could not be read; run the grid again", err=True)
         sys.exit(1)
 
 

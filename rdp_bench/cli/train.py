@@ -39,14 +39,14 @@ log = logging.getLogger(__name__)
 @click.option(
     "--attack-steps",
     type=int,
-    help="Steps of that attack; of ens-adv, the upper end of a random 1 to N.  [default: 10; 100 of rdp and nrp --size "
-    "paper; 3 of ens-adv]",
+    help="Steps of that attack; for ens-adv, a random number of steps up to this.  [default: 10; 100 for rdp and nrp "
+    "with --size paper; 3 for ens-adv]",
 )
 @click.option(
     "--clean",
     type=float,
     metavar="SHARE",
-    help="Share of training inputs left clean, of rdp and nrp.  [default: 0.125 of wide, 0 of paper]",
+    help="Share of training inputs left clean (rdp, nrp).  [default: 0.125 for --attack wide, 0 for paper]",
 )
 @click.option("--scale", help="Scale at which F sees a crop: image (as in a whole image) or native (no resizing).")
 @click.option("--without", metavar="PART[,PART]", help="Remove parts of the method: recon, lat, pix, adv, feat.")
@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
     type=float,
     metavar="DECAY",
     help="Validate and save a moving average of the weights, like 0.998; 0: the weights themselves.  [default: 0; "
-    "0.998 of denoiser]",
+    "0.998 for denoiser]",
 )
 @click.option("--precision", help="auto (bfloat16 on a GPU, else float32), float32 or bfloat16.")
 @click.option("--seed", type=int, help="Seed of all randomness.")
@@ -114,7 +114,7 @@ def train(name: str, images: Path, out: Path | None, resume: bool, **given: Any)
 
 def _unused(out: Path, resume: bool) -> None:
     if (out / "checkpoint.pt").exists() and not resume:
-        raise UsageError(f"{out} holds a training already: go on with --resume, or choose another --out")
+        raise UsageError(f"{out} already holds a training: continue it with --resume, or choose another --out")
 
 
 def _train(made: "Recipe", photos: "Photos", out: Path, resume: bool, given: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ def _train(made: "Recipe", photos: "Photos", out: Path, resume: bool, given: dic
     try:
         _with_bar(training)
     except KeyboardInterrupt:
-        click.echo(f"stopped at step {training.done}; --resume goes on from the last checkpoint", err=True)
+        click.echo(f"stopped at step {training.done}; --resume continues from the last checkpoint", err=True)
         click.get_current_context().exit(130)
     finally:
         _curves(out)

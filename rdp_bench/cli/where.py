@@ -71,7 +71,8 @@ def where_of(grid: "Grid", options: "RunOptions") -> "Where":
     )  # fmt: skip
     if found.shard and not found.here:
         raise UsageError(
-            f"--shard does a share in this process; --executor {found.placement.executor} shares by itself"
+            f"--shard does one share in this process, and --executor {found.placement.executor} divides the work "
+            "itself; use one of them"
         )
     if options.fresh and (found.shard or not found.placement.wait):
         flag = "--shard" if found.shard else "--no-wait"

@@ -374,7 +374,7 @@ def _usable(name: str, label: str, search: FileSearch, missing: dict[tuple[str, 
 def _check_settings(grid: str, axes: Axes, *, alone: bool) -> None:
     """Refuse what no plugin can make valid."""
     if alone and axes.defenses and not {UNDEFENDED, f"{UNDEFENDED}?"} & {*axes.defenses}:
-        log.warning("no undefended row to compare with; --defense none brings it")
+        log.warning("no undefended row to compare with; add none to the defenses")
     _check_labels(grid, axes)
     if not axes.attacks and not axes.clean:
         raise UsageError(f"grid {grid}: no attacks and clean = false leave nothing to run")

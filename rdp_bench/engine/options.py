@@ -101,7 +101,9 @@ class RunOptions:
         if self.measure and not self.dry_run:
             raise UsageError("--measure belongs to --dry-run; a run measures itself")
         if self.dry_run and self.shard:
-            raise UsageError(f"--shard {self.shard} belongs to a run; --dry-run shows the whole plan")
+            raise UsageError(
+                f"--shard {self.shard} belongs to a run, and --dry-run shows the whole plan; leave out one of them"
+            )
 
 
 def require_counts(**counts: object) -> None:

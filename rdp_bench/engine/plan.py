@@ -223,7 +223,11 @@ class Plan:
         made |= {f"defense '{each.label}'": (each.value, record) for each, record in defenses}
         for what, (value, record) in made.items():
             if names := left_out(value, record["params"]):
-                log.warning("%s: resolved() leaves out %s; all its values share their results", what, ", ".join(names))
+                log.warning(
+                    "%s: resolved() leaves out %s, so labels that differ only there share their results",
+                    what,
+                    ", ".join(names),
+                )
 
     def records(self) -> dict[str, dict[str, Record]]:
         """What identifies every attack (at the largest eps), defense and source in cache keys, by kind and label."""
@@ -429,8 +433,8 @@ def _crafted_here_or_elsewhere(sources: Sequence[str], attacks: Mapping[str, Res
     for source, (label, made) in product(sources, attacks.items()):
         if isinstance(made.value, AdversarialFiles) and source != ELSEWHERE:
             raise UsageError(
-                f"attack '{label}' reads images crafted elsewhere, and {source} has no part in them; use --source "
-                f"{ELSEWHERE}, and another run for attacks on {source}"
+                f"attack '{label}' reads images crafted elsewhere, not on {source}; use --source {ELSEWHERE}, and "
+                f"another run for attacks on {source}"
             )
         if not isinstance(made.value, AdversarialFiles) and source == ELSEWHERE:
             raise UsageError(
@@ -460,7 +464,10 @@ def _resized(axes: Axes, limit: int | None) -> Dataset:
     if axes.image_size is None:
         return found
     if found.size != axes.image_size:
-        raise UsageError(f"--image-size {axes.image_size}: data set {axes.dataset} gives {found.size} pixels; drop one")
+        raise UsageError(
+            f"--image-size {axes.image_size}: data set {axes.dataset} sets {found.size} pixels itself; leave out "
+            "one size"
+        )
     if not isinstance(found, Images) or found.size == SIZE:
         return found
     return replace(found, name=f"{found.name}-{found.size}px")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 HOW = (
-    "pip install 'rdp-bench[lpips]', and once with network: "
+    "pip install '.[lpips]' in the checkout, and once with network: "
     "python -c \"import torchvision; torchvision.models.alexnet(weights='DEFAULT')\""
 )
 """How to get the weights."""

@@ -399,7 +399,7 @@ def select_runs(runs: list[Run], only: Sequence[str]) -> list[Run]:
     grids = [run.grid for run in runs]
     for name in only:
         if name not in grids:
-            raise unknown_name("run of grid", name, grids)
+            raise unknown_name("run", name, grids)
     return [run for run in runs if not only or run.grid in only]
 
 
@@ -413,7 +413,7 @@ def load(out: Path, store: Store) -> list[Run]:
     """
     paths = sorted((out / "runs").glob("*.json"))
     if not paths:
-        raise UsageError(f"no run in {out}; make one: rdp-bench run --grid table1 --out {out}")
+        raise UsageError(f"{out} holds no run; start with: rdp-bench run table1 --out {out}")
     return [load_run(path, store) for path in paths]
 
 

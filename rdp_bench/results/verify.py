@@ -66,7 +66,7 @@ def verify(out: Path) -> Iterator[Verified]:
     """
     records = sorted((out / "runs").glob("*.json"))
     if not records:
-        raise UsageError(f"no run in {out}; name a folder that rdp-bench run wrote")
+        raise UsageError(f"{out} holds no run; name a folder that rdp-bench run wrote")
     try:
         columns, lines = csvtext.read((out / "results.csv").read_text("utf-8"))
         unread = "" if columns == COLUMNS else f"{out / 'results.csv'} has other columns than this version writes"

@@ -101,7 +101,7 @@ def test_a_grid_of_l2_says_so_in_its_file(grid: GridRuns) -> None:
     grid.file.write_text(GRID.replace("eps = [16]", 'eps = [0.5]\nnorm = "l2"'))
     assert grid.run().exit_code == 0
     grid.file.write_text(GRID.replace("eps = [16]", 'eps = [16]\nnorm = "l3"'))
-    assert "unknown norm of grid budgets 'l3'" in grid.run().output
+    assert "unknown norm 'l3' of grid budgets" in grid.run().output
 
 
 @pytest.mark.parametrize("name", sorted(BUDGETS["l2"] - {"AutoAttack"}))

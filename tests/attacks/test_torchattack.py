@@ -60,7 +60,7 @@ def test_random_attacks_are_reproducible_and_leave_the_global_streams_alone() ->
         ("torchattack:LTP", "needs the weights of a trained generator"),
         ("torchattack:DeepFool", "fits no budget"),
         ("torchattack:BSRR", r"unknown torchattack attack 'BSRR'\. Did you mean 'BSR'\?"),
-        ("torchattack:BSR(normalize=1)", "unknown parameter of torchattack:BSR 'normalize'"),
+        ("torchattack:BSR(normalize=1)", "unknown parameter 'normalize' of torchattack:BSR"),
         ("torchattack:BSR(num_scale=0)", "num_scale is at least 1, found 0"),
         ("torchattack:MIFGSM(alpha=.0001)", "change no 8-bit pixel"),
         ("torchattack:FGSM(targeted=true)", "which targeted=true would attack towards; use TARGETED"),

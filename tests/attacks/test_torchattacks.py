@@ -13,7 +13,7 @@ from rdp_bench.registry import attack as registry
 from tests.helpers import toy
 from tests.helpers.settings import setting
 
-torchattacks = pytest.importorskip("torchattacks", reason="an extra: pip install 'rdp-bench[torchattacks]'")
+torchattacks = pytest.importorskip("torchattacks", reason="an extra: pip install '.[torchattacks]'")
 
 EPS, ALPHA = 16 / 255, 3 / 255
 
@@ -152,12 +152,12 @@ def test_adapter_says_what_it_runs() -> None:
     ("text", "message"),
     [
         ("torchattacks:PDG", r"unknown torchattacks attack 'PDG'\. Did you mean 'PGD'\?"),
-        ("torchattacks:PGD(stepz=3)", r"unknown parameter of torchattacks:PGD 'stepz'\. Did you mean 'steps'\?"),
-        ("torchattacks:PGD(eps=.1)", "unknown parameter of torchattacks:PGD 'eps'"),
+        ("torchattacks:PGD(stepz=3)", r"unknown parameter 'stepz' of torchattacks:PGD\. Did you mean 'steps'\?"),
+        ("torchattacks:PGD(eps=.1)", "unknown parameter 'eps' of torchattacks:PGD"),
         ("torchattacks:PGD(20)", "parameters are written name=value"),
         ("torchattacks:PGD(steps=many)", "expected a whole number or a finite number, like 10; found 'many'"),
         ("torchattacks:PGD(random_start=3)", "expected true or false, like true; found '3'"),
-        ("torchattacks:PGD(model=3)", "unknown parameter of torchattacks:PGD 'model'"),
+        ("torchattacks:PGD(model=3)", "unknown parameter 'model' of torchattacks:PGD"),
         ("torchattacks:Attack", "unknown torchattacks attack 'Attack'"),
         ("torchattacks:MultiAttack", "unknown torchattacks attack 'MultiAttack'"),
     ],

@@ -120,9 +120,9 @@ def test_several_defenses_on_the_command_line(tmp_path: Path) -> None:
         (("--success",), "--success is not for an audit"),
         (("--defense", "fault/sign,fault/sign"), "the axis 'defenses' of the audit lists fault/sign twice"),
         (("--eps", "4,4"), "the axis 'eps' of the audit lists 4 twice"),
-        (("--profile", "papre"), "unknown profile of grid mine 'papre'"),
+        (("--profile", "papre"), "unknown profile 'papre' of grid mine"),
         (("--name", "jpeg=Ours"), "unknown label to name 'jpeg'"),
-        (("--shard", "1/2", "--executor", "ray"), "--shard does a share in this process"),
+        (("--shard", "1/2", "--executor", "ray"), "--shard does one share in this process"),
     ],
 )
 def test_what_no_audit_can_have_is_refused(flags: tuple[str, ...], why: str, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_what_no_audit_can_have_is_refused(flags: tuple[str, ...], why: str, tmp
     ("axes", "why"),
     [
         ({"defenses": "[]"}, "the axis 'defenses' of the audit is empty"),
-        ({"attacks": '["pgd"]'}, "unknown axis of grid mine 'attacks'"),
+        ({"attacks": '["pgd"]'}, "unknown axis 'attacks' of grid mine"),
         ({"eps": "4"}, "'eps' is a list of numbers"),
         ({"budget": '"huge"'}, "unknown budget 'huge'"),
         ({"limit": "0"}, "at least one image is needed"),

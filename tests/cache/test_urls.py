@@ -312,7 +312,7 @@ def test_a_missing_package_is_said() -> None:
     code = "import sys; sys.modules['s3fs'] = None; from rdp_bench.cache.locations import locate; locate('s3://bucket')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "UsageError: --cache s3://bucket: s3 needs a package that is not installed" in done.stderr
-    assert "pip install 'rdp-bench[s3]'" in done.stderr
+    assert "pip install '.[s3]' in the checkout" in done.stderr
 
 
 ANSWER = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"

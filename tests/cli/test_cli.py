@@ -26,9 +26,9 @@ TINY = ["--plugin", PLUGIN, "--dataset", "tiny/noise", "--source", "tiny/one", "
     [
         (["--grid", "tabel1"], "unknown grid 'tabel1'. Did you mean 'table1'?"),
         (["--grid", "gone.toml"], "grid file gone.toml does not exist"),
-        (["--profile", "papre"], "unknown profile of grid table1 'papre'. Did you mean 'paper'?"),
+        (["--profile", "papre"], "unknown profile 'papre' of grid table1. Did you mean 'paper'?"),
         (["--attack", "mi-fgms"], "Did you mean 'mi-fgsm'?"),
-        (["--attack", "MI|TJ(7)"], "unknown part of an attack 'TJ'"),
+        (["--attack", "MI|TJ(7)"], "unknown part 'TJ' of an attack"),
         (["--attack", "dim(steps=0)"], "steps is above 0 and at most 100000, or auto"),
         (["--attack", "fgsm", "--attack", "fgsm"], "the axis 'attacks' lists fgsm twice"),
         (["--defense", "jpge"], "unknown defense 'jpge'. Did you mean 'jpeg'?"),
@@ -67,8 +67,8 @@ def test_cuda_asked_for_and_absent() -> None:
     ("text", "message"),
     [
         ("axes = [", "not valid TOML"),
-        ("[axs]", "unknown key of grid bad 'axs'. Did you mean 'axes'?"),
-        ('[axes]\nattack = ["fgsm"]', "unknown axis of grid bad 'attack'. Did you mean 'attacks'?"),
+        ("[axs]", "unknown key 'axs' of grid bad. Did you mean 'axes'?"),
+        ('[axes]\nattack = ["fgsm"]', "unknown axis 'attack' of grid bad. Did you mean 'attacks'?"),
         ("[axes]\neps = 16", "'eps' is a list of numbers, like [8, 16], found 16"),
         ('[axes]\ntargets = []\ndataset = "photos20"', "the axis 'targets' is empty"),
         ('[axes]\ntargets = ["effnet-lite2"]\ndefenses = ["none"]', "no data set"),

@@ -66,8 +66,8 @@ def test_show_refuses(done: Folder, tmp_path: Path) -> None:
     assert cli("show", out, "--json", "--csv").exit_code == 2
     missing = cli("show", tmp_path / "nowhere")
     assert missing.exit_code == 2
-    assert "no run in" in missing.output
-    assert "unknown run of grid 'x'" in cli("show", out, "--cache", cache, "--only", "x").output
+    assert "holds no run" in missing.output
+    assert "unknown run 'x'" in cli("show", out, "--cache", cache, "--only", "x").output
 
 
 def test_show_without_its_predictions_fails(done: Folder, tmp_path: Path) -> None:

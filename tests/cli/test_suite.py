@@ -215,7 +215,7 @@ def test_flags_that_select_nothing_are_refused(flags: tuple[str, ...], message: 
     [
         ("grids = []", r"'grids' is a list of names and paths ending in \.toml, found \[\]"),
         ("grids = 3", r"'grids' is a list"),
-        ('grids = ["grids/a.toml"]\n[axes]', "unknown key of grid all, which lists grids 'axes'"),
+        ('grids = ["grids/a.toml"]\n[axes]', "unknown key 'axes' of grid all, which lists grids"),
         ('grids = ["grids/gone.toml"]', r"grid file grids/gone\.toml does not exist"),
         ('grids = ["tabel1"]', "unknown grid 'tabel1'. Did you mean 'table1'?"),
         ('grids = ["grids/a.toml", "grids/../grids/a.toml"]', "grid all: a is listed twice"),

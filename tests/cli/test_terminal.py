@@ -380,7 +380,7 @@ def test_paths_of_the_command_line_start_from_the_current_folder(lab: Path) -> N
 
 
 def test_torchattacks_know_the_number_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    torchattacks = pytest.importorskip("torchattacks", reason="an extra: pip install 'rdp-bench[torchattacks]'")
+    torchattacks = pytest.importorskip("torchattacks", reason="an extra: pip install '.[torchattacks]'")
     import torch
 
     from tests.helpers import toy

@@ -56,7 +56,7 @@ def said(toy: Path, *flags: str) -> tuple[int, str]:
         (("--shard", "3"), "--shard 3: expected i/n with i from 1 to n, like 2/8"),
         (("--shard", "9/8"), "--shard 9/8: expected i/n with i from 1 to n, like 2/8"),
         (("--shard", "0/8"), "--shard 0/8: expected i/n with i from 1 to n, like 2/8"),
-        (("--shard", "1/8", "--executor", "ray"), "--executor ray shares by itself"),
+        (("--shard", "1/8", "--executor", "ray"), "--executor ray divides the work itself; use one of them"),
         (("--shard", "1/8", "--fresh"), "--fresh deletes what the other workers of --shard have finished"),
         (("--executor", "slurm", "--no-wait", "--fresh"), "use it without --no-wait"),
         (("--executor", "slurm", "--slurm", "gpu"), "--slurm gpu: expected options of sbatch"),
@@ -94,7 +94,7 @@ def test_options_of_the_grids_executor_go_with_it(toy: Path, run: str, flags: tu
 
 
 def test_objects_of_this_process_cannot_be_sent_elsewhere(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'mine' is an object of this process, which workers elsewhere cannot have"):
+    with pytest.raises(UsageError, match="'mine' is an object of this process, which workers elsewhere do not have"):
         rdp_bench.evaluate(
             {"mine": lambda x: x}, attacks="fgsm", sources="effnet-lite0", targets="effnet-lite1", dataset="photos20",
             eps=8, cache=tmp_path / "cache", executor="ray",
@@ -138,7 +138,7 @@ def test_an_executor_of_a_plugin(toy: Path, monkeypatch: pytest.MonkeyPatch) -> 
     point = EntryPoint("turns", "tests.helpers.pools:TakingTurns", executors.GROUP)
     monkeypatch.setattr(executors, "entry_points", lambda group: [point] if group == executors.GROUP else [])
     code, output = said(toy, "--executor", "turns", "--no-wait", "--attack", "fgsm")
-    assert (code, "--no-wait: executor turns is driven by this process" in output) == (2, True), output
+    assert (code, "--no-wait: executor turns needs this process until the end" in output) == (2, True), output
     code, output = said(toy, "--executor", "turns", "--workers", "2", "--attack", "fgsm")
     assert (code, "2 of 2 cells done" in output) == (0, True), output
     for wrong, text in (

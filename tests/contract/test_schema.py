@@ -44,10 +44,10 @@ def test_what_fits_is_read_with_the_types_of_its_fields() -> None:
         ({"eps": [8, True]}, "file x: 'eps' is a list of numbers, like [8, 16], found [8, True]"),
         ({"eps": [], "limit": True}, "file x: 'limit' is a whole number, found True"),
         ({"eps": [], "limit": 5.5}, "file x: 'limit' is a whole number, found 5.5"),
-        ({"eps": [], "limt": 5}, "unknown field of file x 'limt'. Did you mean 'limit'? Known: eps, free, inner"),
-        ({"eps": [], "inner": [{"label": "a", "m": 1}]}, "unknown field of file x 'm'. Known: label, n"),
-        ({"eps": [], "one": {"labl": "a"}}, "unknown field of file x 'labl'. Did you mean 'label'?"),
-        ({"eps": [], "named": {"x": {"labl": "a"}}}, "unknown field of file x 'labl'. Did you mean 'label'?"),
+        ({"eps": [], "limt": 5}, "unknown field 'limt' of file x. Did you mean 'limit'? Known: eps, free, inner"),
+        ({"eps": [], "inner": [{"label": "a", "m": 1}]}, "unknown field 'm' of file x. Known: label, n"),
+        ({"eps": [], "one": {"labl": "a"}}, "unknown field 'labl' of file x. Did you mean 'label'?"),
+        ({"eps": [], "named": {"x": {"labl": "a"}}}, "unknown field 'labl' of file x. Did you mean 'label'?"),
         ({"eps": [], "inner": [{"label": 3}]}, "file x: 'inner[0].label' is a text, found 3"),
         ({"eps": [], "inner": [{"label": "a"}, {"n": 3}]}, "file x: the field 'label' of 'inner[1]' is missing"),
         ({}, "file x: the field 'eps' is missing"),
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_said(raw: Any, says: str) -> None:
 def test_model_cards_name_the_card_and_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
     good = {"summary": "s", "arch": "a", "weights": "hub", "input_size": 8, "mean": [0.5], "std": [0.5]}
     for change, says in (
-        ({"lisence": "MIT"}, "unknown field of model card m 'lisence'. Did you mean 'licence'?"),
+        ({"lisence": "MIT"}, "unknown field 'lisence' of model card m. Did you mean 'licence'?"),
         ({"input_size": "8"}, "model card m: 'input_size' is a whole number, found '8'"),
         ({"accuracy": [{"dataset": "d", "n": 1}]}, "model card m: the field 'percent' of 'accuracy[0]' is missing"),
     ):

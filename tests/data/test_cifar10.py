@@ -20,8 +20,8 @@ from rdp_bench.errors import BadImageError, UsageError
 from rdp_bench.keys import hash_pixels
 from tests.helpers.paths import ROOT
 
-pa = pytest.importorskip("pyarrow", reason="pip install 'rdp-bench[parquet]'")
-pq = pytest.importorskip("pyarrow.parquet", reason="pip install 'rdp-bench[parquet]'")
+pa = pytest.importorskip("pyarrow", reason="pip install '.[parquet]'")
+pq = pytest.importorskip("pyarrow.parquet", reason="pip install '.[parquet]'")
 
 # Alex Krizhevsky's batches.meta.txt.
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -234,7 +234,7 @@ def test_bad_parquet(tmp_path: Path, change: Any, message: str) -> None:
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = parquet(tmp_path / "a.parquet", pixels(1), [1])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(BadImageError, match=r"pip install 'rdp-bench\[parquet\]'"):
+    with pytest.raises(BadImageError, match=r"pip install '\.\[parquet\]' in the checkout"):
         open_dataset(f"cifar10({file})")
 
 

@@ -225,7 +225,7 @@ def test_exactly_eps_is_accepted_and_a_jpeg_within_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("args", "message"), [
     (["--attack", "files:nowhere"], "attack 'files:nowhere': no such folder"),
-    (["--attack", "files:adv", "--source", "tiny/one"], "crafted elsewhere, and tiny/one has no part in them"),
+    (["--attack", "files:adv", "--source", "tiny/one"], "crafted elsewhere, not on tiny/one"),
     (["--attack", "tiny/sleepy", "--source", "elsewhere"], "source 'elsewhere' goes with files of adversarial images"),
     (["--attack", "files:adv", "--attack", "fgsm", "--source", "elsewhere"], "source 'elsewhere' goes with files"),
 ])  # fmt: skip

@@ -231,7 +231,7 @@ def test_noise_comes_before_the_network(folder: Path) -> None:
         ("comdefend(order=brg)", "order is rgb, bgr or auto, found brg"),
         ("comdefend(noise=-1)", "noise is at least 0"),
         ("sr(jpeg=101)", "quality is 1 to 100"),
-        ("hgd(width=4)", "unknown parameter of defense 'hgd' 'width'"),
+        ("hgd(width=4)", "unknown parameter 'width' of defense 'hgd'"),
     ],
 )
 def test_bad_parameters(text: str, message: str) -> None:

@@ -443,7 +443,7 @@ def test_without_diffusers_it_says_how_to_get_it(pipe: Path, monkeypatch: pytest
     schedule_of = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
     (pipe / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule_of | {"prediction_type": "epsilon"}))
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(UsageError, match=r"needs the diffusers package: pip install 'rdp-bench\[diffusers\]'"):
+    with pytest.raises(UsageError, match=r"needs the diffusers package: pip install '\.\[diffusers\]' in the checkout"):
         made(LABEL).purify(photo(1, 16), image_rng(1))
 
 

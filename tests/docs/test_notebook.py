@@ -7,9 +7,9 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-nbformat = pytest.importorskip("nbformat", reason="pip install 'rdp-bench[dev]'")
-nbclient = pytest.importorskip("nbclient", reason="pip install 'rdp-bench[dev]'")
-pytest.importorskip("ipykernel", reason="pip install 'rdp-bench[dev]'")
+nbformat = pytest.importorskip("nbformat", reason="pip install '.[dev]'")
+nbclient = pytest.importorskip("nbclient", reason="pip install '.[dev]'")
+pytest.importorskip("ipykernel", reason="pip install '.[dev]'")
 
 NOTEBOOK = ROOT / "docs" / "examples" / "quickstart.ipynb"
 

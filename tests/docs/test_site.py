@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import chromium
 from tests.helpers.paths import ROOT
 
-pytest.importorskip("zensical", reason="pip install 'rdp-bench[dev]'")
+pytest.importorskip("zensical", reason="pip install '.[dev]'")
 
 LINK = re.compile(r"""<(\w+)\b[^>]*?\b(?:src|srcset|href)=["']?([^"'\s>]+)""")
 FETCHING = {"script", "img", "iframe", "source", "link"}

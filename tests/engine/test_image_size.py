@@ -90,7 +90,10 @@ def test_the_usual_size_is_the_usual_run(grid: Path) -> None:
     ("flags", "message"),
     [
         (("--image-size", 4), "image size is at least 8 pixels, found 4"),
-        (("--image-size", 24, "--dataset", "photos20(size=64)"), "photos20(size=64) gives 64 pixels; drop one"),
+        (
+            ("--image-size", 24, "--dataset", "photos20(size=64)"),
+            "photos20(size=64) sets 64 pixels itself; leave out one size",
+        ),
         (("--image-size", "x"), "not a valid integer"),
     ],
 )

@@ -163,7 +163,7 @@ def test_no_undefended_row_is_warned_of(out: Path, caplog: pytest.LogCaptureFixt
     run(out)
     assert "no undefended row" not in caplog.text
     run(out, "--defense", "tiny/round")
-    assert "no undefended row to compare with; --defense none brings it" in caplog.text
+    assert "no undefended row to compare with; add none to the defenses" in caplog.text
 
 
 def test_a_sheet_that_is_no_text_is_left_alone(out: Path) -> None:

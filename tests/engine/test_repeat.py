@@ -202,7 +202,7 @@ def test_another_seed_is_a_difference(published: Path) -> None:
     [
         (("--dataset", "photos20(size=16)"), "does not hold the images of the run (tiny/noise): 0 of its 10 images"),
         (("table1",), "names the grid already; leave out table1"),
-        (("--profile", "paper"), "the record has the axes of its profile; leave it out"),
+        (("--profile", "paper"), "the record already has the axes of its profile; leave out --profile"),
         (("--out", "published"), "holds the published run, which would be replaced"),
     ],
 )

@@ -125,7 +125,7 @@ def test_audits_stand_beside_runs_whose_parts_have_no_section(tmp_path: Path) ->
     assert re.findall(r'<section id="([^"]+)">', only)[0] == run.grid
     assert 'id="audits"' not in only
     assert 'id="audits"' in render(tmp_path, store, ["mine"]).read_text()
-    with pytest.raises(UsageError, match="unknown run of grid 'other'"):
+    with pytest.raises(UsageError, match="unknown run 'other'"):
         render(tmp_path, store, ["other"])
 
 

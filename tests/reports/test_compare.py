@@ -173,7 +173,7 @@ def test_command_writes_page_and_sheet(tmp_path: Path) -> None:
     assert (page.parent / "compare.csv").read_text().startswith("grid,source,attack")
     nothing = CliRunner().invoke(main, [*args, str(tmp_path / "A"), str(tmp_path / "none")])
     assert nothing.exit_code == 2
-    assert "no run in" in nothing.output
+    assert "holds no run" in nothing.output
 
 
 def test_a_grid_that_neither_has(tmp_path: Path) -> None:

@@ -338,7 +338,7 @@ def test_a_grid_leaves_out_what_has_no_weights(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('figures = ["galery"]', "unknown figure of grid tiny 'galery'.*gallery"),
+        ('figures = ["galery"]', "unknown figure 'galery' of grid tiny.*gallery"),
         ("samples = 0", "samples is 0; at least one image"),
         ("limit = true", "'limit' is a whole number, found True"),
     ],

@@ -44,7 +44,7 @@ def test_one_line_adds_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     module.toy_figure = toy_figure  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     (tmp_path / "g.toml").write_text(axes("toy"))
-    with pytest.raises(UsageError, match="unknown figure of grid g 'toy'"):
+    with pytest.raises(UsageError, match="unknown figure 'toy' of grid g"):
         grid.load(str(tmp_path / "g.toml"), "embedded", {})
     monkeypatch.setitem(FIGURES, "toy", FigureKind("toy:toy_figure", "run"))
     assert grid.load(str(tmp_path / "g.toml"), "embedded", {})[0].axes.figures == ("toy",)

@@ -45,7 +45,7 @@ class Tags(HTMLParser):
 
 def test_a_grid_without_a_run_is_named(tmp_path: Path) -> None:
     _, store = small(tmp_path)
-    with pytest.raises(UsageError, match=r"unknown run of grid 'table2'\. Did you mean 'table1'"):
+    with pytest.raises(UsageError, match=r"unknown run 'table2'\. Did you mean 'table1'"):
         render(tmp_path, store, ["table2"])
 
 

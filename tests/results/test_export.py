@@ -75,4 +75,4 @@ def test_another_data_set_is_refused(out: Path) -> None:
 def test_nothing_to_export(tmp_path: Path) -> None:
     found = cli("export", "--out", tmp_path)
     assert found.exit_code == 2
-    assert "no run in" in found.output
+    assert "holds no run" in found.output

@@ -45,7 +45,7 @@ def test_a_cell_result_is_not_a_key() -> None:
         ({"warnings": "none"}, "'warnings' is a list, found 'none'"),
         ({"seed": "0"}, "'seed' is a whole number, found '0'"),
         ({"dataset": {"name": "x", "n": 1.5, "size": 8, "images": ""}}, "'dataset.n' is a whole number, found 1.5"),
-        ({"sead": 0}, "unknown field of run record 'sead'. Did you mean 'seed'?"),
+        ({"sead": 0}, "unknown field 'sead' of run record. Did you mean 'seed'?"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_field(

@@ -433,8 +433,8 @@ def test_wide_inputs_have_every_size() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"without": ("recno",)}, "unknown part of rdp 'recno'. Did you mean 'recon'?"),
-        ({"weights": (("pixx", 1.0),)}, "unknown loss weight of rdp 'pixx'. Did you mean 'pix'?"),
+        ({"without": ("recno",)}, "unknown part 'recno' of rdp. Did you mean 'recon'?"),
+        ({"weights": (("pixx", 1.0),)}, "unknown loss weight 'pixx' of rdp. Did you mean 'pix'?"),
         ({"weights": (("pix", float("nan")),)}, "--weight pix is a number from 0 up, found nan"),
         ({"weights": (("pix", 2.0),), "without": ("pix",)}, "--weight pix has no effect with --without pix"),
         (
@@ -466,7 +466,7 @@ def test_unknown_trainer_and_size() -> None:
     with pytest.raises(UsageError, match="unknown trainer 'rdq'"):
         get("rdq")
     for kind in map(get, TRAINERS):
-        with pytest.raises(UsageError, match=f"unknown size of {kind.name} 'papr'"):
+        with pytest.raises(UsageError, match=f"unknown size 'papr' of {kind.name}"):
             kind.settings("papr", {})
 
 

@@ -86,7 +86,10 @@ def test_what_is_there_is_not_overwritten_and_can_be_resumed() -> None:
     assert train("sr", *BLIND).exit_code == 0
     again = train("sr", *BLIND)
     assert again.exit_code == 2
-    assert "rdp-bench-train/sr holds a training already: go on with --resume, or choose another --out" in again.output
+    assert (
+        "rdp-bench-train/sr already holds a training: continue it with --resume, or choose another --out"
+        in again.output
+    )
     resumed = train("sr", *BLIND, "--resume")
     assert resumed.exit_code == 0
     assert "best at step 3 of 3" in resumed.output
@@ -130,7 +133,7 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(Training, "step", struck)
         stopped = train("sr", *BLIND)
     assert stopped.exit_code == 130
-    assert "stopped at step 2; --resume goes on from the last checkpoint" in stopped.output
+    assert "stopped at step 2; --resume continues from the last checkpoint" in stopped.output
     assert stopped.output.count("stopped") == 1
     whole = train("sr", *BLIND, "--out", "whole")
     assert train("sr", *BLIND, "--resume").exit_code == whole.exit_code == 0
@@ -188,12 +191,12 @@ def test_start_from_a_file() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("rdp", *BLIND, "--without", "recno"), "unknown part of rdp 'recno'. Did you mean 'recon'?"),
-        (("sr", *BLIND, "--without", "pix"), "unknown part of sr 'pix'"),
-        (("rdp", *BLIND, "--weight", "pxi=1"), "unknown loss weight of rdp 'pxi'. Did you mean 'pix'?"),
+        (("rdp", *BLIND, "--without", "recno"), "unknown part 'recno' of rdp. Did you mean 'recon'?"),
+        (("sr", *BLIND, "--without", "pix"), "unknown part 'pix' of sr"),
+        (("rdp", *BLIND, "--weight", "pxi=1"), "unknown loss weight 'pxi' of rdp. Did you mean 'pix'?"),
         (("rdp", *BLIND, "--weight", "pix"), "--weight pix: expected TERM=NUMBER, like pix=0.1"),
         (("rdp", *BLIND, "--weight", "pix=much"), "--weight pix=much: expected TERM=NUMBER"),
-        (("rdp", *BLIND, "--size", "huge"), "unknown size of rdp 'huge'"),
+        (("rdp", *BLIND, "--size", "huge"), "unknown size 'huge' of rdp"),
         (("rdp", *BLIND, "--schedule", "cosinus"), "unknown schedule 'cosinus'. Did you mean 'cosine'?"),
         (("rdp", *BLIND, "--attack", "narrow"), "unknown training attack 'narrow'"),
         (("rdp", *BLIND, "--levels", "two"), "--levels two: expected numbers, like 2 or 2,3"),

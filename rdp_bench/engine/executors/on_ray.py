@@ -81,7 +81,7 @@ class RayExecutor:
         try:
             ray: Any = importlib.import_module("ray")
         except ImportError as error:
-            raise UsageError(f"--executor ray needs Ray: pip install 'rdp-bench[ray]' ({error})") from error
+            raise UsageError(f"--executor ray needs Ray: pip install '.[ray]' in the checkout ({error})") from error
         self._ray = ray
         self._spec = spec
         self._need = {"GPU": 1.0} if spec.device == "cuda" else {"CPU": float(spec.threads)}

@@ -48,7 +48,9 @@ class SlurmArray:
         try:
             import submitit  # noqa: F401 - only whether it is there
         except ImportError as error:
-            raise UsageError(f"--executor slurm needs submitit: pip install 'rdp-bench[slurm]' ({error})") from error
+            raise UsageError(
+                f"--executor slurm needs submitit: pip install '.[slurm]' in the checkout ({error})"
+            ) from error
         if shutil.which("sbatch") is None:
             raise UsageError(
                 f"--executor slurm: host {socket.gethostname()} has no sbatch; run on a login node of the cluster"

@@ -172,4 +172,4 @@ def test_without_ray_the_error_says_what_to_install(run: Gated, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "ray", None)
     result = cli(*run.command("--executor", "ray"))
     assert result.exit_code == 2
-    assert "pip install 'rdp-bench[ray]'" in result.output
+    assert "pip install '.[ray]' in the checkout" in result.output
