@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
+from unicodedata import combining, east_asian_width
 
 # C0 except tab and line feed, delete, C1, bidirectional marks, line separators, and what no encoding has (surrogates).
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -38,6 +39,25 @@ def counted(number: int, thing: str) -> str:
     ('1 image', '20 images')
     """
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal a line takes.
+
+    >>> columns("RDP"), columns("净化"), columns("e\u0301")
+    (3, 4, 1)
+    """
+    return sum(1 + (east_asian_width(letter) in "WF") for letter in text if not combining(letter))
+
+
+def left(text: str, width: int) -> str:
+    """`text` at the left of so many columns."""
+    return text + " " * (width - columns(text))
+
+
+def right(text: str, width: int) -> str:
+    """`text` at the right of so many columns."""
+    return " " * (width - columns(text)) + text
 
 
 def utf8(text: str) -> bytes:

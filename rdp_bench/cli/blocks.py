@@ -12,7 +12,7 @@ from rdp_bench.data.adversarial import ELSEWHERE
 from rdp_bench.engine import crosscheck
 from rdp_bench.results.rows import given_name, shown_names
 from rdp_bench.specs import CellKey
-from rdp_bench.terminal import printable
+from rdp_bench.terminal import columns, left, printable, right
 
 if TYPE_CHECKING:
     from rdp_bench.engine.plan import Plan
@@ -52,14 +52,14 @@ class Blocks:
         with shown_names(running.record.get("names", {})):
             heads = [printable(given_name(head), lines=False) for head in block.heads]
             names = {label: printable(given_name(label), lines=False) for label in labels}
-        wide = [max(10, len(head)) for head in heads]  # never cut: two names may begin alike
-        width = max(map(len, names.values()))
+        wide = [max(10, columns(head)) for head in heads]  # never cut: two names may begin alike
+        width = max(map(columns, names.values()))
         lines = ["", block.title]
         if any(heads):
-            lines.append(f"{'':{width}} {' '.join(f'{head:>{size}}' for head, size in zip(heads, wide, strict=True))}")
+            lines.append(f"{'':{width}} {' '.join(map(right, heads, wide))}")
         for defense, cells in block.rows.items():
             numbers = (_number(running, cell, size) for cell, size in zip(cells, wide, strict=True))
-            lines.append(f"{names[defense]:{width}} {' '.join(numbers)}")
+            lines.append(f"{left(names[defense], width)} {' '.join(numbers)}")
         _echo("\n".join(lines))
 
 

@@ -1,7 +1,7 @@
 """Tables as plain text for a terminal or notebook: values with their intervals and marks."""
 
 from rdp_bench.reports.tables.table import BOLD, Table, TableCell
-from rdp_bench.terminal import printable
+from rdp_bench.terminal import columns, left, printable, right
 
 
 def render(table: Table, *, intervals: bool = True) -> str:
@@ -15,15 +15,15 @@ def render(table: Table, *, intervals: bool = True) -> str:
         for line in group.rows
     ]
     heads = [_clean(column) for column in table.columns]
-    columns = [[cells[i] for _, _, cells in rows] for i in range(len(heads))]
-    marks = [max((len(mark) for _, mark in column), default=0) for column in columns]
+    values = [[cells[i] for _, _, cells in rows] for i in range(len(heads))]
+    marks = [max((len(mark) for _, mark in column), default=0) for column in values]
     widths = [
-        max(len(head) - mark, *(len(value) for value, _ in column), 0)
-        for head, column, mark in zip(heads, columns, marks, strict=True)
+        max(columns(head) - mark, *(len(value) for value, _ in column), 0)
+        for head, column, mark in zip(heads, values, marks, strict=True)
     ]
-    first = max((len(_clean(name)) for _, name, _ in rows), default=0)
+    first = max((columns(_clean(name)) for _, name, _ in rows), default=0)
     ends = [width + mark for width, mark in zip(widths, marks, strict=True)]
-    lines = [_clean(table.title), _line("", [f"{head:>{end}}" for head, end in zip(heads, ends, strict=True)], first)]
+    lines = [_clean(table.title), _line("", [*map(right, heads, ends)], first)]
     before = ""
     for source, name, cells in rows:
         if source and source != before:
@@ -38,7 +38,7 @@ def render(table: Table, *, intervals: bool = True) -> str:
 
 
 def _line(name: str, cells: list[str], first: int) -> str:
-    return "  ".join([f"{name:{first}}", *cells])
+    return "  ".join([left(name, first), *cells])
 
 
 def _cell(entry: TableCell, intervals: bool) -> tuple[str, str]:

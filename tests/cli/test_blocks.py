@@ -70,3 +70,11 @@ def test_given_names_are_printed(running: Any, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert "                    fgsm  Ten steps\nnone                 0.0       20.0\n" in shown
     assert "\nMine, at last       10.0       30.0\n" in shown
+
+
+def test_wide_letters_take_two_columns(running: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    running.record["names"] = {"jpeg": "净化", "i-fgsm": "十步十步十步"}
+    finish(running, "tiny/one")
+    Blocks(running.plan).finish(running)
+    shown = capsys.readouterr().out
+    assert "           fgsm 十步十步十步\nnone        0.0         20.0\n净化       10.0         30.0\n" in shown

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rdp_bench.reports import render
-from rdp_bench.reports.formats import csv_table, latex, markdown
+from rdp_bench.reports.formats import csv_table, latex, markdown, text
 from rdp_bench.reports.formats.pdf_page import Face
 from rdp_bench.reports.tables.registry import all_tables
 from rdp_bench.reports.tables.table import error_tables
@@ -85,6 +85,9 @@ def test_names_in_any_script_are_told_apart_in_every_format(tmp_path: Path) -> N
         "[U+51C0][U+5316]", "[U+51C0][U+6C34]"
     ]  # fmt: skip
     assert "rdpletter" not in latex.render(error_tables(small(tmp_path / "plain")[0])[0])
+    lines = text.render(table).splitlines()
+    wide, narrow = (next(line for line in lines if line.startswith(name)) for name in ("净化", "ΑΒ"))
+    assert len(narrow) == len(wide) + 2  # two letters, each two columns
 
 
 @pytest.mark.usefixtures("blank")
