@@ -13,7 +13,7 @@ from rdp_bench.reports.formats import latex as tex
 from rdp_bench.reports.formats.markdown import escape
 from rdp_bench.results import cards
 from rdp_bench.results.cards import Card, Tier
-from rdp_bench.results.rows import display_name, shown_names
+from rdp_bench.results.rows import display_name, forget, shown_names
 from rdp_bench.specs import show_level
 from rdp_bench.terminal import counted, printable
 
@@ -38,11 +38,21 @@ def write(card: Card, out: Path) -> tuple[Card, list[Path]]:
                 )  # fmt: skip
         elif card.cost and card.cost.cached == card.cost.jobs:
             card = replace(card, cost=before.cost)
+        _forget_parts(before, card, out)
     files = [cards.write(card, out)]
     for ending, content in contents(card).items():
         files.append(path.with_suffix(f".{ending}"))
         write_atomic(files[-1], content.encode())
     return card, files
+
+
+def _forget_parts(before: Card, card: Card, out: Path) -> None:
+    """Delete the runs of parts that this audit no longer has, such as those of a defense that was random before."""
+    gone = {run for run in before.runs if run.startswith(f"{card.grid}-{card.name}-")} - {*card.runs}
+    for path in sorted((out / "runs").glob("*.json")):  # a card is a file: it may say anything
+        if path.stem in gone:
+            forget(out, path.stem)
+            log.warning("%s: deleted, because this audit no longer has this part", path)
 
 
 def _before(path: Path) -> Card | None:

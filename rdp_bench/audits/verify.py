@@ -117,7 +117,7 @@ def _of_runs(card: cards.Card, runs: Mapping[str, Run]) -> Iterator[str]:
     ours = {name for name in runs if name.startswith(_prefix(card))}
     for name in sorted(ours ^ set(card.runs)):
         if name in ours:
-            yield f"it leaves out the run {name}"
+            yield f"it leaves out the run {name}: audit again, or delete this run if it is of an earlier audit"
         else:
             yield f"it reads the run {name}, " + ("of another audit" if name in runs else "which this folder lacks")
     had = {name.removeprefix(_prefix(card)) for name in ours}

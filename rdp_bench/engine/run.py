@@ -24,7 +24,7 @@ from rdp_bench.metrics import measurements, stats
 from rdp_bench.protocols import classes_of
 from rdp_bench.results import lines
 from rdp_bench.results import rows as table
-from rdp_bench.results.prediction_file import PredictionWriter
+from rdp_bench.results.prediction_file import PredictionWriter, tidy
 from rdp_bench.results.provenance import Provenance
 from rdp_bench.results.record import CellResult, read_run, write_run
 from rdp_bench.specs import CellKey
@@ -363,7 +363,7 @@ class Run:
         if found:
             self.record["predictions"] = found
         self.save()
-        self._predictions.tidy(found["sha256"] if found else None)
+        tidy(self.out, self.plan.grid.name, found["sha256"] if found else None)
 
     def save(self) -> None:
         """Write OUT/runs/<grid>.json and OUT/results.csv, each whole or not at all."""

@@ -44,6 +44,16 @@ def path_of(out: Path, stem: str, digest: str) -> Path:
     return out / FOLDER / f"{stem}.{digest[:16]}.safetensors"
 
 
+def tidy(out: Path, stem: str, digest: str | None) -> None:
+    """Delete the files of earlier states of a run; `digest` is of the one that its record names, if it is to stay."""
+    keep = path_of(out, stem, digest).name if digest else ""
+    mine = re.compile(re.escape(stem) + r"\.[0-9a-f]{16}\.safetensors")
+    with contextlib.suppress(OSError):
+        for path in list((out / FOLDER).iterdir()):
+            if mine.fullmatch(path.name) and path.name != keep:
+                path.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class _Frame:
     """A compressed array in the temporary file."""
@@ -139,15 +149,6 @@ class PredictionWriter:
         frames["about"] = self._append_bytes(about.encode(), {})
         self._write(path_of(self.out, self.stem, digest), frames)
         return {"sha256": digest, "artefacts": len(keys)}
-
-    def tidy(self, digest: str | None) -> None:
-        """Delete the files of earlier states of this run; `digest` is of the one that the record names."""
-        keep = path_of(self.out, self.stem, digest).name if digest else ""
-        mine = re.compile(re.escape(self.stem) + r"\.[0-9a-f]{16}\.safetensors")
-        with contextlib.suppress(OSError):
-            for path in list((self.out / FOLDER).iterdir()):
-                if mine.fullmatch(path.name) and path.name != keep:
-                    path.unlink(missing_ok=True)
 
     def _append(self, name: str, array: "NDArray[Any]") -> _Frame:
         import numpy as np

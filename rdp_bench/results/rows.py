@@ -25,6 +25,7 @@ from rdp_bench.errors import RdpBenchError, UsageError, unknown_name
 from rdp_bench.keys import Record
 from rdp_bench.metrics import measurements, stats
 from rdp_bench.metrics.correctness import AGGREGATIONS, error_flags
+from rdp_bench.results.prediction_file import tidy
 from rdp_bench.results.predictions import Predictions
 from rdp_bench.results.record import CellResult, read_run
 from rdp_bench.specs import CLEAN, cut, plain, show, split
@@ -297,6 +298,17 @@ def write_results(out: Path, rows: Sequence[Row]) -> Path:
         others = {record.stem for record in (out / "runs").glob("*.json")} - {line["grid"] for line in rows}
         write_atomic(path, utf8(csvtext.records(COLUMNS, [*_others(path, others), *rows])))
     return path
+
+
+def forget(out: Path, grid: str) -> None:
+    """Delete a run from OUT: its record, its predictions and its lines of results.csv.
+
+    Raises:
+        UsageError: as `write_results`.
+    """
+    (out / "runs" / f"{grid}.json").unlink(missing_ok=True)
+    tidy(out, grid, None)
+    write_results(out, ())
 
 
 def _others(path: Path, grids: set[str]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import rdp_bench
 from rdp_bench.audits.parts import BUDGETS
+from rdp_bench.results.cards import Card
 from rdp_bench.rng import ImageRng
 from tests.helpers import audits
 from tests.helpers.commands import cli
@@ -90,10 +92,20 @@ def test_a_random_function_keeps_its_name_in_every_part(tmp_path: Path) -> None:
         return (x + 0.05 * rng.normal(*x.shape[1:])).clamp(0, 1)
 
     audits.plugins.load((audits.FAULTS,))
-    card = rdp_bench.audit(
-        {"Ours (noise)": noise}, target="fault/one", sources="fault/two", dataset="fault/photos", eps=4, limit=2,
-        progress=False, out=tmp_path / "out",
-    )  # fmt: skip
+    card = _audit(noise, tmp_path)
     assert card.names["ours-noise"] == "Ours (noise)"
-    assert list((tmp_path / "out" / "runs").glob("*-fixed.json"))
+    (fixed,) = (tmp_path / "out" / "runs").glob("*-fixed.json")
     assert cli("verify", tmp_path / "out").exit_code == 0
+    assert fixed.stem in (tmp_path / "out" / "results.csv").read_text()
+    _audit(lambda x: (x * 15).round() / 15, tmp_path)  # the name is the same; this one draws nothing
+    assert not list((tmp_path / "out").rglob(f"{fixed.stem}*"))
+    assert fixed.stem not in (tmp_path / "out" / "results.csv").read_text()
+    found = cli("verify", tmp_path / "out")
+    assert found.exit_code == 0, found.output
+
+
+def _audit(defense: Any, folder: Path) -> Card:
+    return rdp_bench.audit(
+        {"Ours (noise)": defense}, target="fault/one", sources="fault/two", dataset="fault/photos", eps=4, limit=2,
+        progress=False, out=folder / "out",
+    )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from rdp_bench.cache.store import Store
 from rdp_bench.errors import DamagedError
 from rdp_bench.keys import hash_many
-from rdp_bench.results.prediction_file import PredictionFile, PredictionWriter, path_of
+from rdp_bench.results.prediction_file import PredictionFile, PredictionWriter, path_of, tidy
 from rdp_bench.results.record import read_run, write_record
 from rdp_bench.results.rows import load, load_run
 from tests.helpers.commands import cli
@@ -245,7 +245,7 @@ def rewritten(out: Path, change: Any) -> None:
     made = {name: old.about[name] for name in ("environments", "made")}
     found = writer.commit([each["key"] for each in old.about["artefacts"]], old.about["records"], made)
     assert found
-    writer.tidy(found["sha256"])
+    tidy(writer.out, writer.stem, found["sha256"])
     dataset = {**stored.header["dataset"], "classes": 5}
     forge(out, predictions=found, dataset=dataset)
 
