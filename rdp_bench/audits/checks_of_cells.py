@@ -108,7 +108,9 @@ def undefended(evidence: Evidence) -> Finding:
     if evidence.subject.defense == UNDEFENDED:
         return missing("C1", title, f"{said}; the subject is no defense")
     if high < 0:
-        return Finding("C1", title, FAIL, said, f"the defense costs {_points(-gain)}", "leave it out")
+        return Finding(
+            "C1", title, FAIL, said, f"the defense costs {_points(-gain)}", "do not use it against such attacks"
+        )
     if low <= 0:
         meaning = "on these images the defense is not shown to be better than nothing"
         return Finding("C1", title, WARN, said, meaning, "use more images, or a smaller eps")
@@ -231,8 +233,8 @@ def one_draw(evidence: Evidence) -> Finding:
     said = f"one draw leaves {_mean(one):.1f} % right, {evidence.subject.settings.eot} draws {_mean(more):.1f} %"
     if gap > LUCK:
         status = FAIL if _lasts(hardest(one) - hardest(more)) else WARN
-        meaning = "the defense resists attacks without EOT only"
-        advice = "believe no number of it that was measured without EOT"
+        meaning = "the defense resists only attacks that do not average over its noise"
+        advice = "report no number of it that was measured without EOT"
         return Finding("C6.b", title, status, said, meaning, advice)
     return Finding("C6.b", title, PASS, said)
 
@@ -333,10 +335,12 @@ def random_defense(evidence: Evidence) -> Finding:
         said += f"; noise fixed {fixed.accuracy:.1f} %"
         apart = hardest(cells_of_tier(evidence, "white-box")) - hardest(cells_of_tier(evidence, "fixed"))
         if white.accuracy - fixed.accuracy > LUCK and white.accuracy > 1.5 * fixed.accuracy and _lasts(apart):
-            meaning = "most of what survives is the luck of the draw: an attacker who repeats the request wins"
+            meaning = "most survivors owe it to the noise of one draw: an attacker who repeats the request breaks them"
             return Finding("C9", title, FAIL, said, meaning, "report the number with fixed noise, and the worst of N")
         if fixed.accuracy - white.accuracy > LUCK and _lasts(-apart):
-            meaning = "who knows the noise breaks less than who does not: the attack on fixed noise is broken"
+            meaning = (
+                "an attacker who knows the noise breaks less than one who does not: the attack on fixed noise is broken"
+            )
             return Finding("C9", title, WARN, said, meaning, "look at the gradient of a single draw: C3 and C5")
     if clean.accuracy - clean.worst > LUCK:
         meaning = "the noise alone makes clean images wrong at times; the worst of N counts that as attack"

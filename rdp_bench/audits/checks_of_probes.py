@@ -256,7 +256,7 @@ def known_accuracies(probe: Numbers) -> Said:
     said = ", ".join(f"{label} {each['measured']:.1f} % (card {each['known']:.1f} %)" for label, each in probe.items())
     if off:
         meaning = "wrong weights, preprocessing or labels"
-        return FAIL, said, meaning, "trust no number made with them"
+        return FAIL, said, meaning, "report no number that was made with them"
     return PASS, said
 
 

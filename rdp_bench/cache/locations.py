@@ -22,7 +22,7 @@ def locate(text: str | os.PathLike[str]) -> Location:
     """
     name = os.fspath(text)
     if not name.strip():
-        raise UsageError("--cache is empty; name a folder, or leave it out")
+        raise UsageError("--cache is empty; name a folder, or leave out --cache")
     if "://" in name and "::" in name:
         raise UsageError(f"--cache {name}: name one store, like s3://bucket/prefix; URLs in chains are not opened")
     if not _URL.match(name):

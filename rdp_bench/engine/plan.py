@@ -340,7 +340,7 @@ def _name(part: AnyModelRef | SourceSpec) -> str:
 
 
 def _record(part: AnyModelRef | SourceSpec) -> Record:
-    with wrap_errors(f"{_name(part)} cannot say its record"):
+    with wrap_errors(f"{_name(part)} failed to give its record"):
         record: Record = plain(part.record())
         return record
 

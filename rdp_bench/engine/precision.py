@@ -32,21 +32,23 @@ def check(precision: str, device: str, defenses: Iterable[Defense], *, crafts: b
         return
     on_cpu = device == "cpu"
     if precision == "tf32" and on_cpu:
-        raise UsageError("--precision tf32 is arithmetic of NVIDIA GPUs, and this run is on the CPU; leave it out")
+        raise UsageError(
+            "--precision tf32 is arithmetic of NVIDIA GPUs, and this run is on the CPU; leave out --precision"
+        )
     if not on_cpu and (capability := _capability(device)) and capability < AMPERE:
         raise UsageError(
             f"--precision {precision}: the GPU has compute capability {capability[0]}.{capability[1]}, and arithmetic "
-            f"of {precision} begins with {AMPERE[0]}.{AMPERE[1]} (Ampere); leave it out"
+            f"of {precision} begins with {AMPERE[0]}.{AMPERE[1]} (Ampere); leave out --precision"
         )
     if precision == "bfloat16" and on_cpu and not _has_bfloat16():
         raise UsageError(
             "--precision bfloat16: this processor has no instructions for it (AVX512-BF16 or AMX), so that it would "
-            "be slower than float32; leave it out"
+            "be slower than float32; leave out --precision"
         )
     if precision == "bfloat16" and not crafts and not any(map(_has_network, defenses)):
         raise UsageError(
             "--precision bfloat16 changes the gradients of our networks and the networks of learned defenses (not "
-            "those of noise levels, as in diffpure, or of plugins), and this run has neither; leave it out"
+            "those of noise levels, as in diffpure, or of plugins), and this run has neither; leave out --precision"
         )
 
 

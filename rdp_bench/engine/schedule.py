@@ -21,7 +21,7 @@ from rdp_bench.errors import RdpBenchError, StorageError
 
 log = logging.getLogger(__name__)
 
-KEPT = "Finished batches are kept; the same command goes on from there"
+KEPT = "Finished batches are kept; the same command computes the rest"
 """Ends the errors that end a run."""
 
 MOST_TRIES = 3

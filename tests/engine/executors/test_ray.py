@@ -165,7 +165,7 @@ def test_a_head_that_dies_is_one_line(run: Gated, cluster: Any, monkeypatch: pyt
     ray.shutdown()  # in truth the head lives; what is connected to a dead one is left alone
     assert result.exit_code == 1
     assert f"error: the Ray cluster {cluster.address} is gone (its head does not answer)" in result.output
-    assert "the same command goes on from there" in result.output
+    assert "the same command computes the rest" in result.output
 
 
 def test_without_ray_the_error_says_what_to_install(run: Gated, monkeypatch: pytest.MonkeyPatch) -> None:

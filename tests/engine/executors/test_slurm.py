@@ -100,7 +100,7 @@ def test_nobody_waits_and_a_cancelled_array_is_one_line(run: Gated, tmp_path_fac
     (line,) = [line for line in lines if line.startswith("error: ")]
     assert driver.wait() == 1
     assert f"Slurm array {number} has ended and " in line
-    assert "the same command goes on from there" in line
+    assert "the same command computes the rest" in line
     assert len(run.crafted()) == 2
     run.let(IMAGES)
     assert cli(*run.command("--executor", "serial", "--workers", "auto")).exit_code == 0
