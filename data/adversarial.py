@@ -21,7 +21,7 @@ from rdp_bench.data.image_hashes import batch, hash_images
 from rdp_bench.errors import BadImageError, UsageError
 from rdp_bench.keys import hash_many
 from rdp_bench.registry import Resolved, attack
-from rdp_bench.specs import show_level
+from rdp_bench.specs import show_level, unquoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,8 +75,8 @@ class AdversarialFiles:
     """
 
     folder: str
-    images: AdversarialImages | None = field(default=None, repr=False)
-    hashes: Sequence[str] = field(default=(), repr=False)
+    images: AdversarialImages | None = field(default=None, repr=False, metadata={"parameter": False})
+    hashes: Sequence[str] = field(default=(), repr=False, metadata={"parameter": False})
 
     def __call__(self, source: Source, x: Tensor, y: Tensor, eps: float, rng: ImageRng) -> Tensor:  # noqa: ARG002
         """Raise `UsageError`: images are read by id (`crafted`), and a batch of pixels has no ids."""
@@ -247,7 +247,7 @@ def read_array(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 def _adapt(text: str) -> Resolved[AdversarialFiles]:
-    made = AdversarialFiles(text.removeprefix(SCHEME))
+    made = AdversarialFiles(unquoted(text.removeprefix(SCHEME)))
     return Resolved(text, made, "Adversarial images crafted elsewhere, read from files.", "crafted elsewhere", "1")
 
 

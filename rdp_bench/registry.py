@@ -124,7 +124,8 @@ def left_out(value: object, params: Record) -> list[str]:
     found = []
     for each in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
         default = each.default
-        if not each.init or each.name in params or default is dataclasses.MISSING:
+        parameter = each.init and each.metadata.get("parameter", True)
+        if not parameter or each.name in params or default is dataclasses.MISSING:
             continue
         now = getattr(value, each.name)
         if not _equal(now, default) and not _equal(now, each.metadata.get("neutral", default)):

@@ -242,7 +242,7 @@ def parse_spec(text: str) -> Spec:
     name, inside = cut(text)
     scheme, colon, rest = name.partition(":")
     if colon:
-        name = f"{scheme}:{_unquoted(rest.strip())}"
+        name = f"{scheme}:{unquoted(rest.strip())}"
     if not scheme or any(letter in _MARKS for letter in scheme):
         raise UsageError(
             f"cannot read '{text}': expected a name or name(key=value, ...), with closed parentheses; {_HINT}"
@@ -263,12 +263,12 @@ def parse_spec(text: str) -> Spec:
         elif not piece:
             raise UsageError(f"cannot read '{text}': there is nothing between two commas")
         else:
-            positional.append(_unquoted(piece))
-    found = {key: _unquoted(word) for key, word in params.items()}
+            positional.append(unquoted(piece))
+    found = {key: unquoted(word) for key, word in params.items()}
     return Spec(name, tuple(sorted(found.items())), tuple(positional))
 
 
-def _unquoted(word: str) -> str:
+def unquoted(word: str) -> str:
     """The text inside the quotes of a quoted word, else the word itself (`"a"b` is not a quoted word)."""
     if len(word) > 1 and word[0] in _QUOTES and word[-1] == word[0]:
         inside = word[1:-1].replace(word[0] * 2, "")

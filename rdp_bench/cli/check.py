@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.errors import RdpBenchError, UsageError, unknown_name
+from rdp_bench.specs import cut
 
 if TYPE_CHECKING:
     from rdp_bench.api.conformance import Check
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.argument("labels", nargs=-1)
 @click.option(
     "--size", default=128, show_default=True, type=click.IntRange(8), help="Width of the test images in pixels."
 )
 @click.option("--model", default="effnet-lite0", show_default=True, help="Source model for attacks.")
 @click.option("--models-dir", type=click.Path(path_type=Path), help="Folder searched first for weight files.")
-def check(file: Path, size: int, model: str, models_dir: Path | None) -> None:
+def check(file: Path, labels: tuple[str, ...], size: int, model: str, models_dir: Path | None) -> None:
     """Check the entries of a plugin FILE.py and print one line per property.
+
+    LABELS are entries of the plugin with their parameters, such as "mine/net(weights=net.safetensors)"; without them,
+    every entry is checked with its defaults.
 
     Properties: shape, range, determinism, independence of the batch, no global random numbers, gradients, and the cost
     of a call. The exit status is 1 if a check fails.
@@ -37,8 +42,12 @@ def check(file: Path, size: int, model: str, models_dir: Path | None) -> None:
     ]  # fmt: skip
     if not new:
         raise UsageError(f"{file} registers nothing; see @defense, @attack, @model and @dataset of rdp_bench")
+    names = {name: kind for kind, name in new}
+    for label in labels:
+        if cut(label)[0] not in names:
+            raise unknown_name("entry", cut(label)[0], names, f"They are those of {file}")
     failed = total = 0
-    for kind, name in new:
+    for kind, name in [(names[cut(label)[0]], label) for label in labels] or new:
         click.echo(f"{kind} {name}")
         try:
             for each in _checks(kind, name, size, model, models_dir):

@@ -42,8 +42,8 @@ def find(defense: str, file: str | None) -> Path:
         if usual.is_file():
             return usual
         raise BadModelError(
-            f"defense {defense}: no weights ship with it. Train it (rdp-bench train --help) or use its authors' file, "
-            f"and name the file: {defense}(weights=FILE)"
+            f"defense {defense}: no weights ship with it. Name a file, its authors' or one of yours (rdp-bench train "
+            f"--help): {defense}(weights=FILE)"
         )
     named = Path(file)
     search = file.search if isinstance(file, FileName) else file_name(file).search

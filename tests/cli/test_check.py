@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import timm  # noqa: F401 - new_process() forgets modules that were first imported inside
+import torch
+from safetensors.torch import save_file
 
 from rdp_bench import plugins
 from rdp_bench.registry import registries
@@ -182,3 +184,24 @@ def test_the_example_passes() -> None:
     with new_process():
         result = cli("check", ROOT / "docs" / "examples" / "defense.py", "--size", 32)
     assert "8 of 8 checks passed" in result.output
+
+
+def test_labels_name_what_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network whose weights are in a file has no defaults to be checked with."""
+    monkeypatch.chdir(tmp_path)
+    example = ROOT / "docs" / "examples" / "network.py"
+    torch.manual_seed(0)
+    save_file(torch.nn.Conv2d(3, 3, 5, padding=2, groups=3).state_dict(), "smooth.safetensors")
+    with new_process():
+        result = cli("check", example, "mine/smooth(weights=smooth.safetensors)", "--size", 32)
+    assert result.exit_code == 0, result.output
+    assert "defense mine/smooth(weights=smooth.safetensors)" in result.output
+    assert "8 of 8 checks passed" in result.output
+    with new_process():
+        result = cli("check", example, "--size", 32)
+    assert result.exit_code == 1
+    assert "mine/smooth(weights=FILE)" in result.output
+    with new_process():
+        result = cli("check", example, "mine/smoth", "jpeg")
+    assert result.exit_code == 2
+    assert "unknown entry 'mine/smoth'. Did you mean 'mine/smooth'?" in result.output

@@ -118,6 +118,17 @@ def test_the_stored_set_is_the_files_pixels_and_is_cached(tmp_path: Path) -> Non
     assert rows() == before
 
 
+@pytest.mark.parametrize("name", ["sp dir,x", "a(b)", "a | b", "a >> b+c"])
+def test_a_quoted_folder_and_no_warning_of_shared_results(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder(tmp_path / name)
+    result = run("--attack", f'files:"{name}"', "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert f"files:{name}: these adversarial images were crafted elsewhere" in caplog.text
+    assert "resolved() leaves out" not in caplog.text
+
+
 def test_the_report_says_that_they_were_crafted_elsewhere(tmp_path: Path) -> None:
     folder(tmp_path / "adv")
     assert run("--attack", "files:adv").exit_code == 0
