@@ -12,6 +12,7 @@ from rdp_bench.audits.evidence import Cell, Evidence, cells_of
 from rdp_bench.audits.measured import Measured, Probing
 from rdp_bench.audits.parts import WHITE_BOX, Subject, grids
 from rdp_bench.audits.training_images import overlap
+from rdp_bench.engine.class_counts import ClassesError
 from rdp_bench.engine.jobs import CraftJob, Job
 from rdp_bench.engine.tasks import nominal_cost
 from rdp_bench.errors import RdpBenchError
@@ -50,7 +51,13 @@ def planned(
     Raises:
         UsageError, BadModelError, BadImageError: as `make_plan`.
     """
-    return [(part, plan_of(grid)) for part, grid in parts or parts_of(subject)]
+    try:
+        return [(part, plan_of(grid)) for part, grid in parts or parts_of(subject)]
+    except ClassesError as error:
+        if subject.sources:
+            raise
+        named = ", ".join(subject.surrogates)
+        raise ClassesError(f"{error}; transfer attacks are crafted on {named} unless --source names others") from error
 
 
 def audit(

@@ -15,6 +15,7 @@ from rdp_bench.data.adversarial import ELSEWHERE, AdversarialFiles
 from rdp_bench.data.image_hashes import hash_images
 from rdp_bench.data.open import open_dataset
 from rdp_bench.engine import crosscheck
+from rdp_bench.engine.class_counts import ClassCounts
 from rdp_bench.engine.crosscheck import Rate
 from rdp_bench.engine.grid import Axes, Grid, settle
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
@@ -420,6 +421,10 @@ def make_plan(
     check_precision(precision, device, [made.value for made in plan.defenses.values()], crafts=crafts)
     plan.refuse_shared_keys()
     _check_files(plan)
+    counts = ClassCounts(dataset)
+    for model in (*(member for spec in sources.values() for member in spec.members), *targets.values()):
+        if model.classes is not None:
+            counts.add(model.name, model.classes)
     return plan
 
 

@@ -18,6 +18,7 @@ from rdp_bench.cache.store import Artefact
 from rdp_bench.data.adversarial import AdversarialFiles
 from rdp_bench.data.decoded import DecodedImages
 from rdp_bench.engine.batch_memory import FROM, PROBED, CudaMemory, FoundBatches, kind_of_work
+from rdp_bench.engine.class_counts import ClassCounts
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.engine.levels import (
     add_delta,
@@ -45,7 +46,7 @@ from rdp_bench.models.entry_calls import (
 )
 from rdp_bench.numerics import memory, pieces, precision
 from rdp_bench.numerics.determinism import ordered_sums
-from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, classes_of, with_mates
+from rdp_bench.protocols import Classifier, Defense, Notes, StochasticLogits, aims_at_targets, with_mates
 from rdp_bench.registry import model
 from rdp_bench.rng import ImageRng
 from rdp_bench.user_reads import at_work, forget_others, noting_unkeyed, unkeyed
@@ -94,8 +95,6 @@ class Worker:
     batch: int | None = None
     """Images at once, as asked for; None: what suits the device and its memory."""
     report: Report | None = None
-    classes: dict[str, int] = field(default_factory=dict)
-    """Number of classes of every model loaded so far."""
     _remarks: list[str] = field(default_factory=list)  # of the job at hand
     _names: dict[str, str] = field(default_factory=dict)  # of target models, by label
     _work: str = ""  # the kind of it, where batches are found by memory
@@ -104,6 +103,7 @@ class Worker:
         self.size = batch_of(self.plan, self.batch)
         on_gpu = self.batch is None and self.plan.device.startswith("cuda")
         self.batches = FoundBatches(CudaMemory(self.plan.device)) if on_gpu and self.plan.n > FROM else None
+        self.classes = ClassCounts(self.plan.dataset)
         self._rows = (0, self.plan.n)
         configure_torch(self.plan.device)
         forget_others({f"defense '{label}'": made.version for label, made in self.plan.defenses.items()})
@@ -169,7 +169,7 @@ class Worker:
         plan = self.plan
         source = plan.sources[job.source].load(plan.device)
         for member in source.members:
-            self._check_labels(member.name, member.classes)
+            self.classes.add(member.name, member.classes)
         attack = plan.attacks[job.attack].value
         aims = self._labels
         if aims_at_targets(attack):
@@ -386,28 +386,8 @@ class Worker:
     def model(self, label: str) -> Classifier:
         """The classifier of a target (or, to measure it, of a source's member), loaded and checked."""
         model = self.plan.models[label].load(self.plan.device)
-        self._check_labels(label, model.classes)
+        self.classes.add(label, model.classes)
         return model
-
-    def _check_labels(self, name: str, classes: int) -> None:
-        """Refuse a network whose outputs are not the classes that the data set's labels count."""
-        dataset = self.plan.dataset
-        expected = classes_of(dataset)
-        if expected is not None and classes != expected:
-            raise RdpBenchError(
-                f"model '{name}' has {classes} classes, data set {dataset.name} has labels of {expected}: class "
-                "numbers would not mean the same; use a network of the data set's classes"
-            )
-        for other, count in self.classes.items():
-            if count != classes:
-                raise RdpBenchError(
-                    f"model '{name}' has {classes} classes and '{other}' {count}: class numbers would not mean the "
-                    "same; use networks of one set of classes"
-                )
-        self.classes[name] = classes
-        worst = max(dataset.labels)
-        if worst >= classes:
-            raise RdpBenchError(f"label {worst} of data set {dataset.name} is beyond the {classes} classes of {name}")
 
     def _sample(self, job: EvaluateJob, purified: Tensor, low: int) -> Arrays | None:
         """Purified images from row `low` on that are kept to be shown; None where there are none."""

@@ -20,6 +20,9 @@ from rdp_bench.user_reads import watching
 if TYPE_CHECKING:
     from rdp_bench.protocols import Classifier
 
+IMAGENET = 1000
+"""Classes of the networks that have a card."""
+
 
 @dataclass(frozen=True)
 class ModelRef:
@@ -43,6 +46,11 @@ class ModelRef:
             "weights": self.weights_hash(),
             "numerics": NUMERICS,
         }
+
+    @property
+    def classes(self) -> int | None:
+        """The number of its classes, if that is known before it is loaded."""
+        return IMAGENET if self.card.sha256 and self.card.sha256 == self.weights_hash() else None
 
     def weights_hash(self) -> str:
         """Return the sha256 of the weight file, or of the tensors if they come from timm's hub."""
@@ -83,6 +91,11 @@ class PluginModelRef:
             BadModelError: the record differs from an earlier one.
         """
         return {"id": model.get(self.name).id, **self._said("cpu")}
+
+    @property
+    def classes(self) -> int:
+        """The number of its classes."""
+        return self._load("cpu").classes
 
     def load(self, device: str) -> "Classifier":
         """Return the classifier on `device`.
@@ -128,6 +141,8 @@ class MissingModel:
 
     card: Card
     reason: str
+    classes: None = None
+    """Its classes are not counted: nothing is computed with it."""
 
     @property
     def name(self) -> str:

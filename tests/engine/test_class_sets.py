@@ -13,8 +13,9 @@ from rdp_bench.registry import registries
 from tests.helpers.commands import cli
 
 PLUGIN = """
+import numpy as np
 import torch
-from rdp_bench import model
+from rdp_bench import dataset, model
 
 class Net:
     def __init__(self, name, classes, outputs, guess=0):
@@ -43,6 +44,29 @@ def guess():
 @model("sets/one-right", source="made up")
 def one_right():
     return Net("sets/one-right", 1000, 1000, 243)  # the label of one of the photos
+
+class Images:
+    size, ids, labels = 64, ["0", "1"], [0, 4]
+
+    def __init__(self, name, classes):
+        self.name = name
+        if classes:
+            self.classes = classes
+
+    def image(self, index):
+        return np.full((3, 64, 64), 99 + index, np.uint8)
+
+@dataset("sets/counted", source="made up")
+def counted():
+    return Images("sets/counted", 5)
+
+@dataset("sets/uncounted", source="made up")
+def uncounted():
+    return Images("sets/uncounted", None)
+
+@model("sets/ten", source="made up")
+def ten():
+    return Net("sets/ten", 10, 10)
 """
 GRID = """
 [axes]
@@ -77,13 +101,30 @@ def warnings(out: Path) -> list[str]:
     return found
 
 
-def test_a_network_of_other_classes_is_refused(out: Path) -> None:
+def test_a_network_of_other_classes_is_refused_before_anything_runs(out: Path) -> None:
     found = run(out, "--target", "sets/in21k", "--target", "sets/one-right")
-    assert found.exit_code == 1
-    bad = rows(out)["sets/in21k"]
-    assert (bad["status"], bad["value"]) == ("failed", "")
-    assert "model 'sets/in21k' has 21843 classes, data set photos20 has labels of 1000" in bad["reason"]
-    assert rows(out)["sets/one-right"]["status"] == "done"
+    assert found.exit_code == 2
+    assert "model 'sets/in21k' has 21843 classes, data set photos20 has labels of 1000" in found.output
+    assert not out.exists()
+
+
+def test_what_is_cached_makes_no_difference(out: Path) -> None:
+    """The same images and labels, once as a data set that does not say how many classes it has."""
+    assert run(out, "--dataset", "sets/uncounted", "--target", "sets/ten").exit_code == 0
+    found = run(out, "--dataset", "sets/counted", "--target", "sets/ten")
+    assert found.exit_code == 2
+    assert "model 'sets/ten' has 10 classes, data set sets/counted has labels of 5" in found.output
+
+
+def test_an_audit_says_how_to_name_sources_of_the_same_classes(out: Path) -> None:
+    audit = ("audit", "jpeg", "--target", "sets/ten", "--plugin", out.parent / "sets.py", "--out", out,
+             "--dataset", "sets/uncounted", "--budget", "quick")  # fmt: skip
+    found = cli(*audit)
+    assert found.exit_code == 2
+    assert "'sets/ten' has 10 classes and 'effnet-lite0' 1000" in found.output
+    assert "transfer attacks are crafted on effnet-lite0 unless --source names others" in found.output
+    assert not out.exists()
+    assert "unless --source" not in cli(*audit, "--source", "sets/guess").output
 
 
 def test_a_network_that_says_another_width_than_it_has_is_refused(out: Path) -> None:
