@@ -119,10 +119,13 @@ def latex(card: Card) -> str:
         for tier in card.tiers
     ]
     where = f"{heading(card)}: {_images(card)} of {card.dataset}, ε = {show_level(card.eps)}, budget {card.budget}."
+    columns = "Percent of all images that are right with the defense and, in the last column, without it."
     body = "\n".join([
         r"\begin{table}", r"\centering", r"\small",
-        rf"\caption{{{tex.escape(f'{where} {card.verdict}')}}}", rf"\label{{tab:audit-{card.name}}}", r"\smallskip",
-        r"\begin{tabular}{@{}lrrrrr@{}}", r"\toprule", r"Tier & Right \% & 95\,\% & Always & Vote & Undefended \\",
+        rf"\caption{{{tex.escape(f'{where} {card.verdict} {columns}')}}}", rf"\label{{tab:audit-{card.name}}}",
+        r"\smallskip",
+        r"\setlength{\tabcolsep}{4pt}", r"\begin{tabular}{@{}lrrrrr@{}}", r"\toprule",
+        r"Tier & Right & 95\,\% interval & Always & Vote & None \\",
         r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
     ])  # fmt: skip
     return "\n".join([*tex.preamble(body), body])

@@ -409,7 +409,7 @@ def test_few_images_are_said_to_be_few() -> None:
     assert cells.statistics(evidence(cell("white-box", BASE, "10" * 200))).status == PASS
     none = cells.statistics(evidence(cell("white-box", BASE, "0" * 20)))  # Wilson: 0 to 3.84 / 23.84
     assert (none.status, none.evidence) == (
-        WARN, "20 images: the longest interval is white-box's, -0.0 to +16.1 points"
+        WARN, "20 images: the longest interval is white-box's, 0.0 points below and 16.1 above"
     )  # fmt: skip
 
 
