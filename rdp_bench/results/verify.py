@@ -178,8 +178,12 @@ def _inconsistent(run: Run) -> Iterator[str]:
 def _other_axes(run: Run) -> Iterator[str]:
     """Axes that are not those of the cells, or not those with which `run --from` repeats the run."""
     axes, dataset = run.record["axes"], run.record["dataset"]
-    for one, many in (("source", "sources"), ("target", "targets"), ("attack", "attacks"), ("defense", "defenses")):
-        if extra := {getattr(cell, one) for cell in run.cells} - {*axes[many], CLEAN, "-"}:
+    baselines = run.record.get("request", {}).get("axes", {}).get("baselines", [])
+    many = {"source": "sources", "target": "targets", "attack": "attacks", "defense": "defenses"}
+    seen = {one: {getattr(cell, one) for cell in run.cells} for one in many}
+    seen["target"] = {cell.target for cell in run.cells if cell.defense != UNDEFENDED or cell.target not in baselines}
+    for one, labels in seen.items():
+        if extra := labels - {*axes[many[one]], CLEAN, "-"}:
             yield f"its cells have the {one} {min(extra)}, and its axes do not"
     if "request" not in run.record:
         return

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from rdp_bench.engine.run import Run
+from rdp_bench.engine.worker import Worker
 from rdp_bench.results.lines import every_row
 from rdp_bench.results.record import sealed
 from rdp_bench.results.rows import load_run, write_results
 from rdp_bench.results.verify import verify
 from tests.helpers.paths import ROOT
+from tests.helpers.plans import new_process, plan
 
 Record = dict[str, Any]
 
@@ -178,6 +181,26 @@ def forged(out: Path, grid: str, edit: Callable[[Record], None]) -> tuple[str, .
         write_results(out, every_row(run))
     (found,) = verify(out)
     return found.problems
+
+
+def made(folder: Path, *files: Path, **axes: Any) -> Path:
+    """The results folder of an honest run of tests/plugin/tiny.py and plugin `files`; axes as tuples of labels."""
+    run = Run(plan(folder, *files, **axes), folder / "out", "test")
+    run.execute(run.start(), Worker(run.plan, 4))
+    assert not run.failed
+    return run.out
+
+
+def test_a_baseline_is_no_target_behind_a_defense(tmp_path: Path) -> None:
+    with new_process():
+        out = made(tmp_path, defenses=("none", "jpeg"), baselines=("tiny/one",))
+    assert [each.problems for each in verify(out)] == [()]
+
+    def behind_jpeg(record: Record) -> None:
+        (cell, *_) = cells(record, defense="jpeg", attack="fgsm")
+        record["cells"].append({**cell, "target": "tiny/one", "status": "pending", "eval_key": None})
+
+    assert "its cells have the target tiny/one, and its axes do not" in forged(out, "toy", behind_jpeg)
 
 
 @pytest.mark.parametrize("name", ["table1.0123456789abcdef.safetensors", "other.0123456789abcdef.safetensors", "x"])
