@@ -1,8 +1,11 @@
 """Whether the labels of a run name what its keys hold, by the entries and models that are known here.
 
-Only what another version of this package keeps is compared: the id of an entry, the numbers that a label contains, and
-whether a built-in model has the weights of another one. Of attacks, which share an engine, the names of their
-parameters too, if the run is of this version. Labels that name files are not resolved.
+Only what another version of this package keeps is compared: the id of an entry, the numbers that the label of a
+built-in entry contains, and whether a built-in model has the weights of another one. Of attacks, which share an engine,
+the names of their parameters too, if the run is of this version. Labels that name files are not resolved.
+
+The parameters of a plugin's entry need not repeat the numbers of its label: its `resolved` may change their units, round
+or limit them, or choose a value for them.
 """
 
 import tomllib
@@ -10,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from rdp_bench import plugins, registry
 from rdp_bench.budgets import bounded, norm_of
@@ -40,11 +44,11 @@ def misnamed(record: Record, cells: Sequence[CellResult], held: Mapping[str, Rec
         if cell.eval_key and cell.eval_key in held:
             defenses[cell.defense] = held[cell.eval_key]["defense"]
     for (label, eps), facts in attacks.items():
-        yield from _unlike_label("attack", label, keyed.attack_params(facts))
+        yield from _unlike_label(registry.attack, label, keyed.attack_params(facts))
         if same_version:
             yield from _unlike_attack(label, eps, norm_of(record), facts)
     for label, facts in defenses.items():
-        yield from _unlike_label("defense", label, facts["params"])
+        yield from _unlike_label(registry.defense, label, facts["params"])
         entry = registry.defense.entries.get(cut(label)[0])
         if entry and entry.id != facts["id"]:
             yield f"defense {label} has the keys of {facts['id']}"
@@ -58,17 +62,22 @@ def misnamed(record: Record, cells: Sequence[CellResult], held: Mapping[str, Rec
             yield f"model {label} has the weights of {others[0]}"
 
 
-def _unlike_label(kind: str, label: str, params: Record) -> Iterator[str]:
-    """Numbers and switches that a label contains and its key does not."""
+def _built_in(entry: registry.Entry[Any] | None) -> bool:
+    """Whether an entry is one of this package."""
+    return entry is not None and entry.origin.startswith("rdp_bench.")
+
+
+def _unlike_label(entries: registry.Registry[Any], label: str, params: Record) -> Iterator[str]:
+    """Numbers and switches that the label of a built-in entry contains and its key does not."""
     try:
-        written = parse_spec(label).params
+        spec = parse_spec(label)
     except RdpBenchError:
         return
-    for name, word in written:
+    for name, word in spec.params if _built_in(entries.entries.get(spec.name)) else ():
         value = params.get(name)
         number = _number(word)
         if isinstance(value, bool | int | float) and number is not None and number != float(value):
-            yield f"{kind} {label} has keys with {name}={show(value)}"
+            yield f"{entries.kind} {label} has keys with {name}={show(value)}"
 
 
 def _number(word: str) -> float | None:

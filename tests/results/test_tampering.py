@@ -203,6 +203,55 @@ def test_a_baseline_is_no_target_behind_a_defense(tmp_path: Path) -> None:
     assert "its cells have the target tiny/one, and its axes do not" in forged(out, "toy", behind_jpeg)
 
 
+OTHERWISE = """
+from dataclasses import dataclass
+import numpy as np
+import torch
+from rdp_bench import Purifier, attack, defense
+
+@defense("its/own", source="made up")
+@dataclass(frozen=True)
+class Own(Purifier):
+    '''Its key has other numbers than its label.'''
+    share: float = 1.0
+    sigma: float = 1.0
+    bits: int = 5
+    count: int = 0
+
+    def purify(self, x, rng):
+        return x * (1 - self.sigma / 255)
+
+    def resolved(self):
+        return {"share": np.float32(self.share), "sigma": self.sigma / 255, "bits": min(self.bits, 8),
+                "count": self.count or 7}
+
+@attack("its/step", source="made up")
+@dataclass(frozen=True)
+class Step:
+    '''As the defense.'''
+    share: float = 1.0
+
+    def __call__(self, source, x, y, eps, rng):
+        return (x + self.share * eps * torch.ones_like(x)).clamp(0, 1)
+
+    def resolved(self, eps_255):
+        return {"share": np.float32(self.share), "step": self.share * eps_255}
+
+    def gradients(self, eps_255):
+        return 1
+"""
+"""Entries whose keys hold other numbers than their labels, as `resolved` may."""
+
+
+def test_a_plugin_may_resolve_its_numbers_in_its_own_way(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OTHERWISE)
+    labels = ("its/own(share=.7)", "its/own(sigma=3)", "its/own(bits=10)", "its/own(count=0)")
+    with new_process():
+        out = made(tmp_path, tmp_path / "own.py", defenses=("none", *labels), attacks=("its/step(share=.7)",))
+        with_plugin = [each.problems for each in verify(out)]
+    assert with_plugin == [each.problems for each in verify(out)] == [()]
+
+
 @pytest.mark.parametrize("name", ["table1.0123456789abcdef.safetensors", "other.0123456789abcdef.safetensors", "x"])
 def test_a_file_of_predictions_that_no_record_names_is_found(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
