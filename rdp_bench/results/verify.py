@@ -11,14 +11,13 @@ from pathlib import Path
 
 from rdp_bench import csvtext
 from rdp_bench.errors import RdpBenchError, UsageError
-from rdp_bench.results import keyed
 from rdp_bench.results.lines import every_row
 from rdp_bench.results.naming import misnamed
 from rdp_bench.results.prediction_file import FOLDER, path_of
 from rdp_bench.results.rows import COLUMNS, UNDEFENDED, CellKey, Row, Run, load_run
 from rdp_bench.results.submission import FILE, read_submission
 from rdp_bench.results.submission_check import ClaimsVerified, check_claims
-from rdp_bench.specs import CLEAN, show_level
+from rdp_bench.specs import CLEAN, WHITE_BOX, show_level
 
 MOST = 5
 """Problems of a run that are listed; the others are counted."""
@@ -150,7 +149,7 @@ def _inconsistent(run: Run) -> Iterator[str]:
     """What cells contradict each other in, what the record says of them all, and stored facts that no cell names."""
     sets: dict[tuple[str, str, float], set[str | None]] = {}
     for cell in run.cells:
-        if cell.status == "done" and not cell.source.startswith(keyed.WHITE_BOX):
+        if cell.status == "done" and not cell.source.startswith(WHITE_BOX):
             sets.setdefault((cell.source, cell.attack, cell.eps), set()).add(cell.adv_key)
     for (source, attack, eps), keys in sets.items():
         if len(keys) > 1:

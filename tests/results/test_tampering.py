@@ -203,6 +203,91 @@ def test_a_baseline_is_no_target_behind_a_defense(tmp_path: Path) -> None:
     assert "its cells have the target tiny/one, and its axes do not" in forged(out, "toy", behind_jpeg)
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which a model attacks itself."""
+    with new_process():
+        out = made(
+            tmp_path_factory.mktemp("tiny"),
+            sources=("tiny/two",),
+            attacks=("fgsm", "pgd(steps=1)"),
+            defenses=("none", "bit-red", "jpeg(quality=95)"),
+        )
+    assert [each.problems for each in verify(out)] == [()]
+    return out
+
+
+def relabelled(axis: str, old: str, new: str, *, unsaid: bool = False) -> Callable[[Record], None]:
+    """A label is another one in the whole record; with `unsaid`, the record says nothing of it."""
+
+    def edit(record: Record) -> None:
+        about = record[f"{axis}s"]
+        record[f"{axis}s"] = {new if label == old else label: each for label, each in about.items()}
+        if unsaid:
+            del record[f"{axis}s"][new]
+        for axes in (record["axes"], record["request"]["axes"]):
+            axes[f"{axis}s"] = [new if label == old else label for label in axes[f"{axis}s"]]
+        for cell in record["cells"]:
+            cell[axis] = new if cell[axis] == old else cell[axis]
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("new", "says"),
+    [
+        ("white-box", "source adaptive(bit-red, tiny/two) 1 models, recorded nothing of this name"),
+        ("bpda(jpeg, tiny/two)", "has the keys of models without a defense"),
+        ("tiny/one+tiny/two", "source tiny/one+tiny/two consists of tiny/two"),
+        ("tiny/one", "source tiny/one consists of tiny/two"),
+        ("effnet-lite0", "source effnet-lite0 consists of tiny/two"),
+        ("elsewhere", "source elsewhere consists of tiny/two"),
+    ],
+)
+def test_a_source_is_what_its_label_says(new: str, says: str, tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "out")
+    found = forged(tmp_path / "out", "toy", relabelled("source", "tiny/two", new, unsaid=new == "white-box"))
+    assert any(says in problem for problem in found), found[:3]
+
+
+@pytest.mark.parametrize(
+    ("new", "says"),
+    [
+        ("exact(tvm, effnet-lite2-ens, 5)", "has the keys of adaptive with 5 samples"),
+        ("adaptive(tvm, effnet-lite2-ens, 50)", "has the keys of adaptive with 5 samples"),
+        ("adaptive(noise, effnet-lite2-ens, 5)", "defense noise has the keys of tvm"),
+        ("adaptive(tvm(steps=100), effnet-lite2-ens, 5)", "has keys with steps=12"),
+        ("effnet-lite2-ens", "has the keys of models behind a defense"),
+        ("adaptive(tvm, effnet-lite0, 5)", "consists of effnet-lite2-ens"),
+    ],
+)
+def test_a_source_is_behind_what_its_label_says(new: str, says: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(RUNS / "photos20-adaptive", out)
+    old = "adaptive(tvm, effnet-lite2-ens, 5)"
+
+    def edit(record: Record) -> None:
+        relabelled("source", old, new)(record)
+        for cell in cells(record, source="white-box(5)", defense="tvm"):
+            cell["source"] = new
+
+    found = forged(out, "adaptive", edit)
+    assert any(says in problem for problem in found), found[:3]
+
+
+def test_honest_sources_of_every_form_pass(tmp_path: Path) -> None:
+    labels = ("tiny/one+tiny/two", "both", "white-box(2)", "bpda(jpeg >> tiny/round, both)")
+    with new_process():
+        out = made(
+            tmp_path,
+            sources=(*labels, "adaptive(tiny/dither, tiny/one+tiny/two, 3)", "tiny/one"),
+            targets=("tiny/one", "tiny/two"),
+            defenses=("none", "tiny/dither", "jpeg"),
+            ensembles={"both": ("tiny/two", "tiny/one")},
+        )
+    assert [each.problems for each in verify(out)] == [()]
+
+
 OTHERWISE = """
 from dataclasses import dataclass
 import numpy as np
