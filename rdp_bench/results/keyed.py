@@ -8,6 +8,9 @@ from rdp_bench.specs import UNDEFENDED, WHITE_BOX, cut, plain, show
 
 Pairs = dict[str, tuple[Any, Any]]
 
+ENGINE = "gradient-sign"
+"""The id of attacks that are made of parts; see `attacks/gradient_sign.py`."""
+
 _ABSENT = "nothing of this name"
 
 
@@ -54,7 +57,7 @@ def of_attack(record: Record, cell: CellResult, facts: Record) -> Pairs:
 def attack_params(facts: Record) -> Record:
     """The parameters of an attack as `resolved` returns them; keys of this package's engine have them by part."""
     params: Record = facts["params"]
-    if facts["id"] != "gradient-sign":
+    if facts["id"] != ENGINE:
         return params
     parts = params["parts"].values()
     return {name: value for part in parts for name, value in part.items() if name != "version"}

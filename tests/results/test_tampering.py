@@ -1,8 +1,10 @@
 """A record that was edited and sealed again: what the keys of its predictions contradict is found."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,12 @@ import pytest
 
 from rdp_bench.engine.run import Run
 from rdp_bench.engine.worker import Worker
+from rdp_bench.environment import versions
+from rdp_bench.errors import BadModelError, UsageError
+from rdp_bench.registry import identity, registries
 from rdp_bench.results.lines import every_row
-from rdp_bench.results.record import sealed
+from rdp_bench.results.naming import misnamed
+from rdp_bench.results.record import CellResult, sealed
 from rdp_bench.results.rows import load_run, write_results
 from rdp_bench.results.verify import verify
 from tests.helpers.paths import ROOT
@@ -211,7 +217,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tmp_path_factory.mktemp("tiny"),
             sources=("tiny/two",),
             attacks=("fgsm", "pgd(steps=1)"),
-            defenses=("none", "bit-red", "jpeg(quality=95)"),
+            defenses=("none", "bit-red", "jpeg(quality=95)", "bit-red >> jpeg", "fixed(r&p)"),
         )
     assert [each.problems for each in verify(out)] == [()]
     return out
@@ -273,6 +279,54 @@ def test_a_source_is_behind_what_its_label_says(new: str, says: str, tmp_path: P
 
     found = forged(out, "adaptive", edit)
     assert any(says in problem for problem in found), found[:3]
+
+
+@pytest.mark.parametrize(
+    ("axis", "old", "new", "says"),
+    [
+        ("attack", "fgsm", "MI|DI(p=.7)|TI(15)|SI(5)", "the keys of another attack: diversity_prob is in one of the"),
+        ("attack", "fgsm", "apgd-ce", "attack apgd-ce has the keys of gradient-sign"),
+        ("attack", "fgsm", "files:theirs", "attack files:theirs has the keys of gradient-sign"),
+        ("attack", "pgd(steps=1)", "pgd", "attack pgd has keys with steps=1"),
+        ("attack", "pgd(steps=1)", "PGD(20)", "attack PGD(20) has keys with steps=1"),
+        ("attack", "pgd(steps=1)", "pgd(steps=1, restarts=9)", "restarts is in one of the two alone"),
+        ("defense", "jpeg(quality=95)", "jpeg", "defense jpeg has keys with quality=95"),
+        ("defense", "jpeg(quality=95)", "jpeg(quality=95, size=1)", "defense jpeg(quality=95, size=1) cannot be made"),
+        ("defense", "jpeg(quality=95)", "rdp >> jpeg(quality=75)", "has the keys of jpeg"),
+        ("defense", "bit-red", "bit-red >> rdp", "has the keys of bit-red"),
+        ("defense", "bit-red >> jpeg", "bit-red >> jpeg >> rdp", "has the keys of bit-red >> jpeg"),
+        ("defense", "bit-red >> jpeg", "bit-red >> jpeg(quality=10)", "jpeg(quality=10) has keys with quality=75"),
+        ("defense", "bit-red >> jpeg", "jpeg", "defense jpeg has the keys of chain"),
+        ("defense", "bit-red", "fixed(noise)", "has the keys of bit-red, whose noise is not fixed"),
+        ("defense", "fixed(r&p)", "fixed(r&p(patterns=9))", "r&p(patterns=9) has keys with patterns=1"),
+        ("defense", "bit-red", "purifier:rdp.safetensors", "has the keys of bit-red, which reads no file"),
+        ("defense", "bit-red", "bit-red)", "its labels and its keys cannot be compared"),
+    ],
+)
+def test_a_label_names_every_parameter(axis: str, old: str, new: str, says: str, tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "out")
+    found = forged(tmp_path / "out", "toy", relabelled(axis, old, new))
+    assert any(says in problem for problem in found), found[:3]
+
+
+@pytest.mark.parametrize("kind", ["attack", "defense"])
+def test_only_the_label_that_a_key_is_of_may_have_it(kind: str) -> None:
+    """Every built-in label with the keys of every other one."""
+    made: dict[str, Record] = {}
+    labels = ["MI|TI", "PGD(20)", "jpeg >> rdp", "jpeg >> rdp >> jpeg", "fixed(r&p)", "fixed(noise(sigma=.1))"]
+    entries = [name for name, entry in registries[kind].entries.items() if entry.origin.startswith("rdp_bench.")]
+    for label in [*entries, *labels]:
+        with contextlib.suppress(UsageError, BadModelError):  # of the other kind, or without weights
+            made[label] = identity(registries[kind].resolve(label), *([8.0] if kind == "attack" else []))
+    assert len(made) > 25
+    record = {"environment": versions(), "axes": {}, "sources": {"s": {"members": ["s"]}}, "models": {"s": {}}}
+    for label, key in product(made, made):
+        attack, defense = (label, "-") if kind == "attack" else ("-", label)
+        cell = CellResult("s", attack, 8.0, "t", defense, "done", adv_key="adv", eval_key="eval")
+        found = {"attack": {"id": "-", "params": {}}, "defense": {"id": "-", "params": {}}, kind: made[key]}
+        held = {"adv": {**found, "source": {}}, "eval": found}
+        problems = list(misnamed(record, [cell], held))
+        assert bool(problems) == (made[label] != made[key]), (label, key, problems)
 
 
 def test_honest_sources_of_every_form_pass(tmp_path: Path) -> None:
