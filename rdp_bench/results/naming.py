@@ -112,8 +112,10 @@ def _unlike_object(label: str, params: Record) -> Iterator[str]:
     """
     try:
         made: Any = registry.defense.resolve(label).value
-    except UsageError as error:
-        yield f"defense {label} cannot be made: {error}"
+    except UsageError:  # no such parameter, or a value that was refused later than the run was made
+        unknown = [name for name, _ in parse_spec(label).params if name not in params]
+        yield from (f"defense {label} has keys without {name}" for name in unknown)
+        yield from _unlike_numbers("defense", label, params)
         return
     known = dataclasses.fields(made) if dataclasses.is_dataclass(made) else ()
     values = {field.name: getattr(made, field.name) for field in known if field.init}
