@@ -3,7 +3,8 @@
 If the run is of this version, each label of a built-in entry is made again, and all its parameters are compared, those
 that it does not state included; files are not read. Of a run of another version, whose defaults may be others, the id
 of an entry and the numbers that its label contains are compared. In both, the models of a source, the gradient through
-a defense in front of them, and whether a built-in model has the weights of another one.
+a defense in front of them, whether a built-in model has the weights of another one, and whether a label is shown by the
+name of another entry.
 
 The parameters of a plugin's entry need not repeat the numbers of its label: its `resolved` may change their units,
 round or limit them, or choose a value for them. Only its id is compared.
@@ -24,6 +25,7 @@ from rdp_bench.environment import versions
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.keys import Record, canonical_json, without_neutral
 from rdp_bench.results import keyed
+from rdp_bench.results.display import misleading
 from rdp_bench.results.record import CellResult
 from rdp_bench.specs import MODES, FileName, cut, parse_spec, show, split
 
@@ -69,6 +71,9 @@ def _misnamed(record: Record, cells: Sequence[CellResult], held: Mapping[str, Re
     for label, source in record["sources"].items():
         if tuple(source["members"]) not in _members(record, label):
             yield f"source {label} consists of {', '.join(source['members'])}"
+    if same_version:
+        axes = record.get("request", {}).get("axes", record["axes"])  # with baselines
+        yield from misleading(record.get("names", {}), axes, built_in=True)
     known = _weights()
     for label, said in record["models"].items():
         own, found = known.get(label), said.get("sha256")

@@ -310,6 +310,25 @@ def test_a_label_names_every_parameter(axis: str, old: str, new: str, says: str,
     assert any(says in problem for problem in found), found[:3]
 
 
+@pytest.mark.parametrize(
+    ("label", "name", "says"),
+    [
+        ("bit-red", "RDP", "'bit-red' cannot be called 'RDP': that is the defense rdp"),
+        ("fgsm", "mi-fgsm", "'fgsm' cannot be called 'mi-fgsm': that is the attack mi-fgsm"),
+        ("tiny/two", "Inc-V3", "'tiny/two' cannot be called 'Inc-V3': that is the model inc-v3"),
+        ("bit-red>>jpeg", "JPEG", "that is the defense jpeg"),
+        ("jpeg(quality=95)", "JPEG", ""),
+        ("bit-red", "FGSM", ""),
+    ],
+)
+def test_a_label_is_not_shown_by_the_name_of_another_entry(
+    label: str, name: str, says: str, tiny: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny, tmp_path / "out")
+    found = forged(tmp_path / "out", "toy", lambda record: record.update(names={label: name}))
+    assert any(says in problem for problem in found) if says else found == ()
+
+
 @pytest.mark.parametrize("kind", ["attack", "defense"])
 def test_only_the_label_that_a_key_is_of_may_have_it(kind: str) -> None:
     """Every built-in label with the keys of every other one."""
