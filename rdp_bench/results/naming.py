@@ -23,7 +23,7 @@ from rdp_bench.budgets import bounded, norm_of
 from rdp_bench.data.adversarial import ELSEWHERE, SCHEME
 from rdp_bench.environment import versions
 from rdp_bench.errors import RdpBenchError, UsageError
-from rdp_bench.keys import Record, canonical_json, without_neutral
+from rdp_bench.keys import Record, canonical_json, plain, without_neutral
 from rdp_bench.results import keyed
 from rdp_bench.results.display import misleading
 from rdp_bench.results.record import CellResult
@@ -63,9 +63,11 @@ def _misnamed(record: Record, cells: Sequence[CellResult], held: Mapping[str, Re
         if cell.eval_key and cell.eval_key in held:
             defenses[cell.defense] = held[cell.eval_key]["defense"]
     for (label, eps), facts in attacks.items():
-        yield from _unlike_attack(label, eps, norm_of(record), facts, same_version=same_version)
+        yield from _unlike_attack(record, label, eps, facts, same_version=same_version)
     for label, facts in defenses.items():
         yield from _unlike_defense(label, facts, same_version=same_version)
+        if same_version:
+            yield from _invented(label, facts, record["defenses"].get(label, {}).get("resolved", {}))
     for label, facts in sources.items():
         yield from _unlike_source(label, facts, same_version=same_version)
     for label, source in record["sources"].items():
@@ -108,6 +110,16 @@ def _unlike_defense(label: str, facts: Record, *, same_version: bool) -> Iterato
         if "weights" not in params:
             yield f"defense {label} has the keys of {facts['id']}, which reads no file"
         yield from _unlike_numbers("defense", label, params)
+
+
+def _invented(label: str, facts: Record, said: Record) -> Iterator[str]:
+    """Parameters that the record gives a defense of this package and its key has not, except at their neutral value."""
+    if "+" in facts["version"]:
+        return  # a plugin's, whose neutral values are not known here
+    entry = next((each for each in registry.defense.entries.values() if each.id == facts["id"]), None)
+    kept = without_neutral(type(entry.factory()), said) if entry and _is_ours(entry.origin) else said
+    for name in sorted(kept.keys() - facts["params"].keys()):
+        yield f"defense {label} is said to have the parameter {name} {show(said[name])}, and has it absent"
 
 
 def _unlike_object(label: str, params: Record) -> Iterator[str]:
@@ -191,8 +203,8 @@ def _number(word: str) -> float | None:
         return None
 
 
-def _unlike_attack(label: str, eps: float, norm: str, facts: Record, *, same_version: bool) -> Iterator[str]:
-    """What the label of an attack names and its key has otherwise."""
+def _unlike_attack(record: Record, label: str, eps: float, facts: Record, *, same_version: bool) -> Iterator[str]:
+    """What the label of an attack names and its key has otherwise, and what the record says besides."""
     if label.startswith(SCHEME) or not facts["id"]:
         if not label.startswith(SCHEME) or facts["id"]:
             yield f"attack {label} has the keys of {facts['id'] or 'images crafted elsewhere'}"
@@ -204,9 +216,10 @@ def _unlike_attack(label: str, eps: float, norm: str, facts: Record, *, same_ver
         return
     try:
         made = attacks.resolve(label)
-        known = registry.identity(replace(made, value=bounded(label, made.value, norm)), eps)
+        made = replace(made, value=bounded(label, made.value, norm_of(record)))
+        known, wanted = registry.identity(made, eps), plain(made.value.resolved(eps))
     except RdpBenchError:  # a part of a plugin, or a library that is not installed
-        same_version, known = False, {}
+        same_version, known, wanted = False, {}, {}
     if not same_version:
         if entry:
             yield from _unlike_numbers("attack", label, there)
@@ -222,6 +235,11 @@ def _unlike_attack(label: str, eps: float, norm: str, facts: Record, *, same_ver
         for name in here:
             if canonical_json({"": here[name]}) != canonical_json({"": there[name]}):
                 yield f"attack {label} has keys with {name}={show(there[name])}"
+        said = record["attacks"].get(label, {}).get("resolved", {}).get(show(eps), {})
+        for name in sorted((said.keys() | wanted.keys()) - here.keys()):
+            one, two = (show(each[name]) if name in each else "absent" for each in (said, wanted))
+            if one != two:
+                yield f"attack {label} is said to have the parameter {name} {one}, and has it {two}"
 
 
 def _of_one_version(one: Record, two: Record) -> bool:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from rdp_bench import csvtext
 from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.results.keyed import source_of
 from rdp_bench.results.lines import every_row
 from rdp_bench.results.naming import misnamed
 from rdp_bench.results.prediction_file import FOLDER, path_of
 from rdp_bench.results.rows import COLUMNS, UNDEFENDED, CellKey, Row, Run, load_run
 from rdp_bench.results.submission import FILE, read_submission
 from rdp_bench.results.submission_check import ClaimsVerified, check_claims
-from rdp_bench.specs import CLEAN, WHITE_BOX, show_level
+from rdp_bench.specs import CLEAN, WHITE_BOX, show, show_level
 
 MOST = 5
 """Problems of a run that are listed; the others are counted."""
@@ -160,6 +161,7 @@ def _inconsistent(run: Run) -> Iterator[str]:
             yield f"{cell.key}: {cell.defense_samples} defense samples, {run.defense_samples} by the axes of the record"
     yield from _other_accuracies(run)
     yield from _other_axes(run)
+    yield from _without_cells(run)
     if not run.stored or not run.stored.file:
         return
     held = run.stored.file.about["records"]
@@ -191,6 +193,26 @@ def _other_axes(run: Run) -> Iterator[str]:
     for name in sorted(said.keys() & asked.keys()):
         if said[name] != asked[name]:
             yield f"{name} is {said[name]}, and {asked[name]} in what `run --from` repeats"
+
+
+def _without_cells(run: Run) -> Iterator[str]:
+    """What a record describes and no cell is of: a report lists it."""
+    record, asked = run.record, run.record.get("request", {}).get("axes", {})
+    sources = {source_of(record, cell) for cell in run.cells if cell.attack != CLEAN}
+    members = {member for source in record["sources"].values() for member in source["members"]}
+    known = {
+        "attacks": {cell.attack for cell in run.cells},
+        "defenses": {cell.defense for cell in run.cells} | {UNDEFENDED},
+        "sources": sources,
+        "models": {cell.target for cell in run.cells} | members | set(asked.get("checks", ())),
+    }
+    for kind, labels in known.items():
+        if extra := record[kind].keys() - labels:
+            yield f"the record describes the {kind.removesuffix('s')} {min(extra)}, and no cell is of it"
+    levels = {show(eps) for eps in record["axes"]["eps"]}
+    for label, said in record["attacks"].items():
+        if extra := said.get("resolved", {}).keys() - levels:
+            yield f"the record describes the attack {label} at eps {min(extra)}, and no cell is of it"
 
 
 def _other_accuracies(run: Run) -> Iterator[str]:

@@ -14,6 +14,7 @@ from rdp_bench.engine.run import Run
 from rdp_bench.engine.worker import Worker
 from rdp_bench.environment import versions
 from rdp_bench.errors import BadModelError, UsageError
+from rdp_bench.keys import plain
 from rdp_bench.registry import identity, registries
 from rdp_bench.results.lines import every_row
 from rdp_bench.results.naming import misnamed
@@ -329,24 +330,80 @@ def test_a_label_is_not_shown_by_the_name_of_another_entry(
     assert any(says in problem for problem in found) if says else found == ()
 
 
+def put(*path: str, value: Any) -> Callable[[Record], None]:
+    """Something more in the record."""
+
+    def edit(record: Record) -> None:
+        for name in path[:-1]:
+            record = record[name]
+        record[path[-1]] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (
+            put("attacks", "fgsm", "resolved", "8", "restarts", value=100),
+            "attack fgsm is said to have the parameter restarts 100, and has it absent",
+        ),
+        (
+            put("attacks", "fgsm", "resolved", "8", "norm", value="l2"),
+            "attack fgsm is said to have the parameter norm l2, and has it linf",
+        ),
+        (
+            put("defenses", "jpeg(quality=95)", "resolved", "dct", value="exact"),
+            "defense jpeg(quality=95) is said to have the parameter dct exact, and has it absent",
+        ),
+        (
+            put("attacks", "fgsm", "resolved", "16", value={"steps": 100}),
+            "the record describes the attack fgsm at eps 16, and no cell is of it",
+        ),
+        (
+            put("attacks", "pgd", value={"resolved": {"8": {"steps": 100}}}),
+            "the record describes the attack pgd, and no cell is of it",
+        ),
+        (put("defenses", "rdp", value={"resolved": {}}), "the record describes the defense rdp, and no cell is of it"),
+        (
+            put("sources", "tiny/one", value={"members": ["tiny/one"], "attacked_defense": None}),
+            "the record describes the source tiny/one, and no cell is of it",
+        ),
+        (put("models", "inc-v3", value={"name": "inc-v3"}), "describes the model inc-v3, and no cell is of it"),
+    ],
+)
+def test_a_record_describes_nothing_that_no_key_has(
+    edit: Callable[[Record], None], says: str, tiny: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny, tmp_path / "out")
+    found = forged(tmp_path / "out", "toy", edit)
+    assert any(says in problem for problem in found), found[:3]
+
+
 @pytest.mark.parametrize("kind", ["attack", "defense"])
 def test_only_the_label_that_a_key_is_of_may_have_it(kind: str) -> None:
-    """Every built-in label with the keys of every other one."""
-    made: dict[str, Record] = {}
+    """Every built-in label with the keys of every other one, and with what a record says of that."""
+    at = [8.0] if kind == "attack" else []
+    made: dict[str, tuple[Record, Record]] = {}
     labels = ["MI|TI", "PGD(20)", "jpeg >> rdp", "jpeg >> rdp >> jpeg", "fixed(r&p)", "fixed(noise(sigma=.1))"]
     entries = [name for name, entry in registries[kind].entries.items() if entry.origin.startswith("rdp_bench.")]
     for label in [*entries, *labels]:
         with contextlib.suppress(UsageError, BadModelError):  # of the other kind, or without weights
-            made[label] = identity(registries[kind].resolve(label), *([8.0] if kind == "attack" else []))
+            one = registries[kind].resolve(label)
+            resolved = plain(one.value.resolved(*at))
+            made[label] = identity(one, *at), {"8": resolved} if at else resolved
     assert len(made) > 25
-    record = {"environment": versions(), "axes": {}, "sources": {"s": {"members": ["s"]}}, "models": {"s": {}}}
     for label, key in product(made, made):
+        facts, resolved = made[key]
+        record = {
+            "environment": versions(), "axes": {}, "sources": {"s": {"members": ["s"]}}, "models": {"s": {}},
+            "attacks": {}, "defenses": {}, f"{kind}s": {label: {"resolved": resolved}},
+        }  # fmt: skip
         attack, defense = (label, "-") if kind == "attack" else ("-", label)
         cell = CellResult("s", attack, 8.0, "t", defense, "done", adv_key="adv", eval_key="eval")
-        found = {"attack": {"id": "-", "params": {}}, "defense": {"id": "-", "params": {}}, kind: made[key]}
-        held = {"adv": {**found, "source": {}}, "eval": found}
-        problems = list(misnamed(record, [cell], held))
-        assert bool(problems) == (made[label] != made[key]), (label, key, problems)
+        found = {name: {"id": "-", "version": "1+0", "params": {}} for name in ("attack", "defense")} | {kind: facts}
+        problems = list(misnamed(record, [cell], {"adv": {**found, "source": {}}, "eval": found}))
+        assert bool(problems) == (made[label][0] != facts), (label, key, problems)
 
 
 def test_honest_sources_of_every_form_pass(tmp_path: Path) -> None:
