@@ -100,6 +100,12 @@ CLEAN = "clean"
 UNDEFENDED = "none"
 """The defense that changes nothing."""
 
+WHITE_BOX = "white-box"
+"""The source, also `white-box(N)`, that is the target of each cell behind the defense of that cell."""
+
+MODES = ("exact", "bpda", "adaptive", "smooth")
+"""Gradients through a defense in front of a source, as in `bpda(DEFENSE, SOURCE)`; see `models/defended.py`."""
+
 
 @dataclass(frozen=True, order=True)
 class CellKey:

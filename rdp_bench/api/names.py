@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from rdp_bench.errors import UsageError, unknown_name
 from rdp_bench.registry import attack, defense, model
+from rdp_bench.results.display import misleading, stems
 from rdp_bench.results.rows import display_name, given_name, shown_names
-from rdp_bench.specs import cut, plain, split
+from rdp_bench.specs import plain
 
 if TYPE_CHECKING:
     from rdp_bench.engine.grid import Grid
@@ -23,19 +24,20 @@ def names_of(grid: "Grid", given: Mapping[str, str]) -> dict[str, str]:
         given: names by label; they take precedence. A label that begins with "?" may be absent from the grid.
 
     Raises:
-        UsageError: a name for a label that the grid lacks, an empty or overlong name, or one for two labels.
+        UsageError: a name for a label that the grid lacks, an empty or overlong name, one for two labels, or that of
+            another entry.
     """
     labels = {plain(label): label for label in _labels(grid)}
-    stems = {stem for label in labels for stem in _stems(label)}
+    parts = {stem for label in labels for stem in stems(label)}
     found = {
         name: entry.title
         for registry in (attack, defense, model)
         for name, entry in registry.entries.items()
-        if entry.title and name in stems
+        if entry.title and name in parts
     }
     for label, name in [*((f"?{label}", name) for label, name in grid.names.items()), *given.items()]:
         wanted = plain(label.removeprefix("?"))
-        if wanted not in labels and wanted not in stems:
+        if wanted not in labels and wanted not in parts:
             if label.startswith("?"):
                 continue
             raise unknown_name("label to name", wanted, labels)
@@ -43,6 +45,8 @@ def names_of(grid: "Grid", given: Mapping[str, str]) -> dict[str, str]:
             raise UsageError(f"the name of '{wanted}' is one line of 1 to {LONGEST} letters, found {name!r}")
         found[wanted] = name
     if found:
+        for problem in misleading(found, vars(grid.axes)):
+            raise UsageError(f"{problem}; give another name")
         _refuse_shared(grid, found)
     return found
 
@@ -54,9 +58,9 @@ def refuse_unknown(grids: "Sequence[Grid]", given: Mapping[str, str]) -> None:
         UsageError: none of the grids has a label.
     """
     labels = {plain(label) for grid in grids for label in _labels(grid)}
-    stems = {stem for label in labels for stem in _stems(label)}
+    parts = {stem for label in labels for stem in stems(label)}
     for label in given:
-        if plain(label) not in labels | stems:
+        if plain(label) not in labels | parts:
             raise unknown_name("label to name", plain(label), labels)
 
 
@@ -67,7 +71,7 @@ def _refuse_shared(grid: "Grid", names: Mapping[str, str]) -> None:
         for axis in (axes.defenses, axes.attacks, axes.sources, axes.targets + axes.baselines):
             seen: dict[str, str] = {}
             for label in axis:
-                shown = display_name(label)
+                shown = names.get(plain(label), display_name(label))
                 if (other := seen.setdefault(shown, label)) != label:
                     raise UsageError(
                         f"'{other}' and '{label}' would both be called '{shown}'; give one of them another name"
@@ -80,12 +84,3 @@ def _labels(grid: "Grid") -> Iterator[str]:
     axes = grid.axes
     for axis in (axes.defenses, axes.attacks, axes.sources, axes.targets, axes.baselines):
         yield from axis
-
-
-def _stems(label: str) -> Iterator[str]:
-    """Names in a label that may have a title each."""
-    try:
-        for part in split(label, ">>"):
-            yield cut(part)[0]
-    except UsageError:  # a plugin's or a file's name
-        yield label

@@ -13,6 +13,7 @@ from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.keys import canonical_json
 from rdp_bench.protocols import ALONE, Attack, Defense, Purifier, Source
 from rdp_bench.registry import Entry, Registry
+from rdp_bench.results.display import holder
 
 if TYPE_CHECKING:
     import torch
@@ -202,9 +203,9 @@ def named(registry: Registry[Any], given: Given, wrap: Callable[[str, Any], Any]
 
 def _entry(registry: Registry[Any], name: str, value: Any, wrap: Callable[[str, Any], Any]) -> Entry[Any]:
     label = label_of(name)
-    if label in registry.entries:
+    if taken := label if label in registry.entries else holder(registry.kind, name):
         raise UsageError(
-            f"{registry.kind} '{name}': the name is taken by {registry.entries[label].origin}; use another"
+            f"{registry.kind} '{name}': the name is taken by {registry.entries[taken].origin}; use another"
         )
     made = wrap(label, value)
     kind = value if isinstance(value, type) or inspect.isroutine(value) else type(value)

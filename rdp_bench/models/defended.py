@@ -18,17 +18,13 @@ from rdp_bench.errors import UsageError
 from rdp_bench.keys import Record
 from rdp_bench.protocols import Classifier, Defense, Purifier
 from rdp_bench.registry import Resolved
-from rdp_bench.specs import UNDEFENDED, cut, split
+from rdp_bench.specs import MODES, UNDEFENDED, WHITE_BOX, cut, split
 from rdp_bench.user_reads import noting_unkeyed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rdp_bench.rng import ImageRng
-
-MODES = ("exact", "bpda", "adaptive", "smooth")
-
-_WHITE_BOX = "white-box"
 
 MOST_SAMPLES = 10_000
 """EOT samples per gradient that a label may ask for."""
@@ -161,7 +157,7 @@ def parse(label: str) -> tuple[AttackedDefense, str] | None:
 
 def is_white_box(label: str) -> bool:
     """Return whether a source label is `white-box` or `white-box(N)`."""
-    return cut(label)[0] == _WHITE_BOX
+    return cut(label)[0] == WHITE_BOX
 
 
 def white_box(label: str, defense: str, target: str, *, random: bool) -> str:

@@ -248,12 +248,17 @@ def find_source(label: str, ensembles: Mapping[str, Sequence[str]], files: FileS
                 f"{attacked_defense.mode}({first} >> {last}, MODEL)"
             )
         return replace(found, name=label, attacked_defense=attacked_defense)
-    if label in ensembles and (label in cards() or label in model.entries or label.startswith("timm:")):
-        raise UsageError(f"the grid's ensemble '{label}' has the name of a model; give it another")
+    if label in ensembles and (_of_models(label) or _local(label, files.models_dir)):
+        raise UsageError(f"the grid's ensemble '{label}' has the name of a model or of several; give it another")
     names = ensembles.get(label) or split(label, "+")
     if len(set(names)) < len(names):
         raise UsageError(f"source '{label}' names a model twice")
     return SourceSpec(label, tuple(find(name, files.models_dir) for name in names))
+
+
+def _of_models(label: str) -> bool:
+    """Whether a label is that of a model, or of several, like `a+b`."""
+    return label in cards() or label in model.entries or label.startswith("timm:") or len(split(label, "+")) > 1
 
 
 def _local(label: str, models_dir: Path | None) -> Path | None:

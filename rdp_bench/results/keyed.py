@@ -4,12 +4,12 @@ from typing import Any
 
 from rdp_bench.keys import Record, canonical_json
 from rdp_bench.results.record import CellResult
-from rdp_bench.specs import UNDEFENDED, cut, plain, show
+from rdp_bench.specs import UNDEFENDED, WHITE_BOX, cut, plain, show
 
 Pairs = dict[str, tuple[Any, Any]]
 
-WHITE_BOX = "white-box"
-"""What the names of sources begin with that have a set for each defense."""
+ENGINE = "gradient-sign"
+"""The id of attacks that are made of parts; see `attacks/gradient_sign.py`."""
 
 _ABSENT = "nothing of this name"
 
@@ -57,39 +57,38 @@ def of_attack(record: Record, cell: CellResult, facts: Record) -> Pairs:
 def attack_params(facts: Record) -> Record:
     """The parameters of an attack as `resolved` returns them; keys of this package's engine have them by part."""
     params: Record = facts["params"]
-    if facts["id"] != "gradient-sign":
+    if facts["id"] != ENGINE:
         return params
     parts = params["parts"].values()
     return {name: value for part in parts for name, value in part.items() if name != "version"}
 
 
+def source_of(record: Record, cell: CellResult) -> str:
+    """What the record calls the source of a cell; for `white-box`, the cell's target behind the cell's defense."""
+    name, samples = cut(cell.source)
+    if name != WHITE_BOX:
+        return cell.source
+    if plain(cell.defense) == UNDEFENDED:
+        return cell.target
+    random = record["defenses"].get(cell.defense, {}).get("random")
+    more = f", {int(samples) if samples.isdecimal() else samples}" if samples and random else ""
+    return f"adaptive({cell.defense}, {cell.target}{more})"
+
+
 def of_source(record: Record, cell: CellResult, facts: Record, defense: Record) -> Pairs:
     """Of a cell's source: its models, and the defense in front of them; `defense` is that of the cell in its key."""
-    if cut(cell.source)[0] == WHITE_BOX:
-        said = _white_box(record, cell, defense)
-    elif cell.source in record["sources"]:
-        said = record["sources"][cell.source]
-    else:
-        return {"source": (f"{len(facts['members'])} models", _ABSENT)}
+    said = record["sources"].get(label := source_of(record, cell))
+    if not said:
+        return {f"source {label}": (f"{len(facts['members'])} models", _ABSENT)}
+    front = facts.get("attacked_defense")
     found: Pairs = {
         "number of models of the source": (len(facts["members"]), len(said["members"])),
-        "defense in front of the source": (
-            canonical_json({"": facts.get("attacked_defense")}), canonical_json({"": said["attacked_defense"]})
-        ),
-    }  # fmt: skip
-    for stored, label in zip(facts["members"], said["members"], strict=False):
-        found |= {f"{name} of the source": pair for name, pair in of_model(record, label, stored).items()}
+        "defense in front of the source": (canonical_json({"": front}), canonical_json({"": said["attacked_defense"]})),
+    }
+    if label != cell.source and label != cell.target:
+        own = {name: value for name, value in defense.items() if name != "passes"}
+        known = front["defense"] if front else None
+        found["defense that the white box knows"] = (canonical_json({"": known}), canonical_json({"": own}))
+    for stored, member in zip(facts["members"], said["members"], strict=False):
+        found |= {f"{name} of the source": pair for name, pair in of_model(record, member, stored).items()}
     return found
-
-
-def _white_box(record: Record, cell: CellResult, defense: Record) -> Record:
-    """What a source says that is the target of the cell behind its defense."""
-    if plain(cell.defense) == UNDEFENDED:
-        return {"members": [cell.target], "attacked_defense": None}
-    said = record["defenses"].get(cell.defense, {})
-    samples = cut(cell.source)[1] if said.get("random") else None
-    label = f"adaptive({cell.defense}, {cell.target}{f', {samples}' if samples else ''})"
-    source: Record = record["sources"].get(label, {"members": [cell.target], "attacked_defense": None})
-    front = source["attacked_defense"]
-    identity = {name: value for name, value in defense.items() if name != "passes"}
-    return {**source, "attacked_defense": {**front, "defense": identity} if front else None}

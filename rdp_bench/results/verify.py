@@ -11,14 +11,14 @@ from pathlib import Path
 
 from rdp_bench import csvtext
 from rdp_bench.errors import RdpBenchError, UsageError
-from rdp_bench.results import keyed
+from rdp_bench.results.keyed import source_of
 from rdp_bench.results.lines import every_row
 from rdp_bench.results.naming import misnamed
 from rdp_bench.results.prediction_file import FOLDER, path_of
 from rdp_bench.results.rows import COLUMNS, UNDEFENDED, CellKey, Row, Run, load_run
 from rdp_bench.results.submission import FILE, read_submission
 from rdp_bench.results.submission_check import ClaimsVerified, check_claims
-from rdp_bench.specs import CLEAN, show_level
+from rdp_bench.specs import CLEAN, WHITE_BOX, show, show_level
 
 MOST = 5
 """Problems of a run that are listed; the others are counted."""
@@ -150,7 +150,7 @@ def _inconsistent(run: Run) -> Iterator[str]:
     """What cells contradict each other in, what the record says of them all, and stored facts that no cell names."""
     sets: dict[tuple[str, str, float], set[str | None]] = {}
     for cell in run.cells:
-        if cell.status == "done" and not cell.source.startswith(keyed.WHITE_BOX):
+        if cell.status == "done" and not cell.source.startswith(WHITE_BOX):
             sets.setdefault((cell.source, cell.attack, cell.eps), set()).add(cell.adv_key)
     for (source, attack, eps), keys in sets.items():
         if len(keys) > 1:
@@ -161,6 +161,7 @@ def _inconsistent(run: Run) -> Iterator[str]:
             yield f"{cell.key}: {cell.defense_samples} defense samples, {run.defense_samples} by the axes of the record"
     yield from _other_accuracies(run)
     yield from _other_axes(run)
+    yield from _without_cells(run)
     if not run.stored or not run.stored.file:
         return
     held = run.stored.file.about["records"]
@@ -178,8 +179,12 @@ def _inconsistent(run: Run) -> Iterator[str]:
 def _other_axes(run: Run) -> Iterator[str]:
     """Axes that are not those of the cells, or not those with which `run --from` repeats the run."""
     axes, dataset = run.record["axes"], run.record["dataset"]
-    for one, many in (("source", "sources"), ("target", "targets"), ("attack", "attacks"), ("defense", "defenses")):
-        if extra := {getattr(cell, one) for cell in run.cells} - {*axes[many], CLEAN, "-"}:
+    baselines = run.record.get("request", {}).get("axes", {}).get("baselines", [])
+    many = {"source": "sources", "target": "targets", "attack": "attacks", "defense": "defenses"}
+    seen = {one: {getattr(cell, one) for cell in run.cells} for one in many}
+    seen["target"] = {cell.target for cell in run.cells if cell.defense != UNDEFENDED or cell.target not in baselines}
+    for one, labels in seen.items():
+        if extra := labels - {*axes[many[one]], CLEAN, "-"}:
             yield f"its cells have the {one} {min(extra)}, and its axes do not"
     if "request" not in run.record:
         return
@@ -188,6 +193,26 @@ def _other_axes(run: Run) -> Iterator[str]:
     for name in sorted(said.keys() & asked.keys()):
         if said[name] != asked[name]:
             yield f"{name} is {said[name]}, and {asked[name]} in what `run --from` repeats"
+
+
+def _without_cells(run: Run) -> Iterator[str]:
+    """What a record describes and no cell is of: a report lists it."""
+    record, asked = run.record, run.record.get("request", {}).get("axes", {})
+    sources = {source_of(record, cell) for cell in run.cells if cell.attack != CLEAN}
+    members = {member for source in record["sources"].values() for member in source["members"]}
+    known = {
+        "attacks": {cell.attack for cell in run.cells},
+        "defenses": {cell.defense for cell in run.cells} | {UNDEFENDED},
+        "sources": sources,
+        "models": {cell.target for cell in run.cells} | members | set(asked.get("checks", ())),
+    }
+    for kind, labels in known.items():
+        if extra := record[kind].keys() - labels:
+            yield f"the record describes the {kind.removesuffix('s')} {min(extra)}, and no cell is of it"
+    levels = {show(eps) for eps in record["axes"]["eps"]}
+    for label, said in record["attacks"].items():
+        if extra := said.get("resolved", {}).keys() - levels:
+            yield f"the record describes the attack {label} at eps {min(extra)}, and no cell is of it"
 
 
 def _other_accuracies(run: Run) -> Iterator[str]:

@@ -451,6 +451,10 @@ def test_an_attack_beyond_its_budget_fails(evaluate: Evaluate) -> None:
     ("call", "why"),
     [
         ({"ours": {"jpeg": half}}, "the name is taken by rdp_bench.defenses.jpeg"),
+        ({"ours": {"no defense": half}}, "the name is taken by rdp_bench.defenses.none"),
+        ({"ours": {"rdp": "jpeg"}}, "'jpeg' cannot be called 'rdp': that is the defense rdp"),
+        ({"ours": {"No Defense": "jpeg"}}, "'jpeg' cannot be called 'No Defense': that is the defense none"),
+        ({"attacks": {"PGD": "fgsm"}}, "'fgsm' cannot be called 'PGD': that is the attack pgd"),
         ({"ours": {"ours": 3}}, "is of type int; expected a label, a torch.nn.Module"),
         ({"ours": {"ours": Scale}}, "is a class; give an object of it: Scale()"),
         ({"ours": {"ours": lambda: 1}}, "cannot be called with (x) or (x, rng)"),

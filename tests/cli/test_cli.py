@@ -228,12 +228,13 @@ def test_a_request_that_cannot_be_meant_is_refused(args: tuple[str, ...], why: s
     assert why in done.output
 
 
-def test_an_ensemble_cannot_take_the_name_of_a_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["effnet-lite0", "effnet-lite0+effnet-lite2"])
+def test_an_ensemble_cannot_take_the_name_of_a_model(name: str, tmp_path: Path) -> None:
     grid = tmp_path / "mine.toml"
     grid.write_text(
-        'title = "x"\n[axes]\ndataset = "photos20"\nsources = ["effnet-lite0"]\ntargets = ["effnet-lite2"]\n'
-        'attacks = ["fgsm"]\neps = [8]\ndefenses = ["none"]\nensembles = { "effnet-lite0" = ["effnet-lite1"] }\n'
+        f'title = "x"\n[axes]\ndataset = "photos20"\nsources = ["{name}"]\ntargets = ["effnet-lite2"]\n'
+        f'attacks = ["fgsm"]\neps = [8]\ndefenses = ["none"]\nensembles = {{ "{name}" = ["effnet-lite1"] }}\n'
     )
     done = cli("run", grid, "--dry-run", "--cache", tmp_path / "cache")
     assert done.exit_code == 2
-    assert "ensemble 'effnet-lite0' has the name of a model" in done.output
+    assert f"ensemble '{name}' has the name of a model" in done.output

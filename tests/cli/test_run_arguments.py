@@ -131,7 +131,7 @@ def test_plus_in_every_grid_of_a_list(folder: Folder) -> None:
         (("--name", "half"), "expected LABEL=NAME"),
         (("--name", "jpeg=Ours"), "unknown label to name 'jpeg'"),
         (("--name", "tiny/round="), "one line of 1 to 60 letters"),
-        (("--name", "tiny/round=No defense"), "would both be called 'No defense'"),
+        (("--name", "tiny/round=Ours", "--name", "none=Ours"), "would both be called 'Ours'"),
         (("--name", "tiny/round=a\tb"), "one line of 1 to 60 letters"),
     ],
 )
@@ -203,9 +203,25 @@ def test_completion_knows_names() -> None:
 
 def test_a_name_that_is_another_label_is_refused(folder: Folder) -> None:
     """CSV tables write labels: two rows would be called "none"."""
-    said = folder.run(folder.grid, "--name", "tiny/round=none", code=2)
-    assert "'tiny/round' cannot be called 'none': that is another label of this axis" in said
+    said = folder.run(folder.grid, "--name", "none=tiny/round(levels=2)", "--defense", "+tiny/round(levels=2)", code=2)
+    assert "'none' cannot be called 'tiny/round(levels=2)': that is another label of this axis" in said
     folder.run(folder.grid, "--name", "tiny/round=tiny/round", "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("tiny/round=none", "defense none"),
+        ("tiny/round=RDP", "defense rdp"),
+        ("none=half & HALF", "defense titled/half"),
+        ("fgsm=mi-fgsm", "attack mi-fgsm"),
+        ("tiny/two=effnet-lite2", "model effnet-lite2"),
+    ],
+)
+def test_a_name_of_another_entry_is_refused(name: str, other: str, folder: Folder) -> None:
+    label, _, shown = name.partition("=")
+    said = folder.run(folder.grid, "--name", name, code=2)
+    assert f"'{label}' cannot be called '{shown}': that is the {other}; give another name" in said
 
 
 def test_a_dry_run_refuses_the_names_that_the_run_refuses(folder: Folder) -> None:

@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from rdp_bench import plugins
+from rdp_bench import plugins, specs
 from rdp_bench.attacks.parts import WORDS
 from rdp_bench.audits import grid as audits
 from rdp_bench.cache.store import Store
@@ -145,7 +145,7 @@ def test_commands_are_found_and_a_wrong_one_is_noticed() -> None:
         ("extend/grid.md", {axis.name for axis in fields(grid.Axes)}),
         ("extend/attack.md", set(WORDS)),
         ("report.md", set(COLUMNS)),
-        ("threats.md", {f"{mode}(DEFENSE, SOURCE)" for mode in defended.MODES}),
+        ("threats.md", {f"{mode}(DEFENSE, SOURCE)" for mode in specs.MODES}),
     ],
 )
 def test_nothing_is_left_out(page: str, names: set[str]) -> None:
