@@ -9,6 +9,7 @@ from rdp_bench.audits.checks import FAIL, Finding, findings
 from rdp_bench.audits.evidence import Evidence
 from rdp_bench.audits.tiers import Tier, failed_attacks, headline, tiers
 from rdp_bench.results.cards import Card
+from rdp_bench.results.rows import named
 from rdp_bench.specs import UNDEFENDED, plain, show_level
 
 __all__ = ["Card", "card_of", "verdict"]
@@ -40,7 +41,7 @@ def card_of(evidence: Evidence, *, unmeasured: Sequence[str] = (), **more: Any) 
 def verdict(evidence: Evidence, found: Sequence[Tier], said: Sequence[Finding], names: Mapping[str, str]) -> str:
     """The audit in one sentence, or two where the attacks cannot be believed; `names`: how reports write labels."""
     subject, worst = evidence.subject, headline(found)
-    defense = names.get(plain(subject.defense), subject.defense)
+    defense = named(subject.defense, names)
     what = "the target" if plain(subject.defense) == UNDEFENDED else defense
     if worst is None:
         return f"No attack on {what} was measured: nothing can be said of it."

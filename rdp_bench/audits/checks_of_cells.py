@@ -384,7 +384,8 @@ def statistics(evidence: Evidence) -> Finding:
         return missing("C12", title, "nothing was measured")
     arms = {tier.name: (tier.accuracy - tier.low, tier.high - tier.accuracy) for tier in found}
     name, (below, above) = max(arms.items(), key=lambda each: max(each[1]))
-    said = f"{counted(found[0].n, 'image')}: the longest interval is {name}'s, {below:.1f} points below and {above:.1f} above"
+    said = f"{counted(found[0].n, 'image')}: the longest interval is {name}'s, "
+    said += f"{below:.1f} points below and {above:.1f} above"
     if max(below, above) > 10:
         return Finding("C12", title, WARN, said, "differences of less are chance", "use more images (--limit)")
     return Finding("C12", title, PASS, said)

@@ -106,15 +106,19 @@ _names: ContextVar[Mapping[str, str] | None] = ContextVar("names", default=None)
 def common_names(*names: Mapping[str, str], beside: Iterable[str] = ()) -> dict[str, str]:
     """The names of labels on a page about several runs: what the records of the runs call `names`.
 
-    Where they contradict each other, labels have no name: two names of a label, two labels of a name, or a name that
-    a label of `beside`, which has none itself, is written as.
+    Where they contradict each other, labels have no name: two names of a label, two labels of a name that no run calls
+    both so, or a name that a label of `beside`, which has none itself, is written as.
     """
     given = {(label, name) for each in names for label, name in each.items()}
-    labels, taken = (Counter(pair[i] for pair in given) for i in (0, 1))
+    labels = Counter(label for label, _ in given)
+    meant: dict[str, set[tuple[str, str]]] = {}
+    for pair in given:
+        meant.setdefault(pair[1], set()).add(pair)
+    shared = {name for name, pairs in meant.items() if not any(pairs <= each.items() for each in names)}
     token = _names.set({})
     usual = {display_name(label) for label in beside if plain(label) not in labels}
     _names.reset(token)
-    return {label: name for label, name in given if labels[label] == taken[name] == 1 and name not in usual}
+    return {label: name for label, name in given if labels[label] == 1 and name not in {*shared, *usual}}
 
 
 @contextlib.contextmanager
@@ -128,8 +132,30 @@ def shown_names(*names: Mapping[str, str], beside: Iterable[str] = ()) -> Iterat
 
 
 def given_name(label: str) -> str:
-    """The name that `shown_names` gives a label, or the label."""
-    return (_names.get() or {}).get(plain(label), label)
+    """The name that `shown_names` gives a label, or the entries in it; the label where there is none."""
+    return named(label, _names.get() or {})
+
+
+def named(label: str, names: Mapping[str, str]) -> str:
+    """A label by its name; or its entries by theirs, with their parameters.
+
+    >>> named("mine(a=1,b=2)>>jpeg", {"mine": "Ours"}), named("fd(inner=25,outer=30)", {"mine": "Ours"})
+    ('Ours(a=1, b=2) >> jpeg', 'fd(inner=25,outer=30)')
+    """
+    if (given := names.get(plain(label))) is not None:
+        return given
+    try:
+        parts = split(label, ">>")
+        if not any(cut(part)[0] in names for part in parts):
+            return label
+        return " >> ".join(_named_entry(part, names) for part in parts)
+    except UsageError:  # a name of a plugin or a file that is no label
+        return label
+
+
+def _named_entry(part: str, names: Mapping[str, str]) -> str:
+    stem, inside = cut(part)
+    return names.get(stem, stem) + ("" if inside is None else f"({', '.join(split(inside, ','))})")
 
 
 def display_name(name: str) -> str:
@@ -140,19 +166,11 @@ def display_name(name: str) -> str:
     >>> display_name("jpeg>>rdp")
     'JPEG >> RDP'
     """
-    if (given := given_name(name)) != name:
-        return given
+    names = {**paper_metadata()["names"], **(_names.get() or {})}
     try:
-        return " >> ".join(map(_pretty, split(name, ">>")))
+        return names.get(plain(name)) or " >> ".join(_named_entry(part, names) for part in split(name, ">>"))
     except UsageError:  # a name of a plugin or a file that is no label
         return name
-
-
-def _pretty(part: str) -> str:
-    names: dict[str, str] = paper_metadata()["names"]
-    stem, inside = cut(part)
-    arguments = "" if inside is None else f"({', '.join(split(inside, ','))})"
-    return {**names, **(_names.get() or {})}.get(stem, stem) + arguments
 
 
 # --- results.csv -----------------------------------------------------------------------------------------

@@ -96,6 +96,16 @@ def test_plus_adds_to_an_axis(folder: Folder) -> None:
     assert folder.axis("source") == ["tiny/one", "tiny/two"]
 
 
+def test_titles_and_names_are_printed_with_parameters_and_may_be_those_of_another_axis(folder: Folder) -> None:
+    args = ("--defense", "none,titled/half(factor=.7)", "--name", "tiny/two=Ours", "--name", "fgsm=Ours")
+    shown = folder.run(folder.grid, *args)
+    assert "\nHalf & half(factor=.7) " in shown
+    assert "       Ours\n" in shown
+    report = cli("show", folder.path / "out", "--cache", folder.path / "cache").output
+    assert "\nHalf & half(factor=.7) " in report
+    assert "target Ours" in report
+
+
 def test_plus_of_what_is_there_adds_nothing(folder: Folder) -> None:
     folder.run(folder.grid, "--defense", "+tiny/round", "--target", "+tiny/one,tiny/two")
     assert folder.axis("defense") == ["none", "tiny/round"]

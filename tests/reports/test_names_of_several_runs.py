@@ -82,6 +82,9 @@ def test_a_name_that_another_label_is_written_as_is_none() -> None:
     assert common_names({"jpeg": "FD"}, beside=["jpeg", "fd"]) == {}
     assert common_names({"jpeg": "FD"}, {"fd": "Other"}, beside=["jpeg", "fd"]) == {"jpeg": "FD", "fd": "Other"}
     assert common_names({"jpeg": "A"}, {"jpeg": "B"}) == {}
+    assert common_names({"jpeg": "A"}, {"fd": "A"}) == {}
+    both = {"jpeg": "A", "fgsm": "A"}  # a defense and an attack of one run
+    assert common_names(both) == common_names(both, {"jpeg": "A"}) == both
 
 
 def test_cells_without_a_number_are_counted_in_every_run(tmp_path: Path) -> None:
