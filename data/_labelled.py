@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 CLASSES = 1000
 SIZE = 299  # the NIPS-2017 protocol
+COLUMNS = (
+    "path", "filename", "file", "image", "label", "target", "targeted_label", "ImageId", "TrueLabel", "TargetClass",
+    "PredictionString",
+)  # fmt: skip
+"""Columns that a reader of tables knows; a header may write them in other cases."""
+
 LARGEST_TABLE = 1 << 28
 """The largest table of labels in bytes."""
 
@@ -141,10 +147,10 @@ def read_rows(path: Path, key: str, *columns: str) -> list[Row]:
 def rows_of(content: bytes, path: Path | str, key: str, *columns: str) -> list[Row]:
     """Parse `content` as `read_rows` does; errors name `path`."""
     lines = _lines(content, path)
-    header = lines[0][0] if lines else []
+    header = _header(lines)
     for column in (key, *columns):
         if header.count(column) != 1:
-            found = ", ".join(header) or "nothing"
+            found = ", ".join(lines[0][0] if lines else ()) or "nothing"
             raise BadImageError(f"{path}: needs one column '{column}' in its first line, found: {found}")
     rows: list[Row] = []
     seen: dict[str, int] = {}
@@ -168,8 +174,12 @@ def columns_of(path: Path) -> list[str]:
     Raises:
         BadImageError: the file cannot be read as a table.
     """
-    lines = _lines(read_file(path, LARGEST_TABLE), path)
-    return lines[0][0] if lines else []
+    return _header(_lines(read_file(path, LARGEST_TABLE), path))
+
+
+def _header(lines: list[tuple[list[str], int]]) -> list[str]:
+    known = {name.casefold(): name for name in COLUMNS}
+    return [known.get(name.casefold(), name) for name in lines[0][0]] if lines else []
 
 
 def inside(row: Row, column: str) -> str:

@@ -1,13 +1,21 @@
 """A folder with one subfolder per class, the usual layout of ImageNet's validation set."""
 
+import logging
 import os
 from difflib import get_close_matches
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from rdp_bench.data._images import SUFFIXES
 from rdp_bench.data._labelled import CLASSES, SIZE, Images
 from rdp_bench.errors import BadImageError
+from rdp_bench.terminal import counted
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3
+"""Names of files in a warning."""
 
 
 def imagefolder(folder: Path, *, size: int = SIZE, label_base: int | None = None) -> Images:
@@ -47,6 +55,7 @@ def imagefolder(folder: Path, *, size: int = SIZE, label_base: int | None = None
         if (other := by_label.setdefault(label, name)) != name:
             raise BadImageError(f"{folder}: folders '{other}' and '{name}' are the same class {label}; merge them")
         placed += [(rank, label, name, id_) for rank, id_ in enumerate(_images_in(folder, name))]
+    _say_ignored(folder, classes)
     if not placed:
         raise BadImageError(f"{folder}: no images in its {len(classes)} class folders ({', '.join(sorted(SUFFIXES))})")
     placed.sort()
@@ -122,8 +131,14 @@ def _label(folder: Path, name: str, names: dict[str, set[int]], base: int) -> in
     raise BadImageError(
         f"{folder}: class folder '{name}' is neither one of ImageNet's 1000 synsets (n01440764), a name of one "
         f"(tench), nor its number {base}..{CLASSES - 1 + base}{more}. {guess}"
-        "Give the folder that holds the class folders, rename them, or write a CSV of path,label"
+        "Give the folder that holds the class folders, rename them, or write a CSV of path,label" + _lists(folder)
     )
+
+
+def _lists(folder: Path) -> str:
+    """How a table in the folder would be used, for an error."""
+    tables = sorted(entry.name for entry in _visible(folder) if entry.name.lower().endswith((".csv", ".tsv", ".txt")))
+    return f"; if the list is {tables[0]}, name it: --dataset {folder / tables[0]}" if tables else ""
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -135,6 +150,29 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _images_in(folder: Path, name: str) -> list[str]:
+    return sorted(id_ for id_ in _files_in(folder, name) if Path(id_).suffix.lower() in SUFFIXES)
+
+
+def _say_ignored(folder: Path, classes: list[str]) -> None:
+    """Warn of files that could be meant as images and are left out."""
+    inside = [id_ for name in classes for id_ in _files_in(folder, name)]
+    left_out = [id_ for id_ in inside if Path(id_).suffix.lower() not in SUFFIXES]
+    left_out += [each.name for each in _visible(folder) if Path(each.name).suffix.lower() in SUFFIXES]
+    if left_out:
+        more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
+        _warn(
+            f"{folder}: {counted(len(left_out), 'file')} left out ({', '.join(left_out[:SHOWN])}{more}): images are in "
+            f"class folders and end in {', '.join(sorted(SUFFIXES))}"
+        )
+
+
+@cache
+def _warn(message: str) -> None:
+    """Once: a run reads its data set several times."""
+    log.warning("%s", message)
+
+
+def _files_in(folder: Path, name: str) -> list[str]:
     found: list[Path] = []
 
     def fail(error: OSError) -> None:
@@ -143,5 +181,4 @@ def _images_in(folder: Path, name: str) -> list[str]:
     for parent, inner, files in os.walk(folder / name, onerror=fail):
         inner[:] = [each for each in inner if not each.startswith(".")]
         found += [Path(parent, file) for file in files if not file.startswith(".")]
-    images = (path for path in found if path.suffix.lower() in SUFFIXES)
-    return sorted(path.relative_to(folder).as_posix() for path in images if path.is_file() or path.is_symlink())
+    return [path.relative_to(folder).as_posix() for path in found if path.is_file() or path.is_symlink()]

@@ -110,7 +110,9 @@ def _from_path(path: Path, options: _Options) -> Images:
     if table.suffix.lower() not in (".csv", ".tsv"):
         raise BadImageError(f"{path}: expected a folder, a .csv file, or a .txt list of 'file label'")
     columns = columns_of(table)
-    if {"ImageId", "TrueLabel"} <= {*columns} or (table.name in TABLES and "label" not in columns):
+    if {"ImageId", "TrueLabel"} <= {*columns} or (
+        table.name in TABLES and ("label" not in columns or "ImageId" in columns)
+    ):
         return _without(options, nips2017(table, size=options.size, subset=options.subset), "label_base")
     if {"ImageId", "PredictionString"} <= {*columns}:
         return _without(options, kaggle(table, size=options.size), "subset", "label_base")

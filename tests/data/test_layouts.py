@@ -383,6 +383,28 @@ def test_plain_class_folders_say_the_fix(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_files_that_are_left_out_of_class_folders_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path / "0" / "a.png")
+    assert labels(str(tmp_path)) == {"0/a.png": 0}
+    assert caplog.text == ""
+    for name in ("0/b.heic", "3/c.svg", "3/d.npy", "3/.hidden"):
+        write(tmp_path / name, "")
+    save(tmp_path / "loose.png")
+    assert labels(str(tmp_path)) == {"0/a.png": 0}
+    assert f"{tmp_path}: 4 files left out (0/b.heic, 3/c.svg, 3/d.npy and 1 more)" in caplog.text
+    caplog.clear()
+    assert labels(str(tmp_path)) == {"0/a.png": 0}
+    assert caplog.text == ""  # once
+
+
+def test_a_list_of_another_name_beside_images_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "images" / "a.png")
+    table = write(tmp_path / "x.csv", "Filename,Label", "a.png,0")
+    with pytest.raises(BadImageError, match=f"if the list is x.csv, name it: --dataset {table}"):
+        opened(tmp_path)
+    assert labels(str(table)) == {"a.png": 0}  # columns in any case
+
+
 # --- hostile input ---
 
 
