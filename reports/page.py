@@ -20,6 +20,7 @@ from rdp_bench.reports.tables.audits import by_setting
 from rdp_bench.reports.tables.leaderboard import Leaderboard, as_table, signed
 from rdp_bench.reports.tables.table import Table, slug
 from rdp_bench.results.cards import Card
+from rdp_bench.results.crosscheck import again
 from rdp_bench.results.rows import Run, display_name, shown_names
 from rdp_bench.specs import show, show_level
 from rdp_bench.terminal import counted
@@ -110,7 +111,7 @@ def _named(names: Mapping[str, str], caller: Callable[[], str]) -> str:
 
 def _view(section: Section) -> dict[str, Any]:
     run, name = section.run, section.slug
-    checks = run.record.get("checks") or []
+    checks = _checks(run)
     view = {
         "id": name,
         "record": run.record,
@@ -204,13 +205,22 @@ def _links(path: str, endings: Sequence[str]) -> list[tuple[str, str]]:
     return [(_FORMATS.get(ending, ending[1:].upper()), path + ending) for ending in endings]
 
 
+def _checks(run: Run) -> list[dict[str, Any]]:
+    """The lines of the cross-check in the record, and whether each was computed again from the run's predictions."""
+    said, wanted = run.record.get("checks") or [], again(run)
+    kept = [one.kept and one.agrees(**line) for one, line in zip(wanted, said, strict=False)]
+    return [{**line, "kept": len(said) == len(wanted) and kept[at]} for at, line in enumerate(said)]
+
+
 def _checked(checks: Sequence[dict[str, Any]]) -> str:
     """The result of the cross-check in a sentence."""
     count = Counter(check["passed"] for check in checks)
     words = {True: ("agrees", "agree"), False: ("does not", "do not"), None: ("was not measured", "were not measured")}
     told = ", ".join(f"{count[kind]} {word[count[kind] > 1]}" for kind, word in words.items() if count[kind])
     doubt = " Do not trust the numbers below until that is explained." if count[False] else ""
-    return f"Of {len(checks)} published numbers for these networks, {told}.{doubt}"
+    lost = sum(not check["kept"] for check in checks)
+    said = f" {lost} of these are what the run recorded; they do not follow from the predictions here." if lost else ""
+    return f"Of {len(checks)} published numbers for these networks, {told}.{said}{doubt}"
 
 
 def _tally(results: Sequence[ClaimResult]) -> dict[str, int]:

@@ -9,7 +9,7 @@ import click
 
 from rdp_bench.budgets import show_eps
 from rdp_bench.data.adversarial import ELSEWHERE
-from rdp_bench.engine import crosscheck
+from rdp_bench.results import crosscheck
 from rdp_bench.results.rows import given_name, shown_names
 from rdp_bench.specs import CellKey
 from rdp_bench.terminal import columns, left, printable, right

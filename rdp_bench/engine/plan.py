@@ -14,9 +14,7 @@ from rdp_bench.data._labelled import SIZE, Images
 from rdp_bench.data.adversarial import ELSEWHERE, AdversarialFiles
 from rdp_bench.data.image_hashes import hash_images
 from rdp_bench.data.open import open_dataset
-from rdp_bench.engine import crosscheck
 from rdp_bench.engine.class_counts import ClassCounts
-from rdp_bench.engine.crosscheck import Rate
 from rdp_bench.engine.grid import Axes, Grid, settle
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job
 from rdp_bench.engine.named_twice import in_any_order
@@ -37,6 +35,8 @@ from rdp_bench.protocols import (
     too_few_classes,
 )
 from rdp_bench.registry import Resolved, identity, left_out, refuse_shared_keys
+from rdp_bench.results import crosscheck
+from rdp_bench.results.crosscheck import Rate
 from rdp_bench.specs import UNDEFENDED, CellKey, show_level
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,7 @@ from typing import Any
 from rdp_bench.budgets import show_eps
 from rdp_bench.cache.store import Artefact
 from rdp_bench.data.image_hashes import digest
-from rdp_bench.engine import crosscheck, defense_cost, prefix_reuse
-from rdp_bench.engine.crosscheck import Check, check_rate
+from rdp_bench.engine import defense_cost, prefix_reuse
 from rdp_bench.engine.jobs import CraftJob, EvaluateJob, Job, JobResult, Work
 from rdp_bench.engine.named_twice import named_twice
 from rdp_bench.engine.plan import Plan
@@ -22,8 +21,9 @@ from rdp_bench.errors import DamagedError, RdpBenchError, StorageError, Unreadab
 from rdp_bench.keys import Record, hash_file, key_of
 from rdp_bench.metrics import measurements, stats
 from rdp_bench.protocols import classes_of
-from rdp_bench.results import lines
+from rdp_bench.results import crosscheck, lines
 from rdp_bench.results import rows as table
+from rdp_bench.results.crosscheck import Check, check_rate
 from rdp_bench.results.prediction_file import PredictionWriter, tidy
 from rdp_bench.results.provenance import Provenance
 from rdp_bench.results.record import CellResult, read_run, write_run

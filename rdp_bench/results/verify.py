@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rdp_bench import csvtext
 from rdp_bench.errors import RdpBenchError, UsageError
+from rdp_bench.results import crosscheck
 from rdp_bench.results.keyed import source_of
 from rdp_bench.results.lines import every_row
 from rdp_bench.results.naming import misnamed
@@ -19,6 +20,7 @@ from rdp_bench.results.rows import COLUMNS, UNDEFENDED, CellKey, Row, Run, load_
 from rdp_bench.results.submission import FILE, read_submission
 from rdp_bench.results.submission_check import ClaimsVerified, check_claims
 from rdp_bench.specs import CLEAN, WHITE_BOX, show, show_level
+from rdp_bench.terminal import counted
 
 MOST = 5
 """Problems of a run that are listed; the others are counted."""
@@ -38,6 +40,7 @@ class Verified:
         cells: how many cells have predictions that agree with the record.
         numbers: how many values of results.csv were computed again and are equal.
         open: cells that the record calls failed or pending.
+        lost_checks: lines of the cross-check whose predictions only the cache has.
         run: the run as it was read; None if it could not be.
     """
 
@@ -46,11 +49,14 @@ class Verified:
     cells: int = 0
     numbers: int = 0
     open: int = 0
+    lost_checks: int = 0
     run: Run | None = None
 
     def __str__(self) -> str:
         if not self.problems:
             rest = f"; {self.open} cells have no result" if self.open else ""
+            if self.lost_checks:
+                rest += f"; predictions of {counted(self.lost_checks, 'line')} of the cross-check are not here"
             return f"pass  {self.grid}: {self.numbers} numbers of results.csv follow from {self.cells} cells{rest}"
         shown = [*self.problems[:MOST]]
         if len(self.problems) > MOST:
@@ -91,6 +97,7 @@ def verify(out: Path) -> Iterator[Verified]:
             cells=len(run.wrong),
             numbers=sum(bool(line["value"]) for line in lines if line["grid"] == run.grid),
             open=sum(cell.status != "done" for cell in run.cells),
+            lost_checks=sum(not again.kept for again in crosscheck.again(run)) if run.record.get("checks") else 0,
             run=run,
         )
         kept |= _named_file(out, run)
@@ -162,6 +169,7 @@ def _inconsistent(run: Run) -> Iterator[str]:
     yield from _other_accuracies(run)
     yield from _other_axes(run)
     yield from _without_cells(run)
+    yield from _other_checks(run)
     if not run.stored or not run.stored.file:
         return
     held = run.stored.file.about["records"]
@@ -222,6 +230,17 @@ def _other_accuracies(run: Run) -> Iterator[str]:
         stated = said.get("measured_accuracy")
         if wrong is not None and stated is not None and abs(stated - 100 * (1 - float(wrong.mean()))) > 0.05:
             yield f"measured_accuracy of the model {label} is {stated}, {100 * (1 - wrong.mean()):.1f} by its cell"
+
+
+def _other_checks(run: Run) -> Iterator[str]:
+    """Lines of the cross-check with published numbers that do not follow from the cells; a run may have none yet."""
+    said, wanted = run.record.get("checks", ()), crosscheck.again(run)
+    if said and len(said) != len(wanted):
+        yield f"its cross-check has {len(said)} lines, {len(wanted)} by its models and attacks"
+        return
+    for line, again in zip(said, wanted, strict=False):
+        if not again.agrees(line["text"], line["passed"]):
+            yield f"its cross-check says '{line['text']}', where its cells give '{again.check.text}'"
 
 
 def _place(row: Row) -> tuple[str, ...]:

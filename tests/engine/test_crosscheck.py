@@ -3,6 +3,7 @@
 import csv
 import json
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from rdp_bench.cli.main import main
-from rdp_bench.engine import crosscheck, grid
-from rdp_bench.engine.crosscheck import Rate, check_clean, check_rate, rates
+from rdp_bench.engine import grid
 from rdp_bench.models.card import KnownAccuracy, cards
+from rdp_bench.results import crosscheck
+from rdp_bench.results.crosscheck import Rate, check_clean, check_rate, rates
+from rdp_bench.results.record import sealed
 from rdp_bench.results.rows import paper_metadata
+from rdp_bench.results.verify import verify
+from tests.helpers.commands import cli
 from tests.helpers.paths import ROOT
 
 PLUGIN = ROOT / "tests" / "plugin" / "tiny.py"
@@ -182,6 +187,59 @@ def test_other_runs_have_none(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(crosscheck, "DATASET", "nips2017")
     shown, _ = run(tiny, "--profile", "paper")
     assert "others' numbers" not in shown
+
+
+def verified(out: Path, edit: Callable[[list[dict[str, Any]]], object] = lambda checks: None) -> str:
+    """What verify says of the run once the lines of its cross-check were edited."""
+    record = out / "runs" / "tiny.json"
+    raw = json.loads(record.read_text())
+    del raw["sha256"]
+    edit(raw["checks"])
+    record.write_text(sealed(raw))
+    (found,) = verify(out)
+    return str(found)
+
+
+def test_a_cross_check_is_computed_again(tiny: Path) -> None:
+    """The predictions of tiny/two, which is no target, are in the cache alone."""
+    run(tiny, "--profile", "paper")
+    out = tiny.parent / "out"
+    assert verified(out).endswith("; predictions of 1 line of the cross-check are not here")
+    page = cli("report", "--out", out)
+    assert page.exit_code == 0
+    text = (out / "report" / "index.html").read_text()
+    assert "1 of these are what the run recorded" in text
+    assert text.count("(as recorded)") == 1
+    first, second = json.loads((out / "runs" / "tiny.json").read_text())["checks"]
+    for edit, says in (
+        (lambda checks: checks[0].update(passed=True), f"FAIL  tiny: its cross-check says '{first['text']}'"),
+        (lambda checks: checks[0].update(passed=False, text=first["text"].replace("100.0", "0.0")), "its cells give"),
+        (lambda checks: checks[0].update(first), "pass  tiny"),
+        (lambda checks: checks[1].update(text="tiny/two: 99.9 % of 50,000 images, published 99.9 %"), "its cells give"),
+        (lambda checks: checks[1].update(text=second["text"].replace("published 0.0", "published 1.0")), "cells give"),
+        (lambda checks: checks[1].update(second), "pass  tiny"),
+        (lambda checks: checks.pop(), "its cross-check has 1 lines, 2 by its models and attacks"),
+    ):
+        assert says in verified(out, edit), says
+
+
+def test_a_cross_check_of_another_run_is_made_up(tiny: Path) -> None:
+    run(tiny, "--profile", "embedded")
+    out = tiny.parent / "out"
+    assert verified(out).startswith("pass")
+    said = verified(out, lambda checks: checks.append({"passed": True, "text": "tiny/one: 99.9 %, published 99.9 %"}))
+    assert "its cross-check has 1 lines, 0 by its models and attacks" in said
+
+
+def test_accuracies_of_cards_are_computed_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the table of built-in models, not by what the record says of a model."""
+    row = {"dataset": "tiny/noise", "n": 12, "percent": 100.0}
+    monkeypatch.setattr(crosscheck, "_models", lambda: {"tiny/one": {"accuracy": [row, {**row, "dataset": "other"}]}})
+    run(tiny, "--profile", "paper", "--attack", "tiny/sleepy")
+    line = {"passed": True, "text": "accuracy of tiny/one: 100.0 % of 12 images, published 100.0 %"}
+    out = tiny.parent / "out"
+    assert verified(out, lambda checks: checks.append(line)).startswith("pass")
+    assert "its cells give" in verified(out, lambda checks: checks[0].update(text=line["text"].replace("12", "1000")))
 
 
 def test_accuracies_of_cards_are_checked_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
