@@ -205,6 +205,8 @@ def find(label: str, models_dir: Path | None = None) -> AnyModelRef:
         BadModelError: the weights of a known model are missing, or have a format that must be converted first.
     """
     if label in model.entries:
+        if label in cards():
+            raise UsageError(f"model {label} is built in, and {model.get(label).origin} registers another; rename it")
         return PluginModelRef(label)
     local = _local(label, models_dir)
     if label in cards():

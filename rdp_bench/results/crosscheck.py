@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdp_bench.budgets import LINF, norm_of
 from rdp_bench.metrics.stats import wilson
+from rdp_bench.results.display import built_in_models
 from rdp_bench.specs import UNDEFENDED, CellKey, show_level
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def again(run: "Run") -> list[Again]:
     lines = []
     for label in record["models"]:
         clean = found(CellKey.clean(label, UNDEFENDED))
-        for known in _models().get(label, {}).get("accuracy", ()):
+        for known in built_in_models().get(label, {}).get("accuracy", ()):
             if known["dataset"] == dataset:
                 line = check_clean(label, float(known["percent"]), known["n"], clean)
                 lines.append(Again(line, clean is not None))
@@ -146,8 +147,3 @@ def again(run: "Run") -> list[Again]:
             attacked = found(CellKey(rate.source, rate.attack, rate.eps, rate.target, UNDEFENDED))
             lines.append(Again(check_rate(rate, clean, attacked), clean is not None and attacked is not None))
     return lines
-
-
-@cache
-def _models() -> dict[str, Any]:
-    return tomllib.loads(files("rdp_bench.data").joinpath("models.toml").read_text("utf-8"))

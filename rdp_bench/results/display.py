@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from rdp_bench.errors import UsageError
 from rdp_bench.registry import registries
@@ -36,7 +37,7 @@ def holder(kind: str, name: str, label: str = "", *, built_in: bool = False) -> 
     """The entry that `name` is the name or display name of, whatever the case, unless `label` is one of it; or ""."""
     own = stems(label)[0] if len(stems(label)) == 1 else ""
     usual, wanted = paper_metadata()["names"], _folded(name)
-    shown = {each: usual.get(each, each) for each in (_models() if kind == "model" else ())}
+    shown = {each: usual.get(each, each) for each in (built_in_models() if kind == "model" else ())}
     for each, entry in registries[kind].entries.items():
         if not built_in or entry.origin.startswith("rdp_bench."):
             shown[each] = entry.title or usual.get(each, each)
@@ -56,6 +57,6 @@ def _folded(name: str) -> str:
 
 
 @cache
-def _models() -> tuple[str, ...]:
-    """The names of the built-in models."""
-    return tuple(tomllib.loads(files("rdp_bench.data").joinpath("models.toml").read_text("utf-8")))
+def built_in_models() -> dict[str, dict[str, Any]]:
+    """The table of built-in models, data/models.toml."""
+    return tomllib.loads(files("rdp_bench.data").joinpath("models.toml").read_text("utf-8"))

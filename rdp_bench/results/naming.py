@@ -11,11 +11,8 @@ round or limit them, or choose a value for them. Only its id is compared.
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from rdp_bench import plugins, registry
@@ -25,7 +22,7 @@ from rdp_bench.environment import versions
 from rdp_bench.errors import RdpBenchError, UsageError
 from rdp_bench.keys import Record, canonical_json, plain, without_neutral
 from rdp_bench.results import keyed
-from rdp_bench.results.display import misleading
+from rdp_bench.results.display import built_in_models, misleading
 from rdp_bench.results.record import CellResult
 from rdp_bench.specs import MODES, FileName, cut, parse_spec, show, split
 
@@ -55,13 +52,14 @@ def misnamed(record: Record, cells: Sequence[CellResult], held: Mapping[str, Rec
 
 def _misnamed(record: Record, cells: Sequence[CellResult], held: Mapping[str, Record]) -> Iterator[str]:
     same_version = record["environment"].get(_PACKAGE) == versions().get(_PACKAGE)
-    attacks, defenses, sources = {}, {}, {}
+    attacks, defenses, sources, models = {}, {}, {}, {}
     for cell in cells:
         if cell.adv_key and cell.adv_key in held:
             attacks[cell.attack, cell.eps] = held[cell.adv_key]["attack"]
             sources[keyed.source_of(record, cell)] = held[cell.adv_key]["source"]
         if cell.eval_key and cell.eval_key in held:
             defenses[cell.defense] = held[cell.eval_key]["defense"]
+            models[cell.target] = held[cell.eval_key]["target"]
     for (label, eps), facts in attacks.items():
         yield from _unlike_attack(record, label, eps, facts, same_version=same_version)
     for label, facts in defenses.items():
@@ -70,6 +68,10 @@ def _misnamed(record: Record, cells: Sequence[CellResult], held: Mapping[str, Re
             yield from _invented(label, facts, record["defenses"].get(label, {}).get("resolved", {}))
     for label, facts in sources.items():
         yield from _unlike_source(label, facts, same_version=same_version)
+        models |= dict(zip(record["sources"][label]["members"], facts["members"], strict=False))
+    for label, facts in models.items():
+        if label in built_in_models() and "weights" not in facts:
+            yield f"model {label} has the keys of {facts['id']}"
     for label, source in record["sources"].items():
         if tuple(source["members"]) not in _members(record, label):
             yield f"source {label} consists of {', '.join(source['members'])}"
@@ -175,7 +177,7 @@ def _members(record: Record, label: str) -> list[tuple[str, ...]]:
     named = tuple(split(label, "+"))
     if label in record["models"]:
         return [named, (label,)]  # a baseline may have a name with a plus
-    if len(named) > 1 or label in _weights():
+    if len(named) > 1 or label in built_in_models():
         return [named]
     ensembles = record.get("request", {}).get("axes", {}).get("ensembles", {})
     return [tuple(ensembles.get(label, named))]
@@ -253,8 +255,6 @@ def _of_one_version(one: Record, two: Record) -> bool:
     )
 
 
-@cache
 def _weights() -> dict[str, str]:
     """The hash of the weights of each built-in model that states it."""
-    table = tomllib.loads(files("rdp_bench.data").joinpath("models.toml").read_text("utf-8"))
-    return {name: card["sha256"] for name, card in table.items() if "sha256" in card}
+    return {name: card["sha256"] for name, card in built_in_models().items() if "sha256" in card}

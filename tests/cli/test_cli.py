@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.commands import PLUGIN, ROOT, cli
+from tests.helpers.plans import new_process
 
 
 @pytest.fixture(autouse=True)
@@ -226,6 +227,18 @@ def test_a_request_that_cannot_be_meant_is_refused(args: tuple[str, ...], why: s
     done = cli(*args)
     assert done.exit_code == 2
     assert why in done.output
+
+
+def test_a_plugin_cannot_take_the_name_of_a_built_in_model(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from rdp_bench import model\n\n@model('effnet-lite2', source='-')\ndef net():\n    raise ValueError\n"
+    )
+    flags = ("--plugin", tmp_path / "mine.py", "--dry-run", "--cache", tmp_path / "cache")
+    with new_process():
+        done = cli("run", "table1", "--limit", "2", "--target", "effnet-lite2", *flags)
+    assert done.exit_code == 2
+    assert "model effnet-lite2 is built in, and " in done.output
+    assert "registers another; rename it" in done.output
 
 
 @pytest.mark.parametrize("name", ["effnet-lite0", "effnet-lite0+effnet-lite2"])

@@ -234,7 +234,8 @@ def test_a_cross_check_of_another_run_is_made_up(tiny: Path) -> None:
 def test_accuracies_of_cards_are_computed_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the table of built-in models, not by what the record says of a model."""
     row = {"dataset": "tiny/noise", "n": 12, "percent": 100.0}
-    monkeypatch.setattr(crosscheck, "_models", lambda: {"tiny/one": {"accuracy": [row, {**row, "dataset": "other"}]}})
+    known = {"tiny/one": {"accuracy": [row, {**row, "dataset": "other"}]}}
+    monkeypatch.setattr(crosscheck, "built_in_models", lambda: known)
     run(tiny, "--profile", "paper", "--attack", "tiny/sleepy")
     line = {"passed": True, "text": "accuracy of tiny/one: 100.0 % of 12 images, published 100.0 %"}
     out = tiny.parent / "out"

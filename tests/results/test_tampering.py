@@ -257,6 +257,21 @@ def test_a_source_is_what_its_label_says(new: str, says: str, tiny: Path, tmp_pa
     assert any(says in problem for problem in found), found[:3]
 
 
+def test_a_model_of_a_plugin_is_not_a_built_in_one(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "out")
+
+    def edit(record: Record) -> None:
+        relabelled("source", "tiny/two", "inc-v3")(record)
+        record["models"] = {"inc-v3": {**record["models"]["tiny/two"], "name": "inc-v3"}}
+        record["sources"]["inc-v3"]["members"] = ["inc-v3"]
+        for axes in (record["axes"], record["request"]["axes"]):
+            axes["targets"] = ["inc-v3"]
+        for cell in record["cells"]:
+            cell["target"] = "inc-v3"
+
+    assert forged(tmp_path / "out", "toy", edit) == ("model inc-v3 has the keys of tiny/two",)
+
+
 @pytest.mark.parametrize(
     ("new", "says"),
     [
@@ -402,7 +417,9 @@ def test_only_the_label_that_a_key_is_of_may_have_it(kind: str) -> None:
         attack, defense = (label, "-") if kind == "attack" else ("-", label)
         cell = CellResult("s", attack, 8.0, "t", defense, "done", adv_key="adv", eval_key="eval")
         found = {name: {"id": "-", "version": "1+0", "params": {}} for name in ("attack", "defense")} | {kind: facts}
-        problems = list(misnamed(record, [cell], {"adv": {**found, "source": {}}, "eval": found}))
+        problems = list(
+            misnamed(record, [cell], {"adv": {**found, "source": {"members": []}}, "eval": {**found, "target": {}}})
+        )
         assert bool(problems) == (made[label][0] != facts), (label, key, problems)
 
 
