@@ -24,6 +24,7 @@ from rdp_bench.protocols import only_by_name, purifies
 from rdp_bench.registry import dataset as datasets
 from rdp_bench.registry import defense as defenses
 from rdp_bench.reports.figures.registry import FIGURES
+from rdp_bench.results.display import stems
 from rdp_bench.specs import UNDEFENDED, CellKey, FileSearch, cut, plain, show_level
 
 log = logging.getLogger(__name__)
@@ -321,7 +322,20 @@ def _read(
     _check_settings(name, axes, alone=alone)
     folders = {axis: folder for axis in values if axis not in changes}
     schema.read(file.run, Placement, f"[run] of grid {name}", "key of {}".format)
+    _say_unknown_names(name, file.names, read)
     return Grid(name, file.title or name, profile, axes, folders, file.names, run=file.run)
+
+
+def _say_unknown_names(name: str, names: Mapping[str, str], axes: Axes) -> None:
+    """Warn of [names] for labels that the file does not have; a flag may still add them."""
+    axes_of_labels = (axes.defenses, axes.attacks, axes.sources, axes.targets, axes.baselines)
+    given = [label.removesuffix("?") for axis in axes_of_labels for label in axis]
+    labels = {plain(label) for label in given} | {stem for label in given for stem in stems(label)}
+    if "*" in labels:
+        return
+    for label in names:
+        if plain(label) not in labels:
+            log.warning("grid %s: [names] has '%s', and no axis of the grid has this label", name, label)
 
 
 def based_on(label: str, folder: Path) -> str:

@@ -106,6 +106,14 @@ def test_titles_and_names_are_printed_with_parameters_and_may_be_those_of_anothe
     assert "target Ours" in report
 
 
+def test_a_name_of_no_label_of_its_grid_is_warned_of(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    grid = folder.path / "named.toml"
+    grid.write_text(f'{GRID}\n[names]\n"tiny/rond" = "Ours"\n"tiny/round" = "Mine"\n')
+    folder.run(grid, "--dry-run")
+    said = [record.message for record in caplog.records if "[names]" in record.message]
+    assert said == ["grid named: [names] has 'tiny/rond', and no axis of the grid has this label"]
+
+
 def test_plus_of_what_is_there_adds_nothing(folder: Folder) -> None:
     folder.run(folder.grid, "--defense", "+tiny/round", "--target", "+tiny/one,tiny/two")
     assert folder.axis("defense") == ["none", "tiny/round"]
