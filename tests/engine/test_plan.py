@@ -71,7 +71,7 @@ def test_a_run_changes_nothing_in_its_plan(made: Plan, tmp_path: Path) -> None:
     running.cross_check()
     assert {cell.status for cell in running.cells.values()} == {"done"}
     assert {name: repr(value) for name, value in fields_of(made).items()} == before
-    assert worker.classes  # what work finds out is kept by the worker
+    assert worker.classes.counts  # what work finds out is kept by the worker
 
 
 def test_what_an_attack_notes_reaches_the_run_and_not_the_plan(tmp_path: Path) -> None:

@@ -147,7 +147,6 @@ def test_without_the_axis_nothing_is_measured_and_with_it_no_key_changes(
     def never(*_: object) -> None:
         raise AssertionError("a classifier was asked again")
 
-    monkeypatch.setattr("rdp_bench.engine.worker.Worker._check_labels", lambda *_: None)
     monkeypatch.setattr("rdp_bench.engine.worker.Worker.model", lambda *_: never)
     monkeypatch.setattr("rdp_bench.engine.progress.measure", lambda plan, _: Costs(plan))
     purified = []
