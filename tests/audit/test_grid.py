@@ -103,8 +103,9 @@ def test_a_dry_run_counts_the_images_that_the_run_uses(asked: int, tmp_path: Pat
 
 
 def test_several_defenses_on_the_command_line(tmp_path: Path) -> None:
-    flags = ("--target", "fault/one,fault/two", "--dataset", "fault/photos", "--plugin", audits.FAULTS)
-    found = cli("audit", "honest/average, fault/sign", *flags, "--dry-run", "--out", tmp_path / "out")
+    models = ("--target", "fault/one,fault/two", "--source", "fault/one,fault/two")
+    flags = ("--dataset", "fault/photos", "--plugin", audits.FAULTS)
+    found = cli("audit", "honest/average, fault/sign", *models, *flags, "--dry-run", "--out", tmp_path / "out")
     assert found.exit_code == 0, found.output
     assert sum(" images; " in line for line in found.output.splitlines()) == 2 * (
         parts("honest/average") + parts("fault/sign")

@@ -117,16 +117,21 @@ def test_an_attack_that_cannot_be_run_says_so_before_anything_is(
     """The DLR loss needs three classes; the part that uses it is not the first."""
     plugin = tmp_path / "two.py"
     plugin.write_text(
-        "from dataclasses import dataclass\nfrom rdp_bench import dataset\n"
-        "import numpy as np\n\n\n"
+        "from rdp_bench import dataset, model\nimport numpy as np\n\n\n"
+        "class Net:\n    classes = 2\n\n    def __init__(self, name):\n        self.name = name\n\n"
+        "    def __call__(self, x, zoom=1.0):\n        return x.mean((2, 3))[:, :2]\n\n"
+        "    def record(self):\n        return {}\n\n\n"
+        "@model('two/net', source='made up')\ndef net():\n    return Net('two/net')\n\n\n"
+        "@model('two/other', source='made up')\ndef other():\n    return Net('two/other')\n\n\n"
         "class Two:\n    name, size, ids, labels, classes = 'two/photos', 16, ('a', 'b'), (0, 1), 2\n\n"
         "    def image(self, index):\n        return np.full((3, 16, 16), 90 * index, np.uint8)\n\n\n"
         "@dataset('two/photos', source='made up')\ndef photos():\n    'Two images of two classes.'\n    return Two()\n"
     )
     monkeypatch.setitem(BUDGETS, "quick", replace(SMALL, gradient=("apgd-dlr(steps=3)",)))
     found = cli(
-        "audit", "honest/average", *FLAGS, "--plugin", plugin, "--dataset", "two/photos", "--out", tmp_path / "out"
-    )
+        "audit", "honest/average", "--plugin", audits.FAULTS, "--plugin", plugin, "--dataset", "two/photos",
+        "--target", "two/net", "--source", "two/other", "--out", tmp_path / "out",
+    )  # fmt: skip
     assert found.exit_code == 2
     assert "attack 'apgd-dlr(steps=3)'" in found.output
     assert not (tmp_path / "out").exists()

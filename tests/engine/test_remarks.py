@@ -240,12 +240,12 @@ def test_labels_that_mean_the_same_are_named(tmp_path: Path) -> None:
     made = plan(
         tmp_path, attacks=("fgsm", "mi-fgsm", "mi-fgsm(steps=10)"),
         defenses=("none", "jpeg", "jpeg(quality=75)", "jpeg(quality=9)"),
-        sources=("effnet-lite0+effnet-lite1", "effnet-lite0", "effnet-lite1+effnet-lite0"),
+        sources=("tiny/one+tiny/two", "tiny/one", "tiny/two+tiny/one"),
     )  # fmt: skip
     assert named_twice(made.records()) == [
         f"{kind} '{second}' is {kind} '{first}': averages and tests count it twice"
         for kind, first, second in (
             ("attack", "mi-fgsm", "mi-fgsm(steps=10)"), ("defense", "jpeg", "jpeg(quality=75)"),
-            ("source", "effnet-lite0+effnet-lite1", "effnet-lite1+effnet-lite0"),
+            ("source", "tiny/one+tiny/two", "tiny/two+tiny/one"),
         )
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
+from PIL import Image
 from safetensors.torch import save_file
 
 from rdp_bench.engine import precision as rules
@@ -200,7 +201,6 @@ def test_another_seed_is_a_difference(published: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--dataset", "photos20(size=16)"), "does not hold the images of the run (tiny/noise): 0 of its 10 images"),
         (("table1",), "names the grid already; leave out table1"),
         (("--profile", "paper"), "the record already has the axes of its profile; leave out --profile"),
         (("--out", "published"), "holds the published run, which would be replaced"),
@@ -211,6 +211,14 @@ def test_requests_that_repeat_nothing_are_refused(published: Path, flags: tuple[
     found = again(published, *flags)
     assert (found.exit_code, says in found.stderr) == (2, True), found.output
     assert published.read_bytes() == before
+
+
+def test_other_images_are_refused(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "other" / "0").mkdir(parents=True)
+    Image.new("RGB", (16, 16), (9, 8, 7)).save(tmp_path / "other" / "0" / "a.png")
+    found = again(published, "--dataset", f"{tmp_path / 'other'}(size=16)")
+    assert found.exit_code == 2
+    assert "does not hold the images of the run (tiny/noise): 0 of its 10 images" in found.stderr
 
 
 def test_an_edited_record_is_refused(published: Path) -> None:
