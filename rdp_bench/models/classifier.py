@@ -69,7 +69,7 @@ class PixelClassifier(nn.Module):
     ) -> Tensor:
         """Return `x` in the size that the network sees; see `protocols.InPieces`."""
         if x.device.type == "cpu":
-            memory.release(above=memory.MOST)  # here, where no graph is there yet
+            memory.limit()  # here, where no graph is there yet
         how = self._size(zoom), self.card.interpolation, self.card.crop
         return resize(x, *how) if rows is None or columns is None else resize_gathered(x, rows, columns, *how)
 

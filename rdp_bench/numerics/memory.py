@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
+import time
 from pathlib import Path
 
 MOST = 21 * 10**8
 """Bytes that a process may hold before a network begins. Freed blocks of many sizes would add up to a multiple; but
 to fault a gigabyte in again takes a quarter of a second, so a gradient's own memory is kept for the next one."""
+
+SELDOM = 20.0
+"""Seconds between two returns while a process holds little more than `MOST`: some gradients need as much."""
 
 
 def keep_blocks() -> None:
@@ -30,6 +35,19 @@ def release(above: int = 0) -> None:
     if resident() >= above:
         with contextlib.suppress(OSError, AttributeError):  # not glibc
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def limit() -> None:
+    """Return freed memory if this process holds half as much again as `MOST`, or more than that for some time."""
+    global _returned
+    now = time.monotonic()
+    if resident() >= (MOST if now - _returned >= SELDOM else 3 * MOST // 2):
+        _returned = now
+        release()
+
+
+_returned = -math.inf
+"""When `limit` last returned memory."""
 
 
 def resident() -> int:

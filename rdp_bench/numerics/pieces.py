@@ -79,5 +79,5 @@ def computed(net: Callable[[Tensor], Tensor], x: Tensor, at_once: int | None) ->
     """`net(x)`, computed for `at_once` images at a time; None: for all at once."""
     if at_once is None or len(x) <= at_once:
         return net(x)
-    memory.release(above=memory.MOST)
+    memory.limit()
     return torch.cat([net(part) for part in torch.split(x, at_once)])

@@ -60,6 +60,20 @@ def test_it_is_returned_between_jobs_where_much_is_held(monkeypatch: pytest.Monk
     assert done == ["judge", "release", "judge", "judge"]
 
 
+def test_a_network_that_needs_as_much_does_not_fault_it_in_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    steps = [(0.0, memory.MOST - 1), (0.1, memory.MOST), (1.0, memory.MOST), (2.0, memory.MOST * 1.4),
+             (3.0, memory.MOST * 1.6), (4.0, memory.MOST), (24.0, memory.MOST)]  # fmt: skip
+    returned = []
+    monkeypatch.setattr(memory, "_returned", -1e9)
+    for seconds, held in steps:
+        monkeypatch.setattr(memory.time, "monotonic", lambda seconds=seconds: seconds)
+        watch(monkeypatch, done, [int(held), int(held)])
+        memory.limit()
+        returned.append(len(done))
+    assert returned == [0, 1, 1, 1, 2, 2, 3]
+
+
 PHASES = """
 from types import SimpleNamespace
 
