@@ -1,18 +1,14 @@
 """A folder with one subfolder per class, the usual layout of ImageNet's validation set."""
 
-import logging
 import os
 from difflib import get_close_matches
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from rdp_bench.data._images import SUFFIXES
 from rdp_bench.data._labelled import CLASSES, SIZE, Images
 from rdp_bench.errors import BadImageError
-from rdp_bench.terminal import counted
-
-log = logging.getLogger(__name__)
+from rdp_bench.terminal import counted, warn_once
 
 SHOWN = 3
 """Names of files in a warning."""
@@ -50,12 +46,15 @@ def imagefolder(folder: Path, *, size: int = SIZE, label_base: int | None = None
     names = _class_names()
     placed: list[tuple[int, int, str, str]] = []
     by_label: dict[int, str] = {}
+    left_out: list[str] = []
     for name in classes:
         label = _label(folder, name, names, label_base or 0)
         if (other := by_label.setdefault(label, name)) != name:
             raise BadImageError(f"{folder}: folders '{other}' and '{name}' are the same class {label}; merge them")
-        placed += [(rank, label, name, id_) for rank, id_ in enumerate(_images_in(folder, name))]
-    _say_ignored(folder, classes)
+        inside = sorted(_files_in(folder, name))
+        placed += [(rank, label, name, id_) for rank, id_ in enumerate(filter(_is_image, inside))]
+        left_out += [id_ for id_ in inside if not _is_image(id_)]
+    _say_ignored(folder, left_out)
     if not placed:
         raise BadImageError(f"{folder}: no images in its {len(classes)} class folders ({', '.join(sorted(SUFFIXES))})")
     placed.sort()
@@ -149,27 +148,20 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         raise BadImageError(f"{folder}: cannot be listed ({error.strerror})") from error
 
 
-def _images_in(folder: Path, name: str) -> list[str]:
-    return sorted(id_ for id_ in _files_in(folder, name) if Path(id_).suffix.lower() in SUFFIXES)
-
-
-def _say_ignored(folder: Path, classes: list[str]) -> None:
-    """Warn of files that could be meant as images and are left out."""
-    inside = [id_ for name in classes for id_ in _files_in(folder, name)]
-    left_out = [id_ for id_ in inside if Path(id_).suffix.lower() not in SUFFIXES]
-    left_out += [each.name for each in _visible(folder) if Path(each.name).suffix.lower() in SUFFIXES]
+def _say_ignored(folder: Path, left_out: list[str]) -> None:
+    """Warn of files that could be meant as images: those in `left_out`, and images beside the class folders."""
+    left_out = left_out + [each.name for each in _visible(folder) if _is_image(each.name)]
     if left_out:
         more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
-        _warn(
+        warn_once(
+            __name__,
             f"{folder}: {counted(len(left_out), 'file')} left out ({', '.join(left_out[:SHOWN])}{more}): images are in "
-            f"class folders and end in {', '.join(sorted(SUFFIXES))}"
+            f"class folders and end in {', '.join(sorted(SUFFIXES))}",
         )
 
 
-@cache
-def _warn(message: str) -> None:
-    """Once: a run reads its data set several times."""
-    log.warning("%s", message)
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def _files_in(folder: Path, name: str) -> list[str]:

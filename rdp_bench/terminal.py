@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import IO, Any
 from unicodedata import combining, east_asian_width
 
@@ -58,6 +59,12 @@ def left(text: str, width: int) -> str:
 def right(text: str, width: int) -> str:
     """`text` at the right of so many columns."""
     return " " * (width - columns(text)) + text
+
+
+@cache
+def warn_once(module: str, message: str) -> None:
+    """Log a warning of a module, once per process."""
+    logging.getLogger(module).warning("%s", message)
 
 
 def utf8(text: str) -> bytes:

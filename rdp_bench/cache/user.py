@@ -1,10 +1,8 @@
 """The user's own cache folder."""
 
-import logging
-from functools import cache
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from rdp_bench.terminal import warn_once
 
 
 def user_cache() -> Path:
@@ -13,10 +11,6 @@ def user_cache() -> Path:
         return Path.home() / ".cache"
     except RuntimeError:
         here = Path(".cache").absolute()
-        _say_once(f"this user has no home folder; files are cached in {here}. Set HOME, or name a folder with --cache")
+        why = f"this user has no home folder; files are cached in {here}"
+        warn_once(__name__, f"{why}. Set HOME, or name a folder with --cache")
         return here
-
-
-@cache
-def _say_once(message: str) -> None:
-    log.warning("%s", message)

@@ -5,17 +5,16 @@ A PDF embeds the letters that it uses; to pick them from a whole font takes long
 
 import contextlib
 import io
-import logging
 import tempfile
 from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rdp_bench.terminal import warn_once
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-log = logging.getLogger(__name__)
 
 USUAL = frozenset(map(chr, (*range(32, 127), *range(161, 256)))) | frozenset("≈†‡εσαμ–−“”’×±∞…")
 """The letters of most names and captions."""
@@ -81,18 +80,13 @@ def number(figure: "Figure") -> dict[str, str]:
     for text in figure.findobj(Text):
         text.set_text(numbered(text.get_text()))
     if found:
-        _warn(", ".join(f"{number} is {part}" for part, number in found.items()))
+        numbers = ", ".join(f"{number} is {part}" for part, number in found.items())
+        warn_once(
+            __name__,
+            f"PNG and PDF figures have numbers for letters that matplotlib's fonts lack: {numbers}; add a font that "
+            "has them to font.sans-serif in a matplotlibrc",
+        )
     return {number: part for part, number in found.items()}
-
-
-@cache
-def _warn(numbers: str) -> None:
-    """Once for figures of the same names."""
-    log.warning(
-        "PNG and PDF figures have numbers for letters that matplotlib's fonts lack: %s; add a font that has them "
-        "to font.sans-serif in a matplotlibrc",
-        numbers,
-    )
 
 
 def _letters() -> set[int]:

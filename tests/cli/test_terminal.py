@@ -290,7 +290,7 @@ def test_no_home(here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     for name in ("HOME", "RDP_BENCH_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    user._say_once.cache_clear()
+    user.warn_once.cache_clear()
     for command in (
         ("doctor",),
         ("run", "--grid", "tiny.toml", "--plugin", PLUGIN),

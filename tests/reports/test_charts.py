@@ -280,7 +280,7 @@ def test_letters_that_the_font_lacks_are_numbers_in_png_and_pdf(
     (table,) = error_tables(small(tmp_path, defenses=["none", *names])[0])
     drawn: list[Figure] = []
     number = fonts.number
-    fonts._warn.cache_clear()
+    fonts.warn_once.cache_clear()
     monkeypatch.setattr(fonts, "number", lambda figure: (drawn.append(figure), number(figure))[1])
     saved = charts.dot_plot([table]).saved
     (figure,) = drawn  # as the PNG was drawn, the last of the three
