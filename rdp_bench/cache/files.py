@@ -20,7 +20,7 @@ def write_atomic(path: Location, content: bytes) -> None:
     Raises:
         StorageError: the folder cannot be written to, or the disk is full.
     """
-    with _named(path):
+    with writing(path):
         if isinstance(path, UrlPath):
             path.put(content)
         else:
@@ -33,13 +33,17 @@ def write_atomic_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         StorageError: as `write_atomic`.
     """
-    with _named(path):
+    with writing(path):
         _replace(path, write)
 
 
 @contextlib.contextmanager
-def _named(path: Location) -> Iterator[None]:
-    """Errors of writing `path` name it."""
+def writing(path: Location) -> Iterator[None]:
+    """Errors of writing `path` name it.
+
+    Raises:
+        StorageError: for every `OSError` inside.
+    """
     try:
         yield
     except OSError as error:

@@ -17,7 +17,8 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from rdp_bench import __version__
-from rdp_bench.errors import FetchError, StorageError
+from rdp_bench.cache.files import writing
+from rdp_bench.errors import FetchError
 
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection is closed."""
@@ -56,7 +57,7 @@ def download(
         StorageError: the disk is full, or the folder cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
-    with _disk(part):
+    with writing(part):
         part.parent.mkdir(parents=True, exist_ok=True)
     tries = 0
     while True:
@@ -136,24 +137,14 @@ def _writing(part: Path) -> Iterator[Callable[[bytes], object]]:
     """Yield a function that appends to `part`; its errors come from the disk, so the download is not repeated."""
 
     def write(chunk: bytes) -> None:
-        with _disk(part):
+        with writing(part):
             file.write(chunk)
             file.flush()
 
-    with _disk(part):
+    with writing(part):
         file = part.open("ab")
     with file:
         yield write
-
-
-@contextmanager
-def _disk(part: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {part}: {error.strerror or error}. Free space, or name another folder"
-        ) from error
 
 
 def _tag(part: Path) -> Path:

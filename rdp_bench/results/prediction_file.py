@@ -13,14 +13,14 @@ import json
 import os
 import re
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from rdp_bench.errors import DamagedError, StorageError, UnreadableError
+from rdp_bench.cache.files import write_atomic_by, writing
+from rdp_bench.errors import DamagedError, UnreadableError
 from rdp_bench.keys import Record, canonical_json, hash_many
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class PredictionWriter:
         import zstandard
 
         packed = zstandard.ZstdCompressor(level=_LEVEL).compress(data)
-        with self._writing(self.out / FOLDER):
+        with writing(self.out / FOLDER):
             if self._spool is None:
                 (self.out / FOLDER).mkdir(parents=True, exist_ok=True)
                 self._spool = tempfile.TemporaryFile(dir=self.out / FOLDER)  # noqa: SIM115 - open as long as the run
@@ -185,32 +185,18 @@ class PredictionWriter:
             end += frame.size
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        assert self._spool is not None
-        try:
-            with self._writing(path), temporary.open("wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                for frame in frames.values():
-                    self._spool.seek(frame.start)
-                    left = frame.size
-                    while left:
-                        left -= file.write(self._spool.read(min(left, _COPIED)))
-                file.flush()
-                os.fsync(file.fileno())
-                temporary.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        spool = self._spool
+        assert spool is not None
 
-    @staticmethod
-    @contextlib.contextmanager
-    def _writing(path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {path}: {error.strerror or error}. Free space, or name another folder"
-            ) from error
+        def write(file: BinaryIO) -> None:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for frame in frames.values():
+                spool.seek(frame.start)
+                left = frame.size
+                while left:
+                    left -= file.write(spool.read(min(left, _COPIED)))
+
+        write_atomic_by(path, write)
 
 
 class PredictionFile:
