@@ -46,7 +46,7 @@ ROUNDED = 0.25
 """Share of values that stay where the image changes by a small step, from which a defense rounds."""
 
 FAR_LESS = 0.2
-"""Of how far noise moves outputs elsewhere, what is suspicious on the test images."""
+"""Of how far noise moves outputs elsewhere, what is suspicious on the test images, and on one of them."""
 
 FOUND = 0.95
 """Share of planted points that an attack must find (Zimmermann et al. 2022)."""

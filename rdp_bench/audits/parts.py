@@ -17,6 +17,7 @@ from rdp_bench.specs import UNDEFENDED, FileSearch, cut, plain, split
 TRANSFER, WHITE_BOX, FIXED, BLACK_BOX = "transfer", "white-box", "fixed", "black-box"
 DOUBLED, EPS, NOISE, ONE_DRAW = "doubled", "eps", "noise", "one-draw"
 BLIND, GREY_BOX, STAND_IN = "blind", "grey-box", "stand-in"
+EVERY_PART = (TRANSFER, WHITE_BOX, FIXED, BLACK_BOX, DOUBLED, EPS, NOISE, ONE_DRAW, BLIND, GREY_BOX, STAND_IN)
 
 SURROGATES = ("effnet-lite0", "effnet-lite1")
 """Sources of the transfer part where the user names none; the target itself is left out."""

@@ -15,6 +15,7 @@ from rdp_bench.attacks._adaptive import apgd
 from rdp_bench.attacks._adaptive.victim import Victim
 from rdp_bench.attacks._kernels.losses import LOSSES, Loss
 from rdp_bench.audits import binarisation
+from rdp_bench.audits.checks_of_probes import FAR_LESS
 from rdp_bench.budgets import LINF
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.models.defended import DefendedClassifier
@@ -51,9 +52,6 @@ BLOCK = 4
 
 ENOUGH_BLOCKS, MOST_ROUNDS = 20_000, 16
 """Where images are small, several rounds of them give so many blocks."""
-
-STORED = 0.2
-"""Of how far noise moves others, what an image that the defense has stored moves."""
 
 LEAST_CHANGE = 0.1 / 255
 """Mean change by a defense from which it is compared."""
@@ -283,7 +281,7 @@ def elsewhere(context: Context) -> Numbers | None:
     What it gives back is compared, not what the target says, which may be sure of these images only.
 
     `ratios`: how much random signs of 8/255 move purified images, over how much they move others, by kind, without
-    kinds of which nothing moves. `stored`: images that move less than `STORED` of what others made of them do (median
+    kinds of which nothing moves. `stored`: images that move less than `FAR_LESS` of what others made of them do (median
     over kinds). Where either makes images seem known, more signs are drawn, and it must hold for every draw: what a
     coarse quantiser gives back moves or not by chance. `changes`: how far the defense changes an image itself, over
     how far it changes others made of it (median over kinds), for each image in falling order. `strangers`: the largest
@@ -316,7 +314,7 @@ def elsewhere(context: Context) -> Numbers | None:
         noise = context.rng("strangers").uniform(*x.shape[1:])
         return {"ratios": {}, "strangers": float(treated(noise)[0].max())}
     for number in range(1, REPEATED):
-        if not known.any() and min(ratios.values()) >= STORED:
+        if not known.any() and min(ratios.values()) >= FAR_LESS:
             break
         more, again = _moved_less(
             treated(x, number)[0], {kind: treated(other, number)[0] for kind, other in others.items()}
@@ -332,7 +330,7 @@ def elsewhere(context: Context) -> Numbers | None:
 def _moved_less(ours: Tensor, others: Mapping[str, Tensor]) -> tuple[dict[str, float], Tensor]:
     """How far images move over how far others made of them do, by kind; and which move much less, bool `[n]`."""
     ratios = {kind: float(ours.sum() / moved.sum()) for kind, moved in others.items() if moved.max() > STILL}
-    return ratios, ours < STORED * torch.stack([*others.values()]).median(0).values
+    return ratios, ours < FAR_LESS * torch.stack([*others.values()]).median(0).values
 
 
 def slopes(context: Context) -> Numbers | None:

@@ -13,7 +13,7 @@ from rdp_bench.audits.card import verdict
 from rdp_bench.audits.checks import findings
 from rdp_bench.audits.checks_of_cells import CHECKS
 from rdp_bench.audits.evidence import Cell, Evidence, from_predictions
-from rdp_bench.audits.parts import EPS, Subject, least_parts
+from rdp_bench.audits.parts import BUDGETS, EPS, EVERY_PART, Subject, least_parts
 from rdp_bench.audits.tiers import tiers
 from rdp_bench.errors import RdpBenchError
 from rdp_bench.models.defended import is_white_box, white_box
@@ -68,8 +68,21 @@ def verify_cards(out: Path, runs: Mapping[str, Run]) -> Iterator[CardVerified]:
 
 
 def problems_of_cards(out: Path, runs: Mapping[str, Run]) -> list[str]:
-    """What `verify_cards` finds wrong, one line each."""
-    return [line for each in verify_cards(out, runs) for line in each.lines]
+    """What `verify_cards` finds wrong, and audits without a card, one line each."""
+    return [line for each in verify_cards(out, runs) for line in each.lines] + without_card(out, runs)
+
+
+_PART = re.compile(rf"(.+-eps\S+-(?:{'|'.join(BUDGETS)}))-(?:{'|'.join(map(re.escape, EVERY_PART))})")
+
+
+def without_card(out: Path, runs: Mapping[str, Run]) -> list[str]:
+    """Audits of which OUT has runs and no card, one line each: they have not finished, or the card was deleted."""
+    carded = {name for card in cards.load(out, lambda _: None) for name in card.runs}
+    audits = {found[1] for name in runs if (found := _PART.fullmatch(name)) and name not in carded}
+    return [
+        f"{name}: runs of an audit without its card; repeat its command, or delete these runs"
+        for name in sorted(audits)
+    ]
 
 
 def _verified(card: cards.Card, runs: Mapping[str, Run]) -> CardVerified:

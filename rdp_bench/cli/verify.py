@@ -18,7 +18,7 @@ def verify(out: Path) -> None:
     claim of a claims.json. A line per run and card; the exit status is 1 if a run, a card or a claim fails. The folder
     `report` is not read; write it again with rdp-bench report.
     """
-    from rdp_bench.audits.verify import verify_cards
+    from rdp_bench.audits.verify import verify_cards, without_card
     from rdp_bench.results import verify as verifying
 
     found = list(verifying.verify(out))
@@ -28,9 +28,12 @@ def verify(out: Path) -> None:
     if claims:
         click.echo(str(claims))
     failed = sum(bool(each.problems) for each in found)
-    cards = list(verify_cards(out, {each.grid: each.run for each in found if each.run}))
+    runs = {each.grid: each.run for each in found if each.run}
+    cards = list(verify_cards(out, runs))
     for card in cards:
         click.echo(str(card))
+    for unfinished in without_card(out, runs):
+        click.echo(f"note  {unfinished}")
     click.echo(f"{len(found) - failed} of {len(found)} runs pass")
     if cards:
         click.echo(f"{sum(not card.problems for card in cards)} of {len(cards)} cards of audits pass")

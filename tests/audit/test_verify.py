@@ -58,6 +58,17 @@ def test_a_card_as_it_was_written_passes(out: Path) -> None:
     assert "1 of 1 cards of audits pass" in found.output
 
 
+def test_a_deleted_card_is_missed(out: Path) -> None:
+    """An audit that was stopped looks the same, so `verify` notes it; a published folder must not have it."""
+    name = card(out).stem
+    card(out).unlink()
+    found = cli("verify", out)
+    assert found.exit_code == 0, found.output
+    (note,) = [line for line in found.output.splitlines() if line.startswith("note  ")]
+    assert f"audit-{name}: runs of an audit without its card" in note
+    assert any("without its card" in problem for problem in published.read_folder(out, problems_of_cards).problems)
+
+
 def test_published_audits_are_one_line_of_their_worst_attackers(out: Path) -> None:
     """Not one line for each part; a second defense, of which more is left, is the best."""
     assert cli("audit", "none", *FLAGS, "--limit", "4", "--out", out).exit_code == 0
