@@ -212,12 +212,10 @@ def test_figures_are_drawn_from_published_folders(tmp_path: Path, monkeypatch: p
 
 
 def test_published_runs_have_the_weights_that_ship() -> None:
-    """Labels name no file, so readers take the default ones; the title of the newer attacks names others."""
+    """Labels name no file, so readers take the default ones."""
     shipped = ROOT / "data" / "weights"
     seen = set()
     for path in sorted(RUNS.glob("*/runs/*.json")):
-        if path.stem == "table1-modern":
-            continue
         for label, about in json.loads(path.read_text("utf-8"))["defenses"].items():
             file = shipped / f"{label}.safetensors"
             if file.is_file():
