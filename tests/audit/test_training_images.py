@@ -52,7 +52,7 @@ CERTAIN = {"rdp.safetensors", "nrp.safetensors", "hgd.safetensors"}
 
 @pytest.mark.parametrize(
     "name",
-    ["rdp", "nrp", "rdp(weights=rdp-short)", "hgd", "sr", "comdefend", "adp", "fixed(diffpure)", "tvm >> rdp"],
+    ["rdp", "nrp", "hgd", "sr", "comdefend", "adp", "fixed(diffpure)", "tvm >> rdp"],
 )
 def test_weights_that_ship_have_a_list(name: str) -> None:
     """The older ones are not said to be certain: cards hashed dates, or the training began with other weights."""
