@@ -2,8 +2,8 @@
 
 The paper (Sec. "Evaluation Details") names the authors' code and few constants; what it leaves open
 follows that code. Labels: TI's code takes Inception-ResNet-v2's prediction, right on 99.8 % of
-NIPS-2017, hence "true"; DIM's and SI-NI's take the source's own. VT's and BSR's do, too, but `vmi-fgsm`,
-`vni-fgsm` and `bsr` take the true label, as TransferAttack does (`NI|VT|OWN` takes the source's own).
+NIPS-2017, hence "true"; DIM's and SI-NI's take the source's own. VT's, Admix's, GRA's and
+BSR's do, too, but their presets take the true label, as TransferAttack does (`NI|VT|OWN` takes the source's own).
 TI's code adds .4 of the auxiliary heads' loss; timm's conversions have no such heads, so the presets do
 without (compose with `AUX` where a source has one).
 """

@@ -28,7 +28,7 @@ LEAST, MOST = 1e-5, 0.1
 class AdaptiveDenoising(ScoreBased):
     """Adds noise once and follows the score in up to ten steps whose length adapts; the softmax of `runs` is averaged.
 
-    The authors' network is NCSNv2, whose output f is sigma times the score; its second noise level is used. Here f
+    The authors' network is NCSNv2, whose output f is sigma times the score; their code tells it no noise level. Here f
     comes from the score network at level `level`. The authors average logits over ten runs; here, as for every defense
     of several passes, it is the softmax.
     """

@@ -57,7 +57,7 @@ def scale(block: Tensor, draw: Draw) -> Tensor:
 
 
 def resize(block: Tensor, draw: Draw) -> Tensor:  # noqa: ARG001
-    """Bilinear to .8 of its size and back, clipped."""
+    """Bilinear to .8 of its size and back, clipped; the authors' code mixes up height and width of the small block."""
     small = [int(side * RESIZED) + 1 for side in block.shape[-2:]]
     down = interpolate(block[None], small, mode="bilinear", align_corners=False)
     return interpolate(down, block.shape[-2:], mode="bilinear", align_corners=False)[0].clamp(0, 1)

@@ -19,7 +19,8 @@ class Admix(Part):
     """G = sum over m1 mates x' of grad J(x + share * x'), before SI's scaling (Wang et al. 2021, Eq. 4, Alg. 1).
 
     Their images are in [-1, 1]; here x' - .5 is added. The m1 mates of an image are drawn for each gradient from the
-    other images of the data set, and every scale of SI shows the same ones; the authors' code shuffles the batch.
+    other images of the data set, and every scale of SI shows the same ones; the authors' code shuffles the batch
+    as attacked so far, where an image may meet itself.
     """
 
     id: ClassVar[str] = "admix"

@@ -18,6 +18,7 @@ from rdp_bench.attacks.parts.nesterov import Nesterov
 from rdp_bench.attacks.parts.random_start import RandomStart
 from rdp_bench.attacks.parts.smoothing import Smoothing
 from rdp_bench.attacks.parts.steps import Steps
+from rdp_bench.errors import UsageError
 from rdp_bench.protocols import StochasticLogits, samples_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,16 @@ class Diversity(Part):
             "diversity_prob is a probability": 0 <= self.diversity_prob <= 1,
             "diversity_size is above 1 and at most 10": 1 < self.diversity_size <= 10,
         }
+
+    def start(self, run: Run, adv: Tensor) -> Tensor:  # noqa: ARG002 - the start stays
+        """Refuse images of so few pixels that the padded size is theirs."""
+        size = adv.shape[-1]
+        if self.padded(size) <= size:
+            raise UsageError(
+                f"diversity_size={self.diversity_size:.4g} leaves images of {size} pixels as they are; raise it to "
+                f"{1 + 1 / size:.4g} or more"
+            )
+        return adv
 
     @contextmanager
     def around(self, run: Run) -> Iterator[None]:

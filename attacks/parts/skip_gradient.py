@@ -30,8 +30,9 @@ class SkipGradient(Part):
 
     A branch is found where it is added: to the input of the module that runs, to an earlier such sum, or to the output
     of a projection (`PROJECTIONS`). This holds for ResNets, EfficientNets, ConvNeXt and transformers alike. The
-    authors' code multiplies at the ReLUs of a branch, which is the same; it leaves the first block as it is, and the
-    paper does not, which is followed here. Its division by the standard deviation at each block changes no sign.
+    authors' code multiplies at the ReLUs of a branch, which is the same; it leaves the first block of every stage as it
+    is, and the paper does not, which is followed here. Its division by the standard deviation at each block changes no
+    sign.
     """
 
     id: ClassVar[str] = "skip-gradient"

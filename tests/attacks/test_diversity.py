@@ -15,6 +15,7 @@ from rdp_bench.attacks._kernels.gather import gather_pixels
 from rdp_bench.attacks.gradient_sign import GradientSign
 from rdp_bench.attacks.parts import Diversity
 from rdp_bench.attacks.parts.base import look
+from rdp_bench.errors import UsageError
 from rdp_bench.rng import ImageRng
 from tests.helpers import toy
 from tests.helpers.settings import setting
@@ -114,6 +115,15 @@ def test_diversity_passes_the_zoom_and_never_shrinks() -> None:
     assert model.zooms == [330 / 299] * 3
     assert all(seen.shape == (2, 3, 330, 330) for seen in model.seen)
     assert all((seen == 0.5).any() and not (seen < 0.1).any() for seen in model.seen)  # grey, not black
+
+
+def test_a_padded_size_that_is_no_larger_is_refused() -> None:
+    x, y = toy.images(1, 32), torch.tensor([0])
+    attack = setting(steps=1, diversity_prob=1.0, diversity_size=1.015)  # 32.48 pixels
+    with pytest.raises(UsageError, match=r"diversity_size=1.015 leaves images of 32 pixels as they are"):
+        attack(toy.source(toy.conv()), x, y, 8 / 255, toy.image_rng(1))
+    larger = setting(steps=1, diversity_prob=1.0, diversity_size=1.02)
+    assert larger(toy.source(toy.conv()), x, y, 8 / 255, toy.image_rng(1)).shape == x.shape
 
 
 def test_diversity_back_keeps_the_size() -> None:
