@@ -27,6 +27,7 @@ class Ball(Part):
     """
 
     id: ClassVar[str] = "ball"
+    version: ClassVar[int] = 2
     order: ClassVar[int] = 1
     off: ClassVar[Any] = LINF  # the norm without this part
 
@@ -39,7 +40,6 @@ class Ball(Part):
     def check(self, parts: Sequence[Part]) -> None:
         """Units in /255 and sign steps have no meaning in other norms."""
         steps = find(parts, Steps) or Steps()
-        start = next((part for part in parts if part.id == "random-start"), None)  # it imports this module
         if self.norm != LINF:
             require(
                 {
@@ -47,7 +47,6 @@ class Ball(Part):
                     "alpha is in /255; write alpha=auto, and step_ratio for steps of step_ratio * eps / steps": (
                         steps.alpha is None and not steps.alpha_floor
                     ),
-                    "clip_start=false is defined for L-infinity only": getattr(start, "clip_start", True),
                     "nesterov's look-ahead is defined for sign steps only": find(parts, Nesterov) is None,
                 }
             )

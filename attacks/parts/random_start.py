@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rdp_bench.attacks.parts.ball import Ball
 from rdp_bench.attacks.parts.base import Part
-from rdp_bench.budgets import LINF
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,10 +25,10 @@ class RandomStart(Part):
 
     random_start: bool = True
     clip_start: bool = True
-    """Clip the start to [0, 1] before the first gradient; false under L-infinity only."""
+    """Clip the start to [0, 1] before the first gradient."""
 
     def start(self, run: Run, adv: Tensor) -> Tensor:
         """A random point of the ball."""
         ball = run.part(Ball) or Ball()
         adv = adv + ball.random(adv, run.eps, run.rng)  # type: ignore[arg-type]
-        return adv.clamp_(0, 1) if self.clip_start and ball.norm == LINF else adv
+        return adv.clamp_(0, 1) if self.clip_start else adv

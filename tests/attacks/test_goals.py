@@ -104,6 +104,18 @@ def test_targeted_look_ahead_looks_towards_the_target() -> None:
 
 
 @pytest.mark.parametrize("in_range", [True, False])
+def test_a_random_start_under_l2_is_clipped_too(in_range: bool) -> None:
+    """As foolbox's is: the network sees no pixel outside [0, 1], and the change stays within the ball."""
+    model = toy.conv()
+    x = torch.zeros(2, 3, 32, 32)
+    attack = setting(steps=2, random_start=True, clip_start=in_range, norm="l2")
+    attack(toy.source(model), x, torch.tensor([0, 1]), 3.0, toy.image_rng(2))
+    start = model.seen[0] - x
+    assert (start.min() < 0) == (not in_range)
+    assert 0 < float(start.flatten(1).norm(dim=1).max()) <= 3 + 1e-5
+
+
+@pytest.mark.parametrize("in_range", [True, False])
 def test_random_start(in_range: bool) -> None:
     model = toy.conv()
     x = torch.cat([torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.5), torch.ones(1, 3, 32, 32)])
