@@ -40,7 +40,7 @@ def test_a_command_of_the_results_plans(grid: str, tmp_path: Path, monkeypatch: 
 
 def test_there_are_commands_and_all_but_one_use_the_named_images() -> None:
     assert len(PAGES) == 10
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 9
     assert [line for line in COMMANDS if '--dataset "nips2017(subset=every-second)"' not in line] == [
         "rdp-bench run --grid adaptive"
     ]
