@@ -70,8 +70,12 @@ class ImageRng:
         return self._moved(self._each(partial(torch.randn, shape, dtype=torch.float32)))
 
     def _each(self, draw: Callable[..., Tensor]) -> Tensor:
-        """One draw of each stream; beside a GPU, on all cores, because it would wait for them."""
-        if self.device.type == "cpu" or len(self) == 1:
+        """One draw of each stream; beside a GPU, on all cores, because it would wait for them.
+
+        Images that share a stream draw from it in their order.
+        """
+        streams = len({id(stream) for stream in self._streams})
+        if self.device.type == "cpu" or streams == 1 or streams < len(self):
             return torch.stack([draw(generator=stream) for stream in self._streams])
         return torch.stack(list(_drawers().map(lambda stream: draw(generator=stream), self._streams)))
 

@@ -232,7 +232,8 @@ def evaluate(
         fresh: compute the cells again; what the cache holds of them is deleted.
         progress: show a progress bar; by default where stderr is a terminal.
         executor: where jobs are done: "serial" (this process), "ray", "slurm", or that of a plugin. Default: what
-            `grid` says, else "serial". Workers elsewhere know entries by their label only, no objects of this process.
+            `grid` says, else "serial". Workers elsewhere know entries by their label only, no objects of this process;
+            the call waits for them, whatever `grid` says.
         workers: their number, or "auto".
         ray_address: a running Ray cluster.
         slurm: options of sbatch, like "partition=gpu,time=4:00:00,gres=gpu:1".
@@ -254,6 +255,8 @@ def evaluate(
     from rdp_bench.engine.run import Run
 
     require_counts(limit=limit, batch_size=batch_size)
+    if grid is None and profile != "embedded":
+        raise UsageError(f"profile={profile!r} is of a grid, and none is given; leave it out, or name the grid")
     _load_entries()
     models = _path(models_dir)
     others = named(registry.defense, defenses, as_defense)
@@ -262,14 +265,17 @@ def evaluate(
     if twice := set(own.entries) & set(others.entries):
         raise UsageError(f"two defenses are called '{min(twice)}'; give them other names")
     given = {
-        "defenses": others.labels, "attacks": crafted.labels, "sources": _list(sources), "targets": _list(targets),
+        "defenses": None if defenses is None else others.labels, "attacks": None if attacks is None else crafted.labels,
+        "sources": _list(sources), "targets": _list(targets),
         "dataset": path_text(dataset), "eps": _list(eps), "norm": norm, "image_size": image_size,
         "defense_samples": defense_samples, "success": success,
     }  # fmt: skip
-    given = {name: value for name, value in given.items() if value not in (None, [])}
+    if empty := [name for name, value in given.items() if value == []]:
+        raise UsageError(f"{empty[0]} is empty; leave it out, or name what to use")
+    given = {name: value for name, value in given.items() if value is not None}
     file = path_text(grid)
     call = _call(file, own, given)
-    place = {"executor": executor, "workers": workers, "ray_address": ray_address, "slurm": slurm}
+    place = {"executor": executor, "workers": workers, "ray_address": ray_address, "slurm": slurm, "wait": True}
     place = {name: value for name, value in place.items() if value is not None}
     with registered(registry.defense, {**others.entries, **own.entries}), registered(registry.attack, crafted.entries):
         chosen = _grid(file, profile, given, own.labels, models)

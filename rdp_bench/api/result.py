@@ -3,9 +3,11 @@
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rdp_bench.cache.files import write_atomic_by
 from rdp_bench.errors import UsageError
 from rdp_bench.keys import hash_file
 from rdp_bench.results.rows import Run, load, select_runs, shown_names
@@ -156,22 +158,22 @@ class Result:
             The path of the page, OUT/report/index.html.
 
         Raises:
-            UsageError: `out` cannot be written to.
+            StorageError: `out` cannot be written to.
         """
         from rdp_bench import reports
         from rdp_bench.results.lines import every_row
+        from rdp_bench.results.prediction_file import tidy
         from rdp_bench.results.rows import write_results
 
         self._refuse_changed()
         out = Path(out)
         if out.resolve() != self.folder.resolve():
-            names = {run.grid for run in self.runs}
             for run in self.runs:
-                if run.stored and run.stored.file:
-                    file = run.stored.file.path
+                file = run.stored.file.path if run.stored and run.stored.file else None
+                if file:
                     _copy(file, out / file.parent.name / file.name)
-            for name in names:
-                _copy(self.folder / "runs" / f"{name}.json", out / "runs" / f"{name}.json")
+                _copy(self.folder / "runs" / f"{run.grid}.json", out / "runs" / f"{run.grid}.json")
+                tidy(out, run.grid, run.record["predictions"]["sha256"] if file else None)
             write_results(out, [line for run in self.runs for line in every_row(run)])
         return reports.render(out, self.store)
 
@@ -222,10 +224,8 @@ class Result:
 
 def _copy(source: Path, to: Path) -> None:
     """Copy a file so that a reader sees all of it or nothing."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    part = to.with_suffix(".part")
-    shutil.copyfile(source, part)
-    part.replace(to)
+    with source.open("rb") as file:
+        write_atomic_by(to, partial(shutil.copyfileobj, file))
 
 
 def read(folder: Path, store: "Store", only: Sequence[str] = (), keep: Any = None) -> Result:

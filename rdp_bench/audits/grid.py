@@ -55,12 +55,22 @@ class AuditGrid:
     """Where jobs are done, by field of `options.Placement`."""
 
     def extend(self, more: Mapping[str, Sequence[str]]) -> AuditGrid:
-        """With more labels at the end of its axes; those that it has already are not repeated."""
+        """With more labels at the end of its axes; those that it has already are not repeated.
+
+        Raises:
+            UsageError: an axis that no audit has, or sources beside those that the budget chooses.
+        """
+        refuse_others(more)
+        if "sources" in more and not self.axes.sources:
+            raise UsageError(
+                f"--source +{more['sources'][0]}: grid {self.name} leaves the sources to the budget, so that there is "
+                "no list to add to; name all of them, without +"
+            )
         found: dict[str, Any] = {}
         for axis, labels in more.items():
             have = list(getattr(self.axes, axis))
-            known = {plain(str(label)) for label in have}
-            found[axis] = (*have, *(label for label in labels if plain(label) not in known))
+            known = {_read(axis, label) for label in have}
+            found[axis] = (*have, *(label for label in labels if _read(axis, label) not in known))
         return replace(self, axes=replace(self.axes, **found))
 
     def subjects(self, models_dir: Path | None = None) -> list[Subject]:
@@ -145,11 +155,24 @@ def changed(axes: AuditAxes, changes: Mapping[str, Any]) -> AuditAxes:
     Raises:
         UsageError: an axis that no audit has.
     """
-    for axis, flag in NOT_OURS.items():
-        if axis in changes:
-            raise UsageError(f"--{flag} is not for an audit: its budget says which attacks, norm and draws it uses")
+    refuse_others(changes)
     kept = {axis: value for axis, value in changes.items() if axis != "baselines"}
     return replace(axes, **kept)
+
+
+def refuse_others(given: Mapping[str, Any]) -> None:
+    """Refuse what is `given` for an axis of other grids.
+
+    Raises:
+        UsageError: the flag of the axis.
+    """
+    for axis, flag in NOT_OURS.items():
+        if axis in given:
+            raise UsageError(f"--{flag} is not for an audit: its budget says which attacks, norm and draws it uses")
+
+
+def _read(axis: str, label: float | str) -> float | str:
+    return parse_eps(label) if axis == "eps" else plain(label)
 
 
 NOT_OURS = {"attacks": "attack", "norm": "norm", "defense_samples": "defense-samples", "success": "success"}

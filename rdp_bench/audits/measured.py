@@ -79,7 +79,7 @@ class Probing:
         return self._plan.sources[self._label]
 
     def record(self, name: str, images: int) -> Record:
-        """Everything that the numbers of a probe depend on."""
+        """Everything that the numbers of a probe depend on; `of` where memory was too small for all of its images."""
         subject, plan = self._subject, self._plan
         settings = subject.settings
         return {
@@ -88,6 +88,7 @@ class Probing:
             "labels": hash_many(str(label) for label in plan.dataset.labels[:images]), "random": subject.random,
             "eps": subject.eps, "draws": settings.eot, "steps": settings.traced, "planted": list(settings.planted),
             "device": plan.device.partition(":")[0], "precision": plan.precision,
+            **({"of": wanted} if images < (wanted := self._sizes(name)[0]) else {}),
         } | ({"seed": plan.seed} if plan.seed else {})  # fmt: skip
 
     def measure(self, *, fresh: set[str] | None = None, names: Iterable[str] = PROBES) -> Measured:

@@ -25,7 +25,6 @@ from rdp_bench.rng import ImageRng
 if TYPE_CHECKING:
     from rdp_bench.protocols import Source
 
-MOST_IMAGES = 16
 CALLS = 5
 DRAWS = 20
 """Of noise, in the probe of the loss's stability."""
@@ -463,9 +462,3 @@ PROBES: Mapping[str, Callable[[Context], Numbers | None]] = {
     "elsewhere": elsewhere, "stability": stability, "progress": progress,
     "planted": planted,
 }  # fmt: skip
-
-
-def measure(context: Context) -> dict[str, Numbers]:
-    """What every probe finds, by its name; a probe that does not apply is left out."""
-    found = {name: probe(context) for name, probe in PROBES.items()}
-    return {name: numbers for name, numbers in found.items() if numbers is not None}

@@ -4,6 +4,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -35,8 +36,8 @@ def run_all(grid: "AuditGrid", options: "RunOptions") -> int:
     from rdp_bench.audits.run import planned
     from rdp_bench.engine.executors.kept import keeping
 
-    plugins.load((*options.plugins, *grid.plugins))
-    grid = grid.extend(options.added)
+    grid = replace(grid.extend(options.added), plugins=(*options.plugins, *grid.plugins))
+    plugins.load(grid.plugins)
     subjects = grid.subjects(options.models_dir)
     parts = [list(grid.parts(subject, options.limit)) for subject in subjects]
     every = [one for each in parts for _, one in each]

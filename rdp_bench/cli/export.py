@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rdp_bench.cli import common
+from rdp_bench.errors import UsageError
 
 if TYPE_CHECKING:
     from rdp_bench.cache.files import Location
@@ -38,6 +39,10 @@ def export(
     from rdp_bench.cache.store import Store
     from rdp_bench.results.export import export as write
 
+    if not (predictions or images):
+        raise UsageError("--no-predictions leaves nothing to export; add --images, or leave it out")
+    if parquet and not predictions:
+        raise UsageError("--parquet is a format of predictions, and --no-predictions leaves them out; use one of them")
     plugins.load(plugins_, ("data",))
     to = to or out / "export"
     found = write(out, Store(cache), to, dataset, images=images, parquet=parquet, only=only, predictions=predictions)

@@ -89,7 +89,7 @@ def _chosen(names: list[str], options: "RunOptions") -> list["Grid"]:
     if "norm" in given:
         raise UsageError("--norm applies to a single grid; each grid of a suite has its own")
     wanted = {axis: given[axis] for axis in FLAGS if axis in given}  # what +NAME adds is no filter
-    every = {key: value for key, value in given.items() if key in ("dataset", "defense_samples", "success")}
+    every = {key: value for key, value in given.items() if key not in (*FLAGS, "baselines")}
     grids = [load_grid(name, options, every, one_of_many=True) for name in names]
     for axis, labels in wanted.items():
         known = {show(label) for grid in grids for label in getattr(grid.axes, axis)}

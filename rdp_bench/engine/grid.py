@@ -285,7 +285,10 @@ def read_table(name: str) -> tuple[str, dict[str, Any], Path]:
 
 
 def narrow(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | None:
-    """`grid` with what its axes share with `wanted`; None where that is nothing. An axis without use is left alone."""
+    """`grid` with what its axes share with `wanted`; None where that is nothing. An axis without use is left alone.
+
+    Of baselines alone, which are evaluated undefended, the grid has them as targets of the undefended row.
+    """
     kept: dict[str, Any] = {}
     for axis, labels in wanted.items():
         if axis in ("sources", "attacks", "eps") and not grid.axes.attacks:
@@ -293,12 +296,15 @@ def narrow(grid: Grid, wanted: Mapping[str, Sequence[str | float]]) -> Grid | No
         if axis == "eps":
             labels = [parse_eps(label, grid.axes.norm) for label in labels]
         names = {plain(label) for label in labels}
-        for name in (axis, "baselines") if axis == "targets" else (axis,):
-            kept[name] = tuple(label for label in getattr(grid.axes, name) if plain(label) in names)
-        if not (kept[axis] or kept.get("baselines")):
+        both = (axis, "baselines") if axis == "targets" else (axis,)
+        kept |= {name: tuple(label for label in getattr(grid.axes, name) if plain(label) in names) for name in both}
+        if not any(kept[name] for name in both):
             return None
-    chosen = replace(grid, axes=replace(grid.axes, **kept))
-    return chosen if any(True for _ in chosen.cells()) else None
+    axes = replace(grid.axes, **kept)
+    if not axes.targets:
+        undefended = tuple(label for label in axes.defenses if label == UNDEFENDED)
+        axes = replace(axes, targets=axes.baselines, baselines=(), defenses=undefended)
+    return replace(grid, axes=axes) if axes.defenses else None
 
 
 def _read(
@@ -318,7 +324,8 @@ def _read(
     if norm not in NORMS:
         raise unknown_name(f"norm of grid {name}", norm, NORMS)
     eps = tuple(parse_eps(value, norm) for value in changes.get("eps", budgets))
-    axes = replace(read, **{**changes, "eps": eps})
+    typed = schema.read({**changes, "eps": ()}, Axes, f"grid {name}")
+    axes = replace(read, **{axis: getattr(typed, axis) for axis in changes} | {"eps": eps})
     _check_settings(name, axes, alone=alone)
     folders = {axis: folder for axis in values if axis not in changes}
     schema.read(file.run, Placement, f"[run] of grid {name}", "key of {}".format)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rdp_bench.data.image_hashes import digest
-from rdp_bench.engine.grid import Grid, from_axes
+from rdp_bench.engine.grid import Axes, Grid, from_axes
 from rdp_bench.engine.plan import Plan, PlannedCell
 from rdp_bench.engine.record import header
 from rdp_bench.environment import PACKAGES, versions
@@ -149,6 +149,11 @@ class Published:
             found.append(f"seed: {self.record['seed']} in the record, {plan.seed} here")
         if plan.precision != (precision := self.record.get("precision", "float32")):
             found.append(f"precision: {precision} in the record, {plan.precision} here")
+        axes = self.record["axes"]
+        for name in ("norm", "defense_samples"):
+            asked, chosen = axes.get(name, getattr(Axes, name)), getattr(plan.grid.axes, name)
+            if asked != chosen:
+                found.append(f"{name.replace('_', ' ')}: {asked} in the record, {chosen} here")
         here, there = versions(), self.record["environment"]
         found += [
             f"{name}: {there[name]} in the record, {here.get(name, 'absent')} here"

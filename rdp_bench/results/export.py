@@ -53,7 +53,7 @@ def export(
     Returns how many predictions and images there are, and how many sets are lacking.
 
     * `predictions.csv` (or .parquet): one row an image, cell and draw; `margin` is the best logit minus the second.
-    * `images/<set>/<index>.png` with `images/sets.csv`: every adversarial set once, pixel for pixel.
+    * `images/<set>/<index>.png` with `images/<grid>.json`: every adversarial set once, pixel for pixel.
 
     Predictions come from OUT or the cache; the data set is opened for images, or if it is named. Image names come from
     the data set, so they are written as text, never used as paths.

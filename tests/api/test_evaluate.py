@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import rdp_bench as rb
 from rdp_bench import RdpBenchError, UsageError, plugins, registry
-from rdp_bench.api import wrap
+from rdp_bench.api import place, wrap
 from rdp_bench.protocols import Purifier
 from rdp_bench.results.cards import name_of as audit_name
 from rdp_bench.rng import ImageRng
@@ -465,6 +465,11 @@ def test_an_attack_beyond_its_budget_fails(evaluate: Evaluate) -> None:
         ({"eps": 0.03}, "did you mean 8?"),
         ({"defenses": ["jpg"]}, "unknown defense 'jpg'"),
         ({"grid": "paper"}, "lists grids"),
+        ({"profile": "paper"}, "profile='paper' is of a grid, and none is given"),
+        ({"attacks": []}, "attacks is empty; leave it out"),
+        ({"defenses": ()}, "defenses is empty"),
+        ({"grid": "table1", "sources": []}, "sources is empty"),
+        ({"grid": "table1", "image_size": "64"}, "grid table1: 'image_size' is a whole number"),
     ],
 )
 def test_what_cannot_be_is_refused(evaluate: Evaluate, call: dict[str, Any], why: str) -> None:
@@ -541,6 +546,21 @@ def test_a_report_joins_what_a_folder_holds(evaluate: Evaluate, tmp_path: Path) 
     both = rb.load_results(tmp_path / "out", cache=tmp_path / "cache")
     assert [run.grid for run in both.runs] == ["evaluate", "first"]
     assert (tmp_path / "out" / "results.csv").read_text().count("\n") == 6
+
+
+def test_a_call_waits_whatever_its_grid_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would return cells without numbers, and `fresh` would delete what the workers have finished."""
+    axes = '[axes]\ndataset = "tiny/noise"\ntargets = ["tiny/two"]\ndefenses = ["none"]\n'
+    (tmp_path / "g.toml").write_text(f'plugins = ["{PLUGIN}"]\n{axes}[run]\nexecutor = "slurm"\nwait = false\n')
+    waits: list[bool] = []
+
+    def spread(_running: Any, where: place.Where, *_: Any) -> str:
+        waits.append(where.placement.wait)
+        return ""
+
+    monkeypatch.setattr(place, "spread", spread)
+    rb.evaluate(grid=tmp_path / "g.toml", cache=tmp_path / "cache", device="cpu")
+    assert waits == [True]
 
 
 def test_a_class_in_a_file_is_known_by_that_file(tmp_path: Path) -> None:

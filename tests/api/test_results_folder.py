@@ -8,6 +8,7 @@ import pytest
 
 import rdp_bench as rb
 from rdp_bench import RdpBenchError, plugins
+from rdp_bench.errors import StorageError
 from rdp_bench.results.rows import COLUMNS
 from rdp_bench.results.verify import verify
 from tests.helpers.commands import PLUGIN
@@ -48,6 +49,19 @@ def test_a_moved_folder_is_reported_elsewhere_and_verified(moved: rb.Result, tmp
     page = moved.report(tmp_path / "second")
     assert page == tmp_path / "second" / "report" / "index.html"
     assert [found.problems for found in verify(tmp_path / "second")] == [()]
+
+
+def test_a_later_report_leaves_nothing_of_the_one_before(moved: rb.Result, tmp_path: Path) -> None:
+    moved.report(tmp_path / "third")
+    usual = {"attacks": "fgsm", "sources": "tiny/one", "targets": "tiny/two", "dataset": "tiny/noise"}
+    rb.evaluate(**usual, eps=8, device="cpu", cache=tmp_path / "cache").report(tmp_path / "third")
+    assert [found.problems for found in verify(tmp_path / "third")] == [()]
+
+
+def test_a_report_that_cannot_be_written_says_where(made: rb.Result, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=f"cannot write {tmp_path / 'file'}"):
+        made.report(tmp_path / "file")
 
 
 def test_two_folders_are_compared(moved: rb.Result, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import rdp_bench
 from rdp_bench import plugins
 from rdp_bench.audits import grid
 from rdp_bench.audits.parts import BUDGETS, Subject, grids
+from rdp_bench.cli import suite
 from rdp_bench.engine import grid as engine_grid
 from rdp_bench.errors import UsageError
 from tests.helpers import audits
@@ -94,6 +95,16 @@ def test_flags_replace_axes_and_add_to_them(tmp_path: Path) -> None:
     assert sum("honest-half" in name and "eps8" in name for name in names) == parts("honest/half")
 
 
+def test_plus_of_an_eps_that_is_there_adds_nothing(tmp_path: Path) -> None:
+    axes = grid.load(str(file(tmp_path, eps='["4/255"]')), "embedded", {}).extend({"eps": ("4", "8")}).axes
+    assert axes.eps == ("4/255", "8")
+
+
+def test_sources_that_the_budget_chooses_are_no_list_to_add_to(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--source \+fault/two: .*name all of them, without \+"):
+        grid.load(str(file(tmp_path, sources="[]")), "embedded", {}).extend({"sources": ("fault/two",)})
+
+
 @pytest.mark.parametrize("asked", [3, 6])
 def test_a_dry_run_counts_the_images_that_the_run_uses(asked: int, tmp_path: Path) -> None:
     """The file says four."""
@@ -112,6 +123,16 @@ def test_several_defenses_on_the_command_line(tmp_path: Path) -> None:
     )
 
 
+def test_runs_name_the_plugins_of_the_command_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run --from` asks for those that a record names, and reports give their commit."""
+    seen: list[engine_grid.Grid] = []
+    monkeypatch.setattr(suite, "dry_run", lambda grids, _: seen.extend(grids) or 0)
+    models = ("--target", "fault/one", "--source", "fault/two", "--dataset", "fault/photos")
+    found = cli("audit", "honest/average", *models, "--plugin", audits.FAULTS, "--dry-run", "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.output
+    assert {grid.plugins for grid in seen} == {(audits.FAULTS,)}
+
+
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
@@ -124,6 +145,7 @@ def test_several_defenses_on_the_command_line(tmp_path: Path) -> None:
         (("--profile", "papre"), "unknown profile 'papre' of grid mine"),
         (("--name", "jpeg=Ours"), "unknown label to name 'jpeg'"),
         (("--shard", "1/2", "--executor", "ray"), "--shard does one share in this process"),
+        (("--attack", "+fgsm"), "--attack is not for an audit: its budget says which attacks"),
     ],
 )
 def test_what_no_audit_can_have_is_refused(flags: tuple[str, ...], why: str, tmp_path: Path) -> None:
@@ -168,6 +190,14 @@ def test_the_built_in_grid_of_audits_can_be_planned(tmp_path: Path) -> None:
     found = cli("run", "audit", "--dry-run", "--limit", "1", "--out", tmp_path / "out")
     assert found.exit_code == 0, found.output
     assert "audit-rdp-effnet-lite2-ens-photos20-eps4-quick-white-box" in found.output
+
+
+def test_a_name_that_no_report_can_have_writes_nothing(tmp_path: Path) -> None:
+    plugins.load((audits.FAULTS,))
+    models = {"target": "fault/one", "sources": "fault/two", "dataset": "fault/photos", "device": "cpu"}
+    with pytest.raises(UsageError, match="one line of 1 to 60 letters"):
+        rdp_bench.audit({"x" * 61: "honest/average"}, **models, out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_audit_is_no_grid_of_cells(tmp_path: Path) -> None:

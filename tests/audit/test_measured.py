@@ -121,6 +121,31 @@ def test_damage_is_measured_anew(tmp_path: Path, calls: list[tuple[str, int]]) -
     assert (again.numbers, again.cached) == (first.numbers, 1)
 
 
+def test_an_audit_of_fewer_images_does_not_answer_for_one_of_more(tmp_path: Path, calls: list[tuple[str, int]]) -> None:
+    for limit in (8, None):
+        Probing(SUBJECT, plan(tmp_path, limit=limit)).measure(names=("gradient",))
+    assert calls == [("gradient", 8), ("gradient", 16)]
+
+
+def test_what_memory_was_enough_for_is_found_again(
+    tmp_path: Path, calls: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = probes.PROBES["gradient"]
+
+    def small(context: probes.Context) -> dict[str, Any] | None:
+        if len(context.x) > 4:
+            raise torch.OutOfMemoryError
+        return works(context)
+
+    monkeypatch.setitem(probes.PROBES, "gradient", small)  # type: ignore[arg-type]
+    for _ in range(2):
+        Probing(SUBJECT, plan(tmp_path)).measure(names=("gradient",))
+    assert calls == [("gradient", 4)]
+    monkeypatch.setitem(probes.PROBES, "gradient", works)  # type: ignore[arg-type]
+    Probing(SUBJECT, plan(tmp_path, limit=4)).measure(names=("gradient",))
+    assert len(calls) == 2  # what memory left of a larger audit is no answer either
+
+
 def test_fresh_measures_once(tmp_path: Path, calls: list[tuple[str, int]]) -> None:
     Probing(SUBJECT, plan(tmp_path)).measure(names=("cosine",))
     made: set[str] = set()

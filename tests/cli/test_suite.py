@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from rdp_bench import plugins
 from rdp_bench.cache.store import Store
@@ -179,6 +181,26 @@ def test_flags_select_what_each_grid_has() -> None:
     }
     left = run("--attack", "i-fgsm", "--dry-run")
     assert "skipped (nothing matches the filters): a\n" in left.output
+
+
+def test_an_image_size_is_that_of_every_grid() -> None:
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save("black.png")
+    Path("list.csv").write_text("path,label\nblack.png,0\n")
+    found = run("--image-size", 24, "--dataset", "list.csv", "--attack", "fgsm", "--defense", "none")
+    assert found.exit_code == 0, found.output
+    assert {record(name)["dataset"]["size"] for name in ("a", "b", "clean")} == {24}
+
+
+def test_a_baseline_can_be_selected() -> None:
+    write("a", AXES + 'baselines = ["tiny/one"]\n')
+    assert run("--target", "tiny/one", "--limit", 2, "--attack", "fgsm").exit_code == 0
+    assert results()["a"] == {
+        ("clean", "none", "tiny/one", "done"), ("fgsm", "none", "tiny/one", "done"),
+    }  # fmt: skip
+    assert (
+        "skipped (nothing matches the filters): a, clean\n"
+        in run("--target", "tiny/one", "--attack", "i-fgsm", "--dry-run").output
+    )
 
 
 @pytest.mark.parametrize(("asked", "used"), [(1, 1), (7, 3)])

@@ -1,11 +1,14 @@
 """Random streams that belong to images: bounds, uniformity, and nothing shared between neighbours."""
 
 import hashlib
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import scipy.stats
 import torch
+from torch import Generator, Tensor
 
+from rdp_bench import rng as streams
 from rdp_bench.rng import ImageRng
 from tests.helpers import toy
 
@@ -127,3 +130,16 @@ def test_the_global_stream_is_left_alone() -> None:
     rng = toy.image_rng(3)
     rng.uniform(2), rng.normal(2), rng.integers(0, 5), rng.fork("x").uniform()
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_stream_that_images_share_is_drawn_from_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    class LastFirst:
+        def map(self, draw: Callable[[Generator], Tensor], streams: Sequence[Generator]) -> Iterator[Tensor]:
+            return reversed([draw(stream) for stream in reversed(streams)])
+
+    monkeypatch.setattr(streams, "_drawers", LastFirst)
+    here, beside_a_gpu = (
+        ImageRng(["a"], device).select(torch.zeros(3, dtype=torch.int64)) for device in ("cpu", "meta")
+    )
+    monkeypatch.setattr(beside_a_gpu, "_moved", lambda drawn: drawn)
+    assert torch.equal(beside_a_gpu.normal(2), here.normal(2))

@@ -193,6 +193,18 @@ def test_the_precision_is_that_of_the_run(published: Path, monkeypatch: pytest.M
     assert read_run(published.parents[2] / "out" / "runs" / "mine.json").header["precision"] == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--norm", "l2", "--eps", "16"), "norm: linf in the record, l2 here"),
+        (("--defense-samples", "3"), "defense samples: 1 in the record, 3 here"),
+    ],
+)
+def test_another_norm_or_number_of_draws_is_a_difference(published: Path, flags: tuple[str, ...], says: str) -> None:
+    """Cells of both have equal names."""
+    assert says in again(published, "--attack", "fgsm", "--defense", "none", *flags, "--dry-run").stderr
+
+
 def test_another_seed_is_a_difference(published: Path) -> None:
     found = again(published, "--seed", 4, "--dry-run")
     assert "seed: 3 in the record, 4 here" in found.stderr

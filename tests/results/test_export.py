@@ -76,3 +76,12 @@ def test_nothing_to_export(tmp_path: Path) -> None:
     found = cli("export", "--out", tmp_path)
     assert found.exit_code == 2
     assert "holds no run" in found.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [((), "--no-predictions leaves nothing to export"), (("--images", "--parquet"), "--parquet is a format of")],
+)
+def test_flags_without_an_effect_are_refused(flags: tuple[str, ...], why: str, tmp_path: Path) -> None:
+    found = cli("export", "--out", tmp_path, "--no-predictions", *flags)
+    assert (found.exit_code, why in found.output) == (2, True)
