@@ -183,9 +183,12 @@ def sign_flip(differences: "NDArray[np.integer]") -> float:
         low, high = (tilt, high) if counts @ (sizes * np.tanh(tilt * sizes)) < seen else (low, tilt)
     # A weighted sign times d has the characteristic function cos(d t) + i tanh(d tilt) sin(d t); signs multiply.
     size = 1 << (2 * reach).bit_length()
-    angle = np.outer(sizes, 2 * np.pi / size * np.arange(size // 2 + 1))
-    wave = np.cos(angle) + 1j * np.tanh(tilt * sizes)[:, None] * np.sin(angle)
-    chance = np.fft.irfft(np.prod(wave ** counts[:, None], axis=0).conj(), size)[seen : reach + 1]
+    steps = 2 * np.pi / size * np.arange(size // 2 + 1)
+    wave = np.ones(len(steps), complex)
+    for one, count in zip(sizes, counts, strict=True):  # of hundreds of sizes, all at once would fill the memory
+        angle = one * steps
+        wave *= np.power(np.cos(angle) + 1j * np.tanh(tilt * one) * np.sin(angle), count)
+    chance = np.fft.irfft(wave.conj(), size)[seen : reach + 1]
     tail = float(chance @ np.exp(-tilt * np.arange(reach - seen + 1)))
     # log cosh(z) without overflow.
     z = tilt * sizes
