@@ -87,6 +87,12 @@ def test_holm_of_nothing_is_nothing() -> None:
     assert holm([]) == []
 
 
+def test_values_that_differ_by_rounding_alone_are_equal() -> None:
+    """One draw of ten and two of ten are three of ten; an interval without width would be certainty of two images."""
+    assert 0.1 + 0.2 != 0.3
+    assert mean_interval(np.array([0.1 + 0.2, 0.3])) == pytest.approx(mean_interval(np.array([0.3, 0.3])))
+
+
 def test_sign_flip_on_single_errors_is_mcnemar() -> None:
     differences = np.array([1] * 9 + [-1] * 3 + [0] * 8)
 
