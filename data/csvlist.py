@@ -12,7 +12,7 @@ NAMES = ("filename", "file", "image")
 """Columns with a file name inside the folder of the data set."""
 
 TARGETS = ("target", "targeted_label", "TargetClass")
-"""Columns with the class of a targeted attack, counted from the same base as the labels."""
+"""Columns with the class of a targeted attack, counted from the same base as labels that are numbers."""
 
 TRANSFER_ATTACK = "labels.csv"
 """TransferAttack's table of filename,label, beside images/; labels count from 0."""
