@@ -12,7 +12,7 @@ NAMES = ("filename", "file", "image")
 """Columns with a file name inside the folder of the data set."""
 
 TARGETS = ("target", "targeted_label", "TargetClass")
-"""Columns with the class of a targeted attack, counted from the same base as the labels."""
+"""Columns with the class of a targeted attack, counted from the same base as labels that are numbers."""
 
 TRANSFER_ATTACK = "labels.csv"
 """TransferAttack's table of filename,label, beside images/; labels count from 0."""
@@ -48,7 +48,8 @@ def csvlist(table: Path, columns: list[str], *, size: int = SIZE, label_base: in
         counted = 0
     target = next((name for name in TARGETS if name in columns), None)
     labels = classes(rows, "label", counted)
-    targets = classes(rows, target, _base(rows, "label", counted)) if target else []
+    numbered = [row for row in rows if not row.text("label").startswith("n")]  # synsets do not say it
+    targets = classes(rows, target, _base(numbered, "label", counted) if numbered else counted) if target else []
     # "a.png" and "./b/../a.png" are one image.
     ids: dict[str, str] = {}
     for row in rows:

@@ -285,10 +285,10 @@ def _of_audits(audits: Sequence[Card], runs: Mapping[str, Run]) -> Iterator[Line
         if rivals:
             best = max(rivals, key=lambda card: card.headline.accuracy if card.headline else 0.0)
             assert best.headline is not None
-            low, high = 100 - best.headline.high, 100 - best.headline.low
-            equal = len({card.headline.accuracy for card in rivals if card.headline}) == 1 < len(rivals)
+            most, low, high = best.headline.accuracy, 100 - best.headline.high, 100 - best.headline.low
+            lowest = [each.defense for each in rivals if each.headline and each.headline.accuracy == most]
             line |= {
-                "best": "" if equal else best.defense, "mean_error": _rounded(100 - best.headline.accuracy),
+                "best": _best(lowest, len(rivals)), "mean_error": _rounded(100 - most),
                 "ci_low": _rounded(low), "ci_high": _rounded(high),
             }  # fmt: skip
         yield line

@@ -87,14 +87,15 @@ def mean_interval(values: "NDArray[np.floating]", least: float = 0.0) -> Interva
         raise ValueError("an interval needs at least one image")
     n = len(values)
     levels, counts = np.unique(values, return_counts=True)
-    if len(levels) == 1:
-        # Equal values leave nothing to resample, which is no certainty: as wide as Wilson's at 0 of n.
-        value, slack = float(levels[0]), wilson(0, n)[1]
-        return max(least, value - slack), min(1.0, value + slack)
     whole = math.lcm(*(Fraction(float(level)).limit_denominator(FINEST).denominator for level in levels))
     steps = np.rint((levels - levels[0]) * whole).astype(int)
     if whole > FINEST or np.abs(steps / whole - (levels - levels[0])).max() > 1e-9:
         raise ValueError(f"expected shares, multiples of one over at most {FINEST}, got {levels[:3].tolist()} ...")
+    first = float(levels[0])
+    if not steps.any():  # equal, up to the rounding of sums in another order
+        # They leave nothing to resample, which is no certainty: as wide as Wilson's at 0 of n.
+        slack = wilson(0, n)[1]
+        return max(least, first - slack), min(1.0, first + slack)
     one = np.bincount(steps, counts / n)
     reach = n * len(one) - n
     size = 1 << reach.bit_length()
@@ -102,7 +103,6 @@ def mean_interval(values: "NDArray[np.floating]", least: float = 0.0) -> Interva
     outside = (1 - LEVEL) / 2 - 1e-9  # the transform rounds
     low = int(np.searchsorted(np.cumsum(chance), outside))
     high = reach - int(np.searchsorted(np.cumsum(chance[::-1]), outside))
-    first = float(levels[0])
     return first + low / whole / n, first + high / whole / n
 
 
@@ -183,9 +183,12 @@ def sign_flip(differences: "NDArray[np.integer]") -> float:
         low, high = (tilt, high) if counts @ (sizes * np.tanh(tilt * sizes)) < seen else (low, tilt)
     # A weighted sign times d has the characteristic function cos(d t) + i tanh(d tilt) sin(d t); signs multiply.
     size = 1 << (2 * reach).bit_length()
-    angle = np.outer(sizes, 2 * np.pi / size * np.arange(size // 2 + 1))
-    wave = np.cos(angle) + 1j * np.tanh(tilt * sizes)[:, None] * np.sin(angle)
-    chance = np.fft.irfft(np.prod(wave ** counts[:, None], axis=0).conj(), size)[seen : reach + 1]
+    steps = 2 * np.pi / size * np.arange(size // 2 + 1)
+    wave = np.ones(len(steps), complex)
+    for one, count in zip(sizes, counts, strict=True):  # of hundreds of sizes, all at once would fill the memory
+        angle = one * steps
+        wave *= np.power(np.cos(angle) + 1j * np.tanh(tilt * one) * np.sin(angle), count)
+    chance = np.fft.irfft(wave.conj(), size)[seen : reach + 1]
     tail = float(chance @ np.exp(-tilt * np.arange(reach - seen + 1)))
     # log cosh(z) without overflow.
     z = tilt * sizes

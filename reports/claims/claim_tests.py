@@ -26,7 +26,7 @@ from rdp_bench.reports.claims.claims import (
     matching,
     scopes,
 )
-from rdp_bench.reports.claims.gain import Gain, gain, mode, plain
+from rdp_bench.reports.claims.gain import Gain, gain, mode, plain, targets_of
 from rdp_bench.reports.figures.ablation import training
 from rdp_bench.results.rows import CellKey, Run, display_name
 from rdp_bench.specs import UNDEFENDED, show
@@ -233,7 +233,9 @@ def _gain(run: Run, claim: Claim) -> list[Finding]:
     findings = []
     for attack, eps in sorted(crafted):
         found = gain(run, attack, eps, claim.subject, sources)
-        setting = f"{counted(len(run.axis('targets')), 'target')}, {counted(len(sources), 'way')} of crafting"
+        setting = (
+            f"{counted(len(targets_of(run, claim.subject)), 'target')}, {counted(len(sources), 'way')} of crafting"
+        )
         finding = Finding(OPEN, {"attack": attack, "eps": show(eps)}, setting, display_name(claim.subject))
         if isinstance(found, Gain):
             verdict = HOLDS if found.low >= claim.percent else FAILS if found.high < claim.percent else TIE

@@ -63,9 +63,15 @@ def relative(before: "Rates", after: "Rates") -> "Rates":
         return 100 * (after - before) / before
 
 
+def targets_of(run: Run, defense: str) -> list[str]:
+    """The targets that the run evaluates behind a defense; baselines have none."""
+    found = {cell.target for cell in run.cells if cell.defense == defense}
+    return [name for name in run.axis("targets") if name in found]
+
+
 def gain(run: Run, attack: str, eps: float, defense: str, sources: list[str]) -> Gain | str:
-    """Over the sources and all targets, relative to no defense under plain crafting; or why there is none."""
-    targets = run.axis("targets")
+    """Over the sources and the defense's targets, relative to no defense under plain crafting; or why there is none."""
+    targets = targets_of(run, defense)
     pairs = []
     for source, target in product(sources, targets):
         base = plain(run, source)

@@ -9,7 +9,7 @@ from rdp_bench.reports.figures import drawing, fonts
 from rdp_bench.reports.figures.drawing import ACCENT, INK, LETTER, PAGE, SMALL, ReportFigure, shorten, span, tidy
 from rdp_bench.reports.tables.table import AVERAGE, Row, Table, TableCell
 from rdp_bench.results.rows import display_name
-from rdp_bench.specs import UNDEFENDED
+from rdp_bench.specs import UNDEFENDED, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,10 @@ _PARTS = {
     "adv": "adversarial loss",
     "feat": "feature loss",
 }
-_LABEL = re.compile(r"rdp-ablation-(?:full|no-(?P<part>[a-z]+))(?:-(?P<seed>\d+))?\b")
+_LABEL = re.compile(
+    r"""rdp\(weights=["']?(?:[^,]*/)?rdp-ablation-(?:full|no-(?P<part>[a-z]+))(?:-(?P<seed>\d+))?(?:\.\w+)?["']?\)"""
+)
+"""Of RDP alone: a chain, or other parameters beside the weights, make another defense."""
 _LINE = 0.19  # inches
 
 COLUMNS = ("source", "variant", "trainings", "defense", "attack", "error", "ci_low", "ci_high", "status", "reason")
@@ -99,7 +102,7 @@ def variant(defense: str) -> str:
     >>> variant("rdp(weights=rdp-ablation-no-lat)"), variant("rdp(weights=rdp-ablation-full-2)"), variant("jpeg")
     ('without latent loss', 'RDP, whole', 'JPEG')
     """
-    found = _LABEL.search(defense)
+    found = _LABEL.fullmatch(plain(defense))
     if not found:
         return display_name(defense)
     return f"without {_PARTS.get(found['part'], found['part'])}" if found["part"] else WHOLE
@@ -111,7 +114,7 @@ def training(defense: str) -> str:
     >>> training("rdp(weights=rdp-ablation-no-lat)"), training("rdp(weights=rdp-ablation-full-2)")
     ('without latent loss', 'RDP, whole, seed 2')
     """
-    found = _LABEL.search(defense)
+    found = _LABEL.fullmatch(plain(defense))
     return variant(defense) + (f", seed {found['seed']}" if found and found["seed"] else "")
 
 

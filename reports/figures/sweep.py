@@ -72,9 +72,11 @@ def _draw(run: Run, points: list[dict[str, str | float]]) -> Saved:
     colors = dict(zip(defenses, cycle(COLORS), strict=False)) | {UNDEFENDED: INK}
     marks = {name: _MARKS[(i + i // 12) % 12] for i, name in enumerate(defenses)}  # none twice in one colour, up to 72
     width = max(0.6 + 1.45 * len(attacks), COLUMN)  # or wider
-    most = max(sum(p["defense"] == name for p in points) for name in defenses)
+    defended = {p["target"] for p in points if p["defense"] != UNDEFENDED}  # others are baselines
+    compared = [p for p in points if p["target"] in defended] or points
+    most = max(sum(p["defense"] == name for p in compared) for name in defenses)
     shown = shorten(map(display_name, defenses), width / LETTER - 24)  # one column of the legend holds it
-    names = [f"{shown[display_name(name)]} {_spread(points, name, most)}" for name in defenses]
+    names = [f"{shown[display_name(name)]} {_spread(compared, name, most)}" for name in defenses]
     columns = legend_columns(width, names, int(width // 1.7))
     titles = shorten(map(display_name, attacks), 19)
     ends = [shorten(map(display_name, each), 16) for each in zip(*pairs, strict=True)]

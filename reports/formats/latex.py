@@ -13,6 +13,7 @@ _SPECIAL = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "[": "{[}",  # a row that starts with one would be an argument of the row break
+    "*": "{*}",  # likewise
     "ε": r"$\varepsilon$",
     "σ": r"$\sigma$",
     "×": r"$\times$",

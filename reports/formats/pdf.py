@@ -53,7 +53,8 @@ def _layout(table: Table, face: Face, strong: Face) -> tuple[float, list[_Text],
     ]
     marks = [max([0.0, *(face.width(line[i][1], _SIZE) for line in shown)]) for i in range(len(heads))]
     natural = first + sum(values) + sum(marks) + _APART * len(heads)
-    width = max(natural, _NARROWEST)
+    whole = [group.name for group in table.groups] + f"{table.caption} {table.legend}".split()  # what is not broken
+    width = max(natural, _NARROWEST, *(face.width(face.clean(text), _SIZE) for text in whole))
     apart = _APART + (width - natural) / max(1, len(heads))
     ends, x = [], first
     for value, mark in zip(values, marks, strict=True):

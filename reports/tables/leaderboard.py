@@ -14,7 +14,7 @@ from rdp_bench.metrics import stats
 from rdp_bench.metrics.significance import FEWEST, compare_defenses
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, percent, setting, slug
 from rdp_bench.results.rows import CellKey, Run, display_name, given_name
-from rdp_bench.specs import CLEAN, UNDEFENDED, show
+from rdp_bench.specs import CLEAN, UNDEFENDED
 from rdp_bench.terminal import counted
 
 LOWER, HIGHER, NO_DIFFERENCE, UNTESTED = "lower", "higher", "no difference shown", "not tested"
@@ -252,8 +252,9 @@ def sheet(board: Leaderboard) -> str:
         mean, change = each.mean, each.mean.change or (None, None, None)
         lines.append(
             [
-                board.run.grid, given_name(board.target), show(board.eps), str(board.white_box).lower(), each.label,
-                *map(_number, (mean.value, mean.low, mean.high)), given_name(each.worst_attack), _number(each.worst),
+                board.run.grid, given_name(board.target), board.run.eps(board.eps), str(board.white_box).lower(),
+                each.label, *map(_number, (mean.value, mean.low, mean.high)), given_name(each.worst_attack),
+                _number(each.worst),
                 _number(each.clean), *map(_number, change),
                 "" if mean.verdict.p_none is None else f"{mean.verdict.p_none:.6g}", each.test,
                 "" if each.ms is None else f"{each.ms:.3f}", each.done, len(board.cells),

@@ -1,10 +1,11 @@
 """Every resolved parameter of a run's attacks, for the appendix of a paper."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, slug
 from rdp_bench.results.rows import Run, display_name, given_name
-from rdp_bench.specs import show, show_level
+from rdp_bench.specs import show
 
 _NAMES = {
     "norm": "norm",
@@ -41,8 +42,9 @@ def parameters(run: Run) -> Table | None:
             Row("", [_cell(here[attack].get(parameter)) for attack in attacks], title=_NAMES.get(parameter, parameter))
             for parameter in names
         ]
-        groups.append(Group("-" if not apart else f"ε = {run.eps(float(eps))}", rows))
-    levels = ", ".join(show_level(float(eps)) for eps in every)
+        alike = [each for each in every if each not in apart] if eps == every[0] else [eps]
+        groups.append(Group(f"ε = {_levels(run, alike)}" if apart else "-", rows))
+    levels = _levels(run, every)
     where = "" if apart else f" They are the same at every ε of the run ({levels})."
     return Table(
         slug(run.grid, "attack-parameters"),
@@ -55,6 +57,10 @@ def parameters(run: Run) -> Table | None:
         keys=tuple(map(given_name, attacks)),
         head="Parameter",
     )
+
+
+def _levels(run: Run, eps: Iterable[str]) -> str:
+    return ", ".join(run.eps(float(each)) for each in eps)
 
 
 def _flat(record: dict[str, Any], path: str = "") -> dict[str, Any]:
@@ -71,5 +77,5 @@ def _cell(value: Any) -> TableCell:
     if isinstance(value, bool):
         return TableCell(text="yes" if value else "no")
     if isinstance(value, int | float):
-        return TableCell(text=show(round(value, 6)))
+        return TableCell(text=f"{value:.3g}" if 0 < abs(value) < 1e-4 else show(round(value, 6)))
     return TableCell(text=", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))

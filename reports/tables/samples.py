@@ -65,5 +65,6 @@ def _merged(run: Run, views: list[Table], drawn: set[str]) -> Table:
             "Marks compare each row with all defenses of the run under the same aggregation, shown here or not.",
             *(f"One draw of {display_name(name)} averages several passes." for name in several),
         ],
+        measure=table.measure and f"{table.measure}-draws",
         keys=table.keys,
     )

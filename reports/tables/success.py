@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rdp_bench.budgets import LINF
 from rdp_bench.metrics import stats
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, not_done, setting, slug
 from rdp_bench.results.rows import CellKey, Run, display_name, given_name
@@ -70,19 +71,22 @@ def _tables(run: Run, attacks: list[str], name: str, title: str, caption: str, c
                 places = [CellKey(source, attack, eps, target, defense) for attack in attacks]
                 if any(cell_key in cells for cell_key in places):
                     lines.append(Row(defense, [_entry(run, cell_key, count) for cell_key in places]))
-            groups.append(Group(source, lines))
+            if lines:
+                groups.append(Group(source, lines))
         key = slug(run.grid, name, target, eps_slug(run, eps))
         columns = [display_name(attack) for attack in attacks]
         keys = tuple(map(given_name, attacks))
         text = f"{caption} Setting: {where}."
-        found.append(Table(key, f"{title}: {where}", text, name, columns, groups, [], keys=keys))
+        measure = "" if run.norm == LINF else f"{name}_{run.norm}"
+        found.append(Table(key, f"{title}: {where}", text, name, columns, groups, [], measure, keys))
     return found
 
 
 def _entry(run: Run, cell_key: CellKey, count: Count) -> TableCell:
     flags = count(run, cell_key)
     if flags is None:
-        return not_done(run, [cell_key, CellKey.clean(cell_key.target, cell_key.defense)])
+        clean = CellKey.clean(cell_key.target, cell_key.defense)
+        return not_done(run, [cell_key, clean] if count is _lost and cell_key in run.lines else [cell_key])
     if not len(flags):
         return TableCell("failed", "no image is classified correctly without an attack")
     hits = int(flags.sum())

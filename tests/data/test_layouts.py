@@ -232,6 +232,19 @@ def test_targets_count_as_the_labels_do(tmp_path: Path) -> None:
         opened(table)
 
 
+def test_synsets_do_not_say_from_where_targets_count(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    save(tmp_path / "b.png")
+    table = write(tmp_path / "x.csv", "image,label,target", "a.png,n01440764,5", "b.png,n01443537,7")
+    with pytest.raises(BadImageError, match="count from 0 or from 1"):
+        opened(table)
+    found = opened(f"{table}(label_base=1)")
+    assert (list(found.labels), list(found.targets)) == ([0, 1], [4, 6])
+    write(table, "image,label,target", "a.png,n01440764,5", "b.png,n01443537,1000")
+    found = opened(table)
+    assert (list(found.labels), list(found.targets)) == ([0, 1], [4, 999])
+
+
 def test_synsets_as_labels(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     assert labels(write(tmp_path / "x.csv", "filename;label", "a.png;n02108422")) == {"a.png": 243}

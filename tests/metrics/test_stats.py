@@ -1,10 +1,11 @@
 """Each statistic against hand-worked values and against another implementation of it."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
-from scipy.stats import binom, permutation_test, sem, t
+from scipy.stats import binom, norm, permutation_test, sem, t
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -86,6 +87,12 @@ def test_holm_of_nothing_is_nothing() -> None:
     assert holm([]) == []
 
 
+def test_values_that_differ_by_rounding_alone_are_equal() -> None:
+    """One draw of ten and two of ten are three of ten; an interval without width would be certainty of two images."""
+    assert 0.1 + 0.2 != 0.3
+    assert mean_interval(np.array([0.1 + 0.2, 0.3])) == pytest.approx(mean_interval(np.array([0.3, 0.3])))
+
+
 def test_sign_flip_on_single_errors_is_mcnemar() -> None:
     differences = np.array([1] * 9 + [-1] * 3 + [0] * 8)
 
@@ -121,6 +128,18 @@ def test_sign_flip_is_scipy() -> None:
     ).pvalue
 
     assert sign_flip(differences) == pytest.approx(expected, rel=1e-9)
+
+
+def test_sign_flip_of_many_sizes_needs_little_memory() -> None:
+    """Of many attacks and draws, nearly every image has a difference of its own size."""
+    differences = np.arange(-70, 80)
+    deviations = differences.sum() / np.sqrt((differences**2).sum())
+    tracemalloc.start()
+    try:
+        assert sign_flip(differences) == pytest.approx(2 * norm.sf(deviations), rel=0.02)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_sign_flip_of_equals_and_of_extremes_is_a_probability() -> None:

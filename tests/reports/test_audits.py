@@ -14,7 +14,7 @@ import pytest
 from rdp_bench.cache.store import Store
 from rdp_bench.engine import grid
 from rdp_bench.errors import UsageError
-from rdp_bench.reports import audits, render
+from rdp_bench.reports import audits, published, render
 from rdp_bench.reports.audit_section import view
 from rdp_bench.reports.figures.drawing import ACCENT
 from rdp_bench.reports.figures.illusion import illusion
@@ -283,3 +283,15 @@ def test_the_latex_of_a_card_is_escaped() -> None:
     text = audits.latex(card("r&p_1"))
     assert r"r\&p\_1" in text
     assert text.count("%") == text.count(r"\%") + 1  # the comment of the first line
+
+
+def test_audits_that_share_the_lowest_error_are_all_named(tmp_path: Path) -> None:
+    run, _ = small(tmp_path)
+    kept = Tier("white-box", 20.0, 10.0, 30.0, 20.0, 20.0, 50, ("pgd",))
+    tiers = {"jpeg": kept, "rdp": kept, "fd": replace(kept, accuracy=4.0)}
+    found = [card(name, tiers=(each,), runs=("table1",)) for name, each in tiers.items()]
+    (line,) = published._of_audits(found, {"table1": run})
+    assert (line["best"], line["mean_error"]) == ("jpeg; rdp", 80.0)
+    assert published.best_in_words(line) == "JPEG, RDP 80.0 (70.0 to 90.0)"
+    (line,) = published._of_audits(found[:2], {"table1": run})
+    assert line["best"] == ""

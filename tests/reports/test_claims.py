@@ -314,6 +314,17 @@ def test_relative_gain_of_a_run(tmp_path: Path) -> None:
     assert [f.verdict for f in ask(run, "gain")] == [TIE]
 
 
+def test_a_gain_is_over_the_targets_that_have_the_defense(tmp_path: Path) -> None:
+    """A baseline beside them has no cell with a defense, so none of its cells is missing."""
+    run = made(
+        tmp_path, by_defense(none=10, rdp=5), lambda p: (p.target, p.defense) == ("baseline", "rdp"), grid="table3",
+        attacks=["ti-dim"], targets=["t", "baseline"], defenses=["none", "rdp"],
+    )  # fmt: skip
+    found = gain.gain(run, "ti-dim", 16.0, "rdp", ["a"])
+    assert isinstance(found, gain.Gain)
+    assert found.by_cell.tolist() == [[50.0]]
+
+
 def test_a_gain_over_almost_nothing_has_no_upper_end(tmp_path: Path) -> None:
     """Right on one image of 20: of the resamples, .95^20 = 36 % lack it, and there nothing can be divided by."""
     right = {"none": 1, "rdp": 8}

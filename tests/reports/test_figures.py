@@ -23,14 +23,14 @@ from rdp_bench.engine import grid
 from rdp_bench.errors import UsageError
 from rdp_bench.picture import resized
 from rdp_bench.reports.figures import registry
-from rdp_bench.reports.figures.ablation import ablation
+from rdp_bench.reports.figures.ablation import ablation, training, variant
 from rdp_bench.reports.figures.drawing import ReportFigure
 from rdp_bench.reports.figures.error_maps import error_maps
 from rdp_bench.reports.figures.sample_images import SampleImages, psnr_of
 from rdp_bench.reports.figures.spectra import gaussian, radial, rings, spectra, spectrum
 from rdp_bench.reports.tables.table import error_tables
 from rdp_bench.results.record import write_record
-from rdp_bench.results.rows import CellKey, Run, load
+from rdp_bench.results.rows import CellKey, Run, display_name, load
 from rdp_bench.specs import FileName, FileSearch
 from rdp_bench.weights import files as weight_files
 from tests.helpers.paths import TESTS
@@ -294,6 +294,15 @@ def test_trainings_that_differ_in_their_seed_share_a_row(tmp_path: Path) -> None
     assert (mean["error"], mean["status"], mean["reason"]) == ("", "failed", "no weights")
     assert "single trainings of RDP, whole, which differ in their seed" in figure.caption
     assert figure.saved["svg"].count(b"RDP, whole</text>") == 1
+
+
+def test_a_chain_with_an_ablation_and_other_parameters_are_no_trainings_of_it() -> None:
+    whole = "rdp(weights=rdp-ablation-full)"
+    others = [f"jpeg >> {whole}", f"{whole} >> jpeg", "rdp(dynamic=true, weights=rdp-ablation-full)"]
+    assert [variant(name) for name in others] == [display_name(name) for name in others]
+    assert [training(name) for name in others] == [display_name(name) for name in others]
+    for written in (whole, 'rdp(weights="mine/rdp-ablation-full-2.safetensors")', "rdp( weights=rdp-ablation-full )"):
+        assert variant(written) == "RDP, whole"
 
 
 def test_weights_that_ship_are_found_by_their_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from rdp_bench.reports.tables.table import percent
 from rdp_bench.results.record import write_record
 from rdp_bench.results.rows import CellKey, Run, load, shown_names
 from tests.helpers.report_fixture import make_run
+from tests.helpers.reports import small
 
 
 def run_of(out: Path, wrong: dict[tuple[str, ...], int], **more: Any) -> Run:
@@ -260,3 +261,9 @@ def test_equal_numbers_are_printed_alike() -> None:
     """7 of 2000: as a cell of results.csv, and as a mean over two of them."""
     assert f"{percent(np.mean([7 / 2000, 7 / 2000])):.1f}" == f"{float('0.3500'):.1f}"
     assert f"{100 * np.mean([7 / 2000, 7 / 2000]):.1f}" != f"{float('0.3500'):.1f}"
+
+
+def test_the_sheet_names_another_norm(tmp_path: Path) -> None:
+    run, _ = small(tmp_path)
+    run.record["axes"]["norm"] = "l2"
+    assert [line["eps"] for line in csv.DictReader(io.StringIO(sheet(leaderboards(run)[0])))] == ["16 (L2)"] * 3

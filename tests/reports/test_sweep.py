@@ -2,6 +2,8 @@
 
 import csv
 import io
+from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from rdp_bench.cache.store import Store
 from rdp_bench.cli.main import main
 from rdp_bench.reports.figures.sweep import _spread, sweep
 from rdp_bench.results.rows import load
+from rdp_bench.specs import UNDEFENDED
 from tests.helpers.paths import TESTS
+from tests.helpers.reports import small
 
 PLUGIN = TESTS / "plugin" / "tiny.py"
 GRID = """
@@ -82,3 +86,15 @@ def test_the_report_holds_figure_and_numbers(out: Path) -> None:
 def test_a_defense_that_lacks_cells_has_no_mean() -> None:
     points: list[dict[str, str | float]] = [{"defense": "a", "accuracy": 90.0}]
     assert _spread(points, "a", 2) == "(1 of 2 cells)"
+
+
+def test_the_means_leave_out_targets_without_defenses(tmp_path: Path) -> None:
+    """A baseline has the undefended row alone, whose mean would be over other cells than those of the defenses."""
+    run, _ = small(tmp_path, targets=["t", "baseline"], eps=[8, 16])
+    kept = [cell.target == "t" or cell.defense == UNDEFENDED for cell in run.cells]
+    cells, rows = list(compress(run.cells, kept)), list(compress(run.rows, kept))
+    made = sweep(replace(run, cells=cells, rows=rows))
+    assert made
+    text = made.saved["svg"].decode()
+    assert "of 8 cells" not in text
+    assert "JPEG (20.0 ± 15.0)" in text  # FGSM leaves 5 %, MI-FGSM 35 %

@@ -178,3 +178,30 @@ def test_every_table_has_its_legend_in_every_format(tmp_path: Path) -> None:
     (table, clean) = all_tables(small(tmp_path)[0])
     assert all(text.count("significantly worse than no defense") == 1 for text in formats(table))
     assert all("significantly worse" not in text for text in formats(clean))  # it has no such mark
+
+
+def test_parameters_name_the_norm_every_level_and_small_values(tmp_path: Path) -> None:
+    run, _ = small(tmp_path, attacks=["fgsm"])
+    run.record["axes"]["norm"] = "l2"
+    made = {eps: {"alpha": alpha, "tolerance": 2.5e-7} for eps, alpha in (("1", 0.5), ("2", 0.5), ("3", 0.25))}
+    run.record["attacks"] = {"fgsm": {"resolved": made}}
+    table = parameters(run)
+    assert table
+    assert table.caption.startswith("Resolved parameters of the attacks at ε = 1 (L2), 2 (L2), 3 (L2).")
+    assert [(group.source, [line.cells[0].text for line in group.rows]) for group in table.groups] == [
+        ("ε = 1 (L2), 2 (L2)", ["0.5", "2.5e-07"]), ("ε = 3 (L2)", ["0.25", "2.5e-07"])
+    ]  # fmt: skip
+
+
+def test_a_pdf_is_as_wide_as_the_names_in_it(tmp_path: Path) -> None:
+    source = "+".join(f"a-network-of-a-long-name-{i}" for i in range(8))
+    (table,) = error_tables(small(tmp_path, sources=[source], targets=["t" * 90])[0])
+    found = re.search(rb"/MediaBox \[0 0 ([\d.]+)", pdf.render(table))
+    assert found
+    face = Face.of("STIXGeneral", "")
+    assert float(found[1]) >= max(face.width(source, 9), face.width("t" * 90, 9)) + 11.9
+
+
+def test_a_star_at_the_start_of_a_row_is_no_part_of_the_break_before_it(tmp_path: Path) -> None:
+    text = latex.render(error_tables(small(tmp_path, defenses=["none", "*mine"])[0])[0])
+    assert "\n{*}mine & " in text

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from rdp_bench.metrics.stats import wilson
 from rdp_bench.reports import render
 from rdp_bench.reports.formats import latex, markdown
 from rdp_bench.reports.summary import findings
+from rdp_bench.reports.tables import samples
 from rdp_bench.reports.tables.registry import all_tables
+from rdp_bench.reports.tables.success import success_tables
 from rdp_bench.reports.tables.table import AVERAGE, Table, TableCell, clean_tables, error_tables, slug
 from rdp_bench.results.rows import CellKey, load
 from tests.helpers.report_fixture import make_run
@@ -170,3 +173,30 @@ def test_slugs_are_safe_and_apart() -> None:
     assert len(set(slugs)) == len(slugs)
     assert slug("a-b", "c") != slug("a", "b-c")
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,59}", text) for text in slugs)
+
+
+def test_success_shows_no_source_that_a_setting_lacks(tmp_path: Path) -> None:
+    lost = CellKey.clean("t", "jpeg")
+    run, _ = small(tmp_path, sources=["a", "b"], eps=[8, 16], states={lost: ("failed", "no weights")})
+    run.record["axes"]["success"] = True
+
+    def there(key: CellKey) -> bool:
+        return key.source != "b" or (key.eps == 16 and (key.attack, key.defense) != ("fgsm", "jpeg"))
+
+    kept = [there(cell.key) for cell in run.cells]
+    cells, rows = list(compress(run.cells, kept)), list(compress(run.rows, kept))
+    tables = success_tables(replace(run, cells=cells, rows=rows))
+    assert [[group.source for group in table.groups] for table in tables] == [["a"], ["a", "b"]]
+    (line,) = (line for line in tables[1].groups[1].rows if line.defense == "jpeg")
+    assert [(entry.status, entry.reason) for entry in line.cells] == [("absent", ""), ("failed", "no weights")]
+
+
+def test_every_table_says_the_norm_as_results_do(tmp_path: Path) -> None:
+    run, _ = small(tmp_path)
+    run.record["axes"] |= {"success": True, "norm": "l2", "defense_samples": 2}
+    drawn = {(key, name): run.wrong[key] for key in run.wrong if key.defense == "jpeg" for name in ("worst", "vote")}
+    run = replace(run, by_aggregation=drawn)
+    (draws, _) = samples.tables(run)
+    assert [table.measure for table in (*error_tables(run), *success_tables(run), draws)] == [
+        "error_l2", "success_l2", "error_l2-draws"
+    ]  # fmt: skip
