@@ -124,8 +124,8 @@ def all_steps() -> Spaced:
 def respaced(count: int) -> Spaced:
     """`count` evenly spaced noise steps from the first to the last (guided-diffusion's `timestep_respacing`).
 
-    guided-diffusion adds up the stride in floating point, so that some steps differ by 1 for some counts, such as 21 and
-    45; for 50, 100, 250, 500 and 1000, all are equal.
+    guided-diffusion adds up the stride in floating point, so that some steps differ by 1 for some counts, such as 21
+    and 45; for 50, 100, 250, 500 and 1000, all are equal.
     """
     stride = (STEPS - 1) / (count - 1) if count > 1 else 1.0
     return Spaced(tuple(round(stride * i) for i in range(count)))
