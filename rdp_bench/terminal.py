@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import IO, Any
@@ -40,6 +40,16 @@ def counted(number: int, thing: str) -> str:
     ('1 image', '20 images')
     """
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words as a sentence lists them; at least one.
+
+    >>> listed(["JPEG", "FD", "TVM"]), listed(["JPEG"])
+    ('JPEG, FD and TVM', 'JPEG')
+    """
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def columns(text: str) -> int:

@@ -1,6 +1,6 @@
 """The page of published runs as Markdown: a table of all, and the claims of each. Texts of submissions are escaped."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rdp_bench.reports.formats.markdown import escape
@@ -14,7 +14,7 @@ from rdp_bench.reports.published import (
     none_in_words,
     repeat_commands,
 )
-from rdp_bench.terminal import counted
+from rdp_bench.terminal import counted, listed
 
 _HEAD = ("Run", "Grid", "Images", "Target", "Attackers", "Lowest mean error, %", "No defense, %", "Verified")
 _NOBODY = "There are none yet: the runs behind the tables of this book are repeated first."
@@ -76,7 +76,7 @@ def _section(run: PublishedRun, folder: Path) -> Iterator[str]:
     links += [f"<{link}>" for link in run.submission.links]
     how = "Repeat it, and compare every prediction"
     if needed := dict.fromkeys(name for each in run.runs for name in needs_files(each)):
-        how += f" (`{WEIGHTS}`: a [folder with the weight files](README.md#images) of {escape(_listed(needed))})"
+        how += f" (`{WEIGHTS}`: a [folder with the weight files](README.md#images) of {escape(listed(needed))})"
     yield from ("", f"Files: {', '.join(links)}. {how}:", "", "```sh")
     yield from repeat_commands(run, folder / run.name)
     yield "```"
@@ -88,19 +88,14 @@ def _about(lines: Sequence[Line]) -> str:
     for target, count in {line["target"]: line["defenses"] for line in lines}.items():
         counts.setdefault(count, []).append(target)
     defenses = [
-        counted(count, "defense") + (f" on {_listed(targets)}" if len(counts) > 1 else "")
+        counted(count, "defense") + (f" on {listed(targets)}" if len(counts) > 1 else "")
         for count, targets in counts.items()
     ]
     versions = dict.fromkeys(f"rdp-bench {line['version']}" for line in lines if line["version"])
     made = ", ".join(filter(None, (max(line["date"] for line in lines), *versions)))
     first = lines[0]
     images = f"{counted(first['images'], 'image')} of {first['dataset']}"
-    return f"{first['grid']}: {images}, {_listed(defenses)}, {made}."
-
-
-def _listed(words: Iterable[str]) -> str:
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
+    return f"{first['grid']}: {images}, {listed(defenses)}, {made}."
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -12,10 +12,10 @@ from rdp_bench.metrics.significance import FEWEST
 from rdp_bench.metrics.stats import LEVEL
 from rdp_bench.reports.claims.claims import claims
 from rdp_bench.reports.tables.leaderboard import HIGHER, LOWER, NO_DIFFERENCE, UNTESTED, Leaderboard
-from rdp_bench.reports.tables.table import AVERAGE, Table
+from rdp_bench.reports.tables.table import AVERAGE, SEEN, Table
 from rdp_bench.results.rows import CellKey, Run, display_name
 from rdp_bench.specs import UNDEFENDED, show_level
-from rdp_bench.terminal import counted
+from rdp_bench.terminal import counted, listed
 
 PROFILES = {
     "embedded": "The embedded profile is a small substitute for the paper's setting: networks that install with the "
@@ -69,27 +69,24 @@ def summary_sentences(run: Run) -> list[str]:
     return [first, partial, "Averages are shown only where every attack of a row is done."]
 
 
-def _listed(words: Sequence[str]) -> str:
-    """Words as a sentence lists them.
-
-    >>> _listed(["JPEG", "FD", "TVM"]), _listed(["JPEG"])
-    ('JPEG, FD and TVM', 'JPEG')
-    """
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
+_AT = {"attack": "under", "target": "on", "eps": "at"}
 
 
 def findings(table: Table) -> str:
-    """The result in the last column of an error table, for its last source (the strongest one, as a rule)."""
+    """The result in the last column of an error table with defenses, for its last source (as a rule the strongest)."""
     if table.metric != "error" or not table.groups:
         return ""
-    group, column = table.groups[-1], table.columns[-1]
-    entries = {line.defense: line.cells[-1] for line in group.rows if line.cells[-1].value is not None}
-    best = [name for name, entry in entries.items() if entry.verdict.best]
-    if not best:
+    group = table.groups[-1]
+    # A baseline has no defense, and may be the last column.
+    defended = [i for i in range(len(table.columns)) if any(row.cells[i].verdict.best for row in group.rows)]
+    if not defended:
         return ""
+    column = table.columns[defended[-1]]
+    entries = {row.defense: row.cells[defended[-1]] for row in group.rows}
+    entries = {name: entry for name, entry in entries.items() if entry.value is not None}
+    best = [name for name, entry in entries.items() if entry.verdict.best]
     tied = sum(entry.verdict.tied for entry in entries.values())
-    where = "averaged over the attacks" if column == AVERAGE else f"under {column}"
+    where = "averaged over the attacks" if column == AVERAGE else f"{_AT[table.across]} {column.removesuffix(SEEN)}"
     text = f"Crafted on {group.name} and {where}, "
     if UNDEFENDED in entries:
         text += f"the error without a defense is {entries[UNDEFENDED].value:.1f} %; "
@@ -97,7 +94,7 @@ def findings(table: Table) -> str:
     if len(best) == len(entries) - (UNDEFENDED in entries):
         text += f"with every defense it is {least}."
     else:
-        names = _listed([display_name(name) for name in best])
+        names = listed([display_name(name) for name in best])
         text += f"{names} {'has' if len(best) == 1 else 'have'} the lowest, {least}"
         if tied:
             text += f"; {counted(tied, 'other defense')} {'is' if tied == 1 else 'are'} not significantly different"
@@ -134,7 +131,7 @@ def answer(board: Leaderboard) -> str:
     have = "has" if lower < 2 else "have"
     text = f"{who} {have} a significantly lower mean error than no defense ({bare.mean.value:.1f} %)"
     if lowest:
-        names = _listed([each.name for each in lowest])
+        names = listed([each.name for each in lowest])
         text += f"; {names} {'has' if len(lowest) == 1 else 'have'} the lowest, {lowest[0].mean.value:.1f} %"
         if tied:
             text += f", not significantly different from {_few(tied)}"
@@ -152,7 +149,7 @@ def answer(board: Leaderboard) -> str:
 
 def _few(names: Sequence[str]) -> str:
     """Names, or how many there are."""
-    return _listed(names) if len(names) <= 4 else f"{len(names)} others"
+    return listed(names) if len(names) <= 4 else f"{len(names)} others"
 
 
 def power(n: int, boards: Sequence[Leaderboard], tables: Sequence[Table]) -> str:

@@ -15,7 +15,7 @@ from rdp_bench.metrics.significance import FEWEST, compare_defenses
 from rdp_bench.reports.tables.table import Group, Row, Table, TableCell, eps_slug, percent, setting, slug
 from rdp_bench.results.rows import CellKey, Run, display_name, given_name
 from rdp_bench.specs import CLEAN, UNDEFENDED
-from rdp_bench.terminal import counted
+from rdp_bench.terminal import counted, listed
 
 LOWER, HIGHER, NO_DIFFERENCE, UNTESTED = "lower", "higher", "no difference shown", "not tested"
 COLUMNS = (
@@ -96,8 +96,8 @@ class Leaderboard:
     def over(self) -> str:
         """The attacks and sources that its errors are over, in words."""
         sources, attacks = (list(dict.fromkeys(cell[i] for cell in self.cells)) for i in (0, 1))
-        crafted = "crafted elsewhere" if sources == ["elsewhere"] else f"crafted on {_listed(sources, 'sources')}"
-        return f"{_listed(attacks, 'attacks')} {crafted}"
+        crafted = "crafted elsewhere" if sources == ["elsewhere"] else f"crafted on {_few(sources, 'sources')}"
+        return f"{_few(attacks, 'attacks')} {crafted}"
 
     @property
     def what(self) -> str:
@@ -205,12 +205,11 @@ def _milliseconds(run: Run, done: list[CellKey]) -> float | None:
     return median(spent) if spent else None
 
 
-def _listed(names: list[str], what: str) -> str:
+def _few(names: list[str], what: str) -> str:
     """A few names, or how many there are."""
     if len(names) > _NAMED:
         return f"{len(names)} {what}"
-    *most, last = map(display_name, names)
-    return f"{', '.join(most)} and {last}" if most else last
+    return listed(map(display_name, names))
 
 
 def as_table(board: Leaderboard) -> Table:

@@ -125,6 +125,8 @@ class Table:
     """What a row is."""
     remarks: tuple[str, ...] = ()
     """Of each row a sentence, which stands below it in the page."""
+    across: str = "attack"
+    """What a column is, but for an average: attack, target or eps."""
 
     @property
     def average(self) -> bool:
@@ -230,6 +232,7 @@ def _error_table(run: Run, here: dict[str, Any], across: str, axis: list[Any]) -
         _notes(run, run.grid, groups),
         "" if run.norm == LINF else f"error_{run.norm}",
         (*(eps_slug(run, value) if across == "eps" else given_name(value) for value in axis), *["average"] * average),
+        across=across,
     )
 
 

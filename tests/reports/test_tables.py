@@ -116,6 +116,16 @@ def test_a_table_in_a_sentence(tmp_path: Path) -> None:
     )
     two = findings(all_tables(load(tmp_path / "b", Store(tmp_path / "t"))[-1])[0])
     assert two.endswith("the error without a defense is 75.0 %; JPEG and FD have the lowest, 10.0 %.")
+    make_run(
+        tmp_path / "c",
+        Store(tmp_path / "v"),
+        lambda cell_key: range(wrong[cell_key.defense]),
+        attacks=attacks,
+        defenses=defenses,
+        targets=("t", "u"),
+    )
+    of_targets = findings(all_tables(load(tmp_path / "c", Store(tmp_path / "v"))[-1])[0])
+    assert " and on u, the error" in of_targets
 
 
 def test_no_average_over_some_of_the_attacks(tmp_path: Path) -> None:
