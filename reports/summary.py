@@ -69,7 +69,7 @@ def summary_sentences(run: Run) -> list[str]:
     return [first, partial, "Averages are shown only where every attack of a row is done."]
 
 
-_AT = {"attack": "under", "target": "on", "eps": "at"}
+_AT = {"attack": "and under", "target": "and evaluated on", "eps": "at"}
 
 
 def findings(table: Table) -> str:
@@ -86,8 +86,8 @@ def findings(table: Table) -> str:
     entries = {name: entry for name, entry in entries.items() if entry.value is not None}
     best = [name for name, entry in entries.items() if entry.verdict.best]
     tied = sum(entry.verdict.tied for entry in entries.values())
-    where = "averaged over the attacks" if column == AVERAGE else f"{_AT[table.across]} {column.removesuffix(SEEN)}"
-    text = f"Crafted on {group.name} and {where}, "
+    where = "and averaged over the attacks" if column == AVERAGE else f"{_AT[table.across]} {column.removesuffix(SEEN)}"
+    text = f"Crafted on {group.name} {where}, "
     if UNDEFENDED in entries:
         text += f"the error without a defense is {entries[UNDEFENDED].value:.1f} %; "
     least = f"{entries[best[0]].value:.1f} %"

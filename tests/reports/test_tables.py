@@ -125,7 +125,7 @@ def test_a_table_in_a_sentence(tmp_path: Path) -> None:
         targets=("t", "u"),
     )
     of_targets = findings(all_tables(load(tmp_path / "c", Store(tmp_path / "v"))[-1])[0])
-    assert " and on u, the error" in of_targets
+    assert " and evaluated on u, the error" in of_targets
 
 
 def test_no_average_over_some_of_the_attacks(tmp_path: Path) -> None:
