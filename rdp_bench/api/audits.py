@@ -118,7 +118,7 @@ def audit(
     if len(ours.labels) != 1:
         raise UsageError(f"audit() takes one defense, found {len(ours.labels)}")
     models = None if models_dir is None else Path(models_dir)
-    others = (sources,) if isinstance(sources, str) else tuple(sources)
+    surrogates = (sources,) if isinstance(sources, str) else tuple(sources)
     store = Store(locate(cache) if isinstance(cache, str) else cache)
     place = {"executor": executor, "workers": workers, "ray_address": ray_address, "slurm": slurm}
     given = {name: value for name, value in place.items() if value is not None}
@@ -129,7 +129,7 @@ def audit(
             "workers elsewhere do not have; register it in a plugin file, or leave out executor"
         )
     with TemporaryDirectory(prefix="rdp-bench-") as temporary, registered(registry.defense, ours.entries):
-        axes = AuditAxes((ours.labels[0],), (target,), others, images, (eps,), budget, image_size=image_size)
+        axes = AuditAxes((ours.labels[0],), (target,), surrogates, images, (eps,), budget, image_size=image_size)
         grid = AuditGrid(FOLDER, axes)
         (subject,) = grid.subjects(models)
         on, made = where.device(device), set[str]() if fresh else None
@@ -147,7 +147,7 @@ def audit(
             return running
 
         asked = {
-            "target": target, "sources": others, "dataset": images, "eps": eps, "budget": budget, "limit": limit,
+            "target": target, "sources": surrogates, "dataset": images, "eps": eps, "budget": budget, "limit": limit,
             "image_size": image_size, "seed": seed,
         }  # fmt: skip
         kept = [f"{name}={value!r}" for name, value in asked.items() if value not in (None, ())]
